@@ -1,0 +1,87 @@
+"""Sightline trains, checks, ships and streams image classifiers from one config, without the silent bugs.
+
+The names below are loaded on first use, so that `import sightline` costs nothing."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sightline.config.build import Assembly, assemble, fit, resume
+    from sightline.config.schema import TrainConfig
+    from sightline.data.loader import BatchLoader
+    from sightline.data.packed import PackedDataset
+    from sightline.data.preprocess import Preprocess
+    from sightline.engine.callbacks import Callback
+    from sightline.engine.runtime import Runtime
+    from sightline.engine.tasks import SupervisedTask
+    from sightline.engine.trainer import Trainer
+    from sightline.errors import SightlineError
+    from sightline.models.probe import summary
+    from sightline.models.spec import ModelSpec
+    from sightline.runs.artifact import Prediction, Predictor, load
+    from sightline.types import Batch, FitResult, StepOutput, TrainState
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Assembly": "config.build",
+    "Batch": "types",
+    "BatchLoader": "data.loader",
+    "Callback": "engine.callbacks",
+    "FitResult": "types",
+    "ModelSpec": "models.spec",
+    "PackedDataset": "data.packed",
+    "Prediction": "runs.artifact",
+    "Predictor": "runs.artifact",
+    "Preprocess": "data.preprocess",
+    "Runtime": "engine.runtime",
+    "SightlineError": "errors",
+    "StepOutput": "types",
+    "SupervisedTask": "engine.tasks",
+    "TrainConfig": "config.schema",
+    "TrainState": "types",
+    "Trainer": "engine.trainer",
+    "assemble": "config.build",
+    "fit": "config.build",
+    "load": "runs.artifact",
+    "resume": "config.build",
+    "summary": "models.probe",
+}
+__all__ = [
+    "Assembly",
+    "Batch",
+    "BatchLoader",
+    "Callback",
+    "FitResult",
+    "ModelSpec",
+    "PackedDataset",
+    "Prediction",
+    "Predictor",
+    "Preprocess",
+    "Runtime",
+    "SightlineError",
+    "StepOutput",
+    "SupervisedTask",
+    "TrainConfig",
+    "TrainState",
+    "Trainer",
+    "assemble",
+    "fit",
+    "load",
+    "resume",
+    "summary",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sightline' has no attribute '{name}'")
+    value = getattr(importlib.import_module(f"sightline.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

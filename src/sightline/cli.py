@@ -1,0 +1,69 @@
+"""The command table: reads the first word, imports that command alone, and turns an error into a message and an exit code
+(2: yours to fix; 1: the run failed; 130: interrupted)."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from sightline import __version__
+from sightline.errors import SightlineError, nearest
+
+COMMANDS = {
+    "train": "train a classifier: sightline train [experiment=NAME] [key=value …]",
+    "evaluate": "measure a trained run on its data, sample by sample: sightline evaluate RUN",
+    "predict": "classify files, folders or patterns: sightline predict RUN PATH…",
+    "resume": "go on with an interrupted run: sightline resume RUN",
+    "summary": "print the network's layers, shapes and costs: sightline summary [key=value …]",
+}
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Runs one command and exits."""
+    words = list(sys.argv[1:] if words is None else words)
+    try:
+        status = _run(words)
+        sys.stdout.flush()
+    except SightlineError as error:
+        print(f"sightline: {error}", file=sys.stderr)
+        status = error.exit_code
+    except KeyboardInterrupt:
+        print("sightline: interrupted", file=sys.stderr)
+        status = 130
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    sys.exit(status)
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if words[0] in ("-V", "--version"):
+        print(f"sightline {__version__}")
+        return 0
+    name = words[0]
+    if name not in COMMANDS:
+        print(f"sightline: no command '{name}'.{nearest(name, COMMANDS)}\n\n{usage()}", file=sys.stderr)
+        return 2
+    status: int = importlib.import_module(f"sightline.commands.{name}").main(words[1:])
+    return status
+
+
+def usage() -> str:
+    """What `sightline --help` prints."""
+    lines = [f"  {name:<10} {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        (
+            "Train, check, ship and stream image classifiers from one config.",
+            "",
+            "usage: sightline COMMAND …",
+            "",
+            *lines,
+            "",
+            "`sightline COMMAND --help` says more; `sightline train` alone trains on embedded digits.",
+        )
+    )

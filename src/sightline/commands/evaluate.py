@@ -1,0 +1,63 @@
+"""`sightline evaluate RUN`: measure the exported model again, on the run's own data or on another."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from sightline.commands.compose import changes, user_code
+from sightline.errors import DataError, listing, nearest
+
+
+def main(words: Sequence[str]) -> int:
+    """Writes predictions/<split>.csv and prints the tables. Data that is not the run's own gets a file of its own name."""
+    options = argparse.ArgumentParser("sightline evaluate", description="Measure a trained run, sample by sample.")
+    options.add_argument("run", metavar="RUN", help="the run's directory")
+    options.add_argument(
+        "overrides", nargs="*", metavar="data.key=value", help="such as data.root=OTHER, for other data"
+    )
+    options.add_argument(
+        "--split", default=None, metavar="NAME", help="train, val or test; default: every one but train"
+    )
+    options.add_argument("--device", default="cpu", help="a torch device; default: %(default)s")
+    options.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="PREFIX",
+        help="trust the stored network to name code of this module",
+    )
+    found = options.parse_intermixed_args(words)
+    changed = changes(found.overrides, ("data",), "evaluate")
+    user_code()
+    from sightline.config.build import as_config, build_loss, data_record, merged, open_data
+    from sightline.config.reader import read_yaml
+    from sightline.runs.artifact import load
+    from sightline.runs.console import show_results
+    from sightline.runs.directory import Run
+    from sightline.runs.evaluate import evaluate_split, write_predictions
+
+    run = Run.open(found.run)
+    predictor = load(run.path, device=found.device, allow=found.allow)
+    config = as_config(merged(read_yaml(run.config), changed))
+    data, _, source = open_data(config, preprocess=predictor.preprocess)
+    if source.info.classes != predictor.classes:
+        raise DataError(
+            f"the data's classes are {listing(source.info.classes)}; the model's are {listing(predictor.classes)}. "
+            f"Their order decides what an answer means; set data.classes={list(predictor.classes)}."
+        )
+    splits = [found.split] if found.split else [split for split in data if split != "train"] or ["train"]
+    if splits[0] not in data:
+        raise DataError(
+            f"--split: there is no split '{splits[0]}'.{nearest(splits[0], data)} There are: {listing(data)}."
+        )
+    before, now = run.read_data()["fingerprint"], data_record(data, source)["fingerprint"]
+    loss = build_loss(config, found.device)
+    results = {}
+    for split in splits:
+        own = before.get(split) == now[split]
+        name = split if own else f"{split}-{now[split][:8]}"
+        results[name] = evaluate_split(predictor, data[split], loss, config.data.eval_batch_size)
+        write_predictions(run.predictions(name), results[name])
+    show_results(run, results)
+    return 0

@@ -1,0 +1,23 @@
+"""`sightline summary`: the network of a config, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sightline.commands.compose import checked, user_code
+from sightline.commands.train import parser
+
+
+def main(words: Sequence[str]) -> int:
+    """Prints layers, output shapes, parameters and multiply-adds for the data the config names."""
+    found = parser("summary", "Print the network's layers, shapes and costs.").parse_intermixed_args(words)
+    config = checked(found.overrides, found.config_dir, found.config_name)
+    user_code()
+    from sightline.config.build import open_data
+    from sightline.models.probe import summary
+    from sightline.models.spec import build_model
+
+    _, preprocess, source = open_data(config)
+    model, _ = build_model(config.module.network, preprocess.shape, len(source.info.classes), outputs="logits")
+    print(summary(model, preprocess.shape))
+    return 0

@@ -1,0 +1,66 @@
+"""`sightline train`: compose, check, and only then import torch and train."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from sightline.commands.compose import PRESETS, checked, user_code
+
+if TYPE_CHECKING:
+    from sightline.types import FitResult
+
+
+def parser(command: str, text: str) -> argparse.ArgumentParser:
+    """The options of the commands that compose a config."""
+    made = argparse.ArgumentParser(
+        f"sightline {command}",
+        description=text,
+        epilog="Presets: " + "; ".join(_presets()) + ". Every key: docs/configuration.md, or --cfg job.",
+        allow_abbrev=False,
+    )
+    made.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="a preset (experiment=mnist) or a key (trainer.max_epochs=5)"
+    )
+    made.add_argument(
+        "--config-dir", metavar="DIR", help="a directory with presets of your own: DIR/experiment/NAME.yaml"
+    )
+    made.add_argument("--config-name", default="train", metavar="NAME", help="the primary config; default: %(default)s")
+    return made
+
+
+def main(words: Sequence[str]) -> int:
+    """Trains one run; 0 when it finished, 130 when it was interrupted."""
+    options = parser("train", "Train an image classifier.")
+    options.add_argument("--cfg", choices=["job"], help="print the composed config instead of training")
+    found = options.parse_intermixed_args(words)
+    config = checked(found.overrides, found.config_dir, found.config_name)
+    if found.cfg:
+        import yaml
+
+        print(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), end="")
+        return 0
+    user_code()
+    if config.run.name is not None:
+        from sightline.runs.directory import check_free
+
+        check_free(config.run.dir, config.run.name)
+    from sightline.config.build import fit
+
+    return report(fit(config))
+
+
+def report(result: FitResult) -> int:
+    """The exit code of a run; for an interrupted one, how to go on."""
+    if not result.interrupted:
+        return 0
+    print(
+        f"\ninterrupted after step {result.steps}; a checkpoint is saved. Go on with:\n  sightline resume {result.run}"
+    )
+    return 130
+
+
+def _presets() -> list[str]:
+    groups = sorted({file.parent.name for file in PRESETS.glob("*/*.yaml")})
+    return [f"{group}={'|'.join(sorted(file.stem for file in (PRESETS / group).glob('*.yaml')))}" for group in groups]

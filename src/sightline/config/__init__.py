@@ -1,0 +1,1 @@
+"""The configuration: its schema, the YAML reader, the presets, and the composition root."""

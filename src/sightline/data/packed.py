@@ -1,0 +1,127 @@
+"""Decode once: a split as uint8 pixels, labels and ids in memory, with a fingerprint of all of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline.data.preprocess import Preprocess, is_gray, open_image
+from sightline.types import DataSource, Sample
+
+_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class PackedDataset:
+    """One split, decoded. `images` is uint8 [N,C,H,W], `labels` int64 [N], `ids` N texts, all in the source's order."""
+
+    images: Tensor
+    labels: Tensor
+    ids: tuple[str, ...]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many images each class has, in class order."""
+        numbers = torch.bincount(self.labels, minlength=len(self.classes)).tolist()
+        return dict(zip(self.classes, numbers, strict=True))
+
+    def fingerprint(self) -> str:
+        """SHA-256 over shape, pixels, labels and class names: equal exactly when a model would see the same data."""
+        digest = hashlib.sha256(repr((tuple(self.images.shape), self.classes)).encode())
+        digest.update(self.images.contiguous().numpy())
+        digest.update(self.labels.contiguous().numpy())
+        return digest.hexdigest()
+
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """(mean, standard deviation) per channel over all pixels, in units of 0..1. Exact: counted, not accumulated.
+        A channel that never changes has a deviation of 1, so that dividing by it is harmless."""
+        levels = np.arange(256, dtype=np.float64) / 255
+        means, stds = [], []
+        for channel in range(self.images.shape[1]):
+            counts = np.bincount(self.images[:, channel].reshape(-1).numpy(), minlength=256)
+            mean = float(counts @ levels / counts.sum())
+            std = float(np.sqrt(counts @ (levels - mean) ** 2 / counts.sum()))
+            means.append(mean)
+            stds.append(std or 1.0)
+        return tuple(means), tuple(stds)
+
+
+def pack(
+    samples: Sequence[Sample],
+    preprocess: Preprocess,
+    classes: tuple[str, ...],
+    progress: Callable[[int], None] = lambda count: None,
+) -> PackedDataset:
+    """Decodes every sample with one thread per core. `progress` is called with the number of images just finished.
+
+    Raises DataError naming the first image, in the samples' order, that cannot be decoded."""
+    images = np.empty((len(samples), *preprocess.shape), dtype=np.uint8)
+
+    def fill(start: int) -> int:
+        stop = min(start + _CHUNK, len(samples))
+        for row in range(start, stop):
+            images[row] = preprocess.decode(samples[row].image, _name(samples[row]))
+        return stop - start
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        jobs = [pool.submit(fill, start) for start in range(0, len(samples), _CHUNK)]
+        try:
+            for job in jobs:
+                progress(job.result())
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    labels = torch.tensor([sample.label for sample in samples], dtype=torch.int64)
+    return PackedDataset(torch.from_numpy(images), labels, tuple(sample.id for sample in samples), classes)
+
+
+def pack_splits(
+    source: DataSource,
+    preprocess: Preprocess | Mapping[str, object],
+    progress: Callable[[int], None] = lambda count: None,
+) -> tuple[dict[str, PackedDataset], Preprocess]:
+    """Every split of a source, and the finished preprocessing: a mapping may leave size, channels, mean and std "auto",
+    to be taken from the first training image and from the training split's own statistics."""
+    if not isinstance(preprocess, Preprocess):
+        auto = {name for name in ("mean", "std") if preprocess.get(name, "auto") == "auto"}
+        decoder = _decoder(source.splits["train"][0], preprocess)
+    else:
+        auto, decoder = set(), preprocess
+    packed = {split: pack(samples, decoder, source.info.classes, progress) for split, samples in source.splits.items()}
+    if auto:
+        mean, std = packed["train"].statistics()
+        decoder = decoder.with_statistics(
+            mean if "mean" in auto else decoder.mean, std if "std" in auto else decoder.std
+        )
+    return packed, decoder
+
+
+def _decoder(first: Sample, given: Mapping[str, object]) -> Preprocess:
+    values = {name: value for name, value in given.items() if value != "auto"}
+    size = values.pop("size", None)
+    if size is None:
+        width, height = open_image(first.image, _name(first)).size
+        values["resize"] = (
+            "exact"  # `auto` means one size for all; another size is then an error, never a silent stretch
+        )
+    else:
+        height, width = (size, size) if isinstance(size, int) else (list(size) * 2)[:2]  # type: ignore[call-overload]
+    channels = values.pop("channels", None) or (1 if is_gray(first.image, _name(first)) else 3)
+    return Preprocess(height=height, width=width, channels=channels, **values)  # type: ignore[arg-type]
+
+
+def _name(sample: Sample) -> str:
+    if isinstance(sample.image, Path):
+        return f"'{sample.image}'"
+    return f"'{sample.id}'"

@@ -1,0 +1,123 @@
+"""What watches the loop. Callbacks observe: what changes the computation is an argument of the task or the loader. The one
+thing a callback may do to the trainer is end it, by `trainer.should_stop = True` (after this epoch) or
+`trainer.interrupt()` (after this step)."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sightline.engine.checkpoint import save_checkpoint
+from sightline.errors import NonFiniteLossError
+from sightline.types import StepOutput
+
+if TYPE_CHECKING:
+    from sightline.engine.trainer import Trainer
+
+
+class Callback:
+    """Base of all callbacks, with the seven events; the trainer's docstring shows where each one is. An `on_...` method
+    with any other name is refused when the trainer is made."""
+
+    def on_fit_start(self, trainer: Trainer) -> None: ...
+    def on_epoch_start(self, trainer: Trainer) -> None: ...
+    def on_step_end(self, trainer: Trainer, output: StepOutput) -> None: ...
+    def on_eval_end(self, trainer: Trainer, record: dict[str, float]) -> None: ...
+    def on_epoch_end(self, trainer: Trainer, record: dict[str, float]) -> None: ...
+    def on_exception(self, trainer: Trainer, error: BaseException) -> None: ...
+    def on_fit_end(self, trainer: Trainer) -> None: ...
+
+
+EVENTS = tuple(name for name in vars(Callback) if name.startswith("on_"))
+
+
+class Checkpointer(Callback):
+    """Writes `last.ckpt` after every epoch and when interrupted, and `best.ckpt` when `monitor` is better than ever.
+
+    `better` is "min" or "max"; on a tie the earlier one stays. `every_steps` writes `last.ckpt` within an epoch too.
+    A model with a NaN or infinite weight is never written, so the last good checkpoint stays."""
+
+    def __init__(self, directory: Path, monitor: str, better: str, every_steps: int | None = None):
+        self.directory = directory
+        self.monitor = monitor
+        self.better = better
+        if every_steps is not None:
+            self.on_step_end = self._every(every_steps)  # type: ignore[method-assign]
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint to resume from."""
+        return self.directory / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the best monitored metric so far."""
+        return self.directory / "best.ckpt"
+
+    def on_epoch_end(self, trainer: Trainer, record: dict[str, float]) -> None:
+        """Saves; `best` first, so that `last` knows of it."""
+        state = trainer.state
+        value = record.get(self.monitor)
+        if value is not None and math.isfinite(value):
+            sign = 1 if self.better == "max" else -1
+            if state.best is None or sign * value > sign * state.best:
+                state.best = value
+                self._save(trainer, self.best)
+        self._save(trainer, self.last)
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        """Saves where the run was interrupted; a run that reached its end has been saved by its last epoch."""
+        if trainer.interrupted:
+            self._save(trainer, self.last)
+
+    def _every(self, steps: int) -> Any:
+        def on_step_end(trainer: Trainer, output: StepOutput) -> None:
+            if trainer.state.step % steps == 0:
+                trainer.check_losses()
+                self._save(trainer, self.last)
+
+        return on_step_end
+
+    def _save(self, trainer: Trainer, path: Path) -> None:
+        for name, value in trainer.state.model.state_dict().items():
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                raise NonFiniteLossError(
+                    f"'{name}' holds NaN or infinite values after step {trainer.state.step}, so no checkpoint was written "
+                    f"over the last good one. Try a lower learning rate."
+                )
+        save_checkpoint(path, trainer.state)
+
+
+class StopOnSignal(Callback):
+    """Lets SIGINT (Ctrl-C) and SIGTERM end the run between two steps, with a checkpoint; a second one ends it at once.
+    Only in the main thread, the only one that Python lets handle signals."""
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        """Takes the signals over."""
+        self._before: dict[int, Any] = {}
+        if threading.current_thread() is not threading.main_thread():
+            return
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            if trainer.interrupted:
+                raise KeyboardInterrupt
+            trainer.interrupt()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, handle)
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        """Hands the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def on_exception(self, trainer: Trainer, error: BaseException) -> None:
+        """Hands the signals back."""
+        self.on_fit_end(trainer)

@@ -1,0 +1,76 @@
+"""TrainState <-> file. Atomic, and loadable with `weights_only`: no pickled code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sightline.errors import ArtifactError
+from sightline.files import atomic_write
+from sightline.types import TrainState
+
+FORMAT = 1
+
+
+def save_checkpoint(path: Path, state: TrainState) -> None:
+    """Writes all of `state`; a reader sees the old file or the new one, never a part."""
+    content = {
+        "format": FORMAT,
+        "model": state.model.state_dict(),
+        "optimizer": state.optimizer.state_dict() if state.optimizer else None,
+        "schedules": [schedule.scheduler.state_dict() for schedule in state.schedules],
+        "ema": state.ema.state_dict() if state.ema else None,
+        "scaler": state.scaler.state_dict() if state.scaler else None,
+        "epoch": state.epoch,
+        "step": state.step,
+        "batch": state.batch,
+        "best": state.best,
+        "meters": {name: meter.state_dict() for name, meter in state.meters.items()},
+        "callbacks": state.callbacks,
+        "history": state.history,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        torch.save(content, file)
+
+
+def load_checkpoint(path: Path, state: TrainState) -> None:
+    """Puts a saved state into `state`, whose model, optimiser and schedules are made of the same config.
+
+    Raises ArtifactError when the file is missing, damaged, or of another network or optimiser."""
+    content = read_checkpoint(path)
+    try:
+        state.model.load_state_dict(content["model"])
+        if state.optimizer is not None and content["optimizer"] is not None:
+            state.optimizer.load_state_dict(content["optimizer"])
+        for schedule, saved in zip(state.schedules, content["schedules"], strict=True):
+            schedule.scheduler.load_state_dict(saved)
+        for name in ("ema", "scaler"):
+            if getattr(state, name) is not None:
+                getattr(state, name).load_state_dict(content[name])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise ArtifactError(f"'{path}' belongs to another network, optimiser or schedule: {error}") from error
+    for name in ("epoch", "step", "batch", "best", "callbacks", "history"):
+        setattr(state, name, content[name])
+    for name, saved in content["meters"].items():
+        state.meters[name].load_state_dict(saved)
+
+
+def load_weights(path: Path, model: torch.nn.Module) -> None:
+    """Only the model's weights of a checkpoint."""
+    model.load_state_dict(read_checkpoint(path)["model"])
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The file's content, on the CPU, after a check of its format."""
+    if not path.is_file():
+        raise ArtifactError(f"there is no checkpoint '{path}'.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise ArtifactError(f"'{path}' is no checkpoint, or a damaged one: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ArtifactError(f"'{path}' is no checkpoint of format {FORMAT}.")
+    return content

@@ -1,0 +1,104 @@
+"""What a person sees while a run trains: on a terminal a live bar, elsewhere one plain line an epoch."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sized
+from typing import TYPE_CHECKING
+
+from sightline.engine.callbacks import Callback
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from sightline.engine.trainer import Trainer
+
+
+class Progress(Callback):
+    """Shows loss, metric, images per second and time left. The bar is drawn by a thread that looks at the trainer's
+    counters eight times a second: a step does nothing for it, and nothing is read back from the device."""
+
+    def __init__(self, console: Console | None = None):
+        if console is None:
+            from rich.console import Console as RichConsole
+
+            console = RichConsole(highlight=False, soft_wrap=True)
+        self.console = console
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        """Starts the bar, where there is a terminal to draw it on."""
+        self._trainer = trainer
+        self._live = None
+        self._started, self._first_step = time.perf_counter(), trainer.state.step
+        self._recent: deque[tuple[float, int]] = deque([(self._started, trainer.samples)], maxlen=24)
+        if self.console.is_terminal:
+            from rich.live import Live
+
+            self._live = Live(
+                get_renderable=self._bar, console=self.console, refresh_per_second=8, transient=True, auto_refresh=True
+            )
+            self._live.start()
+
+    def on_epoch_start(self, trainer: Trainer) -> None:
+        """Notes the time, for the epoch's own rate."""
+        self._epoch = (time.perf_counter(), trainer.samples)
+
+    def on_epoch_end(self, trainer: Trainer, record: dict[str, float]) -> None:
+        """One line with the epoch's record."""
+        then, samples = self._epoch
+        rate = (trainer.samples - samples) / max(time.perf_counter() - then, 1e-9)
+        shown = [
+            f"{name} {value:.4f}"
+            for name, value in record.items()
+            if name.endswith(("_loss", "_accuracy")) or not name.startswith(("train_", *trainer.evals))
+            if name != "epoch"
+        ]
+        width = len(str(trainer.max_epochs))
+        self.console.print(
+            f"epoch {trainer.state.epoch:>{width}}/{trainer.max_epochs}  {'  '.join(shown)}  {rate:,.0f} images/s"
+        )
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        """Takes the bar away."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def on_exception(self, trainer: Trainer, error: BaseException) -> None:
+        """Takes the bar away, so that the message stands alone."""
+        self.on_fit_end(trainer)
+
+    def _bar(self) -> RenderableType:
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        trainer, state = self._trainer, self._trainer.state
+        now = time.perf_counter()
+        self._recent.append((now, trainer.samples))
+        (then, samples) = self._recent[0]
+        rate = (trainer.samples - samples) / max(now - then, 1e-9)
+        length = len(trainer.train) if isinstance(trainer.train, Sized) else None
+        cells: list[RenderableType] = [f"epoch {min(state.epoch + 1, trainer.max_epochs)}/{trainer.max_epochs}"]
+        cells.append(ProgressBar(total=length, completed=state.batch, width=24, pulse=length is None))
+        cells.append(f"{state.batch}/{length}" if length else f"batch {state.batch}")
+        log = trainer.last_log
+        cells += [
+            f"{name} {log[name]:.4f}"
+            for name in ("loss", *(f"{split}_accuracy" for split in trainer.evals))
+            if name in log
+        ]
+        cells.append(f"{rate:,.0f} images/s")
+        done = state.step - self._first_step
+        if length and done:
+            left = trainer.max_epochs * length - (state.epoch * length + state.batch)
+            cells.append(f"{_clock((now - self._started) / done * left)} left")
+        grid = Table.grid(padding=(0, 2))
+        grid.add_row(*cells)
+        return grid
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,238 @@
+"""The loop and the clock.
+
+This file holds the run's only loop: `fit`, `_train_epoch` and `evaluate`. What a batch means is the task's (`tasks.py`),
+what a batch is the loader's, what watches is in `callbacks.py`, what is saved in `checkpoint.py`."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sightline.engine.callbacks import EVENTS, Callback
+from sightline.engine.runtime import Runtime
+from sightline.errors import NonFiniteLossError, nearest
+from sightline.metrics import Meter
+from sightline.modes import evaluating
+from sightline.types import Batch, FitResult, Recorder, Seekable, Task, TrainState
+
+
+class Trainer:
+    """Drives a task over batches. The seven events and the loop around them:
+
+        on_fit_start
+        while epoch < max_epochs and not should_stop:
+            on_epoch_start
+            for batch in train:
+                task.train_step(state, batch); step += 1; batch += 1
+                per-step schedules step; every log_every steps: losses are read back, checked and recorded
+                on_step_end
+            every eval_every epochs, and after the last: for each split: evaluate
+            on_eval_end
+            per-epoch schedules step; epoch += 1; batch = 0
+            on_epoch_end
+        on_exception, if anything was raised            (Ctrl-C between two steps is no exception)
+        on_fit_end
+
+    `train` and the values of `evals` are iterables of `Batch`; with a `seek(epoch, batch)` method, an epoch begins in
+    mid-way in constant time. `meter` makes the object that collects an epoch's step outputs. `log_every` also bounds how
+    late a NaN loss is noticed. `state` is all that is needed to go on: load a checkpoint into it, then call `fit`."""
+
+    def __init__(
+        self,
+        task: Task,
+        state: TrainState,
+        train: Iterable[Batch],
+        evals: Mapping[str, Iterable[Batch]] | None = None,
+        *,
+        max_epochs: int,
+        eval_every: int = 1,
+        callbacks: Sequence[Callback] = (),
+        recorder: Recorder | None = None,
+        log_every: int = 50,
+        runtime: Runtime | None = None,
+        meter: Callable[[], Meter] = Meter,
+    ):
+        self.task = task
+        self.state = state
+        self.train = train
+        self.evals = dict(evals or {})
+        self.max_epochs = max_epochs
+        self.eval_every = eval_every
+        self.callbacks = tuple(callbacks)
+        self.recorder = recorder
+        self.log_every = log_every
+        self.runtime = runtime or Runtime("cpu")
+        self.should_stop = False
+        self.interrupted = False
+        self.last_log: dict[str, float] = {}
+        self.samples = 0
+        self._meter = meter
+        self.state.meters.setdefault("train", meter())
+        for callback in self.callbacks:
+            _check_events(callback)
+        self._handlers = {event: _handlers(self.callbacks, event) for event in EVENTS}
+        self._step_schedules = [schedule.scheduler for schedule in state.schedules if schedule.interval == "step"]
+
+    def interrupt(self) -> None:
+        """Ends the run after the step it is in, with the state whole; `fit` then returns. Safe in a signal handler."""
+        self.interrupted = True
+
+    def fit(self) -> FitResult:
+        """Trains from where the state is to `max_epochs`. Raises NonFiniteLossError, naming the step, on a NaN loss."""
+        try:
+            self._emit("on_fit_start")
+            self.state.model.train()
+            while self.state.epoch < self.max_epochs and not self.should_stop:
+                self._emit("on_epoch_start")
+                record = {"epoch": self.state.epoch, **_prefixed("train", self._train_epoch())}
+                if self.evals and self._eval_due():
+                    for split in self.evals:
+                        record |= _prefixed(split, self.evaluate(split))
+                    self._emit("on_eval_end", record)
+                self._step_schedules_of_epoch(record)
+                self.state.epoch += 1
+                self.state.batch = 0  # so that a checkpoint written now resumes at the next epoch
+                self.state.history.append(record)
+                self._record(record)
+                self._emit("on_epoch_end", record)
+        except _Interrupted:
+            pass  # between two steps: the state is whole
+        except BaseException as error:
+            self._emit("on_exception", error)
+            raise
+        self._emit("on_fit_end")
+        state = self.state
+        return FitResult(state.history, state.epoch, state.step, state.best, self.interrupted)
+
+    def evaluate(self, split: str) -> dict[str, float]:
+        """The metrics of one split of `evals`, over each sample once. Leaves weights, buffers and every submodule's
+        train/eval mode as they were."""
+        meter = self._meter()
+        with evaluating(self.state.model), torch.inference_mode():
+            for number, batch in enumerate(self._epoch_of(self.evals[split]), start=1):
+                meter.update(self.task.eval_step(self.state, batch))
+                if number % self.log_every == 0:
+                    meter.flush()
+                if self.interrupted:
+                    raise _Interrupted
+        metrics = meter.compute()
+        if not math.isfinite(metrics.get("loss", 0.0)):
+            raise NonFiniteLossError(f"the {split} loss is {metrics['loss']} after step {self.state.step}. {_ADVICE}")
+        return metrics
+
+    def predict(self, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
+        """(probabilities float32 [N,C], index int64 [N]) on the CPU, for every batch in order."""
+        outputs, index = [], []
+        with evaluating(self.state.model), torch.inference_mode():
+            for batch in batches:
+                outputs.append(self.task.predict_step(self.state, batch.x).float().cpu())
+                index.append(batch.index.cpu() if batch.index is not None else torch.arange(len(outputs[-1])))
+        return torch.cat(outputs), torch.cat(index)
+
+    def check_losses(self) -> list[float]:
+        """Reads back the losses since the last log point; raises NonFiniteLossError naming the first step that is not
+        finite."""
+        state = self.state
+        losses = state.meters["train"].flush()
+        for offset, loss in enumerate(losses, start=1):
+            if not math.isfinite(loss):
+                step = state.step - len(losses) + offset
+                where = f"step {step} (epoch {state.epoch}, batch {state.batch - len(losses) + offset - 1})"
+                raise NonFiniteLossError(f"the training loss became {loss} at {where}. {_ADVICE}")
+        return losses
+
+    def _train_epoch(self) -> dict[str, float]:
+        state, step, reseed, log_every = self.state, self.task.train_step, self.runtime.reseed, self.log_every
+        if state.batch == 0:
+            state.meters["train"] = self._meter()
+        meter = state.meters["train"]
+        schedules, observers = self._step_schedules, self._handlers["on_step_end"]
+        self._mark = (time.perf_counter(), self.samples)
+        for batch in self._epoch_of(self.train, state.epoch, state.batch):
+            log = (state.step + 1) % log_every == 0  # decided before the step, so that no step is read back for it
+            reseed(state.step)
+            output = step(state, batch)
+            state.step += 1
+            state.batch += 1
+            self.samples += output.n
+            meter.update(output)
+            for schedule in schedules:
+                schedule.step()
+            if log:
+                self._log()
+            for observe in observers:
+                observe(self, output)
+            if self.interrupted:
+                self.check_losses()
+                raise _Interrupted
+        self.check_losses()
+        return dict(meter.compute())
+
+    def _epoch_of(self, batches: Iterable[Batch], epoch: int = 0, first: int = 0) -> Iterable[Batch]:
+        if isinstance(batches, Seekable):
+            batches.seek(epoch, first)
+            return batches
+        return itertools.islice(batches, first, None) if first else batches
+
+    def _log(self) -> None:
+        losses = self.check_losses()
+        (then, samples), self._mark = self._mark, (time.perf_counter(), self.samples)
+        rate = (self.samples - samples) / max(self._mark[0] - then, 1e-9)
+        values = {"loss": sum(losses) / max(len(losses), 1), "images_per_second": rate}
+        optimizer = self.state.optimizer
+        if optimizer is not None:
+            values["lr"] = float(optimizer.param_groups[0]["lr"])
+        self._record({"epoch": self.state.epoch, **values})
+
+    def _record(self, values: dict[str, float]) -> None:
+        self.last_log |= values
+        if self.recorder is not None:
+            self.recorder.log(self.state.step, values)
+
+    def _eval_due(self) -> bool:
+        done = self.state.epoch + 1
+        return done % self.eval_every == 0 or done == self.max_epochs
+
+    def _step_schedules_of_epoch(self, record: Mapping[str, float]) -> None:
+        for schedule in self.state.schedules:
+            if schedule.monitor is not None:
+                if schedule.monitor in record:
+                    schedule.scheduler.step(record[schedule.monitor])
+            elif schedule.interval == "epoch":
+                schedule.scheduler.step()
+
+    def _emit(self, event: str, *args: Any) -> None:
+        for handler in self._handlers[event]:
+            handler(self, *args)
+
+
+_ADVICE = "Try a lower learning rate, check the data for extreme values, or clip the gradients."
+
+
+class _Interrupted(Exception):
+    """Unwinds to `fit` between two steps."""
+
+
+def _prefixed(split: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    return {f"{split}_{name}": value for name, value in metrics.items()}
+
+
+def _check_events(callback: Callback) -> None:
+    for name in dir(callback):
+        if name.startswith("on_") and name not in EVENTS and callable(getattr(callback, name)):
+            raise TypeError(
+                f"{type(callback).__name__}.{name}: no such event.{nearest(name, EVENTS)} There are: {', '.join(EVENTS)}."
+            )
+
+
+def _handlers(callbacks: Sequence[Callback], event: str) -> list[Callable[..., None]]:
+    """The callbacks that override an event; one that nobody watches costs nothing."""
+    base = getattr(Callback, event)
+    found = [getattr(callback, event, None) for callback in callbacks]
+    return [handler for handler in found if handler is not None and getattr(handler, "__func__", None) is not base]

@@ -1,0 +1,165 @@
+"""Dotted name -> object, and a config node -> the object it describes.
+
+A node is `{_target_: package.Class, ...arguments}` (Hydra's form; `_args_` holds positional arguments) or
+`{class: X, kwargs: {...}}`, where the class is a dotted name or the class itself. `_target_` runs code, so what may be
+named depends on who wrote the config: a user's own config may name anything that is installed; a config that comes out
+of an artifact may name only what the *resolved* object's module puts under an allow-list."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sightline.errors import ConfigError, MissingExtraError, listing, nearest
+
+TRUSTED = ("torch.nn", "torchvision.models", "timm.models._factory.create_model", "sightline.models")
+_EXTRAS = {"torchvision": "vision", "timm": "vision", "torchmetrics": "metrics", "matplotlib": "report"}
+
+
+def require(module: str) -> Any:
+    """Imports an optional library, or raises MissingExtraError with the command that installs it."""
+    root = module.partition(".")[0]
+    extra = _EXTRAS.get(root)
+    install = f"pip install 'sightline[{extra}]'" if extra else f"pip install {root}"
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.partition(".")[0] == root:
+            if importlib.util.find_spec(root) is not None:
+                raise  # the package is there, only this submodule of it is not: the caller knows what was asked for
+            raise MissingExtraError(f"the package '{root}' is not installed. Install it with: {install}") from error
+        raise MissingExtraError(f"'{module}' needs '{error.name}', which is not installed. Try: {install}") from error
+    except (ImportError, RuntimeError, OSError) as error:  # a torchvision built for another torch raises RuntimeError
+        raise MissingExtraError(
+            f"the package '{root}' is installed but cannot be imported: {error}. "
+            f"It was probably built for another version of torch; reinstall both together: {install}"
+        ) from error
+
+
+def resolve(name: str, *, key: str, allow: Sequence[str] | None = None) -> Any:
+    """The object a dotted name stands for. `key` is the config key for messages; `allow` is None for a config the user
+    wrote, or the dotted prefixes that an artifact's config may name."""
+    if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")) or "." not in name:
+        raise ConfigError(f"{key}: {name!r} is no dotted name; expected something like 'torch.nn.Conv2d'.")
+    if allow is not None and name.split(".", maxsplit=1)[0] not in {prefix.split(".")[0] for prefix in allow}:
+        raise _refused(name, key, allow)
+    found = _walk(name, key)
+    if allow is not None:
+        home = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
+        if not any(home == prefix or home.startswith(prefix + ".") for prefix in allow):
+            raise _refused(name, key, allow)
+    return found
+
+
+def _walk(name: str, key: str) -> Any:
+    parts = name.split(".")
+    for cut in range(len(parts) - 1, 0, -1):
+        module_name = ".".join(parts[:cut])
+        try:
+            found: Any = require(module_name)
+        except ModuleNotFoundError:  # the package exists, this is no module of it: a class inside a shorter path
+            continue
+        except MissingExtraError as error:
+            raise MissingExtraError(f"{key}: cannot load '{name}': {error}") from error
+        for position, part in enumerate(parts[cut:], start=cut):
+            if not hasattr(found, part):
+                where = ".".join(parts[:position])
+                names = [attribute for attribute in dir(found) if not attribute.startswith("_")]
+                raise ConfigError(f"{key}: '{where}' has no '{part}'.{nearest(part, names)}")
+            found = getattr(found, part)
+        return found
+    raise ConfigError(f"{key}: no module '{parts[0]}' to find '{name}' in.")
+
+
+def _refused(name: str, key: str, allow: Sequence[str]) -> ConfigError:
+    return ConfigError(
+        f"{key}: '{name}' is not on the list of what a stored model may name ({listing(allow)}). Loading it would run "
+        f"its code; if you trust it, pass allow=('{name.rpartition('.')[0]}',) or hand the network over as model=."
+    )
+
+
+def split_node(node: Mapping[str, Any], key: str) -> tuple[Any, list[Any], dict[str, Any]]:
+    """(target, positional arguments, keyword arguments) of either form of node."""
+    if "_target_" in node:
+        target = node["_target_"]
+        args = list(node.get("_args_", ()))
+        kwargs = {name: value for name, value in node.items() if name not in ("_target_", "_args_", "_partial_")}
+    elif "class" in node:
+        unknown = set(node) - {"class", "kwargs"}
+        if unknown:
+            raise ConfigError(
+                f"{key}: a node with 'class' takes only 'kwargs' beside it, not {listing(sorted(unknown))}."
+            )
+        target, args, kwargs = node["class"], [], dict(node.get("kwargs") or {})
+    else:
+        raise ConfigError(
+            f"{key}: expected '_target_' with the dotted name of a class, found the keys {listing(node)}."
+        )
+    return target, args, kwargs
+
+
+def call(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], *, key: str, name: str | None = None) -> Any:
+    """`function(*args, **kwargs)`, with a wrong or missing argument reported as a ConfigError at `key`."""
+    name = name or f"{function.__module__}.{function.__qualname__}"
+    _check_arguments(function, name, key, args, kwargs)
+    try:
+        return function(*args, **kwargs)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ConfigError(f"{key}: {name} does not take these arguments: {error}") from error
+
+
+def unfold(
+    node: Mapping[str, Any], *, key: str, allow: Sequence[str] | None = None
+) -> tuple[Any, list[Any], dict[str, Any]]:
+    """(callable, positional arguments, keyword arguments) of a node, with every node nested inside it instantiated."""
+    target, args, kwargs = split_node(node, key)
+    function = resolve(target, key=f"{key}._target_", allow=allow) if isinstance(target, str) else target
+    if not callable(function):
+        raise ConfigError(
+            f"{key}._target_: '{target}' is a {type(function).__name__}, not something that can be called."
+        )
+    args = [_nested(value, f"{key}._args_[{i}]", allow) for i, value in enumerate(args)]
+    return function, args, {argument: _nested(value, f"{key}.{argument}", allow) for argument, value in kwargs.items()}
+
+
+def instantiate(node: Mapping[str, Any], *, key: str, allow: Sequence[str] | None = None) -> Any:
+    """The object a node describes; with `_partial_: true`, a function that makes it from the arguments still missing."""
+    function, args, kwargs = unfold(node, key=key, allow=allow)
+    name = node["_target_"] if isinstance(node.get("_target_"), str) else None
+    if node.get("_partial_"):
+        return functools.partial(function, *args, **kwargs)
+    return call(function, args, kwargs, key=key, name=name)
+
+
+def _nested(value: Any, key: str, allow: Sequence[str] | None) -> Any:
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            return instantiate(value, key=key, allow=allow)
+        return {name: _nested(item, f"{key}.{name}", allow) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_nested(item, f"{key}[{i}]", allow) for i, item in enumerate(value)]
+    return value
+
+
+def _check_arguments(function: Any, name: str, key: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some C functions have none; the call itself will tell
+        return
+    parameters = signature.parameters.values()
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        valid = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        for argument in kwargs:
+            if argument not in valid:
+                raise ConfigError(
+                    f"{key}.{argument}: {name} has no argument '{argument}'.{nearest(argument, valid)} "
+                    f"It takes: {listing(valid)}."
+                )
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise ConfigError(f"{key}: {name}: {error}.") from error

@@ -1,0 +1,1 @@
+"""Networks, how a config describes them, and the losses they are trained with."""

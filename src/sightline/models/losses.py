@@ -1,0 +1,56 @@
+"""Losses beyond torch.nn's."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class FocalLoss(nn.Module):
+    """The focal loss of Lin et al. ("Focal Loss for Dense Object Detection", 2017) for classes that exclude each other:
+    -(1 - p)^gamma log p with p the probability of the true class; gamma 0 is cross entropy.
+
+    `weight` float32 [C] scales each class; the mean divides by the batch size, as in the paper's alpha-balanced form.
+    logits float32 [B,C], target int64 [B] -> scalar, or [B] with reduction "none"."""
+
+    weight: Tensor | None
+
+    def __init__(self, gamma: float = 2.0, weight: Tensor | list[float] | None = None, reduction: str = "mean"):
+        super().__init__()
+        if gamma < 0:
+            raise ValueError(f"gamma must be at least 0, not {gamma}")
+        if reduction not in ("mean", "sum", "none"):
+            raise ValueError(f"reduction must be 'mean', 'sum' or 'none', not {reduction!r}")
+        self.gamma = gamma
+        self.reduction = reduction
+        self.register_buffer("weight", None if weight is None else torch.as_tensor(weight, dtype=torch.float32))
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        log_p = F.log_softmax(logits, dim=1).gather(1, target[:, None]).squeeze(1)
+        loss = -((1 - log_p.exp()) ** self.gamma) * log_p
+        if self.weight is not None:
+            loss = loss * self.weight[target]
+        return reduce(loss, self.reduction)
+
+
+class ProbabilityNLL(nn.Module):
+    """The negative log-likelihood of a network that answers with probabilities (it ends in a softmax): what
+    cross entropy is for logits. Probabilities below 1e-12 count as 1e-12.
+
+    probabilities float32 [B,C], target int64 [B] -> scalar, or [B] with reduction "none"."""
+
+    def __init__(self, reduction: str = "mean"):
+        super().__init__()
+        self.reduction = reduction
+
+    def forward(self, probabilities: Tensor, target: Tensor) -> Tensor:
+        chosen = probabilities.gather(1, target[:, None]).squeeze(1)
+        return reduce(-chosen.clamp_min(1e-12).log(), self.reduction)
+
+
+def reduce(loss: Tensor, reduction: str) -> Tensor:
+    """[B] -> its mean, its sum, or itself."""
+    if reduction == "none":
+        return loss
+    return loss.mean() if reduction == "mean" else loss.sum()

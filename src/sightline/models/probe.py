@@ -1,0 +1,181 @@
+"""What a network does with an image's shape, found without touching its weights or buffers: a copy on torch's meta device,
+where tensors have shapes but no numbers, runs one batch in evaluation mode."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sightline.errors import ModelError
+
+_BATCH = 2
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One call of a layer: `shape` is its output without the batch dimension, `multiply_adds` are for one image."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    parameters: int
+    multiply_adds: int
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A network's layers in the order they ran. `parameters` counts each shared weight once."""
+
+    layers: tuple[LayerRow, ...]
+    output: tuple[int, ...]
+    parameters: int
+    multiply_adds: int
+
+
+def trace(model: nn.Module, shape: tuple[int, ...]) -> Trace:
+    """Runs an image of `shape` (C, H, W) through a shape-only copy of `model`.
+
+    Raises ModelError naming the layer that cannot take what reaches it, what it got, what it needs, and the smallest
+    square image that would fit, if one of up to 512 pixels does."""
+    try:
+        return _run(model, shape)
+    except _LayerError as error:
+        smallest = _smallest_image(model, shape[0]) if error.size_matters else None
+        told = f" The smallest square image this network takes is {smallest} x {smallest}." if smallest else ""
+        image = " x ".join(str(side) for side in shape[1:])
+        raise ModelError(
+            f"the network does not fit images of {image} with {shape[0]} channel(s): {error}{told}"
+        ) from error
+
+
+def meta_copy(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode whose parameters and buffers have shapes but no memory; the original is not touched."""
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+    for buffer in model.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(model, memo).eval()
+
+
+def summary(model: nn.Module, shape: tuple[int, int, int]) -> str:
+    """A table of layers, output shapes, parameters and multiply-adds for one image of `shape` (C, H, W), with totals.
+    A multiply-add is one multiplication and one addition in a convolution, a linear layer or an attention product."""
+    found = trace(model, shape)
+    rows = [("layer", "type", "output shape", "parameters", "multiply-adds")]
+    rows += [
+        (row.name, row.kind, " x ".join(map(str, row.shape)), f"{row.parameters:,}", f"{row.multiply_adds:,}")
+        for row in found.layers
+    ]
+    rows.append(("total", "", " x ".join(map(str, found.output)), f"{found.parameters:,}", f"{found.multiply_adds:,}"))
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i < 3 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    rule = "-" * len(lines[0])
+    return "\n".join(line.rstrip() for line in (lines[0], rule, *lines[1:-1], rule, lines[-1]))
+
+
+class _LayerError(Exception):
+    def __init__(self, message: str, size_matters: bool):
+        super().__init__(message)
+        self.size_matters = size_matters
+
+
+def _run(model: nn.Module, shape: tuple[int, ...]) -> Trace:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    probe = meta_copy(model)
+    device = "meta"
+    rows: list[LayerRow] = []
+    current: list[tuple[str, nn.Module, Any]] = []  # the leaf layers entered and not yet left
+    counter = FlopCounterMode(display=False)
+
+    def enter(name: str) -> Any:
+        def hook(layer: nn.Module, args: tuple[Any, ...]) -> None:
+            current.append((name, layer, (args, counter.get_total_flops())))
+
+        return hook
+
+    def leave(name: str) -> Any:
+        def hook(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            before = current.pop()[2][1]
+            flops = counter.get_total_flops() - before
+            out = tuple(output.shape[1:]) if isinstance(output, Tensor) else ()
+            count = sum(parameter.numel() for parameter in layer.parameters())
+            rows.append(LayerRow(name or type(layer).__name__, type(layer).__name__, out, count, flops // 2 // _BATCH))
+
+        return hook
+
+    for name, layer in probe.named_modules():
+        if not any(True for _ in layer.children()):
+            layer.register_forward_pre_hook(enter(name))
+            layer.register_forward_hook(leave(name))
+    x = torch.zeros((_BATCH, *shape), device=device)
+    try:
+        with torch.no_grad(), counter:
+            output = probe(x)
+    except Exception as error:  # whatever the network's own code raises is about this shape
+        raise _explain(error, current) from error
+    total = counter.get_total_flops() // 2 // _BATCH
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Trace(tuple(rows), tuple(output.shape[1:]) if isinstance(output, Tensor) else (), parameters, total)
+
+
+def _explain(error: Exception, current: list[tuple[str, nn.Module, Any]]) -> _LayerError:
+    if not current:
+        return _LayerError(f"its forward() raised {type(error).__name__}: {error}.", size_matters=True)
+    name, layer, (args, _) = current[-1]
+    got = next((tuple(arg.shape) for arg in args if isinstance(arg, Tensor)), ())
+    where = f"layer '{name}', {type(layer).__name__}," if name else f"the layer {type(layer).__name__}"
+    needs, size_matters = _needs(layer, got)
+    shape = " x ".join(map(str, got[1:]))
+    return _LayerError(f"{where} got {shape or 'no tensor'}{needs or f' and raised: {error}'}.", size_matters)
+
+
+def _needs(layer: nn.Module, got: tuple[int, ...]) -> tuple[str, bool]:
+    """What a layer asks of its input and does not find, in words, and whether another image size could help."""
+    width = got[1] if len(got) > 1 else 0
+    if isinstance(layer, nn.modules.conv._ConvNd) and width != layer.in_channels:
+        return f" but needs {layer.in_channels} channels; set in_channels: {width}, or auto in a layer list", False
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm) and width != layer.num_features:
+        return f" but needs {layer.num_features} channels; set num_features: {width}, or auto in a layer list", False
+    if isinstance(layer, nn.Linear) and got and got[-1] != layer.in_features:
+        flat = "" if len(got) == 2 else " (flatten the image first, with torch.nn.Flatten)"
+        return (
+            f" but needs {layer.in_features} features; set in_features: {got[-1]}, or auto in a layer list{flat}",
+            True,
+        )
+    if isinstance(layer, nn.modules.conv._ConvNd) and not isinstance(layer.padding, str):
+        least = [
+            dilation * (kernel - 1) + 1 - 2 * padding
+            for kernel, dilation, padding in zip(layer.kernel_size, layer.dilation, layer.padding, strict=True)
+        ]
+        return f" but needs at least {' x '.join(map(str, least))} pixels for its kernel", True
+    kernel = getattr(layer, "kernel_size", None)
+    if kernel is not None:
+        sides = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+        return f" but needs at least {' x '.join(map(str, sides))} pixels for its kernel", True
+    return "", True
+
+
+def _smallest_image(model: nn.Module, channels: int) -> int | None:
+    def fits(side: int) -> bool:
+        try:
+            _run(model, (channels, side, side))
+        except _LayerError:
+            return False
+        return True
+
+    coarse = next((side for side in (*range(1, 65), *range(72, 513, 8)) if fits(side)), None)
+    if coarse is None or coarse <= 64:
+        return coarse
+    return next(side for side in range(coarse - 7, coarse + 1) if fits(side))

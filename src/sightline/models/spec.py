@@ -1,0 +1,165 @@
+"""ModelSpec: a network as data. A layer list or a dotted target -> nn.Module, shapes checked before any weight is used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sightline import locate
+from sightline.errors import ConfigError, ModelError, listing
+from sightline.models.probe import trace
+from sightline.modes import evaluating
+
+CLASS_ARGUMENTS = ("num_classes", "n_classes", "classes", "out_features")
+CHANNEL_ARGUMENTS = ("in_channels", "in_chans", "channels")
+SIZE_ARGUMENTS = ("image_size", "img_size", "input_size")
+_DOWNLOADS = {"pretrained": False, "weights": None, "checkpoint_path": "", "pretrained_cfg": None}
+"""Arguments that fetch weights, and the value that fetches none: a stored model brings its own."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """How to make a network. `network` is `{_target_: ..., arguments}`, `{layers: [nodes]}`, or `{object: name}` for one
+    that was handed over ready-made and can only be filled with weights again. `shape` is (C, H, W) of its input,
+    `outputs` says whether it answers with "logits" or "probabilities"."""
+
+    network: Mapping[str, Any]
+    shape: tuple[int, int, int]
+    num_classes: int
+    outputs: str = "logits"
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dict; `from_dict` gives back an equal spec."""
+        return {
+            "network": dict(self.network),
+            "shape": list(self.shape),
+            "num_classes": self.num_classes,
+            "outputs": self.outputs,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelSpec:
+        """The inverse of `to_dict`."""
+        return cls(values["network"], tuple(values["shape"]), values["num_classes"], values["outputs"])
+
+
+def build_model(
+    network: Mapping[str, Any],
+    shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    outputs: str = "auto",
+    key: str = "module.network",
+    allow: Sequence[str] | None = None,
+) -> tuple[nn.Module, ModelSpec]:
+    """The network a config node describes, for images of `shape` (C, H, W), and the spec to store with its weights.
+
+    Raises ModelError when a layer does not fit or the answer is not one number per class, ConfigError for a target or an
+    argument that does not exist. `allow` limits what may be named, see `locate`."""
+    if "layers" in network:
+        model, network = _from_layers(network["layers"], shape, num_classes, f"{key}.layers", allow)
+    elif "_target_" in network:
+        network = _without_auto(network, shape, num_classes, key)
+        model = locate.instantiate(network, key=key, allow=allow)
+        if not isinstance(model, nn.Module):
+            raise ConfigError(
+                f"{key}._target_: '{network['_target_']}' made a {type(model).__name__}, not a torch.nn.Module."
+            )
+    else:
+        raise ModelError(
+            f"{key}: '{network.get('object')}' was handed over ready-made; pass the same network as model=."
+        )
+    return model, describe_model(model, network, shape, num_classes, outputs, key)
+
+
+def describe_model(
+    model: nn.Module,
+    network: Mapping[str, Any],
+    shape: tuple[int, int, int],
+    num_classes: int,
+    outputs: str = "auto",
+    key: str = "module.network",
+) -> ModelSpec:
+    """Checks that `model` takes images of `shape` and answers with `num_classes` numbers; returns its spec."""
+    answer = trace(model, shape).output
+    if answer != (num_classes,):
+        found = " x ".join(map(str, answer)) or "no tensor"
+        raise ModelError(
+            f"{key}: the network answers with {found} for each image, the data has {num_classes} classes. "
+            f"Its last layer must give {num_classes} numbers; the value auto stands for that number "
+            f"({' or '.join(CLASS_ARGUMENTS[:2])} for most networks, out_features for a linear layer)."
+        )
+    if outputs == "auto":
+        outputs = "probabilities" if answers_probabilities(model, shape) else "logits"
+    return ModelSpec(network, shape, num_classes, outputs)
+
+
+def answers_probabilities(model: nn.Module, shape: tuple[int, int, int]) -> bool:
+    """Whether the network's answers to noise are non-negative and sum to one: it ends in a softmax. Runs in evaluation
+    mode and puts every submodule's mode back; weights, buffers and torch's random state stay as they were."""
+    first = next(model.parameters(), None)
+    device = first.device if first is not None else torch.device("cpu")
+    noise = torch.randn((4, *shape), generator=torch.Generator().manual_seed(0)).to(device)
+    with evaluating(model), torch.no_grad(), torch.random.fork_rng():
+        answer: Tensor = model(noise).float()
+    return bool((answer >= 0).all()) and torch.allclose(answer.sum(1), torch.ones(len(answer)).to(answer), atol=1e-4)
+
+
+def without_downloads(network: Mapping[str, Any]) -> dict[str, Any]:
+    """The node with every argument that would fetch weights switched off; a stored model is filled from its own file."""
+    return {name: _DOWNLOADS.get(name, value) for name, value in network.items()}
+
+
+def _without_auto(
+    network: Mapping[str, Any], shape: tuple[int, int, int], num_classes: int, key: str
+) -> dict[str, Any]:
+    channels, height, width = shape
+    size = height if height == width else [height, width]
+    known = dict.fromkeys(CLASS_ARGUMENTS, num_classes)
+    known |= dict.fromkeys(CHANNEL_ARGUMENTS, channels) | dict.fromkeys(SIZE_ARGUMENTS, size)
+    filled = {}
+    for name, value in network.items():
+        if value == "auto" and name not in known:
+            raise ConfigError(f"{key}.{name}: auto is known for {listing(known)}; give '{name}' a value.")
+        filled[name] = known[name] if value == "auto" else value
+    return filled
+
+
+def _from_layers(
+    nodes: Sequence[Mapping[str, Any]],
+    shape: tuple[int, ...],
+    num_classes: int,
+    key: str,
+    allow: Sequence[str] | None,
+) -> tuple[nn.Sequential, dict[str, Any]]:
+    layers: list[nn.Module] = []
+    written = []
+    for i, node in enumerate(nodes):
+        target, args, kwargs = locate.split_node(node, f"{key}[{i}]")
+        auto = [name for name, value in kwargs.items() if value == "auto"]
+        before = trace(nn.Sequential(*layers), shape).output if auto and layers else shape
+        for name in auto:
+            if name == "out_features":
+                kwargs[name] = num_classes
+            elif name in ("in_channels", "num_features"):
+                kwargs[name] = before[0]
+            elif name in ("in_features", "normalized_shape"):
+                kwargs[name] = before[-1]
+            else:
+                raise ConfigError(
+                    f"{key}[{i}].{name}: auto is known for in_channels, in_features, num_features, out_features."
+                )
+        plain = {"_target_": target, **({"_args_": args} if args else {}), **kwargs}
+        layer = locate.instantiate(plain, key=f"{key}[{i}]", allow=allow)
+        if not isinstance(layer, nn.Module):
+            raise ConfigError(f"{key}[{i}]: '{target}' made a {type(layer).__name__}, not a torch.nn.Module.")
+        layers.append(layer)
+        written.append(plain)
+    for plain in written:  # a class given as an object is stored by its name
+        if not isinstance(plain["_target_"], str):
+            plain["_target_"] = f"{plain['_target_'].__module__}.{plain['_target_'].__qualname__}"
+    return nn.Sequential(*layers), {"layers": written}

@@ -1,0 +1,100 @@
+"""Counter-based randomness: every draw is a pure function of (seed, epoch, sample index, purpose).
+
+There is no generator state to save, so a draw depends neither on batch size, worker count or world size, nor on what was
+drawn before it. The mixing function is SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number
+Generators", 2014) with Stafford's variant-13 constants. The shuffle is a Feistel network over the bits of an index
+(Luby and Rackoff, 1988) confined to 0..n-1 by cycle walking (Black and Rogaway, 2002): position i of an epoch's order is
+computed on its own, so an order costs no memory and any epoch can begin at any batch."""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+_M1 = 0xBF58476D1CE4E5B9
+_M2 = 0x94D049BB133111EB
+_ROUNDS = 6
+
+
+def derive(seed: int, epoch: int, purpose: str) -> int:
+    """A 64-bit key for one use of randomness in one epoch; equal arguments give equal keys on every platform."""
+    key = 0
+    for word in (seed, epoch, zlib.crc32(purpose.encode())):
+        z = (key + word * _GOLDEN + _GOLDEN) & _MASK
+        z = ((z ^ (z >> 30)) * _M1) & _MASK
+        z = ((z ^ (z >> 27)) * _M2) & _MASK
+        key = z ^ (z >> 31)
+    return key
+
+
+def bits(key: int, index: NDArray[np.int64] | NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """64 uniform bits for each entry of `index`, element by element."""
+    import numpy as np
+
+    z = index.astype(np.uint64)  # a copy, changed in place below; unsigned arithmetic wraps silently in arrays
+    z *= np.uint64(_GOLDEN)
+    z += np.uint64(key)
+    z ^= z >> np.uint64(30)
+    z *= np.uint64(_M1)
+    z ^= z >> np.uint64(27)
+    z *= np.uint64(_M2)
+    z ^= z >> np.uint64(31)
+    return z
+
+
+def uniform(seed: int, epoch: int, purpose: str, index: NDArray[np.int64]) -> NDArray[np.float64]:
+    """One float64 in [0, 1) for each sample index, with 53 random bits."""
+    import numpy as np
+
+    return (bits(derive(seed, epoch, purpose), index) >> np.uint64(11)) * 2.0**-53
+
+
+def integers(seed: int, epoch: int, purpose: str, index: NDArray[np.int64], low: int, high: int) -> NDArray[np.int64]:
+    """One int64 in [low, high] (both ends included) for each sample index."""
+    import numpy as np
+
+    return low + (uniform(seed, epoch, purpose, index) * (high - low + 1)).astype(np.int64)
+
+
+class Permutation:
+    """A pseudo-random order of 0..n-1 that is computed where it is looked at: `Permutation(n, key)[start:stop]`."""
+
+    def __init__(self, n: int, key: int):
+        if n < 0:
+            raise ValueError(f"a permutation needs a length of at least 0, not {n}")
+        self.n = n
+        width = max(2, (n - 1).bit_length())
+        self._low = width // 2
+        self._high = width - self._low
+        self._keys = [derive(key, round_, "feistel") for round_ in range(2 * _ROUNDS)]
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, part: slice) -> NDArray[np.int64]:
+        import numpy as np
+
+        start, stop, step = part.indices(self.n)
+        x = self._round_trip(np.arange(start, stop, step, dtype=np.uint64))
+        outside = np.flatnonzero(x >= self.n)
+        while len(outside):  # a walk along a cycle of the larger permutation always comes back below n
+            x[outside] = self._round_trip(x[outside])
+            outside = outside[x[outside] >= self.n]
+        return x.astype(np.int64)
+
+    def _round_trip(self, x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        import numpy as np
+
+        low_bits = np.uint64(self._low)
+        low_mask, high_mask = np.uint64((1 << self._low) - 1), np.uint64((1 << self._high) - 1)
+        low, high = x & low_mask, x >> low_bits
+        for key_low, key_high in zip(self._keys[::2], self._keys[1::2], strict=True):
+            low ^= bits(key_low, high) & low_mask
+            high ^= bits(key_high, low) & high_mask
+        return (high << low_bits) | low

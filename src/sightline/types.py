@@ -1,0 +1,125 @@
+"""The values that walk through the house, and the protocols its rooms are built against. Imports nothing heavy at run time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+
+class Sample(NamedTuple):
+    """One labelled image of a data source: where it is, not its pixels, unless they are in memory already."""
+
+    id: str
+    image: Path | bytes | NDArray[np.uint8]  # a file, an encoded image, or uint8 pixels [H,W] or [H,W,C]
+    label: int
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What is known of a data source before any image is decoded. A label `i` means `classes[i]`."""
+
+    name: str
+    classes: tuple[str, ...]
+    root: Path | None = None
+
+
+class DataSource(Protocol):
+    """Where images come from: named splits of samples. Only `train` must be there."""
+
+    @property
+    def info(self) -> DataInfo: ...
+    @property
+    def splits(self) -> Mapping[str, Sequence[Sample]]: ...
+
+
+class Batch(NamedTuple):
+    """A batch on the run's device. `x` is float32 [B,C,H,W] as the model takes it, `y` int64 [B] of class indices;
+    both are tuples where a model has several inputs or outputs. `index` int64 [B] is the row of the data set."""
+
+    x: Tensor | tuple[Tensor, ...]
+    y: Tensor | tuple[Tensor, ...]
+    weight: Tensor | None = None
+    index: Tensor | None = None
+
+
+class StepOutput(NamedTuple):
+    """What a step hands to the meter. All tensors are on the device and detached: nothing is read back in a step."""
+
+    loss: Tensor | None
+    n: int
+    output: Tensor | None = None
+    target: Tensor | None = None
+    metrics: Mapping[str, float] | None = None
+
+
+@dataclass
+class Schedule:
+    """A torch learning-rate scheduler, when it steps (`step` or `epoch`), and, for a plateau, the metric it watches."""
+
+    scheduler: Any
+    interval: str = "epoch"
+    monitor: str | None = None
+
+
+@dataclass
+class TrainState:
+    """All that a checkpoint holds. `epoch` and `batch` are where training continues, `step` counts updates of the run."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer | None = None
+    schedules: list[Schedule] = field(default_factory=list)
+    ema: nn.Module | None = None
+    scaler: Any | None = None
+    epoch: int = 0
+    step: int = 0
+    batch: int = 0
+    best: float | None = None
+    meters: dict[str, Any] = field(default_factory=dict)
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+class Task(Protocol):
+    """What one batch means. The loop is ours, the step is the task's: forward, loss, backward, update."""
+
+    def train_step(self, state: TrainState, batch: Batch) -> StepOutput: ...
+    def eval_step(self, state: TrainState, batch: Batch) -> StepOutput: ...
+    def predict_step(self, state: TrainState, x: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class Seekable(Protocol):
+    """A loader that can begin any epoch at any batch in constant time; what mid-epoch resume asks of its loader."""
+
+    def seek(self, epoch: int, batch: int = 0) -> None: ...
+    def __iter__(self) -> Iterator[Batch]: ...
+    def __len__(self) -> int: ...
+
+
+class Recorder(Protocol):
+    """Receives every log point: the number of updates so far and the values at that point."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None: ...
+    def close(self) -> None: ...
+
+
+@dataclass
+class FitResult:
+    """What `fit` hands back. `history` has one record per epoch; `metrics` holds, per evaluated split, what the exported
+    model measured; `run` is the run's directory. `interrupted` is true when a signal stopped it before the end."""
+
+    history: list[dict[str, float]]
+    epochs: int
+    steps: int
+    best: float | None
+    interrupted: bool = False
+    run: Path | None = None
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)

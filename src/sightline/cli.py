@@ -1,5 +1,5 @@
-"""The command table: reads the first word, imports that command alone, and turns an error into a message and an exit code
-(2: yours to fix; 1: the run failed; 130: interrupted)."""
+"""The command table: reads the first word, imports that command alone, and turns an error into a message and an exit
+code (2: yours to fix; 1: the run failed; 130: interrupted)."""
 
 from __future__ import annotations
 

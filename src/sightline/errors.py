@@ -1,5 +1,5 @@
-"""Every error Sightline raises on purpose. `exit_code` is what the command line leaves with: 2 where the user can put it
-right (config, data, paths), 1 where the run itself failed, 130 where it was interrupted."""
+"""Every error Sightline raises on purpose. `exit_code` is what the command line leaves with: 2 where the user can put
+it right (config, data, paths), 1 where the run itself failed, 130 where it was interrupted."""
 
 from __future__ import annotations
 

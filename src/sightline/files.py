@@ -23,7 +23,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())  # mkstemp makes files only their owner can read
+        Path(name).chmod(0o666 & ~_umask())  # mkstemp makes files only their owner can read
         os.replace(name, path)
     except BaseException:
         with suppress(FileNotFoundError):

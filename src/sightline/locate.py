@@ -127,7 +127,8 @@ def unfold(
 
 
 def instantiate(node: Mapping[str, Any], *, key: str, allow: Sequence[str] | None = None) -> Any:
-    """The object a node describes; with `_partial_: true`, a function that makes it from the arguments still missing."""
+    """The object a node describes; with `_partial_: true`, a function that makes it from the arguments still
+    missing."""
     function, args, kwargs = unfold(node, key=key, allow=allow)
     name = node["_target_"] if isinstance(node.get("_target_"), str) else None
     if node.get("_partial_"):

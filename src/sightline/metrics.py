@@ -17,8 +17,9 @@ CLASSIFICATION = ("loss", "accuracy", "precision", "recall", "f1")
 
 
 class Meter:
-    """Collects step outputs without reading anything back from the device; `flush` reads back what has come since the last
-    one, all at once. Counts and sums are exact, so that the same batches give the same numbers however they are flushed.
+    """Collects step outputs without reading anything back from the device; `flush` reads back what has come since the
+    last one, all at once. Counts and sums are exact, so that the same batches give the same numbers however they are
+    flushed.
 
     Macro averages run over the classes that occur among targets or predictions, as scikit-learn's `average="macro"`."""
 
@@ -31,12 +32,12 @@ class Meter:
 
     def update(self, out: StepOutput) -> None:
         """Takes one step's output; nothing is computed beyond the arg-max of the scores."""
-        predicted = None
-        if out.output is not None and out.target is not None and out.output.ndim == 2 and out.target.ndim == 1:
-            predicted = out.output.argmax(1)
+        predicted, target = None, None
+        if out.output is not None and isinstance(out.target, Tensor) and out.output.ndim == 2 and out.target.ndim == 1:
+            predicted, target = out.output.argmax(1), out.target
             if self.counts is None:
                 self.counts = np.zeros((3, out.output.shape[1]), dtype=np.int64)
-        self._pending.append((out.loss, out.n, predicted, out.target))
+        self._pending.append((out.loss, out.n, predicted, target))
         if out.metrics:
             for name, value in out.metrics.items():
                 self.means[name] = self.means.get(name, 0.0) + value * out.n
@@ -87,7 +88,8 @@ class Meter:
 
 
 def classification(counts: NDArray[np.int64]) -> dict[str, float]:
-    """Accuracy and macro precision, recall and F1 from int64 [3,C]: right, predicted and actual samples of each class."""
+    """Accuracy and macro precision, recall and F1 from int64 [3,C]: right, predicted and actual samples of each
+    class."""
     rows = [row for row in per_class(counts) if row["samples"] or row["predicted"]]
     total = int(counts[2].sum())
     averages = (

@@ -1,10 +1,10 @@
 """Counter-based randomness: every draw is a pure function of (seed, epoch, sample index, purpose).
 
-There is no generator state to save, so a draw depends neither on batch size, worker count or world size, nor on what was
-drawn before it. The mixing function is SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number
+There is no generator state to save, so a draw depends neither on batch size, worker count or world size, nor on what
+was drawn before it. The mixing function is SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number
 Generators", 2014) with Stafford's variant-13 constants. The shuffle is a Feistel network over the bits of an index
-(Luby and Rackoff, 1988) confined to 0..n-1 by cycle walking (Black and Rogaway, 2002): position i of an epoch's order is
-computed on its own, so an order costs no memory and any epoch can begin at any batch."""
+(Luby and Rackoff, 1988) confined to 0..n-1 by cycle walking (Black and Rogaway, 2002): position i of an epoch's order
+is computed on its own, so an order costs no memory and any epoch can begin at any batch."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def uniform(seed: int, epoch: int, purpose: str, index: NDArray[np.int64]) -> ND
     """One float64 in [0, 1) for each sample index, with 53 random bits."""
     import numpy as np
 
-    return (bits(derive(seed, epoch, purpose), index) >> np.uint64(11)) * 2.0**-53
+    return (bits(derive(seed, epoch, purpose), index) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def integers(seed: int, epoch: int, purpose: str, index: NDArray[np.int64], low: int, high: int) -> NDArray[np.int64]:

@@ -1,17 +1,22 @@
-"""The values that walk through the house, and the protocols its rooms are built against. Imports nothing heavy at run time."""
+"""The values that walk through the house, and the protocols its rooms are built against. Imports nothing heavy at run
+time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
     from torch import Tensor, nn
+
+
+Tensors: TypeAlias = "Tensor | tuple[Tensor, ...]"
+"""A tuple where a model has several inputs or outputs."""
 
 
 class Sample(NamedTuple):
@@ -40,14 +45,14 @@ class DataSource(Protocol):
     def splits(self) -> Mapping[str, Sequence[Sample]]: ...
 
 
-class Batch(NamedTuple):
+class Batch(NamedTuple):  # `index` hides tuple.index, which nobody asks of a batch
     """A batch on the run's device. `x` is float32 [B,C,H,W] as the model takes it, `y` int64 [B] of class indices;
     both are tuples where a model has several inputs or outputs. `index` int64 [B] is the row of the data set."""
 
-    x: Tensor | tuple[Tensor, ...]
-    y: Tensor | tuple[Tensor, ...]
+    x: Tensors
+    y: Tensors
     weight: Tensor | None = None
-    index: Tensor | None = None
+    index: Tensor | None = None  # type: ignore[assignment]
 
 
 class StepOutput(NamedTuple):
@@ -56,7 +61,7 @@ class StepOutput(NamedTuple):
     loss: Tensor | None
     n: int
     output: Tensor | None = None
-    target: Tensor | None = None
+    target: Tensors | None = None
     metrics: Mapping[str, float] | None = None
 
 
@@ -71,7 +76,8 @@ class Schedule:
 
 @dataclass
 class TrainState:
-    """All that a checkpoint holds. `epoch` and `batch` are where training continues, `step` counts updates of the run."""
+    """All that a checkpoint holds. `epoch` and `batch` are where training continues, `step` counts updates of the
+    run."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer | None = None
@@ -92,7 +98,7 @@ class Task(Protocol):
 
     def train_step(self, state: TrainState, batch: Batch) -> StepOutput: ...
     def eval_step(self, state: TrainState, batch: Batch) -> StepOutput: ...
-    def predict_step(self, state: TrainState, x: Tensor) -> Tensor: ...
+    def predict_step(self, state: TrainState, x: Tensors) -> Tensor: ...
 
 
 @runtime_checkable
@@ -113,8 +119,9 @@ class Recorder(Protocol):
 
 @dataclass
 class FitResult:
-    """What `fit` hands back. `history` has one record per epoch; `metrics` holds, per evaluated split, what the exported
-    model measured; `run` is the run's directory. `interrupted` is true when a signal stopped it before the end."""
+    """What `fit` hands back. `history` has one record per epoch; `metrics` holds, per evaluated split, what the
+    exported model measured; `run` is the run's directory. `interrupted` is true when a signal stopped it before the
+    end."""
 
     history: list[dict[str, float]]
     epochs: int

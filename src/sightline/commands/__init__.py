@@ -1,1 +1,2 @@
-"""The command line, one small module a command. Each has `main(words) -> exit code` and imports torch only to compute."""
+"""The command line, one small module a command. Each has `main(words) -> exit code` and imports torch only to
+compute."""

@@ -1,7 +1,7 @@
 """Words of the command line -> a plain dict, by Hydra. Hydra begins and ends in this file.
 
-Two habits of Hydra are softened, because the schema checks every key afterwards: a key may be given without `+` although
-the preset does not list it, and an unknown group or option is answered with the nearest one."""
+Two habits of Hydra are softened, because the schema checks every key afterwards: a key may be given without `+`
+although the preset does not list it, and an unknown group or option is answered with the nearest one."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ PRESETS = Path(__file__).parent.parent / "config" / "presets"
 def compose(words: Sequence[str], config_dir: str | None = None, config_name: str = "train") -> dict[str, Any]:
     """The composed config as a plain dict. Raises ConfigError for a word, group or option that is wrong."""
     import hydra
-    from hydra.core.config_store import ConfigStore  # noqa: F401 registers hydra's own config
-    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -32,10 +30,7 @@ def compose(words: Sequence[str], config_dir: str | None = None, config_name: st
         search = [f"hydra.searchpath=[{_quoted(Path(config_dir).resolve().as_uri())}]"]
     try:
         with hydra.initialize_config_dir(str(PRESETS), version_base="1.3"):
-            loader = GlobalHydra.instance().config_loader()
-            overrides = _overrides(words, _groups(config_dir))
-            del loader
-            config = hydra.compose(config_name, overrides=[*search, *overrides])
+            config = hydra.compose(config_name, overrides=[*search, *_overrides(words, _groups(config_dir))])
             plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_first_line(error)) from error
@@ -49,7 +44,8 @@ def checked(words: Sequence[str], config_dir: str | None = None, config_name: st
 
 
 def changes(words: Sequence[str], groups: Sequence[str], command: str) -> dict[str, Any]:
-    """`key=value` words as a nested dict, for a run that has its config already; only keys of `groups` may be changed."""
+    """`key=value` words as a nested dict, for a run that has its config already; only keys of `groups` may be
+    changed."""
     from omegaconf import OmegaConf
 
     for word in words:
@@ -100,9 +96,9 @@ def _overrides(words: Sequence[str], groups: dict[str, list[str]]) -> list[str]:
             raise ConfigError(f"'{word}' names several values; `train` makes one run. For a list, write {key}=[…].")
         if key in groups and isinstance(value, str):
             if value not in groups[key]:
-                raise ConfigError(
-                    f"{key}={value}: there is no such preset.{nearest(value, groups[key])} There are: {listing(groups[key])}."
-                )
+                options = groups[key]
+                told = f"{key}={value}: there is no such preset.{nearest(value, options)}"
+                raise ConfigError(f"{told} There are: {listing(options)}.")
             made.append(word)
         elif override.type == OverrideType.CHANGE and not key.startswith("hydra"):
             made.append(f"++{word}")

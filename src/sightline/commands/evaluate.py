@@ -10,7 +10,8 @@ from sightline.errors import DataError, listing, nearest
 
 
 def main(words: Sequence[str]) -> int:
-    """Writes predictions/<split>.csv and prints the tables. Data that is not the run's own gets a file of its own name."""
+    """Writes predictions/<split>.csv and prints the tables. Data that is not the run's own gets a file of its own
+    name."""
     options = argparse.ArgumentParser("sightline evaluate", description="Measure a trained run, sample by sample.")
     options.add_argument("run", metavar="RUN", help="the run's directory")
     options.add_argument(

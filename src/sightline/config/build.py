@@ -1,5 +1,6 @@
-"""The composition root: the only module that knows every part below it. Configuration ends here; what it makes takes plain
-arguments. One straight line: data -> network -> optimiser -> task -> run directory -> trainer, then train and export."""
+"""The composition root: the only module that knows every part below it. Configuration ends here; what it makes takes
+plain arguments. One straight line: data -> network -> optimiser -> task -> run directory -> trainer, then train and
+export."""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ from sightline.runs.directory import Run, check_free
 from sightline.runs.environment import environment
 from sightline.runs.evaluate import SplitResult, evaluate_split, write_predictions
 from sightline.runs.recorders import JsonlRecorder, Tee, TensorBoardRecorder
-from sightline.types import DataSource, FitResult, Schedule, Task, TrainState
+from sightline.types import DataSource, FitResult, Recorder, Schedule, Task, TrainState
 
 GIVEN = ("source", "model", "loss", "optimizer", "task", "callbacks", "recorder")
 """The parts a caller may hand over instead of describing them."""
@@ -98,8 +99,8 @@ def fit(config: TrainConfig | Mapping[str, Any] | str | Path, **given: Any) -> F
 
 
 def assemble(config: TrainConfig | Mapping[str, Any] | str | Path, **given: Any) -> Assembly:
-    """Makes every part of a run and its directory. A part that is given is used, the others are built from their node of
-    the config: `source` (a DataSource), `model` (an nn.Module), `loss` (a callable), `optimizer` (over the model's
+    """Makes every part of a run and its directory. A part that is given is used, the others are built from their node
+    of the config: `source` (a DataSource), `model` (an nn.Module), `loss` (a callable), `optimizer` (over the model's
     parameters), `task`, `callbacks` (added to the stock ones), `recorder` (added to the run's own logs).
 
     Raises ConfigError, DataError, ModelError or MissingExtraError before anything is written."""
@@ -111,8 +112,8 @@ def assemble(config: TrainConfig | Mapping[str, Any] | str | Path, **given: Any)
 
 
 def resume(path: str | Path, changes: Mapping[str, Any] | None = None, **given: Any) -> Assembly:
-    """The assembly of a run that goes on from its last checkpoint. `changes` is a nested dict of `trainer` keys to change,
-    such as a higher max_epochs. Raises ArtifactError when there is no checkpoint or the data has changed."""
+    """The assembly of a run that goes on from its last checkpoint. `changes` is a nested dict of `trainer` keys to
+    change, such as a higher max_epochs. Raises ArtifactError when there is no checkpoint or the data has changed."""
     run = Run.open(path)
     if not run.last.is_file():
         raise ArtifactError(f"'{run.path}' has no checkpoint to resume from; start again with: sightline train")
@@ -201,7 +202,10 @@ def _assemble(config: TrainConfig, given: Mapping[str, Any], run: Run | None) ->
         resume_step = state.step
     run.write_config(config.to_dict())
     keeper = Checkpointer(run.checkpoints, module.monitor, _better(config, module.monitor), settings.checkpoint_every)
-    recorders = [JsonlRecorder(run.log, resume_step), TensorBoardRecorder(run.tensorboard, list(data), resume_step)]
+    recorders: list[Recorder] = [JsonlRecorder(run.log, resume_step)]
+    recorders.append(TensorBoardRecorder(run.tensorboard, list(data), resume_step))
+    if "recorder" in given:
+        recorders.append(given["recorder"])
     trainer = Trainer(
         task,
         state,
@@ -212,7 +216,7 @@ def _assemble(config: TrainConfig, given: Mapping[str, Any], run: Run | None) ->
         log_every=settings.log_every,
         runtime=runtime,
         callbacks=(StopOnSignal(), keeper, *given.get("callbacks", ()), *([Progress()] if settings.progress else ())),
-        recorder=Tee(*recorders, *([given["recorder"]] if "recorder" in given else ())),
+        recorder=Tee(*recorders),
     )
     return Assembly(config, data, preprocess, spec, loss, runtime, trainer, run)
 
@@ -280,18 +284,16 @@ def _better(config: TrainConfig, monitor: str) -> str:
 def _check_monitors(config: TrainConfig, evals: Mapping[str, Any]) -> None:
     """Before epoch 0: a monitor that no metric will ever match would silently keep the wrong checkpoint."""
     names = metric_names(evals)
-    nodes = config.module.lr_scheduler or []
+    schedulers = config.module.lr_scheduler or []
     wanted = {"module.monitor": config.module.monitor}
-    for node in nodes if isinstance(nodes, list) else [nodes]:
-        wanted["module.lr_scheduler.monitor"] = node.get("monitor", config.module.monitor)
+    for position, node in enumerate(schedulers if isinstance(schedulers, list) else [schedulers]):
+        if "monitor" in node:
+            wanted[f"module.lr_scheduler[{position}].monitor"] = node["monitor"]
     for key, name in wanted.items():
         if name not in names:
-            hint = (
-                " There is no validation split: set data.val." if name.startswith("val_") and "val" not in evals else ""
-            )
-            raise ConfigError(
-                f"{key}: there will be no metric '{name}'.{nearest(name, names)}{hint} There will be: {listing(names, 40)}."
-            )
+            missing = name.startswith("val_") and "val" not in evals
+            hint = " There is no validation split: set data.val." if missing else nearest(name, names)
+            raise ConfigError(f"{key}: there will be no metric '{name}'.{hint} There will be: {listing(names, 40)}.")
 
 
 def _check_loss(loss: Any, spec: ModelSpec) -> None:
@@ -312,7 +314,8 @@ def _check_given(given: Mapping[str, Any]) -> None:
 
 
 def check_same_data(run: Run, record: Mapping[str, Any]) -> None:
-    """Raises ArtifactError naming the first split whose pixels, labels or classes are not what the run was made with."""
+    """Raises ArtifactError naming the first split whose pixels, labels or classes are not what the run was made
+    with."""
     before = run.read_data()["fingerprint"]
     for split in sorted({*before, *record["fingerprint"]}):
         if before.get(split) != record["fingerprint"].get(split):

@@ -1,5 +1,5 @@
-"""YAML files -> plain dicts, without the two silent traps of YAML 1.1: `1e-3` is a number, and a key written twice is an
-error instead of the last one winning."""
+"""YAML files -> plain dicts, without the two silent traps of YAML 1.1: `1e-3` is a number, and a key written twice is
+an error instead of the last one winning."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if key in seen:
                 mark = key_node.start_mark
                 raise ConfigError(f"{mark.name}, line {mark.line + 1}: the key '{key}' is there twice.")

@@ -121,7 +121,7 @@ class ModuleConfig:
         "A node for any torch optimiser; the parameters are given to it.",
     )
     lr_scheduler: Node | list[Node] | None = _key(
-        {"_target_": "torch.optim.lr_scheduler.OneCycleLR", "max_lr": 0.01, "total_steps": "auto"},
+        {"_target_": "torch.optim.lr_scheduler.OneCycleLR", "max_lr": 0.003, "total_steps": "auto"},
         "A node, or a list of nodes, for any torch scheduler; the optimiser is given to it. Beside its arguments: `interval` (`step` or `epoch`) and, for a plateau, `monitor`. `total_steps`, `T_max` and `steps_per_epoch` may be `auto`.",
     )
     monitor: str = _key("val_loss", "The metric that picks the best checkpoint, `<split>_<metric>`.")
@@ -134,7 +134,7 @@ class ModuleConfig:
 class TrainerConfig:
     """How long, how often, and on what."""
 
-    max_epochs: int = _key(20, "Passes over the training data.")
+    max_epochs: int = _key(30, "Passes over the training data.")
     eval_every: int = _key(1, "Evaluate after every so many epochs; the last is always evaluated.")
     log_every: int = _key(50, "Write a log point, and check that the loss is finite, every so many steps.")
     checkpoint_every: int | None = _key(None, "Also write `last.ckpt` every so many steps, for epochs that last hours.")
@@ -200,8 +200,7 @@ def _build(cls: Any, values: Any, path: str, also: tuple[str, ...] = ()) -> Any:
                 f"unknown key '{where}'.{nearest(str(name), (*names, *also)) or _elsewhere(str(name))} "
                 f"Valid keys{inside}: {listing(names, 40)}."
             )
-        default = _default(cls, name)
-        made[name] = _convert(value, hints[name], where, default)
+        made[name] = _convert(value, hints[name], where)
     return cls(**made)
 
 
@@ -216,7 +215,7 @@ def _elsewhere(name: str) -> str:
     return f" Did you mean '{homes[0]}'?" if homes else ""
 
 
-def _convert(value: Any, hint: Any, where: str, default: Any = None) -> Any:
+def _convert(value: Any, hint: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, where)
     options = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)

@@ -1,1 +1,2 @@
-"""From a path to batches: sources -> packed -> loader, with one preprocessing for training, evaluation and prediction."""
+"""From a path to batches: sources -> packed -> loader, with one preprocessing for training, evaluation and
+prediction."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -21,8 +22,8 @@ class BatchLoader:
     """Gathers, augments and normalises whole batches on `device`.
 
     An epoch visits every row once, the last batch as large as what is left. With `shuffle`, the order is a function of
-    (seed, epoch); so is every augmentation of (seed, epoch, row). `seek` starts any epoch at any batch in constant time;
-    an iteration without a `seek` before it goes on with the epoch after the last one.
+    (seed, epoch); so is every augmentation of (seed, epoch, row). `seek` starts any epoch at any batch in constant
+    time; an iteration without a `seek` before it goes on with the epoch after the last one.
 
     Yields `Batch(x float32 [B,C,H,W], y int64 [B], index int64 [B])`. Data of up to 1 GiB is kept on the device."""
 
@@ -52,7 +53,7 @@ class BatchLoader:
         self._epoch, self._batch = 0, 0
 
     def __len__(self) -> int:
-        return -(-len(self.dataset) // self.batch_size)
+        return math.ceil(len(self.dataset) / self.batch_size)
 
     def seek(self, epoch: int, batch: int = 0) -> None:
         """Makes the next iteration epoch `epoch` from batch `batch` on."""

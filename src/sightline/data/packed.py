@@ -39,8 +39,8 @@ class PackedDataset:
     def fingerprint(self) -> str:
         """SHA-256 over shape, pixels, labels and class names: equal exactly when a model would see the same data."""
         digest = hashlib.sha256(repr((tuple(self.images.shape), self.classes)).encode())
-        digest.update(self.images.contiguous().numpy())
-        digest.update(self.labels.contiguous().numpy())
+        digest.update(self.images.contiguous().numpy().data)
+        digest.update(self.labels.contiguous().numpy().data)
         return digest.hexdigest()
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -61,7 +61,7 @@ def pack(
     samples: Sequence[Sample],
     preprocess: Preprocess,
     classes: tuple[str, ...],
-    progress: Callable[[int], None] = lambda count: None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> PackedDataset:
     """Decodes every sample with one thread per core. `progress` is called with the number of images just finished.
 
@@ -89,7 +89,7 @@ def pack(
 def pack_splits(
     source: DataSource,
     preprocess: Preprocess | Mapping[str, object],
-    progress: Callable[[int], None] = lambda count: None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> tuple[dict[str, PackedDataset], Preprocess]:
     """Every split of a source, and the finished preprocessing: a mapping may leave size, channels, mean and std "auto",
     to be taken from the first training image and from the training split's own statistics."""

@@ -1,7 +1,7 @@
 """How an image becomes the numbers a network sees: one decoder, one resize policy, one normalisation.
 
-`Preprocess` is stored with the model; training, evaluation and prediction all go through it, so what answers is what was
-measured. Decoding is on the CPU and ends in uint8; normalisation is on the device and by batch."""
+`Preprocess` is stored with the model; training, evaluation and prediction all go through it, so what answers is what
+was measured. Decoding is on the CPU and ends in uint8; normalisation is on the device and by batch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ _GRAY_MODES = frozenset(("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Decode to `channels` (1 gray, 3 RGB), bring to `height` x `width`, scale to 0..1, subtract `mean`, divide by `std`.
+    """Decode to `channels` (1 gray, 3 RGB), bring to `height` x `width`, scale to 0..1, subtract `mean`, divide by
+    `std`.
 
     `resize`: "stretch" ignores the aspect ratio; "crop" scales the shorter side and cuts the centre; "pad" scales the
     longer side and fills with `background`; "exact" refuses any other size. Alpha is laid over `background` (0..255),
@@ -69,7 +70,10 @@ class Preprocess:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocess:
         """The inverse of `to_dict`."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        made: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return cls(**made)
 
     def with_statistics(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Preprocess:
         """The same decoding with another normalisation."""

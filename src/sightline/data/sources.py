@@ -1,5 +1,5 @@
-"""Where images come from: the embedded digits, class folders, a CSV beside images. A source knows ids, labels and splits;
-it decodes nothing. What is wrong with the data's *layout* is reported here, with the file and the row."""
+"""Where images come from: the embedded digits, class folders, a CSV beside images. A source knows ids, labels and
+splits; it decodes nothing. What is wrong with the data's *layout* is reported here, with the file and the row."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "
 
 
 class Row(NamedTuple):
-    """A sample before the classes are known: its label is still a name. `where` is what an error about it should say."""
+    """A sample before the classes are known: its label is still a name. `where` is what an error about it should
+    say."""
 
     id: str
     image: Path | NDArray[np.uint8]
@@ -103,9 +104,8 @@ def image_files(folder: Path) -> list[Path]:
     found = []
     for directory, subdirectories, files in os.walk(folder, followlinks=True):
         subdirectories[:] = sorted(name for name in subdirectories if not name.startswith("."))
-        for name in files:
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                found.append(Path(directory) / name)
+        visible = (Path(directory) / name for name in files if not name.startswith("."))
+        found += [file for file in visible if file.suffix.lower() in IMAGE_SUFFIXES]
     return sorted(found)
 
 
@@ -137,9 +137,8 @@ def class_names(rows: Mapping[str, Sequence[Row]], classes: int | Sequence[str] 
                 continue
             if classes is not None:
                 known = f"0 to {classes - 1}" if isinstance(classes, int) else listing(names)
-                raise DataError(
-                    f"{row.where}: label '{row.label}' is out of range; data.classes has {known}.{nearest(row.label, names)}"
-                )
+                told = f"{row.where}: label '{row.label}' is out of range; data.classes has {known}."
+                raise DataError(told + nearest(row.label, names))
             raise DataError(
                 f"{row.where}: the class '{row.label}' is in the {split} split but not in train, so it can never be "
                 f"predicted.{nearest(row.label, names)} Training classes: {listing(names)}."

@@ -11,8 +11,8 @@ from sightline.random import bits, derive
 
 
 def split_rows(labels: Sequence[str], count: int, seed: int, purpose: str) -> tuple[list[int], list[int]]:
-    """(rows kept, rows set aside), both in their old order. Each class gives its share of `count`, rounded by the largest
-    remainder, and keeps at least one row; `purpose` keeps the draws for test and val apart.
+    """(rows kept, rows set aside), both in their old order. Each class gives its share of `count`, rounded by the
+    largest remainder, and keeps at least one row; `purpose` keeps the draws for test and val apart.
 
     Raises DataError when `count` leaves nothing to train on."""
     total = len(labels)

@@ -1,5 +1,5 @@
-"""What watches the loop. Callbacks observe: what changes the computation is an argument of the task or the loader. The one
-thing a callback may do to the trainer is end it, by `trainer.should_stop = True` (after this epoch) or
+"""What watches the loop. Callbacks observe: what changes the computation is an argument of the task or the loader.
+The one thing a callback may do to the trainer is end it, by `trainer.should_stop = True` (after this epoch) or
 `trainer.interrupt()` (after this step)."""
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Checkpointer(Callback):
             self._save(trainer, self.last)
 
     def _every(self, steps: int) -> Any:
-        def on_step_end(trainer: Trainer, output: StepOutput) -> None:
+        def on_step_end(trainer: Trainer, _: StepOutput) -> None:
             if trainer.state.step % steps == 0:
                 trainer.check_losses()
                 self._save(trainer, self.last)
@@ -88,8 +88,8 @@ class Checkpointer(Callback):
         for name, value in trainer.state.model.state_dict().items():
             if value.is_floating_point() and not torch.isfinite(value).all():
                 raise NonFiniteLossError(
-                    f"'{name}' holds NaN or infinite values after step {trainer.state.step}, so no checkpoint was written "
-                    f"over the last good one. Try a lower learning rate."
+                    f"'{name}' holds NaN or infinite values after step {trainer.state.step}, so no checkpoint was "
+                    f"written over the last good one. Try a lower learning rate."
                 )
         save_checkpoint(path, trainer.state)
 
@@ -104,7 +104,7 @@ class StopOnSignal(Callback):
         if threading.current_thread() is not threading.main_thread():
             return
 
-        def handle(number: int, frame: FrameType | None) -> None:
+        def handle(_number: int, _frame: FrameType | None) -> None:
             if trainer.interrupted:
                 raise KeyboardInterrupt
             trainer.interrupt()

@@ -29,7 +29,7 @@ class Runtime:
         self.deterministic = deterministic
         generators = [torch.default_generator]
         if self.device.type == "cuda":
-            torch.cuda.init()
+            torch.cuda.init()  # type: ignore[no-untyped-call]
             generators.append(torch.cuda.default_generators[self.device.index or torch.cuda.current_device()])
         elif self.device.type == "mps":
             generators.append(torch.mps._get_default_mps_generator())

@@ -1,7 +1,7 @@
 """The loop and the clock.
 
-This file holds the run's only loop: `fit`, `_train_epoch` and `evaluate`. What a batch means is the task's (`tasks.py`),
-what a batch is the loader's, what watches is in `callbacks.py`, what is saved in `checkpoint.py`."""
+This file holds the run's only loop: `fit`, `_train_epoch` and `evaluate`. What a batch means is the task's
+(`tasks.py`), what a batch is the loader's, what watches is in `callbacks.py`, what is saved in `checkpoint.py`."""
 
 from __future__ import annotations
 
@@ -40,8 +40,9 @@ class Trainer:
         on_fit_end
 
     `train` and the values of `evals` are iterables of `Batch`; with a `seek(epoch, batch)` method, an epoch begins in
-    mid-way in constant time. `meter` makes the object that collects an epoch's step outputs. `log_every` also bounds how
-    late a NaN loss is noticed. `state` is all that is needed to go on: load a checkpoint into it, then call `fit`."""
+    mid-way in constant time. `meter` makes the object that collects an epoch's step outputs. `log_every` also bounds
+    how late a NaN loss is noticed. `state` is all that is needed to go on: load a checkpoint into it, then call
+    `fit`."""
 
     def __init__(
         self,
@@ -139,7 +140,7 @@ class Trainer:
         """Reads back the losses since the last log point; raises NonFiniteLossError naming the first step that is not
         finite."""
         state = self.state
-        losses = state.meters["train"].flush()
+        losses: list[float] = state.meters["train"].flush()
         for offset, loss in enumerate(losses, start=1):
             if not math.isfinite(loss):
                 step = state.step - len(losses) + offset
@@ -215,7 +216,7 @@ class Trainer:
 _ADVICE = "Try a lower learning rate, check the data for extreme values, or clip the gradients."
 
 
-class _Interrupted(Exception):
+class _Interrupted(Exception):  # noqa: N818 a way out, not an error
     """Unwinds to `fit` between two steps."""
 
 
@@ -226,9 +227,8 @@ def _prefixed(split: str, metrics: Mapping[str, float]) -> dict[str, float]:
 def _check_events(callback: Callback) -> None:
     for name in dir(callback):
         if name.startswith("on_") and name not in EVENTS and callable(getattr(callback, name)):
-            raise TypeError(
-                f"{type(callback).__name__}.{name}: no such event.{nearest(name, EVENTS)} There are: {', '.join(EVENTS)}."
-            )
+            told = f"{type(callback).__name__}.{name}: no such event.{nearest(name, EVENTS)}"
+            raise TypeError(f"{told} There are: {', '.join(EVENTS)}.")
 
 
 def _handlers(callbacks: Sequence[Callback], event: str) -> list[Callable[..., None]]:

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 
 class SmallCNN(nn.Module):
-    """A convolutional network for small images, 8 x 8 and up: three blocks of 3 x 3 convolution, batch normalisation and
-    ReLU with 2 x 2 max pooling between them, global average and maximum pooling, dropout, one linear layer.
+    """A convolutional network for small images, 8 x 8 and up: three blocks of 3 x 3 convolution, batch normalisation
+    and ReLU with 2 x 2 max pooling between them, global average and maximum pooling, dropout, one linear layer.
 
     float32 [B,in_channels,H,W] -> logits float32 [B,num_classes]."""
 

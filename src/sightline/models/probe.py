@@ -1,5 +1,5 @@
-"""What a network does with an image's shape, found without touching its weights or buffers: a copy on torch's meta device,
-where tensors have shapes but no numbers, runs one batch in evaluation mode."""
+"""What a network does with an image's shape, found without touching its weights or buffers: a copy on torch's meta
+device, where tensors have shapes but no numbers, runs one batch in evaluation mode."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _run(model: nn.Module, shape: tuple[int, ...]) -> Trace:
         return hook
 
     def leave(name: str) -> Any:
-        def hook(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        def hook(layer: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
             before = current.pop()[2][1]
             flops = counter.get_total_flops() - before
             out = tuple(output.shape[1:]) if isinstance(output, Tensor) else ()

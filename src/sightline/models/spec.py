@@ -1,4 +1,5 @@
-"""ModelSpec: a network as data. A layer list or a dotted target -> nn.Module, shapes checked before any weight is used."""
+"""ModelSpec: a network as data. A layer list or a dotted target -> nn.Module, shapes checked before any weight is
+used."""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ _DOWNLOADS = {"pretrained": False, "weights": None, "checkpoint_path": "", "pret
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """How to make a network. `network` is `{_target_: ..., arguments}`, `{layers: [nodes]}`, or `{object: name}` for one
-    that was handed over ready-made and can only be filled with weights again. `shape` is (C, H, W) of its input,
+    """How to make a network. `network` is `{_target_: ..., arguments}`, `{layers: [nodes]}`, or `{object: name}` for
+    one that was handed over ready-made and can only be filled with weights again. `shape` is (C, H, W) of its input,
     `outputs` says whether it answers with "logits" or "probabilities"."""
 
     network: Mapping[str, Any]
@@ -58,8 +59,8 @@ def build_model(
 ) -> tuple[nn.Module, ModelSpec]:
     """The network a config node describes, for images of `shape` (C, H, W), and the spec to store with its weights.
 
-    Raises ModelError when a layer does not fit or the answer is not one number per class, ConfigError for a target or an
-    argument that does not exist. `allow` limits what may be named, see `locate`."""
+    Raises ModelError when a layer does not fit or the answer is not one number per class, ConfigError for a target or
+    an argument that does not exist. `allow` limits what may be named, see `locate`."""
     if "layers" in network:
         model, network = _from_layers(network["layers"], shape, num_classes, f"{key}.layers", allow)
     elif "_target_" in network:
@@ -110,7 +111,8 @@ def answers_probabilities(model: nn.Module, shape: tuple[int, int, int]) -> bool
 
 
 def without_downloads(network: Mapping[str, Any]) -> dict[str, Any]:
-    """The node with every argument that would fetch weights switched off; a stored model is filled from its own file."""
+    """The node with every argument that would fetch weights switched off; a stored model is filled from its own
+    file."""
     return {name: _DOWNLOADS.get(name, value) for name, value in network.items()}
 
 
@@ -119,7 +121,7 @@ def _without_auto(
 ) -> dict[str, Any]:
     channels, height, width = shape
     size = height if height == width else [height, width]
-    known = dict.fromkeys(CLASS_ARGUMENTS, num_classes)
+    known: dict[str, int | list[int]] = dict.fromkeys(CLASS_ARGUMENTS, num_classes)
     known |= dict.fromkeys(CHANNEL_ARGUMENTS, channels) | dict.fromkeys(SIZE_ARGUMENTS, size)
     filled = {}
     for name, value in network.items():

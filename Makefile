@@ -1,0 +1,45 @@
+# Two commands for a clean clone: `make demo` trains on the embedded digits, `make test` runs the tests. The rest serves both.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test check lint types docs rows clean
+
+demo: $(VENV)/.demo
+	$(BIN)/sightline train
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest --numprocesses 2
+
+check: test lint types docs rows
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+docs: $(VENV)/.dev
+	$(BIN)/mkdocs build --strict --quiet
+
+rows: $(VENV)/.dev
+	$(BIN)/python scripts/rows
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Sightline needs Python 3.11 or newer, this is " + sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
+	@echo "installing Sightline and PyTorch into $(VENV) (some gigabytes, a minute or two)"
+	$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
+	@echo "installing Sightline with everything its tests and docs need into $(VENV)"
+	$(INSTALL) --editable '.[dev]'
+	@touch $@ $(VENV)/.demo
+
+clean:
+	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis

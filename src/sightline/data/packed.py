@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from PIL import ImageOps
 from torch import Tensor
 
 from sightline.data.preprocess import Preprocess, is_gray, open_image
@@ -62,8 +64,10 @@ def pack(
     preprocess: Preprocess,
     classes: tuple[str, ...],
     progress: Callable[[int], None] = lambda _: None,
+    exact: Collection[str] = (),
 ) -> PackedDataset:
-    """Decodes every sample with one thread per core. `progress` is called with the number of images just finished.
+    """Decodes every sample with one thread per core. `progress` is called with the number of images just finished,
+    `exact` is as in `Preprocess.decode`.
 
     Raises DataError naming the first image, in the samples' order, that cannot be decoded."""
     images = np.empty((len(samples), *preprocess.shape), dtype=np.uint8)
@@ -71,7 +75,7 @@ def pack(
     def fill(start: int) -> int:
         stop = min(start + _CHUNK, len(samples))
         for row in range(start, stop):
-            images[row] = preprocess.decode(samples[row].image, _name(samples[row]))
+            images[row] = preprocess.decode(samples[row].image, _name(samples[row]), exact)
         return stop - start
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
@@ -93,35 +97,33 @@ def pack_splits(
 ) -> tuple[dict[str, PackedDataset], Preprocess]:
     """Every split of a source, and the finished preprocessing: a mapping may leave size, channels, mean and std "auto",
     to be taken from the first training image and from the training split's own statistics."""
-    if not isinstance(preprocess, Preprocess):
-        auto = {name for name in ("mean", "std") if preprocess.get(name, "auto") == "auto"}
-        decoder = _decoder(source.splits["train"][0], preprocess)
+    if isinstance(preprocess, Preprocess):
+        auto: set[str] = set()
+        decoder = preprocess
     else:
-        auto, decoder = set(), preprocess
-    packed = {split: pack(samples, decoder, source.info.classes, progress) for split, samples in source.splits.items()}
-    if auto:
+        auto = {name for name in ("size", "channels", "mean", "std") if preprocess.get(name, "auto") == "auto"}
+        decoder = _decoder(source.splits["train"][0], preprocess)
+    packed = {
+        split: pack(samples, decoder, source.info.classes, progress, auto) for split, samples in source.splits.items()
+    }
+    if "mean" in auto or "std" in auto:
         mean, std = packed["train"].statistics()
-        decoder = decoder.with_statistics(
-            mean if "mean" in auto else decoder.mean, std if "std" in auto else decoder.std
+        decoder = replace(
+            decoder, mean=mean if "mean" in auto else decoder.mean, std=std if "std" in auto else decoder.std
         )
     return packed, decoder
 
 
 def _decoder(first: Sample, given: Mapping[str, object]) -> Preprocess:
-    values = {name: value for name, value in given.items() if value != "auto"}
+    values: dict[str, Any] = {name: value for name, value in given.items() if value != "auto"}
     size = values.pop("size", None)
-    if size is None:
-        width, height = open_image(first.image, _name(first)).size
-        values["resize"] = (
-            "exact"  # `auto` means one size for all; another size is then an error, never a silent stretch
-        )
-    else:
-        height, width = (size, size) if isinstance(size, int) else (list(size) * 2)[:2]  # type: ignore[call-overload]
     channels = values.pop("channels", None) or (1 if is_gray(first.image, _name(first)) else 3)
-    return Preprocess(height=height, width=width, channels=channels, **values)  # type: ignore[arg-type]
+    if size is None:
+        width, height = ImageOps.exif_transpose(open_image(first.image, _name(first))).size
+    else:
+        height, width = (size, size) if isinstance(size, int) else (list(size) * 2)[:2]
+    return Preprocess(height=height, width=width, channels=channels, **values)
 
 
 def _name(sample: Sample) -> str:
-    if isinstance(sample.image, Path):
-        return f"'{sample.image}'"
-    return f"'{sample.id}'"
+    return f"'{sample.image if isinstance(sample.image, Path) else sample.id}'"

@@ -6,8 +6,8 @@ was measured. Decoding is on the CPU and ends in uint8; normalisation is on the 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class Preprocess:
     `std`.
 
     `resize`: "stretch" ignores the aspect ratio; "crop" scales the shorter side and cuts the centre; "pad" scales the
-    longer side and fills with `background`; "exact" refuses any other size. Alpha is laid over `background` (0..255),
+    longer side and fills with `background`. Alpha is laid over `background` (0..255),
     EXIF orientation is applied, 16-bit gray is scaled to 8. Gray from colour is ITU-R 601 luma, as in Pillow."""
 
     height: int
@@ -75,16 +75,27 @@ class Preprocess:
         }
         return cls(**made)
 
-    def with_statistics(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Preprocess:
-        """The same decoding with another normalisation."""
-        return replace(self, mean=mean, std=std)
-
-    def decode(self, image: Path | bytes | NDArray[np.uint8] | Image.Image, name: str = "") -> NDArray[np.uint8]:
+    def decode(
+        self,
+        image: Path | bytes | NDArray[np.uint8] | Image.Image,
+        name: str = "",
+        exact: Collection[str] = (),
+    ) -> NDArray[np.uint8]:
         """uint8 pixels [C,H,W] of a file, an encoded image, a Pillow image or an array [H,W] or [H,W,C] of uint8.
 
-        Raises DataError naming the file when it is no image, is damaged, or (for `resize` "exact") has another size."""
-        name = name or (str(image) if isinstance(image, Path) else "the image")
-        picture = self._resized(self._converted(open_image(image, name)), name)
+        `exact` may name "size" and "channels": an image that would have to be resized, or lose its colours, is then
+        refused. Raises DataError naming the file for that, and for one that is no image or is damaged."""
+        name = name or (f"'{image}'" if isinstance(image, Path) else "the image")
+        picture = open_image(image, name)
+        if "channels" in exact and self.channels == 1 and picture.mode not in _GRAY_MODES:
+            raise DataError(f"{name} is a colour image, the first one is gray. Set data.preprocess.channels to 1 or 3.")
+        picture = self._converted(picture)
+        if "size" in exact and picture.size != (self.width, self.height):
+            raise DataError(
+                f"{name} is {picture.height} x {picture.width} pixels, the first image {self.height} x {self.width}. "
+                f"Set data.preprocess.size to bring all to one size."
+            )
+        picture = self._resized(picture)
         pixels = np.asarray(picture, dtype=np.uint8)
         return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
 
@@ -112,15 +123,10 @@ class Preprocess:
             picture = Image.alpha_composite(under, picture)
         return picture.convert(wanted)
 
-    def _resized(self, picture: Image.Image, name: str) -> Image.Image:
+    def _resized(self, picture: Image.Image) -> Image.Image:
         size = (self.width, self.height)
         if picture.size == size:
             return picture
-        if self.resize == "exact":
-            raise DataError(
-                f"{name} is {picture.height} x {picture.width} pixels, the first image {self.height} x {self.width}. "
-                f"Set data.preprocess.size to bring all to one size."
-            )
         method = _FILTERS[self.interpolation]
         if self.resize == "crop":
             return ImageOps.fit(picture, size, method)

@@ -196,17 +196,27 @@ def _build(cls: Any, values: Any, path: str, also: tuple[str, ...] = ()) -> Any:
         where = f"{path}.{name}" if path else str(name)
         if name not in names:
             inside = f" in '{path}'" if path else ""
+            options = [f"{path}.{option}" if path else option for option in (*names, *also)]
             raise ConfigError(
-                f"unknown key '{where}'.{nearest(str(name), (*names, *also)) or _elsewhere(str(name))} "
+                f"unknown key '{where}'.{nearest(where, options) or _elsewhere(str(name))} "
                 f"Valid keys{inside}: {listing(names, 40)}."
             )
-        made[name] = _convert(value, hints[name], where)
+        made[name] = _convert(_over_default(cls, name, value), hints[name], where)
     return cls(**made)
 
 
 def _default(cls: Any, name: str) -> Any:
     item = next(item for item in dataclasses.fields(cls) if item.name == name)
     return item.default if item.default is not MISSING else typing.cast(Any, item.default_factory)()
+
+
+def _over_default(cls: Any, name: str, value: Any) -> Any:
+    """A node without a target of its own changes arguments of the default one; with one, it stands alone, so that no
+    argument of the default optimiser ever reaches another."""
+    default = _default(cls, name)
+    if isinstance(default, dict) and isinstance(value, Mapping) and not {"_target_", "class", "layers"} & set(value):
+        return {**default, **value}
+    return value
 
 
 def _elsewhere(name: str) -> str:
@@ -298,6 +308,11 @@ def _check_ranges(config: TrainConfig) -> None:
     for name, value in (("val", data.val), ("test", data.test)):
         if value > 1 and value != int(value):
             raise ConfigError(f"data.{name}: expected a part below 1 or a whole number of images, found {value}.")
+    if data.source == "digits" and data.root is not None:
+        raise ConfigError(
+            f"data.root: the embedded digits have no directory, found {data.root!r}. For your own pictures leave "
+            f"data.source at auto, or choose data=folder or data=csv."
+        )
     if data.preprocess.background > 255:
         raise ConfigError(
             f"data.preprocess.background: expected a gray level of 0 to 255, found {data.preprocess.background}."

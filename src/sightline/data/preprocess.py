@@ -93,7 +93,7 @@ class Preprocess:
         if "size" in exact and picture.size != (self.width, self.height):
             raise DataError(
                 f"{name} is {picture.height} x {picture.width} pixels, the first image {self.height} x {self.width}. "
-                f"Set data.preprocess.size to bring all to one size."
+                f"Set data.preprocess.size to bring all to one size, or use data=folder."
             )
         picture = self._resized(picture)
         pixels = np.asarray(picture, dtype=np.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ def load_checkpoint(path: Path, state: TrainState) -> None:
         if state.optimizer is not None and content["optimizer"] is not None:
             state.optimizer.load_state_dict(content["optimizer"])
         for schedule, saved in zip(state.schedules, content["schedules"], strict=True):
+            _check_length(path, schedule.scheduler, saved)
             schedule.scheduler.load_state_dict(saved)
         for name in ("ema", "scaler"):
             if getattr(state, name) is not None:
@@ -61,6 +63,16 @@ def load_checkpoint(path: Path, state: TrainState) -> None:
 def load_weights(path: Path, model: torch.nn.Module) -> None:
     """Only the model's weights of a checkpoint."""
     model.load_state_dict(read_checkpoint(path)["model"])
+
+
+def _check_length(path: Path, scheduler: Any, saved: Mapping[str, Any]) -> None:
+    """A schedule that knows its end cannot be lengthened halfway: its learning rates so far were another curve's."""
+    for name in ("total_steps", "T_max", "total_iters"):
+        if name in saved and saved[name] != getattr(scheduler, name, saved[name]):
+            raise ArtifactError(
+                f"'{path}' was trained with a {type(scheduler).__name__} of {name} {saved[name]}, which cannot become "
+                f"{getattr(scheduler, name)} halfway. Keep trainer.max_epochs, or start a new run with the new length."
+            )
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

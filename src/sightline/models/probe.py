@@ -169,6 +169,7 @@ def _needs(layer: nn.Module, got: tuple[int, ...]) -> tuple[str, bool]:
 
 def _smallest_image(model: nn.Module, channels: int) -> int | None:
     def fits(side: int) -> bool:
+        """Whether a square image of this side runs through."""
         try:
             _run(model, (channels, side, side))
         except _LayerError:

@@ -1,0 +1,82 @@
+"""What every test can ask for: the shared data, a command in a subprocess, a trained run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+# processes that share a machine's cores must not each start a thread per core, and the bits depend on the number
+os.environ.update(OMP_NUM_THREADS="1", COLUMNS="120")
+torch.set_num_threads(1)
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The directory of the shared data, `$SIGHTLINE_SHARED` or beside the checkout."""
+    path = Path(os.environ.get("SIGHTLINE_SHARED") or Path(__file__).parents[2] / "shared")
+    if not (path / "data").is_dir():
+        if os.environ.get("SIGHTLINE_SHARED_REQUIRED"):
+            pytest.fail(f"the shared data must be there, but there is no '{path / 'data'}'")
+        pytest.skip(f"no shared data in '{path}'; set SIGHTLINE_SHARED")
+    return path
+
+
+@pytest.fixture(scope="session")
+def mnist(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """10,000 MNIST digits as PNG files with a CSV (columns `file,target`), unpacked."""
+    folder = tmp_path_factory.mktemp("mnist")
+    with tarfile.open(shared / "data" / "mnist10k-png.tar.gz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder / "mnist10k"
+
+
+def run_command(
+    *words: str | Path, cwd: Path, timeout: float = 300, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """The real command in a process of its own, as a pipe sees it."""
+    return subprocess.run(
+        [sys.executable, "-m", "sightline", *map(str, words)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env={**os.environ, **(env or {})},
+    )
+
+
+@pytest.fixture
+def sightline(tmp_path: Path) -> Command:
+    """`sightline("train", "seed=1")` runs the command in an empty directory."""
+
+    def run(*words: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
+        return run_command(*words, **{"cwd": tmp_path, **options})  # type: ignore[arg-type]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on the embedded digits, two epochs, made by the command."""
+    folder = tmp_path_factory.mktemp("digits")
+    done = run_command("train", "run.name=digits", "trainer.max_epochs=2", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "runs" / "digits"
+
+
+def python(code: str, *arguments: str, cwd: Path | None = None, options: Sequence[str] = ()) -> str:
+    """The output of a fresh interpreter; for what must not depend on what these tests have imported."""
+    done = subprocess.run(
+        [sys.executable, *options, "-c", code, *arguments], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -46,7 +46,8 @@ class NonFiniteLossError(RunFailedError):
 def nearest(name: str, options: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the valid name closest to `name`, or an empty string when none is close."""
     listed = sorted(set(options))
-    match = difflib.get_close_matches(name, listed, n=1, cutoff=0.6)
+    match = difflib.get_close_matches(name, listed, n=5, cutoff=0.6)
+    match.sort(key=lambda option: sorted(option) != sorted(name))  # two letters exchanged is the likeliest slip
     if not match:  # Adam for adam, BatchNorm2d for batchnorm2d
         match = [option for option in listed if option.lower() == name.lower()]
     return f" Did you mean '{match[0]}'?" if match else ""

@@ -173,6 +173,7 @@ def build_loss(config: TrainConfig, device: torch.device | str = "cpu") -> Any:
 
 def _assemble(config: TrainConfig, given: Mapping[str, Any], run: Run | None) -> Assembly:
     module, settings = config.module, config.trainer
+    _check_targets(config)
     runtime = Runtime(settings.device, seed=config.seed, threads=settings.threads, deterministic=settings.deterministic)
     data, preprocess, source = open_data(config, given.get("source"))
     record = data_record(data, source)
@@ -279,6 +280,22 @@ def _schedules(config: TrainConfig, optimizer: Any, steps_per_epoch: int) -> lis
 def _better(config: TrainConfig, monitor: str) -> str:
     given = config.module.monitor_mode
     return given if given != "auto" and monitor == config.module.monitor else better_when(monitor)
+
+
+def _check_targets(config: TrainConfig) -> None:
+    """A name that stands for nothing is told before any image is decoded."""
+    module = config.module
+    schedulers = module.lr_scheduler if isinstance(module.lr_scheduler, list) else [module.lr_scheduler]
+    layers = module.network.get("layers", [module.network])
+    for key, nodes in {
+        "module.network": layers,
+        "module.loss": [module.loss],
+        "module.optimizer": [module.optimizer],
+        "module.lr_scheduler": [node for node in schedulers if node],
+    }.items():
+        for node in nodes:
+            if isinstance(node.get("_target_"), str):
+                locate.resolve(node["_target_"], key=f"{key}._target_")
 
 
 def _check_monitors(config: TrainConfig, evals: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ device, where tensors have shapes but no numbers, runs one batch in evaluation m
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,15 +37,16 @@ class Trace:
     multiply_adds: int
 
 
-def trace(model: nn.Module, shape: tuple[int, ...]) -> Trace:
-    """Runs an image of `shape` (C, H, W) through a shape-only copy of `model`.
+def trace(model: nn.Module, shape: tuple[int, ...], fits: Callable[[int], bool] | None = None) -> Trace:
+    """Runs an image of `shape` (C, H, W) through a shape-only copy of `model`. `fits` tells whether a square image of some
+    side would do, where that is not for `model` itself to tell: it is a part of a network.
 
     Raises ModelError naming the layer that cannot take what reaches it, what it got, what it needs, and the smallest
     square image that would fit, if one of up to 512 pixels does."""
     try:
         return _run(model, shape)
     except _LayerError as error:
-        smallest = _smallest_image(model, shape[0]) if error.size_matters else None
+        smallest = _smallest_image(fits or _runs(model, shape[0])) if error.size_matters else None
         told = f" The smallest square image this network takes is {smallest} x {smallest}." if smallest else ""
         image = " x ".join(str(side) for side in shape[1:])
         raise ModelError(
@@ -167,15 +169,18 @@ def _needs(layer: nn.Module, got: tuple[int, ...]) -> tuple[str, bool]:
     return "", True
 
 
-def _smallest_image(model: nn.Module, channels: int) -> int | None:
-    def fits(side: int) -> bool:
-        """Whether a square image of this side runs through."""
+def _runs(model: nn.Module, channels: int) -> Callable[[int], bool]:
+    def runs(side: int) -> bool:
         try:
             _run(model, (channels, side, side))
         except _LayerError:
             return False
         return True
 
+    return runs
+
+
+def _smallest_image(fits: Callable[[int], bool]) -> int | None:
     coarse = next((side for side in (*range(1, 65), *range(72, 513, 8)) if fits(side)), None)
     if coarse is None or coarse <= 64:
         return coarse

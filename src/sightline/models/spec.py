@@ -137,13 +137,29 @@ def _from_layers(
     num_classes: int,
     key: str,
     allow: Sequence[str] | None,
+    search: bool = True,
 ) -> tuple[nn.Sequential, dict[str, Any]]:
+    """The layers in order, each `auto` filled with what comes out of the layers before it. When those do not fit the
+    image, the smallest one that fits is looked for (`search`) with the whole list, not with the part made so far."""
+
+    def fits(side: int) -> bool:
+        if not search:
+            return False
+        try:
+            with torch.device("meta"):
+                model, _ = _from_layers(nodes, (shape[0], side, side), num_classes, key, allow, search=False)
+            trace(model, (shape[0], side, side), lambda _: False)
+        except (ModelError, ConfigError):
+            return False
+        return True
+
     layers: list[nn.Module] = []
     written = []
     for i, node in enumerate(nodes):
         target, args, kwargs = locate.split_node(node, f"{key}[{i}]")
         auto = [name for name, value in kwargs.items() if value == "auto"]
-        before = trace(nn.Sequential(*layers), shape).output if auto and layers else shape
+        inferred = [name for name in auto if name != "out_features"]
+        before = trace(nn.Sequential(*layers), shape, fits).output if inferred and layers else shape
         for name in auto:
             if name == "out_features":
                 kwargs[name] = num_classes

@@ -1,0 +1,459 @@
+"""The command line as a person meets it: the real command in a process of its own, its words, its exit code, and that
+nothing is lost when something is wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pexpect
+import pytest
+import torch
+from PIL import Image
+
+from conftest import Command
+
+SMALL = ("trainer.max_epochs=1", "module.network.width=4", "data.preprocess.size=8")
+
+
+def picture(path: Path, seed: int = 0, size: tuple[int, int] = (8, 8)) -> Path:
+    """A gray PNG of noise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def folders(root: Path, *classes: str, images: int = 6) -> Path:
+    """One folder of pictures for each class."""
+    for position, name in enumerate(classes):
+        for i in range(images):
+            picture(root / name / f"{i}.png", seed=position * 1000 + i)
+    return root
+
+
+def table(root: Path, rows: list[str], header: str = "file,target") -> Path:
+    """Pictures 0.png to 9.png and a CSV beside them."""
+    for i in range(10):
+        picture(root / f"{i}.png", seed=i)
+    (root / "labels.csv").write_text("\n".join([header, *rows]) + "\n")
+    return root
+
+
+GOOD_ROWS = [f"{i}.png,{i % 2}" for i in range(10)]
+
+
+def refused(done: subprocess.CompletedProcess[str], *words: str, code: int = 2) -> None:
+    """The command ended with `code`, said each of `words` on standard error, and showed no traceback."""
+    assert done.returncode == code, done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr, done.stderr
+
+
+def nothing_left(folder: Path) -> None:
+    assert not (folder / "runs").exists()
+
+
+# ---- data ----
+
+
+def test_a_path_that_does_not_exist(sightline: Command, tmp_path: Path) -> None:
+    folders(tmp_path / "pictures", "a", "b")
+    refused(
+        sightline("train", "data.root=pictuers"), "data.root: 'pictuers' does not exist", "Did you mean 'pictures'?"
+    )
+    nothing_left(tmp_path)
+
+
+def test_an_empty_folder(sightline: Command, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    refused(sightline("train", "data.root=pictures"), "no images in 'pictures'", "empty folder")
+    folders(tmp_path / "pictures", "a", "b")
+    (tmp_path / "pictures" / "c").mkdir()
+    refused(sightline("train", "data.root=pictures"), "pictures/c' is an empty folder", "class 'c' has no image")
+    nothing_left(tmp_path)
+
+
+def test_one_class_only(sightline: Command, tmp_path: Path) -> None:
+    folders(tmp_path / "pictures", "a")
+    refused(sightline("train", "data.root=pictures"), "only one class, 'a'")
+    nothing_left(tmp_path)
+
+
+def test_a_class_in_val_that_train_lacks(sightline: Command, tmp_path: Path) -> None:
+    folders(tmp_path / "pictures" / "train", "cat", "dog")
+    folders(tmp_path / "pictures" / "val", "cat", "dgo")
+    done = sightline("train", "data.root=pictures")
+    refused(done, "the class 'dgo' is in the val split but not in train", "Did you mean 'dog'?", "val/dgo/0.png")
+    nothing_left(tmp_path)
+
+
+def test_a_csv_row_whose_file_is_missing_or_outside(sightline: Command, tmp_path: Path) -> None:
+    table(tmp_path / "data", [*GOOD_ROWS, "11.png,1"])
+    refused(
+        sightline("train", "data.root=data"), "labels.csv, row 12", "11.png' does not exist", "Did you mean '1.png'?"
+    )
+    picture(tmp_path / "secret.png")
+    table(tmp_path / "data", [*GOOD_ROWS, "../secret.png,1"])
+    done = sightline("train", "data.root=data")
+    refused(done, "labels.csv, row 12", "'../secret.png' lies outside the data directory")
+    nothing_left(tmp_path)
+
+
+def test_a_label_out_of_range(sightline: Command, tmp_path: Path) -> None:
+    table(tmp_path / "data", [*GOOD_ROWS[:9], "9.png,7"])
+    done = sightline("train", "data.root=data", "data.classes=2")
+    refused(done, "labels.csv, row 11", "label '7' is out of range", "0 to 1")
+    nothing_left(tmp_path)
+
+
+def test_a_file_that_is_no_image(sightline: Command, tmp_path: Path) -> None:
+    folders(tmp_path / "pictures", "a", "b")
+    (tmp_path / "pictures" / "a" / "note.png").write_text("hello")
+    refused(sightline("train", "data.root=pictures", *SMALL), "pictures/a/note.png' is no image", "b'hello'")
+    nothing_left(tmp_path)
+
+
+# ---- network and config ----
+
+
+@pytest.mark.rows("AB2")
+def test_a_network_that_does_not_fit_the_images(sightline: Command, tmp_path: Path) -> None:
+    layers = "[{_target_: torch.nn.Conv2d, in_channels: auto, out_channels: 4, kernel_size: 11},"
+    layers += "{_target_: torch.nn.Flatten}, {_target_: torch.nn.Linear, in_features: 64, out_features: auto}]"
+    done = sightline("train", f"module.network={{layers: {layers}}}")
+    refused(done, "images of 8 x 8", "layer '0', Conv2d, got 1 x 8 x 8", "at least 11 x 11", "takes is 14 x 14")
+    nothing_left(tmp_path)
+
+
+@pytest.mark.rows("AB1")
+def test_a_layer_of_the_wrong_width(sightline: Command, tmp_path: Path) -> None:
+    layers = "[{_target_: torch.nn.Conv2d, in_channels: 1, out_channels: 4, kernel_size: 3},"
+    layers += "{_target_: torch.nn.BatchNorm2d, num_features: 5}]"
+    done = sightline("train", f"module.network={{layers: {layers}}}")
+    refused(done, "layer '1', BatchNorm2d, got 4 x 6 x 6 but needs 5 channels", "set num_features: 4")
+    nothing_left(tmp_path)
+
+
+@pytest.mark.rows("D04", "D05")
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["trainer.max_epoch=3"], ["unknown key 'trainer.max_epoch'", "Did you mean 'trainer.max_epochs'?"]),
+        (["max_epochs=3"], ["unknown key 'max_epochs'", "Did you mean 'trainer.max_epochs'?"]),
+        (["trainer.max_epochs=3.5"], ["trainer.max_epochs: expected a whole number, found the float 3.5"]),
+        (["experiment=mnits"], ["no such preset", "Did you mean 'mnist'?", "digits, mnist"]),
+        (["experimnt=mnist"], ["unknown key 'experimnt'", "Did you mean 'experiment'?"]),
+        (["dtaa=folder"], ["unknown key 'dtaa'", "Did you mean 'data'?"]),
+        (["max_epochs"], ["'max_epochs' is no change of the config", "key=value"]),
+        (["seed=1,2"], ["names several values"]),
+        (["data=digits", "data.root=x"], ["the embedded digits have no directory"]),
+        (
+            ["module.optimizer._target_=torch.optim.Adma"],
+            ["module.optimizer._target_: 'torch.optim' has no 'Adma'", "Did you mean 'Adam'?"],
+        ),
+        (
+            ["module.optimizer._target_=adabelief_pytorch.AdaBelief"],
+            ["module.optimizer._target_", "'adabelief_pytorch' is not installed", "pip install adabelief_pytorch"],
+        ),
+        (["module.optimizer.lrr=0.1"], ["module.optimizer", "has no argument 'lrr'", "Did you mean 'lr'?"]),
+        (["module.optimizer.lr=-1"], ["module.optimizer", "Invalid learning rate"]),
+        (["module.loss._target_=torch.nn"], ["module.loss._target_", "not something that can be called"]),
+        (["trainer.device=cuda:7"], ["trainer.device: 'cuda:7' is not there"]),
+    ],
+)
+def test_a_wrong_key_group_or_target(words: list[str], told: list[str], sightline: Command, tmp_path: Path) -> None:
+    refused(sightline("train", *words), *told)
+    nothing_left(tmp_path)
+
+
+@pytest.mark.rows("DB2")
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["module.monitor=val_acuracy"], ["module.monitor: there will be no metric 'val_acuracy'", "'val_accuracy'?"]),
+        (["data.val=0"], ["no metric 'val_loss'", "no validation split: set data.val", "train_loss, train_accuracy"]),
+    ],
+)
+def test_a_monitor_that_no_metric_matches(
+    words: list[str], told: list[str], sightline: Command, tmp_path: Path
+) -> None:
+    done = sightline("train", *words)
+    refused(done, *told, "There will be: train_loss")
+    assert "epoch" not in done.stdout
+    nothing_left(tmp_path)
+
+
+def test_an_unknown_command_and_an_unknown_option(sightline: Command) -> None:
+    refused(sightline("trian"), "no command 'trian'", "Did you mean 'train'?")
+    refused(sightline("train", "--epochs", "3"), "unrecognized arguments: --epochs")
+
+
+# ---- the run itself ----
+
+
+def test_a_loss_that_becomes_nan(sightline: Command, tmp_path: Path) -> None:
+    words = ("module.optimizer.lr=1e30", "module.lr_scheduler=null", "run.name=broken", "trainer.log_every=1")
+    done = sightline("train", *words)
+    refused(done, "at step 2", "epoch 0, batch 1", "learning rate", code=1)
+    assert (tmp_path / "runs" / "broken" / "config.yaml").is_file()
+    assert not (tmp_path / "runs" / "broken" / "exported").exists()
+
+
+def test_a_run_that_exists_is_not_touched(sightline: Command, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "mine"
+    run.mkdir(parents=True)
+    (run / "precious.txt").write_text("years of work")
+    refused(
+        sightline("train", "run.name=mine"), "'runs/mine' exists", "never written over", "sightline resume runs/mine"
+    )
+    assert [entry.name for entry in run.iterdir()] == ["precious.txt"]
+
+
+def files_of(run: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(run)): f.read_bytes() for f in sorted(run.rglob("*.csv"))}
+
+
+def test_ctrl_c_saves_and_resume_finishes_with_the_same_bits(sightline: Command, tmp_path: Path) -> None:
+    """A real SIGINT in mid-training; the run that went on predicts to the bit what one without it predicts."""
+    words = ["train", "trainer.max_epochs=40", "data.batch_size=16", "run.name=cut"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "sightline", *words],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("epoch  3/40"):
+                process.send_signal(signal.SIGINT)
+                break
+        told = process.stdout.read()
+        assert process.wait(60) == 130
+    assert "Traceback" not in told
+    assert "interrupted after step" in told
+    assert "sightline resume runs/cut" in told
+    cut = tmp_path / "runs" / "cut"
+    assert (cut / "checkpoints" / "last.ckpt").is_file()
+    assert not (cut / "exported").exists()
+
+    done = sightline("resume", "runs/cut")
+    assert done.returncode == 0, done.stderr
+    whole = sightline("train", *words[1:3], "run.name=whole")
+    assert whole.returncode == 0, whole.stderr
+    assert files_of(cut) == files_of(tmp_path / "runs" / "whole")
+    steps = [json.loads(line)["step"] for line in (cut / "log.jsonl").read_text().splitlines()]
+    other = [json.loads(line)["step"] for line in (tmp_path / "runs/whole/log.jsonl").read_text().splitlines()]
+    assert steps == other
+
+
+def test_resume_refuses_what_it_cannot_do(sightline: Command, digits_run: Path, tmp_path: Path) -> None:
+    refused(sightline("resume", "nowhere"), "there is no run 'nowhere'")
+    refused(sightline("resume", tmp_path), "is no run: it has no config.yaml")
+    refused(sightline("resume", digits_run, "data.batch_size=3"), "resume takes changes of trainer.… alone")
+    refused(sightline("resume", digits_run, "trainer.max_epochs=9"), "OneCycleLR of total_steps 40")
+    copied = shutil.copytree(digits_run, tmp_path / "copied")
+    content = json.loads((copied / "data.json").read_text())
+    content["fingerprint"]["train"] = "0" * 64
+    (copied / "data.json").write_text(json.dumps(content))
+    refused(sightline("resume", copied), "the data has changed", "train split")
+
+
+@pytest.mark.rows("D07")
+def test_what_a_run_leaves(digits_run: Path, sightline: Command) -> None:
+    run = digits_run
+    names = {"config.yaml", "environment.json", "data.json", "log.jsonl", "tensorboard", "checkpoints", "exported"}
+    assert {entry.name for entry in run.iterdir()} == names | {"predictions"}
+    assert sorted(f.name for f in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert sorted(f.name for f in (run / "exported").iterdir()) == ["model.safetensors", "sightline.json"]
+    assert any((run / "tensorboard").iterdir())
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["torch"]["version"] == torch.__version__
+    assert {"python", "packages", "git", "command"} <= set(environment)
+    data = json.loads((run / "data.json").read_text())
+    assert (
+        data["splits"]["train"]["images"] + data["splits"]["val"]["images"] + data["splits"]["test"]["images"] == 1797
+    )
+    manifest = json.loads((run / "exported" / "sightline.json").read_text())
+    assert manifest["classes"] == [str(i) for i in range(10)]
+    assert manifest["provenance"]["config"]["trainer"]["max_epochs"] == 2
+    assert set(manifest["metrics"]) == {"val", "test"}
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    epochs = [row for row in rows if "val_loss" in row]
+    assert [row["epoch"] for row in epochs] == [0, 1]
+    with (run / "predictions" / "test.csv").open() as file:
+        table_ = list(csv.DictReader(file))
+    assert list(table_[0]) == ["id", "label", "prediction", "confidence", "loss", *(f"p_{i}" for i in range(10))]
+    assert len(table_) == data["splits"]["test"]["images"]
+    right = sum(row["label"] == row["prediction"] for row in table_) / len(table_)
+    assert right == pytest.approx(manifest["metrics"]["test"]["accuracy"])
+    for row in table_[:20]:
+        probabilities = [float(row[f"p_{i}"]) for i in range(10)]
+        assert sum(probabilities) == pytest.approx(1, abs=1e-5)
+        assert float(row["confidence"]) == max(probabilities)
+        assert float(row["loss"]) == pytest.approx(-np.log(probabilities[int(row["label"])]), rel=1e-3, abs=1e-5)
+
+
+def test_the_config_of_a_run_makes_the_same_run(digits_run: Path, sightline: Command, tmp_path: Path) -> None:
+    """config.yaml is complete: composing nothing and training from it gives the same predictions to the bit."""
+    import sightline as library
+    from sightline.config.reader import read_yaml
+
+    config = read_yaml(digits_run / "config.yaml")
+    config["run"] = {"dir": str(tmp_path / "again"), "name": "again"}
+    config["trainer"]["progress"] = False
+    result = library.fit(config)
+    assert result.run is not None
+    assert files_of(result.run) == files_of(digits_run)
+
+
+def test_evaluate_repeats_the_runs_own_table(digits_run: Path, sightline: Command, tmp_path: Path) -> None:
+    copied = shutil.copytree(digits_run, tmp_path / "copied")
+    before = files_of(copied)
+    done = sightline("evaluate", copied)
+    assert done.returncode == 0, done.stderr
+    assert "precision" in done.stdout
+    assert files_of(copied) == before
+    refused(sightline("evaluate", copied, "--split", "tset"), "there is no split 'tset'", "Did you mean 'test'?")
+
+
+def test_evaluate_on_other_data_keeps_the_runs_own_table(digits_run: Path, sightline: Command, tmp_path: Path) -> None:
+    copied = shutil.copytree(digits_run, tmp_path / "copied")
+    before = files_of(copied)
+    folders(tmp_path / "other", *map(str, range(10)), images=3)
+    words = ("data.source=folder", f"data.root={tmp_path / 'other'}", "data.test=0", "data.val=0")
+    done = sightline("evaluate", copied, *words)
+    assert done.returncode == 0, done.stderr
+    after = files_of(copied)
+    assert {name: after[name] for name in before} == before
+    (new,) = set(after) - set(before)
+    assert re.fullmatch(r"predictions/train-[0-9a-f]{8}\.csv", new)
+    folders(tmp_path / "fewer", "a", "b")
+    done = sightline("evaluate", copied, "data.source=folder", f"data.root={tmp_path / 'fewer'}")
+    refused(done, "the data's classes are a, b; the model's are 0, 1, 2")
+
+
+def test_predict_files_folders_and_patterns(digits_run: Path, sightline: Command, tmp_path: Path) -> None:
+    folders(tmp_path / "in", "x", images=3)
+    one = sightline("predict", digits_run, "in/x/0.png", "--json")
+    assert one.returncode == 0, one.stderr
+    (answer,) = [json.loads(line) for line in one.stdout.splitlines()]
+    assert answer["path"] == "in/x/0.png"
+    assert answer["confidence"] == max(answer["probabilities"].values())
+    assert answer["probabilities"][answer["prediction"]] == answer["confidence"]
+    folder = sightline("predict", digits_run, "in", "in/x/0.png", "--json")
+    pattern = sightline("predict", digits_run, "in/**/*.png", "--json")
+    assert folder.stdout == pattern.stdout
+    assert len(folder.stdout.splitlines()) == 3
+    plain = sightline("predict", digits_run, "in")
+    assert plain.stdout.splitlines()[0].split("\t") == ["image", "prediction", "confidence", "next"]
+    assert len(plain.stdout.splitlines()) == 4
+
+
+def test_predict_answers_the_good_and_names_the_bad(digits_run: Path, sightline: Command, tmp_path: Path) -> None:
+    folders(tmp_path / "in", "x", images=2)
+    (tmp_path / "in" / "x" / "bad.png").write_bytes(b"")
+    done = sightline("predict", digits_run, "in", "--json")
+    assert done.returncode == 2
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert ["error" in answer for answer in answers] == [False, False, True]
+    assert "the file is empty" in answers[2]["error"]
+    assert "1 of 3 files could not be classified" in done.stderr
+    refused(sightline("predict", digits_run, "out"), "'out' does not exist and matches nothing")
+    refused(sightline("predict", "nowhere", "in"), "there is no run 'nowhere'")
+
+
+def test_a_config_of_the_users_own_and_a_class_of_the_users_own(sightline: Command, tmp_path: Path) -> None:
+    """A preset directory and a network in the current directory; the stored run asks for trust before it runs code."""
+    preset = (
+        "# @package _global_\nmodule:\n  network: {_target_: mynet.Tiny, classes: auto}\ntrainer: {max_epochs: 1}\n"
+    )
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(preset)
+    (tmp_path / "mynet.py").write_text(
+        "from torch import nn\n\n\nclass Tiny(nn.Sequential):\n    def __init__(self, classes):\n"
+        "        super().__init__(nn.Flatten(), nn.Linear(64, classes))\n"
+    )
+    done = sightline("train", "--config-dir", "conf", "experiment=mine", "run.name=own")
+    assert done.returncode == 0, done.stderr
+    picture(tmp_path / "0.png")
+    done = sightline("predict", "runs/own", "0.png")
+    refused(done, "'mynet.Tiny' is not on the list of what a stored model may name")
+    done = sightline("predict", "runs/own", "0.png", "--allow", "mynet")
+    assert done.returncode == 0, done.stderr
+    done = sightline("evaluate", "runs/own", "--allow", "mynet")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.rows("D03")
+def test_groups_and_dotted_overrides_compose(sightline: Command) -> None:
+    import yaml
+
+    done = sightline("train", "experiment=mnist", "trainer.max_epochs=1", "data.root=x", "--cfg", "job")
+    config = yaml.safe_load(done.stdout)
+    assert config["data"]["source"] == "csv"
+    assert config["data"]["test"] == 2000
+    assert config["trainer"]["max_epochs"] == 1
+    plain = yaml.safe_load(sightline("train", "--cfg", "job").stdout)
+    from sightline.config.schema import TrainConfig
+
+    assert plain == TrainConfig().to_dict()
+
+
+@pytest.mark.rows("B07")
+def test_summary(sightline: Command) -> None:
+    layers = "[{_target_: torch.nn.Flatten}, {_target_: torch.nn.Linear, in_features: auto, out_features: auto}]"
+    done = sightline("summary", f"module.network={{layers: {layers}}}")
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert ["1", "Linear", "10", "650", "640"] in lines
+    assert lines[-1] == ["total", "10", "650", "640"]
+
+
+def test_a_terminal_sees_a_bar_and_a_pipe_plain_lines(sightline: Command, tmp_path: Path) -> None:
+    words = ["-m", "sightline", "train", "trainer.max_epochs=3", "run.name=seen"]
+    child = pexpect.spawn(sys.executable, words, cwd=str(tmp_path), encoding="utf-8", dimensions=(40, 150), timeout=90)
+    seen = child.read()
+    child.close()
+    assert child.exitstatus == 0, seen
+    assert "\x1b[" in seen
+    assert "images/s" in seen
+    assert "━" in seen
+    assert "left" in seen
+    piped = sightline("train", *words[3:4], "run.name=piped")
+    assert piped.returncode == 0, piped.stderr
+    assert "\x1b" not in piped.stdout
+    assert sum(line.startswith("epoch ") for line in piped.stdout.splitlines()) == 3
+    assert "runs/piped/predictions/test.csv" in piped.stdout
+    assert piped.stderr == ""
+
+
+@pytest.mark.slow
+def test_mnist_from_its_csv(mnist: Path, sightline: Command, tmp_path: Path) -> None:
+    """8,000 of the 10,000 for training and validation, 2,000 for test: at least 98 % right, and `predict` on the PNG
+    files agrees with the table that `evaluate` wrote."""
+    done = sightline("train", "experiment=mnist", f"data.root={mnist}", "run.name=mnist", timeout=900)
+    assert done.returncode == 0, done.stderr
+    done = sightline("evaluate", "runs/mnist")
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "runs" / "mnist" / "predictions" / "test.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2000
+    assert sum(row["label"] == row["prediction"] for row in rows) / len(rows) >= 0.98
+    chosen = rows[::100]
+    done = sightline("predict", "runs/mnist", *(mnist / row["id"] for row in chosen), "--json")
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [answer["prediction"] for answer in answers] == [row["prediction"] for row in chosen]
+    for answer, row in zip(answers, chosen, strict=True):
+        assert answer["confidence"] == pytest.approx(float(row["confidence"]), abs=1e-6)

@@ -1,0 +1,396 @@
+"""The loop: equal to a plain torch loop, the same bits twice, whole when interrupted, loud when the loss breaks."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sightline.data.augment import Flip, ShiftCrop
+from sightline.data.loader import BatchLoader
+from sightline.data.packed import PackedDataset
+from sightline.data.preprocess import Preprocess
+from sightline.engine.callbacks import EVENTS, Callback, Checkpointer
+from sightline.engine.checkpoint import load_checkpoint
+from sightline.engine.runtime import Runtime
+from sightline.engine.tasks import SupervisedTask
+from sightline.engine.trainer import Trainer
+from sightline.errors import ArtifactError, ConfigError, NonFiniteLossError
+from sightline.models.networks import SmallCNN
+from sightline.types import Batch, Schedule, StepOutput, TrainState
+
+PREPROCESS = Preprocess(8, 8, 1, (0.5,), (0.25,))
+
+
+def dataset(n: int = 50, seed: int = 0) -> PackedDataset:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (n, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(0, 3, (n,), generator=generator)
+    return PackedDataset(images, labels, tuple(str(i) for i in range(n)), ("a", "b", "c"))
+
+
+def loader(n: int = 50) -> BatchLoader:
+    return BatchLoader(dataset(n), PREPROCESS, 16, shuffle=True, augment=[Flip(), ShiftCrop(1)], seed=3)
+
+
+def network(dropout: float = 0.0) -> SmallCNN:
+    torch.manual_seed(0)
+    return SmallCNN(1, 3, width=4, dropout=dropout)
+
+
+def make(
+    directory: Path | None = None,
+    *,
+    epochs: int = 2,
+    callbacks: tuple[Callback, ...] = (),
+    dropout: float = 0.3,
+    scheduler: Callable[[torch.optim.Optimizer], Schedule] | None = None,
+    **more: object,
+) -> Trainer:
+    model = network(dropout)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    state = TrainState(model, optimizer, [scheduler(optimizer)] if scheduler else [])
+    keeper = (Checkpointer(directory, "val_loss", "min"),) if directory else ()
+    evals = {"val": BatchLoader(dataset(20, seed=1), PREPROCESS, 8)}
+    task = SupervisedTask(nn.CrossEntropyLoss())
+    return Trainer(
+        task, state, loader(), evals, max_epochs=epochs, callbacks=(*keeper, *callbacks), runtime=Runtime(), **more
+    )  # type: ignore[arg-type]
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_equal_to_the_bit_with_a_plain_loop() -> None:
+    """Same network, data order and initial weights: a loop by hand and the Trainer give the same weights."""
+    plain = network()
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=8)
+    loss = nn.CrossEntropyLoss()
+    batches = loader()
+    plain.train()
+    for _ in range(2):
+        for batch in batches:
+            optimizer.zero_grad()
+            loss(plain(batch.x), batch.y).backward()
+            optimizer.step()
+            schedule.step()
+
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=8)
+    state = TrainState(model, optimizer, [Schedule(schedule, "step")])
+    evals = {"val": BatchLoader(dataset(20, seed=1), PREPROCESS, 8)}
+    Trainer(SupervisedTask(loss), state, loader(), evals, max_epochs=2, log_every=3).fit()
+    assert state.step == 8
+    assert same(weights(plain), weights(model))
+
+
+def test_two_runs_give_the_same_bits() -> None:
+    first, second = make(), make()
+    first.fit()
+    torch.rand(7)  # what others draw from torch's generator does not reach the run
+    second.fit()
+    assert same(weights(first.state.model), weights(second.state.model))
+    assert first.state.history == second.state.history
+
+
+class StopAt(Callback):
+    """Interrupts after a step, as a signal does."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, trainer: Trainer, output: StepOutput) -> None:
+        if trainer.state.step == self.step:
+            trainer.interrupt()
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 6, 7])
+def test_interrupted_and_resumed_equals_uninterrupted(step: int, tmp_path: Path) -> None:
+    """At the first step, within an epoch, at its last step, in the second epoch, just before the end."""
+
+    def one_cycle(optimizer: torch.optim.Optimizer) -> Schedule:
+        return Schedule(torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=8), "step")
+
+    whole = make(tmp_path / "whole", scheduler=one_cycle)
+    whole.fit()
+    first = make(tmp_path / "cut", callbacks=(StopAt(step),), scheduler=one_cycle)
+    result = first.fit()
+    assert result.interrupted
+    assert result.steps == step
+    second = make(tmp_path / "cut", scheduler=one_cycle)
+    load_checkpoint(tmp_path / "cut" / "last.ckpt", second.state)
+    assert not second.fit().interrupted
+    assert same(weights(whole.state.model), weights(second.state.model))
+    assert whole.state.history == second.state.history
+    assert whole.state.best == second.state.best
+
+
+def test_events_come_in_the_documented_order() -> None:
+    seen: list[str] = []
+
+    class Watch(Callback):
+        pass
+
+    for event in EVENTS:
+        setattr(Watch, event, lambda self, *args, event=event: seen.append(event))
+    make(epochs=2, callbacks=(Watch(),), eval_every=2).fit()
+    steps = ["on_step_end"] * 4
+    assert seen == [
+        "on_fit_start",
+        *("on_epoch_start", *steps, "on_epoch_end"),
+        *("on_epoch_start", *steps, "on_eval_end", "on_epoch_end"),
+        "on_fit_end",
+    ]
+
+
+def test_an_exception_is_announced_and_raised() -> None:
+    seen: list[BaseException] = []
+
+    class Breaks(Callback):
+        def on_epoch_end(self, trainer: Trainer, record: dict[str, float]) -> None:
+            raise RuntimeError("full")
+
+        def on_exception(self, trainer: Trainer, error: BaseException) -> None:
+            seen.append(error)
+
+    with pytest.raises(RuntimeError, match="full"):
+        make(callbacks=(Breaks(),)).fit()
+    assert [str(error) for error in seen] == ["full"]
+
+
+def test_a_misspelt_event_is_refused() -> None:
+    class Wrong(Callback):
+        def on_epoch_ends(self, trainer: Trainer) -> None: ...
+
+    with pytest.raises(TypeError, match=r"on_epoch_ends: no such event. Did you mean 'on_epoch_end'"):
+        make(callbacks=(Wrong(),))
+
+
+@pytest.mark.rows("AB8", "AB9")
+def test_evaluation_changes_nothing_and_repeats() -> None:
+    trainer = make()
+    trainer.state.model.train()
+    trainer.state.model.features[1].eval()  # a layer the user has frozen
+    before = weights(trainer.state.model)
+    modes = [module.training for module in trainer.state.model.modules()]
+    assert trainer.evaluate("val") == trainer.evaluate("val")
+    assert same(before, weights(trainer.state.model))
+    assert modes == [module.training for module in trainer.state.model.modules()]
+
+
+def test_evaluation_counts_every_sample_once() -> None:
+    """The mean over a last partial batch weighs each sample the same."""
+    trainer = make()
+    model = trainer.state.model.eval()
+    data = dataset(20, seed=1)
+    with torch.no_grad():
+        logits = model(PREPROCESS.normalizer()(data.images))
+    found = trainer.evaluate("val")
+    assert found["loss"] == pytest.approx(nn.functional.cross_entropy(logits, data.labels).item(), rel=1e-5)
+    assert found["accuracy"] == pytest.approx((logits.argmax(1) == data.labels).double().mean().item())
+
+
+def test_predict_returns_probabilities_by_row() -> None:
+    trainer = make()
+    probabilities, index = trainer.predict(BatchLoader(dataset(20, seed=1), PREPROCESS, 8, shuffle=True))
+    assert sorted(index.tolist()) == list(range(20))
+    assert torch.allclose(probabilities.sum(1), torch.ones(20))
+
+
+class Poisoned(nn.Module):
+    """A loss that is NaN from its nth training batch on."""
+
+    def __init__(self, n: int):
+        super().__init__()
+        self.left = n
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        self.left -= torch.is_grad_enabled()
+        return nn.functional.cross_entropy(output, target) * (math.nan if self.left < 1 else 1.0)
+
+
+@pytest.mark.parametrize("log_every", [1, 3, 50])
+def test_a_nan_loss_names_its_step_and_keeps_the_last_good_checkpoint(log_every: int, tmp_path: Path) -> None:
+    trainer = make(tmp_path, epochs=5, log_every=log_every)
+    trainer.task = SupervisedTask(Poisoned(7))
+    with pytest.raises(NonFiniteLossError, match=r"became nan at step 7 \(epoch 1, batch 2\)"):
+        trainer.fit()
+    fresh = make()
+    load_checkpoint(tmp_path / "last.ckpt", fresh.state)
+    assert fresh.state.step == 4
+    assert all(torch.isfinite(value).all() for value in fresh.state.model.state_dict().values())
+
+
+def test_broken_weights_never_reach_a_checkpoint(tmp_path: Path) -> None:
+    class Breaks(Callback):
+        def on_step_end(self, trainer: Trainer, output: StepOutput) -> None:
+            if trainer.state.step == 8:
+                trainer.state.model.head.weight.data.fill_(math.inf)
+
+    trainer = make(tmp_path, callbacks=(Breaks(),))
+    trainer.evals = {}
+    with pytest.raises(NonFiniteLossError, match=r"'head\.weight' holds NaN"):
+        trainer.fit()
+    fresh = make()
+    load_checkpoint(tmp_path / "last.ckpt", fresh.state)
+    assert fresh.state.step == 4
+
+
+@pytest.mark.rows("AB12")
+def test_a_plateau_watches_its_metric() -> None:
+    """Lowered when the watched metric stops improving, after each evaluation and never without one."""
+
+    def plateau(optimizer: torch.optim.Optimizer) -> Schedule:
+        made = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode="max", factor=0.5, patience=0, threshold=2.0)
+        return Schedule(made, "epoch", "val_accuracy")
+
+    trainer = make(epochs=6, scheduler=plateau, eval_every=2)
+    trainer.fit()
+    # evaluations after epochs 2, 4 and 6; the first sets the mark, the two after it cannot beat it by the threshold
+    assert trainer.state.optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * 0.5**2)
+
+
+def test_epoch_schedules_step_once_an_epoch() -> None:
+    def decay(optimizer: torch.optim.Optimizer) -> Schedule:
+        return Schedule(torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.1))
+
+    trainer = make(epochs=3, scheduler=decay)
+    trainer.fit()
+    assert trainer.state.optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * 0.1**3)
+
+
+def test_should_stop_ends_after_the_epoch(tmp_path: Path) -> None:
+    class Enough(Callback):
+        def on_eval_end(self, trainer: Trainer, record: dict[str, float]) -> None:
+            trainer.should_stop = True
+
+    result = make(tmp_path, epochs=9, callbacks=(Enough(),)).fit()
+    assert (result.epochs, result.interrupted) == (1, False)
+
+
+def test_best_is_the_best(tmp_path: Path) -> None:
+    trainer = make(tmp_path, epochs=6)
+    trainer.fit()
+    losses = [record["val_loss"] for record in trainer.state.history]
+    assert trainer.state.best == min(losses)
+    fresh = make()
+    load_checkpoint(tmp_path / "best.ckpt", fresh.state)
+    assert fresh.state.epoch == losses.index(min(losses)) + 1
+    assert fresh.evaluate("val")["loss"] == min(losses)
+
+
+def test_checkpoints_hold_no_code(tmp_path: Path) -> None:
+    make(tmp_path).fit()
+    content = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert {"format", "model", "optimizer", "epoch", "step", "batch", "best", "history"} <= set(content)
+
+
+def test_a_wrong_checkpoint_is_refused(tmp_path: Path) -> None:
+    trainer = make(tmp_path)
+    trainer.fit()
+    whole = (tmp_path / "last.ckpt").read_bytes()
+    (tmp_path / "cut.ckpt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ArtifactError, match=r"cut\.ckpt. is no checkpoint, or a damaged one"):
+        load_checkpoint(tmp_path / "cut.ckpt", make().state)
+    with pytest.raises(ArtifactError, match="there is no checkpoint"):
+        load_checkpoint(tmp_path / "none.ckpt", make().state)
+    other = make()
+    other.state.model = SmallCNN(1, 4, width=4)
+    with pytest.raises(ArtifactError, match="belongs to another network"):
+        load_checkpoint(tmp_path / "last.ckpt", other.state)
+
+
+def test_a_schedule_is_not_lengthened_halfway(tmp_path: Path) -> None:
+    def cosine(length: int) -> Callable[[torch.optim.Optimizer], Schedule]:
+        return lambda optimizer: Schedule(torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, length))
+
+    make(tmp_path, scheduler=cosine(2)).fit()
+    with pytest.raises(ArtifactError, match="CosineAnnealingLR of T_max 2, which cannot become 5"):
+        load_checkpoint(tmp_path / "last.ckpt", make(scheduler=cosine(5)).state)
+
+
+def test_any_iterable_of_batches_trains() -> None:
+    """A plain list, without `seek`: resuming in mid-epoch skips what was seen."""
+    model = network()
+    batches = list(loader())
+    state = TrainState(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    seen: list[int] = []
+
+    def counted() -> Iterator[Batch]:
+        for number, batch in enumerate(batches):
+            seen.append(number)
+            yield batch
+
+    class Again:
+        def __iter__(self) -> Iterator[Batch]:
+            return counted()
+
+    trainer = Trainer(SupervisedTask(nn.CrossEntropyLoss()), state, Again(), max_epochs=2)
+    state.batch = 2
+    assert trainer.fit().steps == 2 + 4
+
+
+def test_outputs_are_detached_and_not_read_back() -> None:
+    """The meter is handed tensors without a graph, and the losses of a step stay where they are until a log point."""
+    kept: list[StepOutput] = []
+
+    class Keep(Callback):
+        def on_step_end(self, trainer: Trainer, output: StepOutput) -> None:
+            kept.append(output)
+            assert len(trainer.state.meters["train"]._pending) == trainer.state.batch % 3
+
+    make(epochs=1, log_every=3, callbacks=(Keep(),)).fit()
+    assert all(out.loss is not None and out.loss.grad_fn is None for out in kept)
+    assert all(out.output is not None and out.output.grad_fn is None for out in kept)
+
+
+def test_runtime_puts_torchs_settings_back() -> None:
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    with Runtime(threads=threads + 1).active():
+        assert torch.get_num_threads() == threads + 1
+        assert torch.are_deterministic_algorithms_enabled()
+    assert torch.get_num_threads() == threads
+    assert torch.are_deterministic_algorithms_enabled() == deterministic
+
+
+def test_runtime_refuses_a_device_that_is_not_there() -> None:
+    with pytest.raises(ConfigError, match="'cuda:9' is not there"):
+        Runtime("cuda:9")
+    with pytest.raises(ConfigError, match="'gpu' is no torch device"):
+        Runtime("gpu")
+
+
+def test_dropout_depends_on_seed_and_step_alone() -> None:
+    one, two = Runtime(seed=1), Runtime(seed=1)
+    one.reseed(5)
+    first = torch.rand(3)
+    torch.rand(100)
+    two.reseed(5)
+    assert torch.equal(first, torch.rand(3))
+    Runtime(seed=2).reseed(5)
+    assert not torch.equal(first, torch.rand(3))
+
+
+def test_state_is_all_a_copy_needs() -> None:
+    """Training on from a deep copy of nothing but the checkpoint's content equals training on."""
+    trainer = make(epochs=4)
+    twin = make(epochs=2)
+    twin.fit()
+    twin.max_epochs = 4
+    twin.state = copy.deepcopy(twin.state)
+    twin._step_schedules = []
+    twin.fit()
+    trainer.fit()
+    assert same(weights(trainer.state.model), weights(twin.state.model))

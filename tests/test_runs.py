@@ -61,8 +61,8 @@ def test_a_config_is_a_dict_a_file_or_an_object(tmp_path: Path) -> None:
 
 @pytest.mark.rows("D04", "DB1", "D06", "AB12")
 def test_a_module_of_targets_trains(tmp_path: Path) -> None:
-    """Network, loss, optimiser and scheduler by `_target_`; the scheduler is given its optimiser, the plateau its metric
-    and direction."""
+    """Network, loss, optimiser and scheduler by `_target_`; the scheduler is given its optimiser, the plateau its
+    metric and direction."""
     module = {
         "network": {"_target_": "sightline.models.networks.SmallCNN", "width": 4},
         "loss": {"_target_": "sightline.models.losses.FocalLoss", "gamma": 2},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,12 @@ def build_optimizer(target: Any, arguments: Mapping[str, Any], model: nn.Module,
     optimizer = locate.call(target, [parameters], arguments, key=key)
     if not isinstance(optimizer, Optimizer):
         raise ConfigError(f"{key}._target_: made a {type(optimizer).__name__}, not a torch.optim.Optimizer.")
+    needed = [p.name for p in inspect.signature(optimizer.step).parameters.values() if p.default is p.empty]
+    if needed:  # LBFGS evaluates the loss several times in one step
+        raise ConfigError(
+            f"{key}._target_: {type(optimizer).__name__}.step() needs '{needed[0]}', a function that computes the loss "
+            f"again, which a step on one batch does not have. Choose another optimiser, or train with your own task."
+        )
     return optimizer
 
 

@@ -37,7 +37,7 @@ from sightline.runs.directory import Run, check_free
 from sightline.runs.environment import environment
 from sightline.runs.evaluate import SplitResult, evaluate_split, write_predictions
 from sightline.runs.recorders import JsonlRecorder, Tee, TensorBoardRecorder
-from sightline.types import DataSource, FitResult, Recorder, Schedule, Task, TrainState
+from sightline.types import DataSource, FitResult, Recorder, Schedule, TrainState
 
 GIVEN = ("source", "model", "loss", "optimizer", "task", "callbacks", "recorder")
 """The parts a caller may hand over instead of describing them."""
@@ -184,8 +184,10 @@ def _assemble(config: TrainConfig, given: Mapping[str, Any], run: Run | None) ->
         model, spec = _model(config, given.get("model"), preprocess, len(source.info.classes))
     model.to(runtime.device)
     loss = given.get("loss") or build_loss(config, runtime.device)
-    task: Task = given.get("task") or SupervisedTask(loss, spec.outputs)
-    _check_loss(loss, spec)
+    task = given.get("task")
+    if task is None:
+        _check_loss(loss, spec, runtime)
+        task = SupervisedTask(loss, spec.outputs)
     optimizer = given.get("optimizer")
     if optimizer is None:
         target, _, arguments = locate.unfold(module.optimizer, key="module.optimizer")
@@ -313,7 +315,23 @@ def _check_monitors(config: TrainConfig, evals: Mapping[str, Any]) -> None:
             raise ConfigError(f"{key}: there will be no metric '{name}'.{hint} There will be: {listing(names, 40)}.")
 
 
-def _check_loss(loss: Any, spec: ModelSpec) -> None:
+def _check_loss(loss: Any, spec: ModelSpec, runtime: Runtime) -> None:
+    """Tries the loss on an answer of the right shape, before the first step would fail on it."""
+    classes = spec.num_classes
+    output = torch.full((classes + 1, classes), 1 / classes, device=runtime.device, requires_grad=True)
+    target = torch.zeros(classes + 1, dtype=torch.int64, device=runtime.device)  # a length that broadcasts with nothing
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value = loss(output, target)
+    except Exception as error:  # whatever the loss's own code raises is about these arguments
+        raise ConfigError(
+            f"module.loss: {type(loss).__name__} cannot compare the network's output, float32 [batch, {classes}], with "
+            f"class indices, int64 [batch]: {error}"
+        ) from error
+    if not isinstance(value, torch.Tensor) or value.ndim:
+        found = f"a tensor {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+        raise ConfigError(f"module.loss: expected one number for a batch, got {found}; set reduction: mean.")
     if spec.outputs == "probabilities" and isinstance(loss, nn.CrossEntropyLoss):
         warnings.warn(
             "the network ends in a softmax and the loss is cross entropy, which applies a softmax of its own: the loss "

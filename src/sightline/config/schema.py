@@ -89,11 +89,11 @@ class DataConfig:
         None,
         "The class names in order, or their number for labels 0..n-1; by default the labels found, numeric ones sorted as numbers.",
     )
-    val: float = _key(
+    val: int | float = _key(
         0.1,
         "Where the data has no validation split: the part of the training data to set aside (below 1), or how many images (1 and above); 0 for none.",
     )
-    test: float = _key(
+    test: int | float = _key(
         0.2, "The same for the test split, taken first. Both are stratified by class and a function of the seed."
     )
     batch_size: int = _key(64, "Images per training step.")

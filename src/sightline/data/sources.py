@@ -101,8 +101,14 @@ def digits_rows() -> list[Row]:
 
 def image_files(folder: Path) -> list[Path]:
     """Every image file below a folder, by suffix, hidden ones left out, in a stable order."""
-    found = []
+    found: list[Path] = []
+    seen = set()
     for directory, subdirectories, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(directory)
+        if real in seen:  # a link back up: once is enough
+            subdirectories[:] = []
+            continue
+        seen.add(real)
         subdirectories[:] = sorted(name for name in subdirectories if not name.startswith("."))
         visible = (Path(directory) / name for name in files if not name.startswith("."))
         found += [file for file in visible if file.suffix.lower() in IMAGE_SUFFIXES]

@@ -38,8 +38,8 @@ class Trace:
 
 
 def trace(model: nn.Module, shape: tuple[int, ...], fits: Callable[[int], bool] | None = None) -> Trace:
-    """Runs an image of `shape` (C, H, W) through a shape-only copy of `model`. `fits` tells whether a square image of some
-    side would do, where that is not for `model` itself to tell: it is a part of a network.
+    """Runs an image of `shape` (C, H, W) through a shape-only copy of `model`. `fits` tells whether a square image of
+    some side would do, where that is not for `model` itself to tell: it is a part of a network.
 
     Raises ModelError naming the layer that cannot take what reaches it, what it got, what it needs, and the smallest
     square image that would fit, if one of up to 512 pixels does."""

@@ -130,6 +130,8 @@ def test_given_parts_are_used(tmp_path: Path) -> None:
         load(result.run)
     predictor = load(result.run, model=nn.Sequential(nn.Flatten(), nn.Linear(64, 2)))
     assert predictor.predict(np.full((8, 8), 240, dtype=np.uint8))[0].label == "bright"
+    with pytest.raises(TypeError, match="the given optimizer has parameters that are not the model's"):
+        sightline.assemble(quick(tmp_path), optimizer=optimizer)
     with pytest.raises(TypeError, match=r"'optimiser' cannot be given. Did you mean 'optimizer'\?"):
         sightline.assemble(quick(tmp_path), optimiser=optimizer)
 
@@ -264,6 +266,7 @@ def test_an_artifact_cannot_name_other_code(target: str, artifact: Path, tmp_pat
         {"_target_": "timm.create_model", "model_name": "hf-hub:someone/something"},
         {"_target_": "timm.create_model", "model_name": "resnet18", "checkpoint_path": "/etc/passwd"},
         {"_target_": "torchvision.models.resnet18", "weights": "DEFAULT"},
+        {"layers": [{"_target_": "torchvision.models.resnet18", "weights": "DEFAULT"}]},
     ],
 )
 def test_an_artifact_cannot_ask_for_other_weights(network: dict[str, Any], artifact: Path) -> None:

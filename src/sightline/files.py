@@ -23,7 +23,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        Path(name).chmod(0o666 & ~_umask())  # mkstemp makes files only their owner can read
+        make_readable(Path(name))  # mkstemp makes files only their owner can read
         os.replace(name, path)
     except BaseException:
         with suppress(FileNotFoundError):
@@ -65,10 +65,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _umask() -> int:
+def make_readable(path: Path) -> None:
+    """Gives a file or directory the permissions a new one would have."""
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def _sync_directory(path: Path) -> None:

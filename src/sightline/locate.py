@@ -76,9 +76,11 @@ def _walk(name: str, key: str) -> Any:
 
 
 def _refused(name: str, key: str, allow: Sequence[str]) -> ConfigError:
+    home = name.rpartition(".")[0]
     return ConfigError(
         f"{key}: '{name}' is not on the list of what a stored model may name ({listing(allow)}). Loading it would run "
-        f"its code; if you trust it, pass allow=('{name.rpartition('.')[0]}',) or hand the network over as model=."
+        f"its code; if you trust it, pass --allow {home} (in Python: allow=('{home}',), or model= with the "
+        f"network itself)."
     )
 
 

@@ -50,8 +50,9 @@ def build_schedule(
 
     `interval` among the arguments ("step" or "epoch") says when; without it, the schedules torch documents so step with
     every batch. `auto` as total_steps, T_max, total_iters, epochs or steps_per_epoch is the length of the run in the
-    interval's unit. A plateau watches `monitor`, whose better direction is `better` ("min" or "max"); a `mode` that
-    contradicts it is refused, since it would lower the learning rate while the metric improves."""
+    interval's unit, as max_lr the optimiser's own learning rate. A plateau watches `monitor`, whose better direction is
+    `better` ("min" or "max"); a `mode` that contradicts it is refused, since it would lower the learning rate while the
+    metric improves."""
     arguments = dict(arguments)
     plateau = isinstance(target, type) and issubclass(target, ReduceLROnPlateau)
     interval = arguments.pop("interval", "step" if getattr(target, "__name__", "") in PER_STEP else "epoch")
@@ -66,8 +67,9 @@ def build_schedule(
             )
         arguments["mode"] = better
     length = steps_per_epoch * epochs if interval == "step" else epochs
-    known = dict.fromkeys(("total_steps", "T_max", "total_iters"), length)
+    known: dict[str, Any] = dict.fromkeys(("total_steps", "T_max", "total_iters"), length)
     known |= {"epochs": epochs, "steps_per_epoch": steps_per_epoch}
+    known["max_lr"] = [group["lr"] for group in optimizer.param_groups]
     for argument, value in arguments.items():
         if value == "auto":
             if argument not in known:

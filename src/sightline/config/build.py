@@ -113,7 +113,7 @@ def assemble(config: TrainConfig | Mapping[str, Any] | str | Path, **given: Any)
 
 def resume(path: str | Path, changes: Mapping[str, Any] | None = None, **given: Any) -> Assembly:
     """The assembly of a run that goes on from its last checkpoint. `changes` is a nested dict of `trainer` keys to
-    change, such as a higher max_epochs. Raises ArtifactError when there is no checkpoint or the data has changed."""
+    change, such as the device. Raises ArtifactError when there is no checkpoint or the data has changed."""
     run = Run.open(path)
     if not run.last.is_file():
         raise ArtifactError(f"'{run.path}' has no checkpoint to resume from; start again with: sightline train")
@@ -184,16 +184,18 @@ def _assemble(config: TrainConfig, given: Mapping[str, Any], run: Run | None) ->
         model, spec = _model(config, given.get("model"), preprocess, len(source.info.classes))
     model.to(runtime.device)
     loss = given.get("loss") or build_loss(config, runtime.device)
-    task = given.get("task")
-    if task is None:
-        _check_loss(loss, spec, runtime)
-        task = SupervisedTask(loss, spec.outputs)
     optimizer = given.get("optimizer")
     if optimizer is None:
         target, _, arguments = locate.unfold(module.optimizer, key="module.optimizer")
         optimizer = build_optimizer(target, arguments, model, "module.optimizer")
+    elif not {id(p) for group in optimizer.param_groups for p in group["params"]} <= set(map(id, model.parameters())):
+        raise TypeError("the given optimizer has parameters that are not the model's; give its model too.")
     _check_monitors(config, evals)
     state = TrainState(model, optimizer, _schedules(config, optimizer, len(train)))
+    task = given.get("task")
+    if task is None:
+        _check_loss(loss, spec, runtime)
+        task = SupervisedTask(loss, spec.outputs)
     if run is None:
         run = Run.create(config.run.dir, config.run.name, source.info.name)
         run.write_json(run.data, record)

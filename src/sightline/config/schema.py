@@ -121,8 +121,8 @@ class ModuleConfig:
         "A node for any torch optimiser; the parameters are given to it.",
     )
     lr_scheduler: Node | list[Node] | None = _key(
-        {"_target_": "torch.optim.lr_scheduler.OneCycleLR", "max_lr": 0.003, "total_steps": "auto"},
-        "A node, or a list of nodes, for any torch scheduler; the optimiser is given to it. Beside its arguments: `interval` (`step` or `epoch`) and, for a plateau, `monitor`. `total_steps`, `T_max` and `steps_per_epoch` may be `auto`.",
+        {"_target_": "torch.optim.lr_scheduler.OneCycleLR", "max_lr": "auto", "total_steps": "auto"},
+        "A node, or a list of nodes, for any torch scheduler; the optimiser is given to it. Beside its arguments: `interval` (`step` or `epoch`) and, for a plateau, `monitor`. `total_steps`, `T_max` and `steps_per_epoch` may be `auto` (the length of the run), `max_lr` too (the optimiser's `lr`).",
     )
     monitor: str = _key("val_loss", "The metric that picks the best checkpoint, `<split>_<metric>`.")
     monitor_mode: Literal["auto", "min", "max"] = _key(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from sightline.errors import DataError
@@ -159,6 +159,8 @@ def open_image(image: Path | bytes | NDArray[np.uint8] | Image.Image, name: str)
         picture.load()
     except Image.DecompressionBombError as error:
         raise DataError(f"{name} is too large to decode safely: {error}.") from error
+    except UnidentifiedImageError as error:
+        raise DataError(f"{name} is no image of a format Pillow knows (it begins with {data[:12]!r}).") from error
     except Exception as error:  # Pillow's readers raise nearly anything on damaged bytes
         start = data[:12]
         raise DataError(f"{name} is no image, or a damaged one: {error} (it begins with {start!r}).") from error

@@ -147,7 +147,8 @@ def _needs(layer: nn.Module, got: tuple[int, ...]) -> tuple[str, bool]:
     """What a layer asks of its input and does not find, in words, and whether another image size could help."""
     width = got[1] if len(got) > 1 else 0
     if isinstance(layer, nn.modules.conv._ConvNd) and width != layer.in_channels:
-        return f" but needs {layer.in_channels} channels; set in_channels: {width}, or auto in a layer list", False
+        first = f", or data.preprocess.channels={layer.in_channels}" if {width, layer.in_channels} == {1, 3} else ""
+        return f" but needs {layer.in_channels} channels; set in_channels: {width} (auto in a layer list){first}", False
     if isinstance(layer, nn.modules.batchnorm._BatchNorm) and width != layer.num_features:
         return f" but needs {layer.num_features} channels; set num_features: {width}, or auto in a layer list", False
     if isinstance(layer, nn.Linear) and got and got[-1] != layer.in_features:

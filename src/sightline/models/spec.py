@@ -111,9 +111,15 @@ def answers_probabilities(model: nn.Module, shape: tuple[int, int, int]) -> bool
 
 
 def without_downloads(network: Mapping[str, Any]) -> dict[str, Any]:
-    """The node with every argument that would fetch weights switched off; a stored model is filled from its own
-    file."""
-    return {name: _DOWNLOADS.get(name, value) for name, value in network.items()}
+    """The node, and every node inside it, with each argument that would fetch weights switched off: a stored model is
+    filled from its own file."""
+
+    def cleaned(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return without_downloads(value)
+        return [cleaned(item) for item in value] if isinstance(value, list) else value
+
+    return {name: _DOWNLOADS[name] if name in _DOWNLOADS else cleaned(value) for name, value in network.items()}
 
 
 def _without_auto(

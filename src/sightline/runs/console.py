@@ -1,0 +1,58 @@
+"""What a person sees before and after training: a bar while images are decoded, the table at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from sightline.runs.directory import Run
+from sightline.runs.evaluate import SplitResult
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@contextmanager
+def decoding_bar(total: int, shown: bool = True) -> Iterator[Callable[[int], None]]:
+    """A function to call with the number of images just decoded; it moves a bar, if there is a terminal to draw it on."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as progress:
+        task = progress.add_task("decoding", total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+def show_results(run: Run, results: Mapping[str, SplitResult], console: Console | None = None) -> None:
+    """The metrics of each split, the last split class by class, and where everything is."""
+    from rich import box
+    from rich.console import Console as RichConsole
+    from rich.table import Table
+
+    console = console or RichConsole(highlight=False)
+    for position, (split, result) in enumerate(results.items()):
+        last = position == len(results) - 1
+        values = "  ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
+        console.print(f"\n[bold]{split}[/bold]  {len(result.ids):,} images  {values}", soft_wrap=True)
+        if last:
+            table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+            table.add_column("class")
+            for name in ("images", "precision", "recall", "f1"):
+                table.add_column(name, justify="right")
+            for name, row in zip(result.class_names, result.classes, strict=True):
+                scores = (f"{row[key]:.4f}" for key in ("precision", "recall", "f1"))
+                table.add_row(name, f"{int(row['samples']):,}", *scores)
+            console.print(table)
+    splits = list(results)
+    files = {
+        "model": run.exported,
+        "predictions": run.predictions(splits[-1]) if splits else run.predictions("test"),
+        "checkpoints": run.checkpoints,
+        "TensorBoard": f"tensorboard --logdir {run.tensorboard}",
+        "predict": f"sightline predict {run.path} IMAGE…",
+    }
+    for name, value in files.items():
+        console.print(f"{name:<12} {value}", soft_wrap=True, markup=False)

@@ -22,7 +22,7 @@ from sightline.types import Batch, TrainState
 
 SOURCE = Path(sightline.__file__).parent
 LAYERS = [
-    ("errors", "files", "locate", "modes", "random", "types"),
+    ("errors", "files", "locate", "modes", "random", "types", "yamlfile"),
     ("data", "metrics", "models", "optim"),
     ("engine",),
     ("runs", "testing"),
@@ -32,8 +32,8 @@ LAYERS = [
     ("__main__", "cli", "commands"),
 ]
 LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
-ENGINE_MAY = {"errors", "files", "locate", "modes", "random", "types", "metrics", "optim", "engine"}
-CONFIG_ALONE = ("config.schema", "config.reader")  # these may import layer 0 only: they answer before torch is there
+ENGINE_MAY = {"yamlfile", "errors", "files", "locate", "modes", "random", "types", "metrics", "optim", "engine"}
+CONFIG_ALONE = ("config.schema",)  # these may import layer 0 only: they answer before torch is there
 ONLY_IN = {
     "hydra": ("commands",),
     "omegaconf": ("commands",),

@@ -311,7 +311,7 @@ def test_what_a_run_leaves(digits_run: Path, sightline: Command) -> None:
 def test_the_config_of_a_run_makes_the_same_run(digits_run: Path, sightline: Command, tmp_path: Path) -> None:
     """config.yaml is complete: composing nothing and training from it gives the same predictions to the bit."""
     import sightline as library
-    from sightline.config.reader import read_yaml
+    from sightline.yamlfile import read_yaml
 
     config = read_yaml(digits_run / "config.yaml")
     config["run"] = {"dir": str(tmp_path / "again"), "name": "again"}

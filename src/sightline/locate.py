@@ -11,13 +11,14 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sightline.errors import ConfigError, MissingExtraError, listing, nearest
 
 TRUSTED = ("torch.nn", "torchvision.models", "timm.models._factory.create_model", "sightline.models")
-_EXTRAS = {"torchvision": "vision", "timm": "vision", "torchmetrics": "metrics", "matplotlib": "report"}
+_EXTRAS = {"torchvision": "vision", "timm": "vision", "matplotlib": "report"}
 
 
 def require(module: str) -> Any:
@@ -45,13 +46,51 @@ def resolve(name: str, *, key: str, allow: Sequence[str] | None = None) -> Any:
     wrote, or the dotted prefixes that an artifact's config may name."""
     if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")) or "." not in name:
         raise ConfigError(f"{key}: {name!r} is no dotted name; expected something like 'torch.nn.Conv2d'.")
-    if allow is not None and name.split(".", maxsplit=1)[0] not in {prefix.split(".")[0] for prefix in allow}:
-        raise _refused(name, key, allow)
-    found = _walk(name, key)
-    if allow is not None:
-        home = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
-        if not any(home == prefix or home.startswith(prefix + ".") for prefix in allow):
-            raise _refused(name, key, allow)
+    if allow is None:
+        return _walk(name, key)
+    root = name.partition(".")[0]
+    # what is not trusted is not even imported: at most, what is in memory already is looked at
+    found = _walk(name, key) if root in {prefix.partition(".")[0] for prefix in allow} else _in_memory(name)
+    home = _home(found)
+    for prefix in allow:
+        inside = home == prefix or home.startswith(prefix + ".")
+        if inside and (prefix not in TRUSTED or _makes_a_network(found, home)):
+            return found
+    parent = (home or name).rpartition(".")[0] or name
+    raise ConfigError(
+        f"{key}: '{name}' is not on the list of what a stored model may name ({listing(allow)}). Loading it would run "
+        f"its code; if you trust it, pass --allow {parent} (in Python: allow=('{parent}',), or model= with the network "
+        f"itself)."
+    )
+
+
+def _home(found: Any) -> str:
+    """Where an object really lives, whatever it was called by; empty when it cannot say."""
+    module, name = getattr(found, "__module__", None), getattr(found, "__qualname__", None)
+    return f"{module}.{name}" if module and name else ""
+
+
+def _makes_a_network(found: Any, home: str) -> bool:
+    """The trusted packages hold more than networks: functions that download, unpickle, or build what they are told to.
+    Of their functions only the registered model builders may be named, of their classes only the networks."""
+    from torch import nn
+
+    if isinstance(found, type):
+        return issubclass(found, nn.Module)
+    if home.startswith("torchvision.models."):
+        builder = require("torchvision.models").get_model_builder
+        try:
+            return builder(found.__name__) is found
+        except ValueError:
+            return False
+    return home in TRUSTED
+
+
+def _in_memory(name: str) -> Any:
+    root, *parts = name.split(".")
+    found: Any = sys.modules.get(root)
+    for part in parts:
+        found = getattr(found, part, None)
     return found
 
 
@@ -73,15 +112,6 @@ def _walk(name: str, key: str) -> Any:
             found = getattr(found, part)
         return found
     raise ConfigError(f"{key}: no module '{parts[0]}' to find '{name}' in.")
-
-
-def _refused(name: str, key: str, allow: Sequence[str]) -> ConfigError:
-    home = name.rpartition(".")[0]
-    return ConfigError(
-        f"{key}: '{name}' is not on the list of what a stored model may name ({listing(allow)}). Loading it would run "
-        f"its code; if you trust it, pass --allow {home} (in Python: allow=('{home}',), or model= with the "
-        f"network itself)."
-    )
 
 
 def split_node(node: Mapping[str, Any], key: str) -> tuple[Any, list[Any], dict[str, Any]]:
@@ -106,11 +136,11 @@ def split_node(node: Mapping[str, Any], key: str) -> tuple[Any, list[Any], dict[
 
 def call(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], *, key: str, name: str | None = None) -> Any:
     """`function(*args, **kwargs)`, with a wrong or missing argument reported as a ConfigError at `key`."""
-    name = name or f"{function.__module__}.{function.__qualname__}"
+    name = name or _home(function) or repr(function)
     _check_arguments(function, name, key, args, kwargs)
     try:
         return function(*args, **kwargs)
-    except (TypeError, ValueError, AssertionError) as error:
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise ConfigError(f"{key}: {name} does not take these arguments: {error}") from error
 
 

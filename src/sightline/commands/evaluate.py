@@ -32,11 +32,11 @@ def main(words: Sequence[str]) -> int:
     changed = changes(found.overrides, ("data",), "evaluate")
     user_code()
     from sightline.config.build import as_config, build_loss, data_record, merged, open_data
-    from sightline.config.reader import read_yaml
     from sightline.runs.artifact import load
     from sightline.runs.console import show_results
     from sightline.runs.directory import Run
     from sightline.runs.evaluate import evaluate_split, write_predictions
+    from sightline.yamlfile import read_yaml
 
     run = Run.open(found.run)
     predictor = load(run.path, device=found.device, allow=found.allow)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sightline.commands.compose import PRESETS, checked, user_code
+from sightline.yamlfile import dump_yaml
 
 if TYPE_CHECKING:
     from sightline.types import FitResult
@@ -37,9 +38,7 @@ def main(words: Sequence[str]) -> int:
     found = options.parse_intermixed_args(words)
     config = checked(found.overrides, found.config_dir, found.config_name)
     if found.cfg:
-        import yaml
-
-        print(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), end="")
+        print(dump_yaml(config.to_dict()), end="")
         return 0
     user_code()
     if config.run.name is not None:

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from sightline import locate
-from sightline.config.reader import read_yaml
 from sightline.config.schema import TrainConfig
 from sightline.data.augment import standard
 from sightline.data.loader import BatchLoader
@@ -38,6 +37,7 @@ from sightline.runs.environment import environment
 from sightline.runs.evaluate import SplitResult, evaluate_split, write_predictions
 from sightline.runs.recorders import JsonlRecorder, Tee, TensorBoardRecorder
 from sightline.types import DataSource, FitResult, Recorder, Schedule, TrainState
+from sightline.yamlfile import read_yaml
 
 GIVEN = ("source", "model", "loss", "optimizer", "task", "callbacks", "recorder")
 """The parts a caller may hand over instead of describing them."""

@@ -6,9 +6,10 @@ here imports torch, so a typo is answered at once. Every field carries the line 
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field
 from typing import Any, Literal, Union
 
@@ -22,6 +23,8 @@ def _key(default: Any, doc: str) -> Any:
     """A config field with its line of documentation; dicts and lists are copied for every config."""
     if isinstance(default, dict | list):
         return field(default_factory=lambda: _copy(default), metadata={"doc": doc})
+    if dataclasses.is_dataclass(default):
+        return field(default_factory=type(default), metadata={"doc": doc})
     return field(default=default, metadata={"doc": doc})
 
 
@@ -188,7 +191,7 @@ def _plain(value: Any) -> Any:
 
 def _build(cls: Any, values: Any, path: str, also: tuple[str, ...] = ()) -> Any:
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{path}: expected a group of keys, found {_found(values)}.")
+        raise ConfigError(f"{path or 'the config'}: expected a group of keys, found {_found(values)}.")
     hints = typing.get_type_hints(cls)
     names = [item.name for item in dataclasses.fields(cls)]
     made = {}
@@ -196,9 +199,8 @@ def _build(cls: Any, values: Any, path: str, also: tuple[str, ...] = ()) -> Any:
         where = f"{path}.{name}" if path else str(name)
         if name not in names:
             inside = f" in '{path}'" if path else ""
-            options = [f"{path}.{option}" if path else option for option in (*names, *also)]
             raise ConfigError(
-                f"unknown key '{where}'.{nearest(where, options) or _elsewhere(str(name))} "
+                f"unknown key '{where}'.{_suggestion(str(name), path, (*names, *also))} "
                 f"Valid keys{inside}: {listing(names, 40)}."
             )
         made[name] = _convert(_over_default(cls, name, value), hints[name], where)
@@ -219,10 +221,13 @@ def _over_default(cls: Any, name: str, value: Any) -> Any:
     return value
 
 
-def _elsewhere(name: str) -> str:
-    """Where a key that is valid in another group lives: `max_epochs` -> trainer.max_epochs."""
-    homes = [path for path, _ in walk(TrainConfig) if path.rpartition(".")[2] == name]
-    return f" Did you mean '{homes[0]}'?" if homes else ""
+def _suggestion(name: str, path: str, options: tuple[str, ...]) -> str:
+    """The key that was meant: the same name in another group (`max_epochs` -> trainer.max_epochs), else the nearest."""
+    homes = [key for key in ("seed", *(key for key, _ in walk())) if key.rpartition(".")[2] == name]
+    if homes:
+        return f" Did you mean '{homes[0]}'?"
+    prefix = f"{path}." if path else ""
+    return nearest(name, options).replace("'", f"'{prefix}", 1)
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
@@ -276,7 +281,13 @@ def _words(option: Any) -> str:
         return f"a list of {'nodes' if args[0] == Node else _words(args[0]).removeprefix('a ') + 's'}"
     if origin is dict:
         return "a node with '_target_'"
-    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", types.NoneType: "null"}
+    names = {
+        int: "a whole number",
+        float: "a number",
+        str: "a text",
+        bool: "true or false",
+        types.NoneType: "null",
+    }
     return names.get(option, str(option))
 
 
@@ -305,6 +316,9 @@ def _check_ranges(config: TrainConfig) -> None:
     for name, value in (("flip", data.augment.flip), ("vertical_flip", data.augment.vertical_flip)):
         if not 0 <= value <= 1:
             raise ConfigError(f"data.augment.{name}: expected a probability between 0 and 1, found {value}.")
+    for key, value in _numbers(config.to_dict()):
+        if not math.isfinite(value):
+            raise ConfigError(f"{key}: expected a number, found {value}.")
     for name, value in (("val", data.val), ("test", data.test)):
         if value > 1 and value != int(value):
             raise ConfigError(f"data.{name}: expected a part below 1 or a whole number of images, found {value}.")
@@ -327,6 +341,18 @@ def _check_ranges(config: TrainConfig) -> None:
     if not isinstance(std, str) and any(value <= 0 for value in std):
         raise ConfigError(f"data.preprocess.std: every value must be above 0, found {std}.")
     _check_nodes(config.module)
+
+
+def _numbers(values: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    """Every float of the config's own keys with its dotted name; what stands in a node is its target's business."""
+    if isinstance(values, dict) and not (path.startswith("module.") and path.count(".") == 1):
+        for name, value in values.items():
+            yield from _numbers(value, f"{path}.{name}" if path else name)
+    elif isinstance(values, list) and not path.startswith("module."):
+        for position, value in enumerate(values):
+            yield from _numbers(value, f"{path}[{position}]")
+    elif isinstance(values, float):
+        yield path, values
 
 
 def _check_nodes(module: ModuleConfig) -> None:

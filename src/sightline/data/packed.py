@@ -55,7 +55,7 @@ class PackedDataset:
             mean = float(counts @ levels / counts.sum())
             std = float(np.sqrt(counts @ (levels - mean) ** 2 / counts.sum()))
             means.append(mean)
-            stds.append(std or 1.0)
+            stds.append(std if np.count_nonzero(counts) > 1 else 1.0)
         return tuple(means), tuple(stds)
 
 

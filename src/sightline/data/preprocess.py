@@ -113,7 +113,7 @@ class Preprocess:
     def _converted(self, picture: Image.Image) -> Image.Image:
         picture = ImageOps.exif_transpose(picture)
         wanted = "L" if self.channels == 1 else "RGB"
-        if picture.mode == wanted:
+        if picture.mode == wanted and "transparency" not in picture.info:
             return picture
         if picture.mode in ("I;16", "I;16B", "I;16L", "I"):
             picture = Image.fromarray((np.clip(np.asarray(picture), 0, 65535) / 257).round().astype(np.uint8))
@@ -141,8 +141,10 @@ def open_image(image: Path | bytes | NDArray[np.uint8] | Image.Image, name: str)
     if isinstance(image, Image.Image):
         return image
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3):
-            raise DataError(f"{name}: expected uint8 pixels [H,W] or [H,W,C], found {image.dtype} {list(image.shape)}.")
+        colours = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3, 4))
+        if image.dtype != np.uint8 or not colours or 0 in image.shape:
+            told = f"{image.dtype} {list(image.shape)}"
+            raise DataError(f"{name}: expected uint8 pixels [H,W] or [H,W,C], found {told}; C is 1, 3 or 4.")
         return Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
     try:
         data = image.read_bytes() if isinstance(image, Path) else image
@@ -150,7 +152,7 @@ def open_image(image: Path | bytes | NDArray[np.uint8] | Image.Image, name: str)
         raise DataError(f"cannot read {name}: {error.strerror}.") from error
     if not data:
         raise DataError(f"{name} is no image: the file is empty.")
-    if data[:2] == b"\xff\xd8" and b"Exif" not in data[:64]:
+    if data[:2] == b"\xff\xd8" and b"Exif\0\0" not in data:
         fast = _fast_jpeg(data)
         if fast is not None:
             return fast

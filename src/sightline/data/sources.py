@@ -4,6 +4,7 @@ splits; it decodes nothing. What is wrong with the data's *layout* is reported h
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,10 +118,9 @@ def image_files(folder: Path) -> list[Path]:
 
 def sort_names(names: set[str]) -> tuple[str, ...]:
     """Class names in order: as numbers when all of them are (2 before 10), else as text."""
-    try:
+    if all(re.fullmatch(r"[-+]?\d+(\.\d+)?", name) for name in names):
         return tuple(sorted(names, key=lambda name: (float(name), name)))
-    except ValueError:
-        return tuple(sorted(names))
+    return tuple(sorted(names))
 
 
 def class_names(rows: Mapping[str, Sequence[Row]], classes: int | Sequence[str] | None) -> tuple[str, ...]:
@@ -133,9 +133,9 @@ def class_names(rows: Mapping[str, Sequence[Row]], classes: int | Sequence[str] 
         if len(set(names)) != len(names):
             raise DataError(f"data.classes names a class twice: {listing(names)}.")
     if len(names) < 2:
-        raise DataError(
-            f"only one class, '{names[0]}': a classifier needs at least two. Is the data directory one too deep?"
-        )
+        found = f"only one class, '{names[0]}'" if names else "no class"
+        where = " Is the data directory one too deep?" if classes is None else " Change data.classes."
+        raise DataError(f"{found}: a classifier needs at least two.{where}")
     valid = set(names)
     for split, members in rows.items():
         for row in members:

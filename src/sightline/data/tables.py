@@ -40,7 +40,7 @@ def read_csv(
                 if not any(cells):
                     continue
                 where = f"{table}, row {reader.line_num}"
-                if len(cells) <= max(image_at, label_at):
+                if len(cells) != len(header):
                     raise DataError(f"{where}: {len(cells)} cells, expected {len(header)} as in the header.")
                 entry = Entry(_image(cells[image_at].strip(), images, root, where), cells[label_at].strip(), where)
                 if not entry.label:
@@ -78,9 +78,9 @@ def _column(header: list[str], given: str | None, usual: tuple[str, ...], key: s
 def _image(name: str, images: Path, root: Path, where: str) -> Path:
     if not name:
         raise DataError(f"{where}: no file name.")
-    path = Path(os.path.normpath(images / name))
+    path = Path(os.path.abspath(images / name))  # noqa: PTH100 resolve() would follow links
     # compared without following links: a linked folder inside the root is the user's own doing, '..' in a row is not
-    if not path.is_relative_to(os.path.normpath(root)):
+    if not path.is_relative_to(os.path.abspath(root)):  # noqa: PTH100
         raise DataError(f"{where}: '{name}' lies outside the data directory '{root}'.")
     if not path.is_file():
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []

@@ -20,15 +20,15 @@ class FocalLoss(nn.Module):
         super().__init__()
         if gamma < 0:
             raise ValueError(f"gamma must be at least 0, not {gamma}")
-        if reduction not in ("mean", "sum", "none"):
-            raise ValueError(f"reduction must be 'mean', 'sum' or 'none', not {reduction!r}")
         self.gamma = gamma
-        self.reduction = reduction
+        self.reduction = _checked(reduction)
         self.register_buffer("weight", None if weight is None else torch.as_tensor(weight, dtype=torch.float32))
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         log_p = F.log_softmax(logits, dim=1).gather(1, target[:, None]).squeeze(1)
-        loss = -((1 - log_p.exp()) ** self.gamma) * log_p
+        # 1 - p without cancellation, kept off 0, where the power's slope is infinite for a gamma below 1
+        miss = (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).tiny)
+        loss = -(miss**self.gamma) * log_p
         if self.weight is not None:
             loss = loss * self.weight[target]
         return reduce(loss, self.reduction)
@@ -42,11 +42,17 @@ class ProbabilityNLL(nn.Module):
 
     def __init__(self, reduction: str = "mean"):
         super().__init__()
-        self.reduction = reduction
+        self.reduction = _checked(reduction)
 
     def forward(self, probabilities: Tensor, target: Tensor) -> Tensor:
         chosen = probabilities.gather(1, target[:, None]).squeeze(1)
         return reduce(-chosen.clamp_min(1e-12).log(), self.reduction)
+
+
+def _checked(reduction: str) -> str:
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', not {reduction!r}")
+    return reduction
 
 
 def reduce(loss: Tensor, reduction: str) -> Tensor:

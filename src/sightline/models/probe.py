@@ -93,10 +93,21 @@ class _LayerError(Exception):
 
 
 def _run(model: nn.Module, shape: tuple[int, ...]) -> Trace:
+    try:
+        return _observe(meta_copy(model), shape, torch.device("meta"))
+    except _LayerError as error:
+        # a network may look at its numbers, or keep tensors that are no buffers: then a real copy tells
+        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        try:
+            with torch.random.fork_rng():
+                return _observe(copy.deepcopy(model).eval(), shape, device)
+        except _LayerError as real:
+            raise real from error
+
+
+def _observe(probe: nn.Module, shape: tuple[int, ...], device: torch.device) -> Trace:
     from torch.utils.flop_counter import FlopCounterMode
 
-    probe = meta_copy(model)
-    device = "meta"
     rows: list[LayerRow] = []
     current: list[tuple[str, nn.Module, Any]] = []  # the leaf layers entered and not yet left
     counter = FlopCounterMode(display=False)
@@ -128,7 +139,7 @@ def _run(model: nn.Module, shape: tuple[int, ...]) -> Trace:
     except Exception as error:  # whatever the network's own code raises is about this shape
         raise _explain(error, current) from error
     total = counter.get_total_flops() // 2 // _BATCH
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters = sum(parameter.numel() for parameter in probe.parameters())
     return Trace(tuple(rows), tuple(output.shape[1:]) if isinstance(output, Tensor) else (), parameters, total)
 
 
@@ -148,7 +159,10 @@ def _needs(layer: nn.Module, got: tuple[int, ...]) -> tuple[str, bool]:
     width = got[1] if len(got) > 1 else 0
     if isinstance(layer, nn.modules.conv._ConvNd) and width != layer.in_channels:
         first = f", or data.preprocess.channels={layer.in_channels}" if {width, layer.in_channels} == {1, 3} else ""
-        return f" but needs {layer.in_channels} channels; set in_channels: {width} (auto in a layer list){first}", False
+        return (
+            f" but needs {layer.in_channels} channels; set in_channels: {width}, or auto in a layer list{first}",
+            False,
+        )
     if isinstance(layer, nn.modules.batchnorm._BatchNorm) and width != layer.num_features:
         return f" but needs {layer.num_features} channels; set num_features: {width}, or auto in a layer list", False
     if isinstance(layer, nn.Linear) and got and got[-1] != layer.in_features:
@@ -172,8 +186,9 @@ def _needs(layer: nn.Module, got: tuple[int, ...]) -> tuple[str, bool]:
 
 def _runs(model: nn.Module, channels: int) -> Callable[[int], bool]:
     def runs(side: int) -> bool:
+        """Whether a square image of this side runs through."""
         try:
-            _run(model, (channels, side, side))
+            _observe(meta_copy(model), (channels, side, side), torch.device("meta"))
         except _LayerError:
             return False
         return True

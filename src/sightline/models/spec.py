@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from sightline import locate
 from sightline.errors import ConfigError, ModelError, listing
@@ -61,19 +62,16 @@ def build_model(
 
     Raises ModelError when a layer does not fit or the answer is not one number per class, ConfigError for a target or
     an argument that does not exist. `allow` limits what may be named, see `locate`."""
+    model: nn.Module
     if "layers" in network:
         model, network = _from_layers(network["layers"], shape, num_classes, f"{key}.layers", allow)
-    elif "_target_" in network:
-        network = _without_auto(network, shape, num_classes, key)
-        model = locate.instantiate(network, key=key, allow=allow)
-        if not isinstance(model, nn.Module):
-            raise ConfigError(
-                f"{key}._target_: '{network['_target_']}' made a {type(model).__name__}, not a torch.nn.Module."
-            )
+    elif "object" in network:
+        raise ModelError(f"{key}: '{network['object']}' was handed over ready-made; pass the same network as model=.")
     else:
-        raise ModelError(
-            f"{key}: '{network.get('object')}' was handed over ready-made; pass the same network as model=."
-        )
+        target, args, kwargs = locate.split_node(network, key)
+        kwargs = _without_auto(kwargs, shape, num_classes, key)
+        model, network = _made(target, args, kwargs, key, allow)
+    _fill_lazy(model, shape)
     return model, describe_model(model, network, shape, num_classes, outputs, key)
 
 
@@ -115,11 +113,39 @@ def without_downloads(network: Mapping[str, Any]) -> dict[str, Any]:
     filled from its own file."""
 
     def cleaned(value: Any) -> Any:
+        """What stands inside a node, at any depth."""
         if isinstance(value, Mapping):
             return without_downloads(value)
         return [cleaned(item) for item in value] if isinstance(value, list) else value
 
     return {name: _DOWNLOADS[name] if name in _DOWNLOADS else cleaned(value) for name, value in network.items()}
+
+
+def _made(
+    target: Any, args: list[Any], kwargs: dict[str, Any], key: str, allow: Sequence[str] | None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The network or layer a node describes, and the node as it is stored: a class given as an object by its name."""
+    node = {"_target_": target, **({"_args_": args} if args else {}), **kwargs}
+    made = locate.instantiate(node, key=key, allow=allow)
+    name = target if isinstance(target, str) else f"{target.__module__}.{target.__qualname__}"
+    if not isinstance(made, nn.Module):
+        raise ConfigError(f"{key}._target_: '{name}' made a {type(made).__name__}, not a torch.nn.Module.")
+    return made, {**node, "_target_": name}
+
+
+def _fill_lazy(model: nn.Module, shape: tuple[int, ...]) -> None:
+    """Gives torch's lazy layers their widths, and with them their first weights, by one forward pass."""
+    lazy = [name for name, p in (*model.named_parameters(), *model.named_buffers()) if is_lazy(p)]
+    if not lazy:
+        return
+    try:
+        with evaluating(model), torch.no_grad():
+            model(torch.zeros((2, *shape)))
+    except Exception as error:  # whatever the network's own code raises is about this shape
+        image = " x ".join(map(str, shape))
+        raise ModelError(
+            f"the lazy layer of '{lazy[0]}' cannot be given its width by an image of {image}: {error}"
+        ) from error
 
 
 def _without_auto(
@@ -149,6 +175,7 @@ def _from_layers(
     image, the smallest one that fits is looked for (`search`) with the whole list, not with the part made so far."""
 
     def fits(side: int) -> bool:
+        """Whether the whole list takes a square image of this side."""
         if not search:
             return False
         try:
@@ -177,13 +204,7 @@ def _from_layers(
                 raise ConfigError(
                     f"{key}[{i}].{name}: auto is known for in_channels, in_features, num_features, out_features."
                 )
-        plain = {"_target_": target, **({"_args_": args} if args else {}), **kwargs}
-        layer = locate.instantiate(plain, key=f"{key}[{i}]", allow=allow)
-        if not isinstance(layer, nn.Module):
-            raise ConfigError(f"{key}[{i}]: '{target}' made a {type(layer).__name__}, not a torch.nn.Module.")
+        layer, plain = _made(target, args, kwargs, f"{key}[{i}]", allow)
         layers.append(layer)
         written.append(plain)
-    for plain in written:  # a class given as an object is stored by its name
-        if not isinstance(plain["_target_"], str):
-            plain["_target_"] = f"{plain['_target_'].__module__}.{plain['_target_'].__qualname__}"
     return nn.Sequential(*layers), {"layers": written}

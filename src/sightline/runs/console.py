@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def decoding_bar(total: int, shown: bool = True) -> Iterator[Callable[[int], None]]:
-    """A function to call with the number of images just decoded; it moves a bar, if there is a terminal to draw it on."""
+    """A function to call with the number of images just decoded; it moves a bar, if there is a terminal to draw on."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sightline.errors import ArtifactError, ConfigError, nearest
 from sightline.files import read_json, write_json, write_text
+from sightline.yamlfile import dump_yaml
 
 
 class Run:
@@ -61,7 +60,7 @@ class Run:
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """The resolved config, in the schema's order."""
-        write_text(self.config, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+        write_text(self.config, dump_yaml(config))
 
     def write_json(self, path: Path, value: Any) -> None:
         """One of the run's JSON files, atomically."""

@@ -36,7 +36,7 @@ def environment(directory: Path | None = None) -> dict[str, Any]:
 
 
 def git_state(directory: Path) -> dict[str, Any] | None:
-    """Commit, diff against it (up to 1 MiB) and untracked files of the repository around `directory`, if there is one."""
+    """Commit, diff against it (up to 1 MiB) and untracked files of the repository around `directory`, if any."""
     commit = _git(directory, "rev-parse", "HEAD")
     if commit is None:
         return None

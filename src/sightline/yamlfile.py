@@ -1,10 +1,10 @@
-"""YAML files -> plain dicts, without the two silent traps of YAML 1.1: `1e-3` is a number, and a key written twice is
+"""YAML files <-> plain dicts, without the two silent traps of YAML 1.1: `1e-3` is a number, and a key written twice is
 an error instead of the last one winning."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,11 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                continue  # the base class has the words for it
             if key in seen:
                 mark = key_node.start_mark
                 raise ConfigError(f"{mark.name}, line {mark.line + 1}: the key '{key}' is there twice.")
@@ -25,11 +29,22 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
-    list("-+0123456789."),
-)
+class _Dumper(yaml.SafeDumper):
+    pass
+
+
+for _codec in (_Loader, _Dumper):  # the writer too, so that a text which looks like such a number is written in quotes
+    _codec.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"),
+        list("-+0123456789."),
+    )
+
+
+def dump_yaml(values: Mapping[str, Any]) -> str:
+    """YAML text, in the mapping's order, that `read_yaml` reads back equal."""
+    text: str = yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -43,7 +58,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
             f"there is no config file '{path}'. A preset of the command line becomes a file with: "
             f"sightline train experiment={file.stem} --cfg job > {file.stem}.yaml"
         ) from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise ConfigError(f"'{path}' cannot be read as YAML: {error}") from error
     if content is None:
         return {}

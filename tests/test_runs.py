@@ -264,6 +264,7 @@ def test_an_artifact_cannot_name_other_code(target: str, artifact: Path, tmp_pat
     [
         {"_target_": "timm.create_model", "model_name": "resnet18", "pretrained": True},
         {"_target_": "timm.create_model", "model_name": "hf-hub:someone/something"},
+        {"layers": [{"_target_": "timm.create_model", "_args_": ["hf-hub:someone/something"]}]},
         {"_target_": "timm.create_model", "model_name": "resnet18", "checkpoint_path": "/etc/passwd"},
         {"_target_": "torchvision.models.resnet18", "weights": "DEFAULT"},
         {"layers": [{"_target_": "torchvision.models.resnet18", "weights": "DEFAULT"}]},

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,19 +17,23 @@ from typing import IO, Any
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that appears at `path` only when the block ends well: written beside it, synced to disk, renamed.
     A reader sees the old file or the new one, never a part; a failure leaves the old one and no leftovers."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    aside = beside(path)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with aside.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        make_readable(Path(name))  # mkstemp makes files only their owner can read
-        os.replace(name, path)
+        aside.replace(path)
     except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(name)
+        aside.unlink(missing_ok=True)
         raise
     _sync_directory(path.parent)
+
+
+def beside(path: Path) -> Path:
+    """A free hidden name in the same directory, to write at before a rename to `path`. What is made there with a plain
+    `open` or `mkdir` has the permissions the user's umask gives; with `tempfile`, only the owner could read it."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -63,13 +67,6 @@ def sha256(path: Path) -> str:
     """The hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def make_readable(path: Path) -> None:
-    """Gives a file or directory the permissions a new one would have."""
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def _sync_directory(path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.metadata
 import importlib.util
 import inspect
 import sys
@@ -22,22 +23,24 @@ _EXTRAS = {"torchvision": "vision", "timm": "vision", "matplotlib": "report"}
 
 
 def require(module: str) -> Any:
-    """Imports an optional library, or raises MissingExtraError with the command that installs it."""
+    """Imports a library that may be missing. Raises MissingExtraError: one of ours is told with the extra that installs
+    it, another with the nearest name that is installed (to install whatever a typo names would be no favour)."""
     root = module.partition(".")[0]
-    extra = _EXTRAS.get(root)
-    install = f"pip install 'sightline[{extra}]'" if extra else f"pip install {root}"
+    extra = f" Install it with: pip install 'sightline[{_EXTRAS[root]}]'" if root in _EXTRAS else ""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.partition(".")[0] == root:
             if importlib.util.find_spec(root) is not None:
                 raise  # the package is there, only this submodule of it is not: the caller knows what was asked for
-            raise MissingExtraError(f"the package '{root}' is not installed. Install it with: {install}") from error
-        raise MissingExtraError(f"'{module}' needs '{error.name}', which is not installed. Try: {install}") from error
+            advice = extra or nearest(root, importlib.metadata.packages_distributions())
+            advice = advice or " Install the package that provides it."
+            raise MissingExtraError(f"the package '{root}' is not installed.{advice}") from error
+        raise MissingExtraError(f"'{module}' needs '{error.name}', which is not installed.{extra}") from error
     except (ImportError, RuntimeError, OSError) as error:  # a torchvision built for another torch raises RuntimeError
         raise MissingExtraError(
-            f"the package '{root}' is installed but cannot be imported: {error}. "
-            f"It was probably built for another version of torch; reinstall both together: {install}"
+            f"the package '{root}' is installed but cannot be imported: {error}. It was probably built for another "
+            f"version of torch; reinstall both together.{extra}"
         ) from error
 
 
@@ -170,7 +173,7 @@ def instantiate(node: Mapping[str, Any], *, key: str, allow: Sequence[str] | Non
 
 def _nested(value: Any, key: str, allow: Sequence[str] | None) -> Any:
     if isinstance(value, Mapping):
-        if "_target_" in value:
+        if "_target_" in value or ("class" in value and set(value) <= {"class", "kwargs"}):
             return instantiate(value, key=key, allow=allow)
         return {name: _nested(item, f"{key}.{name}", allow) for name, item in value.items()}
     if isinstance(value, list):

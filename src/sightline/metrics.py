@@ -27,7 +27,7 @@ class Meter:
         self.loss_sum = 0.0
         self.n = 0
         self.counts: NDArray[np.int64] | None = None  # [3,C]: right, predicted, actual
-        self.means: dict[str, float] = {}
+        self.sums: dict[str, tuple[float, int]] = {}  # of a step's own metrics: value times samples, samples
         self._pending: list[tuple[Tensor | None, int, Tensor | None, Tensor | None]] = []
 
     def update(self, out: StepOutput) -> None:
@@ -40,7 +40,8 @@ class Meter:
         self._pending.append((out.loss, out.n, predicted, target))
         if out.metrics:
             for name, value in out.metrics.items():
-                self.means[name] = self.means.get(name, 0.0) + value * out.n
+                total, n = self.sums.get(name, (0.0, 0))
+                self.sums[name] = (total + value * out.n, n + out.n)
 
     def flush(self) -> list[float]:
         """Reads back and adds up everything pending; returns the losses of those steps, in order."""
@@ -68,7 +69,7 @@ class Meter:
         result = {"loss": self.loss_sum / self.n}
         if self.counts is not None:
             result |= classification(self.counts)
-        return result | {name: total / self.n for name, total in self.means.items()}
+        return result | {name: total / n for name, (total, n) in self.sums.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """All that was measured so far, for a checkpoint in mid-epoch."""
@@ -77,14 +78,14 @@ class Meter:
             "loss_sum": self.loss_sum,
             "n": self.n,
             "counts": None if self.counts is None else self.counts.tolist(),
-            "means": dict(self.means),
+            "sums": {name: list(pair) for name, pair in self.sums.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from a saved state."""
         self.loss_sum, self.n = state["loss_sum"], state["n"]
         self.counts = None if state["counts"] is None else np.asarray(state["counts"], dtype=np.int64)
-        self.means = dict(state["means"])
+        self.sums = {name: (total, n) for name, (total, n) in state["sums"].items()}
 
 
 def classification(counts: NDArray[np.int64]) -> dict[str, float]:

@@ -35,11 +35,11 @@ def read_csv(
             image_at = _column(header, image_column, IMAGE_COLUMNS, "data.image_column", table)
             label_at = _column(header, label_column, LABEL_COLUMNS, "data.label_column", table)
             entries: list[Entry] = []
-            seen: dict[Path, str] = {}
-            for cells in reader:
+            seen: dict[Path, int] = {}
+            for number, cells in enumerate(reader, start=2):
                 if not any(cells):
                     continue
-                where = f"{table}, row {reader.line_num}"
+                where = f"{table}, row {number}"
                 if len(cells) != len(header):
                     raise DataError(f"{where}: {len(cells)} cells, expected {len(header)} as in the header.")
                 entry = Entry(_image(cells[image_at].strip(), images, root, where), cells[label_at].strip(), where)
@@ -50,7 +50,7 @@ def read_csv(
                         f"{where}: '{cells[image_at]}' is listed twice, first in row {seen[entry.file]}; a copy could "
                         f"land in another split."
                     )
-                seen[entry.file] = str(reader.line_num)
+                seen[entry.file] = number
                 entries.append(entry)
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"'{table}' is no CSV file in UTF-8: {error}.") from error

@@ -3,9 +3,7 @@ And `Predictor`, which answers with it. Loading runs no code that the artifact b
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +18,7 @@ from torch import Tensor, nn
 from sightline import locate
 from sightline.data.preprocess import Preprocess
 from sightline.errors import ArtifactError, SightlineError
-from sightline.files import make_readable, read_json, sha256, write_json
+from sightline.files import beside, read_json, sha256, write_json
 from sightline.models.spec import ModelSpec, build_model, describe_model, without_downloads
 
 FORMAT = 1
@@ -47,11 +45,10 @@ def export_model(
 ) -> None:
     """Writes the artifact beside `directory` and renames it into place: it is whole or not there."""
     directory.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
+    aside = beside(directory)
     try:
-        make_readable(aside)
+        aside.mkdir()
         save_model(model, str(aside / WEIGHTS))
-        make_readable(aside / WEIGHTS)  # safetensors makes files only their owner can read
         manifest = {
             "format": FORMAT,
             "model": spec.to_dict() | {"network": without_downloads(spec.network)},
@@ -62,9 +59,10 @@ def export_model(
             "metrics": {},
         }
         write_json(aside / MANIFEST, manifest)
+        (aside / WEIGHTS).chmod((aside / MANIFEST).stat().st_mode)  # safetensors makes it readable by the owner alone
         if directory.exists():
             shutil.rmtree(directory)
-        os.rename(aside, directory)  # noqa: PTH104 beside os.replace in files.py
+        aside.rename(directory)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -221,8 +219,20 @@ def _refuse_downloads(network: Mapping[str, Any], directory: Path) -> None:
         raise ArtifactError(
             f"'{directory / MANIFEST}' asks for weights from elsewhere; it was changed after its export."
         )
-    name = network.get("model_name")
-    if isinstance(name, str) and ":" in name:
+    name = next(_remote_names(network), None)
+    if name is not None:
         raise ArtifactError(
             f"'{directory / MANIFEST}' names the remote model '{name}'; pass the network as model= instead."
         )
+
+
+def _remote_names(value: Any, inside: bool = False) -> Iterator[str]:
+    """Every text with a colon among the arguments of a timm model, at any depth."""
+    if isinstance(value, Mapping):
+        inside = inside or str(value.get("_target_")).startswith("timm.")
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from _remote_names(item, inside)
+    elif inside and isinstance(value, str) and ":" in value:
+        yield value

@@ -353,3 +353,19 @@ def test_mnist_as_it_is_handed_out(mnist: Path) -> None:
         "val": 800,
         "test": 2000,
     }
+
+
+def test_labels_may_be_numbers_of_the_named_classes(tmp_path: Path) -> None:
+    """The table says 1, the config says what 1 is called; past the last class is an error, and names that are numbers
+    themselves are taken as names."""
+    rows = [f"{i}.png,{i % 2}" for i in range(4)]
+    for i in range(4):
+        write_image(tmp_path / f"{i}.png")
+    (tmp_path / "labels.csv").write_text("\n".join(["file,target", *rows]))
+    source = open_source("csv", tmp_path, classes=["shirt", "shoe"], **ALL)
+    assert [source.info.classes[sample.label] for sample in source.splits["train"]] == ["shirt", "shoe"] * 2
+    with pytest.raises(DataError, match="label '1' is out of range"):
+        open_source("csv", tmp_path, classes=["0", "7"], **ALL)
+    (tmp_path / "labels.csv").write_text("\n".join(["file,target", *rows[:3], "3.png,2"]))
+    with pytest.raises(DataError, match=r"row 5: label '2' is out of range; data.classes has shirt, shoe"):
+        open_source("csv", tmp_path, classes=["shirt", "shoe"], **ALL)

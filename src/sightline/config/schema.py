@@ -90,7 +90,7 @@ class DataConfig:
     label_column: str | None = _key(None, "The CSV column of labels; by default `type`, `label`, `target` or `class`.")
     classes: int | list[str] | None = _key(
         None,
-        "The class names in order, or their number for labels 0..n-1; by default the labels found, numeric ones sorted as numbers.",
+        "The class names in order (labels may then be these names or their numbers, from 0), or how many classes for labels 0..n-1; by default the labels found, numeric ones sorted as numbers.",
     )
     val: int | float = _key(
         0.1,

@@ -77,7 +77,7 @@ def open_source(
             found = _csv_splits(folder, csv, images, image_column, label_column)
     names = class_names(found, classes)
     rows = _with_missing_splits(found, val, test, seed)
-    index = {label: i for i, label in enumerate(names)}
+    index = label_index(names, given=classes is not None)
     splits = {
         split: [Sample(row.id, row.image, index[row.label]) for row in rows[split]]
         for split in ("train", "val", "test")
@@ -136,7 +136,7 @@ def class_names(rows: Mapping[str, Sequence[Row]], classes: int | Sequence[str] 
         found = f"only one class, '{names[0]}'" if names else "no class"
         where = " Is the data directory one too deep?" if classes is None else " Change data.classes."
         raise DataError(f"{found}: a classifier needs at least two.{where}")
-    valid = set(names)
+    valid = set(label_index(names, given=classes is not None))
     for split, members in rows.items():
         for row in members:
             if row.label in valid:
@@ -150,6 +150,14 @@ def class_names(rows: Mapping[str, Sequence[Row]], classes: int | Sequence[str] 
                 f"predicted.{nearest(row.label, names)} Training classes: {listing(names)}."
             )
     return names
+
+
+def label_index(names: Sequence[str], given: bool) -> dict[str, int]:
+    """The class index of every label text. With names the config gives, a label may also be its class's number: the
+    table says 3, data.classes says what 3 is called."""
+    index = {name: i for i, name in enumerate(names)}
+    numbered = any(name.isdecimal() for name in names)
+    return index | ({str(i): i for i in range(len(names))} if given and not numbered else {})
 
 
 def _detect(root: str | Path | None) -> str:

@@ -85,7 +85,10 @@ class Progress(Callback):
         log = trainer.last_log
         cells += [
             f"{name} {log[name]:.4f}"
-            for name in ("loss", *(f"{split}_accuracy" for split in trainer.evals))
+            for name in (
+                "loss" if "loss" in log else "train_loss",  # a short epoch may end before the first log point
+                *(f"{split}_accuracy" for split in trainer.evals),
+            )
             if name in log
         ]
         cells.append(f"{rate:,.0f} images/s")

@@ -427,7 +427,11 @@ def test_summary(sightline: Command) -> None:
 
 def test_a_terminal_sees_a_bar_and_a_pipe_plain_lines(sightline: Command, tmp_path: Path) -> None:
     words = ["-m", "sightline", "train", "trainer.max_epochs=3", "run.name=seen"]
-    child = pexpect.spawn(sys.executable, words, cwd=str(tmp_path), encoding="utf-8", dimensions=(40, 150), timeout=90)
+    terminal = {**os.environ, "TERM": "xterm-256color"}
+    size = (40, 150)
+    child = pexpect.spawn(
+        sys.executable, words, cwd=str(tmp_path), encoding="utf-8", dimensions=size, timeout=90, env=terminal
+    )
     seen = child.read()
     child.close()
     assert child.exitstatus == 0, seen

@@ -32,7 +32,7 @@ class Progress(Callback):
         self._live = None
         self._started, self._first_step = time.perf_counter(), trainer.state.step
         self._recent: deque[tuple[float, int]] = deque([(self._started, trainer.samples)], maxlen=24)
-        if self.console.is_terminal:
+        if self.console.is_terminal and not self.console.is_dumb_terminal:
             from rich.live import Live
 
             self._live = Live(

@@ -21,7 +21,12 @@ def decoding_bar(total: int, shown: bool = True) -> Iterator[Callable[[int], Non
 
     console = Console(stderr=True)
     columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as progress:
+    with Progress(
+        *columns,
+        console=console,
+        transient=True,
+        disable=not (shown and console.is_terminal and not console.is_dumb_terminal),
+    ) as progress:
         task = progress.add_task("decoding", total=total)
         yield lambda count: progress.advance(task, count)
 

@@ -265,7 +265,7 @@ def test_ctrl_c_saves_and_resume_finishes_with_the_same_bits(sightline: Command,
 def test_resume_refuses_what_it_cannot_do(sightline: Command, digits_run: Path, tmp_path: Path) -> None:
     refused(sightline("resume", "nowhere"), "there is no run 'nowhere'")
     refused(sightline("resume", tmp_path), "is no run: it has no config.yaml")
-    refused(sightline("resume", digits_run, "data.batch_size=3"), "resume takes changes of trainer.… alone")
+    refused(sightline("resume", digits_run, "data.batch_size=3"), "resume takes changes of trainer.…, data.root alone")
     refused(sightline("resume", digits_run, "trainer.max_epochs=9"), "OneCycleLR of total_steps 40")
     copied = shutil.copytree(digits_run, tmp_path / "copied")
     content = json.loads((copied / "data.json").read_text())
@@ -336,13 +336,13 @@ def test_evaluate_on_other_data_keeps_the_runs_own_table(digits_run: Path, sight
     copied = shutil.copytree(digits_run, tmp_path / "copied")
     before = files_of(copied)
     folders(tmp_path / "other", *map(str, range(10)), images=3)
-    words = ("data.source=folder", f"data.root={tmp_path / 'other'}", "data.test=0", "data.val=0")
+    words = ("data.source=folder", f"data.root={tmp_path / 'other'}")
     done = sightline("evaluate", copied, *words)
     assert done.returncode == 0, done.stderr
     after = files_of(copied)
     assert {name: after[name] for name in before} == before
     (new,) = set(after) - set(before)
-    assert re.fullmatch(r"predictions/train-[0-9a-f]{8}\.csv", new)
+    assert re.fullmatch(r"predictions/all-[0-9a-f]{8}\.csv", new)
     folders(tmp_path / "fewer", "a", "b")
     done = sightline("evaluate", copied, "data.source=folder", f"data.root={tmp_path / 'fewer'}")
     refused(done, "the data's classes are a, b; the model's are 0, 1, 2")
@@ -465,3 +465,72 @@ def test_mnist_from_its_csv(mnist: Path, sightline: Command, tmp_path: Path) -> 
     assert [answer["prediction"] for answer in answers] == [row["prediction"] for row in chosen]
     for answer, row in zip(answers, chosen, strict=True):
         assert answer["confidence"] == pytest.approx(float(row["confidence"]), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["run.name=a/b"], ["run.name: 'a/b' is no name of a directory"]),
+        (["run.dir=taken/runs"], ["run.dir: no run can be made in 'taken/runs'", "is a file"]),
+        (["trainer.device=meta"], ["trainer.device: 'meta' is no device to train on"]),
+        (["seed=99999999999999999999999"], ["seed: expected a number below 2**63"]),
+        (["module.optimizer.betas=[0.9]"], ["AdamW does not take these arguments: IndexError"]),
+        (["module.loss.reduction=sum"], ["module.loss: it grows with the size of the batch"]),
+        (["module.loss._target_=torch.nn.NLLLoss"], ["NLLLoss takes log-probabilities"]),
+        (["data.preprocess.size=1000000"], ["GiB of memory, more than there is"]),
+        (["hydra.run.dir=x"], ["a run's place is run.dir and run.name"]),
+        (["--config-dir", "conf", "experiment=bare"], ["its first line must be: # @package _global_"]),
+        (["--config-dir", "conf", "experiment=broken"], ["sightline: "]),
+        (["data.root=with, comma (and brackets)"], ["'with, comma (and brackets)' does not exist"]),
+    ],
+)
+def test_a_mistake_is_answered_in_words(words: list[str], told: list[str], sightline: Command, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "bare.yaml").write_text("seed: 3\n")
+    (tmp_path / "conf" / "experiment" / "broken.yaml").write_text("a: [\n")
+    refused(sightline("train", *words), *told)
+    nothing_left(tmp_path)
+
+
+def test_code_that_fails_in_a_step_is_told_with_its_place(sightline: Command, tmp_path: Path) -> None:
+    """A network that only fails when it trains: exit code 1, the step, the file and line, and a run to resume."""
+    (tmp_path / "mynet.py").write_text(
+        "from torch import nn\n\n\nclass Net(nn.Sequential):\n    def __init__(self):\n"
+        "        super().__init__(nn.Flatten(), nn.Linear(64, 10))\n\n    def forward(self, x):\n"
+        "        assert not self.training, 'not like this'\n        return super().forward(x)\n"
+    )
+    done = sightline("train", "module.network._target_=mynet.Net", "run.name=fails")
+    told = (
+        "epoch 0, batch 0 (step 1) failed with AssertionError: not like this",
+        "mynet.py, line 9",
+        "SIGHTLINE_TRACEBACK=1",
+    )
+    refused(done, *told, code=1)
+    assert (tmp_path / "runs" / "fails" / "checkpoints" / "last.ckpt").is_file()
+    text = (tmp_path / "mynet.py").read_text()
+    (tmp_path / "mynet.py").write_text(text.replace("assert not self.training, 'not like this'", "pass"))
+    assert sightline("resume", "runs/fails", "trainer.progress=false").returncode == 0
+
+
+def test_names_with_brackets_and_a_reader_that_leaves(sightline: Command, tmp_path: Path) -> None:
+    """Class names are shown as they are, and a run does not end when nobody reads on."""
+    folders(tmp_path / "pictures", "[red]", "[bold]", images=8)
+    done = sightline("train", "data.root=pictures", *SMALL, "run.name=brackets")
+    assert done.returncode == 0, done.stderr
+    assert "[red]" in done.stdout
+    assert "[bold]" in done.stdout
+    command = (
+        f"{sys.executable} -m sightline train data.root=pictures {' '.join(SMALL)} trainer.max_epochs=30 run.name=left"
+    )
+    subprocess.run(f"{command} | head -1", shell=True, cwd=tmp_path, capture_output=True, check=True)
+    assert (tmp_path / "runs" / "left" / "exported" / "sightline.json").is_file()
+
+
+def test_resume_finds_data_that_has_moved(sightline: Command, tmp_path: Path) -> None:
+    folders(tmp_path / "pictures", "a", "b", images=8)
+    assert sightline("train", "data.root=pictures", *SMALL, "run.name=moved").returncode == 0
+    (tmp_path / "pictures").rename(tmp_path / "elsewhere")
+    refused(sightline("resume", "runs/moved"), "'pictures' does not exist")
+    done = sightline("resume", "runs/moved", "data.root=elsewhere")
+    assert done.returncode == 0, done.stderr

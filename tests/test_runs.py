@@ -21,7 +21,7 @@ from conftest import python
 from sightline.config.build import merged
 from sightline.data.sources import open_source
 from sightline.engine.trainer import Trainer
-from sightline.errors import ArtifactError, ConfigError, DataError, ModelError
+from sightline.errors import ArtifactError, ConfigError, DataError, ModelError, SightlineError
 from sightline.files import sha256
 from sightline.models.losses import FocalLoss
 from sightline.runs.artifact import export_model, load
@@ -264,7 +264,7 @@ def test_an_artifact_cannot_name_other_code(target: str, artifact: Path, tmp_pat
     [
         {"_target_": "timm.create_model", "model_name": "resnet18", "pretrained": True},
         {"_target_": "timm.create_model", "model_name": "hf-hub:someone/something"},
-        {"layers": [{"_target_": "timm.create_model", "_args_": ["hf-hub:someone/something"]}]},
+        {"layers": [{"_target_": "timm.create_model", "model_name": "hf-hub:someone/something"}]},
         {"_target_": "timm.create_model", "model_name": "resnet18", "checkpoint_path": "/etc/passwd"},
         {"_target_": "torchvision.models.resnet18", "weights": "DEFAULT"},
         {"layers": [{"_target_": "torchvision.models.resnet18", "weights": "DEFAULT"}]},
@@ -356,7 +356,7 @@ def test_a_log_that_goes_on_has_each_step_once(tmp_path: Path) -> None:
     first.close()
     with file.open("a") as stream:
         stream.write('{"step": 4, "lo')  # killed in the middle of a line
-    second = JsonlRecorder(file, resume_step=2)
+    second = JsonlRecorder(file, resumed_at=(2, 0))
     second.log(3, {"loss": 0.25})
     second.close()
     rows = [json.loads(line) for line in file.read_text().splitlines()]
@@ -381,3 +381,103 @@ def test_only_training_images_are_augmented(tmp_path: Path) -> None:
     pixels = torch.cat([batch.x for batch in val])  # type: ignore[misc]
     assert torch.equal(pixels, assembly.preprocess.normalizer()(assembly.data["val"].images))
     assert set(assembly.trainer.evals) == {"val"}  # the test split is looked at once, after training
+
+
+def test_an_argument_called_weights_is_the_networks_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only for timm and torchvision do such arguments mean a download that an export must leave out."""
+    (tmp_path / "weighted.py").write_text(
+        "from torch import nn\n\n\nclass Net(nn.Sequential):\n    def __init__(self, weights, pretrained=True):\n"
+        "        assert pretrained\n"
+        "        super().__init__(nn.Flatten(), nn.Linear(64, weights), nn.Linear(weights, 10))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    config = quick(tmp_path) | {"module": {"network": {"_target_": "weighted.Net", "weights": 12}}}
+    result = sightline.fit(config)
+    assert result.run is not None
+    assert load(result.run, allow=("weighted",)).model[1].out_features == 12  # type: ignore[index,union-attr]
+
+
+def test_a_mask_of_minus_infinity_is_no_broken_weight(tmp_path: Path) -> None:
+    class Masked(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(nn.Flatten(), nn.Linear(64, 10))
+            self.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
+
+    assert sightline.fit(quick(tmp_path), model=Masked()).run is not None
+
+
+def test_parts_handed_over_must_be_handed_over_again(tmp_path: Path) -> None:
+    config = quick(tmp_path, run={"name": "given"})
+    loss = nn.CrossEntropyLoss(label_smoothing=0.5)
+    sightline.fit(config, loss=loss)
+    with pytest.raises(ArtifactError, match=r"made with parts handed over in Python: loss.*loss=…"):
+        sightline.resume(tmp_path / "given")
+    assert sightline.resume(tmp_path / "given", loss=loss).fit().steps == 20
+
+
+def test_a_config_edited_after_the_fact_is_not_resumed(artifact: Path) -> None:
+    text = (artifact / "config.yaml").read_text()
+    (artifact / "config.yaml").write_text(
+        text.replace("lr: 0.003", "lr: 0.9").replace("batch_size: 64", "batch_size: 32")
+    )
+    told = r"data\.batch_size \(was 64, is 32\), module\.optimizer\.lr \(was 0\.003, is 0\.9"
+    with pytest.raises(ArtifactError, match=told):
+        sightline.resume(artifact)
+    (artifact / "config.yaml").write_text(text.replace("log_every: 50", "log_every: 7"))
+    sightline.resume(artifact)
+
+
+def test_one_process_trains_a_run(artifact: Path) -> None:
+    from sightline.files import locked
+
+    with locked(artifact) as mine:
+        assert mine
+        log = (artifact / "log.jsonl").read_text()
+        with pytest.raises(ArtifactError, match="is being trained by another process"):
+            sightline.resume(artifact).fit()
+        assert (artifact / "log.jsonl").read_text() == log
+    sightline.resume(artifact).fit()
+
+
+def test_a_second_export_keeps_what_the_user_put_beside_it(artifact: Path) -> None:
+    (artifact / "exported" / "README.txt").write_text("mine")
+    sightline.resume(artifact).fit()
+    assert (artifact / "exported" / "README.txt").read_text() == "mine"
+    assert not list(artifact.glob(".exported*"))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"weights_sha256": None, "model": {"network": None}},
+        {"preprocess": {"mean": ["a"]}},
+        {"preprocess": {"resize": "melt"}},
+        {"model": {"shape": None}},
+        {"classes": ["0", "1"]},
+        {"preprocess": {"height": 9}},
+    ],
+)
+def test_a_damaged_manifest_is_refused_in_words(values: dict[str, Any], artifact: Path) -> None:
+    change(artifact, **values)
+    with pytest.raises(ArtifactError, match=r"sightline\.json' is damaged"):
+        load(artifact)
+
+
+@pytest.mark.rows("DB4")
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"_target_": "timm.create_model", "_args_": ["resnet18", True]},
+        {"_target_": "timm.create_model", "_args_": ["resnet18", False, None, None, "/etc/passwd"]},
+        {"class": "timm.create_model", "kwargs": {"model_name": "hf-hub:someone/something"}},
+    ],
+)
+def test_a_stored_model_names_its_arguments(network: dict[str, Any], artifact: Path) -> None:
+    pytest.importorskip("timm")
+    content = json.loads((artifact / "exported" / "sightline.json").read_text())
+    content["model"]["network"] = network
+    (artifact / "exported" / "sightline.json").write_text(json.dumps(content))
+    with pytest.raises(
+        SightlineError, match=r"gives 'timm\.create_model' its arguments by name|has a node with 'class'"
+    ):
+        load(artifact)

@@ -235,7 +235,7 @@ def test_a_key_that_is_no_text_is_an_unknown_key() -> None:
         ("data.augment.flip", "0.1", "a number", "the text '0.1'"),
         ("data.augment.flip", True, "a number", "the switch True"),
         ("data.augment.flip", [0.1], "a number", "a list [0.1]"),
-        ("data.root", 3, "a text or null", "the int 3"),
+        ("data.root", [3], "a text or null", "a list [3]"),
         ("run.dir", {"a": 1}, "a text", "a group of keys {'a': 1}"),
         ("data.preprocess.channels", 2, "'auto' or 1 or 3", "the int 2"),
         ("data.preprocess.channels", True, "'auto' or 1 or 3", "the switch True"),
@@ -402,7 +402,11 @@ def test_a_list_of_schedulers_is_checked_one_by_one() -> None:
 
 def test_classes_themselves_may_stand_in_a_layer_list() -> None:
     layers = [{"class": torch.nn.Flatten, "kwargs": {}}, {"class": torch.nn.Linear, "kwargs": {"in_features": 4}}]
-    assert make("module.network", {"layers": layers}) == {"layers": layers}
+    names = [layer["class"].__module__ + "." + layer["class"].__qualname__ for layer in layers]
+    kept = make("module.network", {"layers": layers})["layers"]
+    assert kept == [
+        {**layer, "class": name} for layer, name in zip(layers, names, strict=True)
+    ]  # as a file would say it
 
 
 def test_the_reference_describes_kind_default_and_meaning() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from sightline.engine.checkpoint import load_checkpoint
 from sightline.engine.runtime import Runtime
 from sightline.engine.tasks import SupervisedTask
 from sightline.engine.trainer import Trainer
-from sightline.errors import ArtifactError, ConfigError, NonFiniteLossError
+from sightline.errors import ArtifactError, ConfigError, DataError, NonFiniteLossError
 from sightline.models.networks import SmallCNN
 from sightline.types import Batch, Schedule, StepOutput, TrainState
 
@@ -55,7 +55,7 @@ def make(
     model = network(dropout)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     state = TrainState(model, optimizer, [scheduler(optimizer)] if scheduler else [])
-    keeper = (Checkpointer(directory, "val_loss", "min"),) if directory else ()
+    keeper = (Checkpointer(directory / "last.ckpt", directory / "best.ckpt", "val_loss", "min"),) if directory else ()
     evals = {"val": BatchLoader(dataset(20, seed=1), PREPROCESS, 8)}
     task = SupervisedTask(nn.CrossEntropyLoss())
     return Trainer(
@@ -394,3 +394,73 @@ def test_state_is_all_a_copy_needs() -> None:
     twin.fit()
     trainer.fit()
     assert same(weights(trainer.state.model), weights(twin.state.model))
+
+
+def test_an_iterator_that_is_used_up_is_an_error() -> None:
+    model = network()
+    state = TrainState(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    trainer = Trainer(SupervisedTask(nn.CrossEntropyLoss()), state, iter(list(loader())), max_epochs=2)
+    with pytest.raises(DataError, match="gave no batch in epoch 1"):
+        trainer.fit()
+
+
+def test_what_the_user_froze_stays_frozen() -> None:
+    trainer = make(epochs=1)
+    frozen = trainer.state.model.features[1].eval()
+    before = frozen.running_mean.clone()
+    trainer.fit()
+    assert torch.equal(frozen.running_mean, before)
+    trainer = make(epochs=1)
+    trainer.state.model.eval()  # loaded from somewhere: all of it, so it is meant to train
+    trainer.fit()
+    assert trainer.state.model.features[1].num_batches_tracked == 4
+
+
+def test_an_early_stop_is_evaluated_and_remembered(tmp_path: Path) -> None:
+    class Enough(Callback):
+        def on_step_end(self, trainer: Trainer, output: StepOutput) -> None:
+            trainer.should_stop = trainer.state.step >= 6
+
+    trainer = make(tmp_path, epochs=9, callbacks=(Enough(),), eval_every=5)
+    assert trainer.fit().epochs == 2
+    assert "val_loss" in trainer.state.history[-1]
+    again = make(tmp_path, epochs=9)
+    load_checkpoint(tmp_path / "last.ckpt", again.state)
+    assert again.fit().epochs == 2
+
+
+def test_an_interrupted_trainer_can_go_on() -> None:
+    trainer = make(callbacks=(StopAt(3),))
+    whole = make()
+    assert trainer.fit().interrupted
+    assert trainer.evaluate("val")["loss"] > 0
+    assert not trainer.fit().interrupted
+    whole.fit()
+    assert same(weights(trainer.state.model), weights(whole.state.model))
+
+
+class Log:
+    """Keeps the log points."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, float]] = []
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        if "loss" in values:
+            self.rows.append((step, values["loss"]))
+
+    def close(self) -> None: ...
+
+
+def test_a_log_point_does_not_depend_on_checkpoints_or_interrupts(tmp_path: Path) -> None:
+    """Whoever read the losses back in between, a log point is the mean since the one before it."""
+    plain, kept, first, second = Log(), Log(), Log(), Log()
+    make(epochs=3, log_every=3, recorder=plain).fit()
+    keeper = Checkpointer(tmp_path / "a", tmp_path / "b", "val_loss", "min", every_steps=2)
+    make(epochs=3, log_every=3, recorder=kept, callbacks=(keeper,)).fit()
+    make(tmp_path, epochs=3, log_every=3, recorder=first, callbacks=(StopAt(5),)).fit()
+    resumed = make(epochs=3, log_every=3, recorder=second)
+    load_checkpoint(tmp_path / "last.ckpt", resumed.state)
+    resumed.fit()
+    assert len(plain.rows) == 4
+    assert plain.rows == kept.rows == first.rows + second.rows

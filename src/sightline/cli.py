@@ -3,13 +3,17 @@ code (2: yours to fix; 1: the run failed; 130: interrupted)."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Sequence
 
 from sightline import __version__
-from sightline.errors import SightlineError, nearest
+from sightline.errors import RunFailedError, SightlineError, nearest
 
 COMMANDS = {
     "train": "train a classifier: sightline train [experiment=NAME] [key=value …]",
@@ -23,11 +27,18 @@ COMMANDS = {
 def main(words: Sequence[str] | None = None) -> None:
     """Runs one command and exits."""
     words = list(sys.argv[1:] if words is None else words)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file name, or a narrow encoding, is no reason to end
+            stream.reconfigure(errors="backslashreplace")
+    with contextlib.suppress(ValueError):  # only the main thread may
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         status = _run(words)
         sys.stdout.flush()
     except SightlineError as error:
-        print(f"sightline: {error}", file=sys.stderr)
+        if os.environ.get("SIGHTLINE_TRACEBACK"):
+            traceback.print_exc()
+        print(f"sightline: {error}{_origin(error)}", file=sys.stderr)
         status = error.exit_code
     except KeyboardInterrupt:
         print("sightline: interrupted", file=sys.stderr)
@@ -36,6 +47,15 @@ def main(words: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     sys.exit(status)
+
+
+def _origin(error: SightlineError) -> str:
+    """For a run that failed in code that is not ours: where, and how to see the whole of it."""
+    cause = error.__cause__
+    if not isinstance(error, RunFailedError) or cause is None:
+        return ""
+    place = traceback.extract_tb(cause.__traceback__)[-1]
+    return f"\n(raised in {place.filename}, line {place.lineno}; SIGHTLINE_TRACEBACK=1 shows the whole traceback)"
 
 
 def _run(words: list[str]) -> int:

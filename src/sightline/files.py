@@ -36,6 +36,27 @@ def beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
 
 
+@contextmanager
+def locked(directory: Path) -> Iterator[bool]:
+    """Holds a lock on a directory for the block; yields False when another process holds it. The lock ends with the
+    process, however it ends. Where the system has no such locks, it is always had."""
+    try:
+        import fcntl
+    except ImportError:
+        yield True
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = True
+        except OSError:
+            mine = False
+        yield mine
+    finally:
+        os.close(descriptor)
+
+
 def write_text(path: Path, text: str) -> None:
     """`text` as UTF-8, atomically."""
     with atomic_write(path) as file:

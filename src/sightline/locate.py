@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sightline.errors import ConfigError, MissingExtraError, listing, nearest
+from sightline.errors import ConfigError, MissingExtraError, SightlineError, listing, nearest
 
 TRUSTED = ("torch.nn", "torchvision.models", "timm.models._factory.create_model", "sightline.models")
 _EXTRAS = {"torchvision": "vision", "timm": "vision", "matplotlib": "report"}
@@ -119,6 +119,11 @@ def _walk(name: str, key: str) -> Any:
 
 def split_node(node: Mapping[str, Any], key: str) -> tuple[Any, list[Any], dict[str, Any]]:
     """(target, positional arguments, keyword arguments) of either form of node."""
+    for name, kind in (("_args_", list), ("kwargs", dict)):
+        given = node.get(name) if name == "_args_" or "class" in node else None
+        given = kind() if given is None else given
+        if not isinstance(given, kind):
+            raise ConfigError(f"{key}.{name}: expected {'a list' if kind is list else 'arguments'}, found {given!r}.")
     if "_target_" in node:
         target = node["_target_"]
         args = list(node.get("_args_", ()))
@@ -143,8 +148,11 @@ def call(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], *, key: 
     _check_arguments(function, name, key, args, kwargs)
     try:
         return function(*args, **kwargs)
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        raise ConfigError(f"{key}: {name} does not take these arguments: {error}") from error
+    except SightlineError:
+        raise
+    except Exception as error:  # whatever the constructor's own code raises is about these arguments
+        kind = "" if isinstance(error, TypeError | ValueError | RuntimeError) else f"{type(error).__name__}: "
+        raise ConfigError(f"{key}: {name} does not take these arguments: {kind}{error}") from error
 
 
 def unfold(
@@ -156,6 +164,10 @@ def unfold(
     if not callable(function):
         raise ConfigError(
             f"{key}._target_: '{target}' is a {type(function).__name__}, not something that can be called."
+        )
+    if allow is not None and (args or "class" in node) and not isinstance(function, type):
+        raise ConfigError(
+            f"{key}: a stored model gives '{target}' its arguments by name, or they could not be checked."
         )
     args = [_nested(value, f"{key}._args_[{i}]", allow) for i, value in enumerate(args)]
     return function, args, {argument: _nested(value, f"{key}.{argument}", allow) for argument, value in kwargs.items()}

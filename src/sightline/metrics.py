@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -25,7 +26,9 @@ class Meter:
 
     def __init__(self) -> None:
         self.loss_sum = 0.0
+        self.loss_n = 0
         self.n = 0
+        self.mark = (0.0, 0)
         self.counts: NDArray[np.int64] | None = None  # [3,C]: right, predicted, actual
         self.sums: dict[str, tuple[float, int]] = {}  # of a step's own metrics: value times samples, samples
         self._pending: list[tuple[Tensor | None, int, Tensor | None, Tensor | None]] = []
@@ -50,6 +53,7 @@ class Meter:
         losses: list[float] = torch.stack([loss.detach() for loss, _ in with_loss]).tolist() if with_loss else []
         for value, (_, n) in zip(losses, with_loss, strict=True):
             self.loss_sum += value * n
+            self.loss_n += n
         self.n += sum(n for _, n, _, _ in pending)
         scored = [
             (predicted, target) for _, _, predicted, target in pending if predicted is not None and target is not None
@@ -66,16 +70,24 @@ class Meter:
         self.flush()
         if not self.n:
             return {}
-        result = {"loss": self.loss_sum / self.n}
+        result = {"loss": self.loss_sum / self.loss_n} if self.loss_n else {}
         if self.counts is not None:
             result |= classification(self.counts)
         return result | {name: total / n for name, (total, n) in self.sums.items()}
+
+    def since_mark(self) -> float:
+        """The mean loss since the last call, or since the beginning; NaN when there was none."""
+        self.flush()
+        (total, n), self.mark = self.mark, (self.loss_sum, self.loss_n)
+        return (self.loss_sum - total) / (self.loss_n - n) if self.loss_n > n else math.nan
 
     def state_dict(self) -> dict[str, Any]:
         """All that was measured so far, for a checkpoint in mid-epoch."""
         self.flush()
         return {
             "loss_sum": self.loss_sum,
+            "loss_n": self.loss_n,
+            "mark": list(self.mark),
             "n": self.n,
             "counts": None if self.counts is None else self.counts.tolist(),
             "sums": {name: list(pair) for name, pair in self.sums.items()},
@@ -83,7 +95,8 @@ class Meter:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from a saved state."""
-        self.loss_sum, self.n = state["loss_sum"], state["n"]
+        self.loss_sum, self.loss_n, self.n = state["loss_sum"], state["loss_n"], state["n"]
+        self.mark = (state["mark"][0], state["mark"][1])
         self.counts = None if state["counts"] is None else np.asarray(state["counts"], dtype=np.int64)
         self.sums = {name: (total, n) for name, (total, n) in state["sums"].items()}
 

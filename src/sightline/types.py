@@ -77,7 +77,7 @@ class Schedule:
 @dataclass
 class TrainState:
     """All that a checkpoint holds. `epoch` and `batch` are where training continues, `step` counts updates of the
-    run."""
+    run. `stopped` says that a callback ended it early; `config` is what it was made from, for comparison."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer | None = None
@@ -88,9 +88,11 @@ class TrainState:
     step: int = 0
     batch: int = 0
     best: float | None = None
+    stopped: bool = False
     meters: dict[str, Any] = field(default_factory=dict)
     callbacks: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
 
 
 class Task(Protocol):

@@ -5,20 +5,23 @@ although the preset does not list it, and an unknown group or option is answered
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sightline.config.schema import TrainConfig
+from sightline.config.schema import TrainConfig, walk
 from sightline.errors import ConfigError, listing, nearest
 
 PRESETS = Path(__file__).parent.parent / "config" / "presets"
+_TEXTS = frozenset(key for key, item in walk() if str(item.type) in ("str", "str | None"))
 
 
 def compose(words: Sequence[str], config_dir: str | None = None, config_name: str = "train") -> dict[str, Any]:
     """The composed config as a plain dict. Raises ConfigError for a word, group or option that is wrong."""
     import hydra
+    import yaml
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -32,9 +35,15 @@ def compose(words: Sequence[str], config_dir: str | None = None, config_name: st
         with hydra.initialize_config_dir(str(PRESETS), version_base="1.3"):
             config = hydra.compose(config_name, overrides=[*search, *_overrides(words, _groups(config_dir))])
             plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(_first_line(error)) from error
     assert isinstance(plain, dict)
+    fields = {key.partition(".")[0] for key, _ in walk()}
+    for group in plain:
+        if group in _groups(config_dir) and group not in fields:
+            raise ConfigError(
+                f"the preset of {group}= puts its keys under '{group}'; its first line must be: # @package _global_"
+            )
     return {str(key): value for key, value in plain.items()}
 
 
@@ -43,23 +52,26 @@ def checked(words: Sequence[str], config_dir: str | None = None, config_name: st
     return TrainConfig.from_dict(compose(words, config_dir, config_name), also=tuple(_groups(config_dir)))
 
 
-def changes(words: Sequence[str], groups: Sequence[str], command: str) -> dict[str, Any]:
-    """`key=value` words as a nested dict, for a run that has its config already; only keys of `groups` may be
-    changed."""
+def changes(words: Sequence[str], allowed: Sequence[str], command: str) -> dict[str, Any]:
+    """`key=value` words, in the grammar of `train`, as a nested dict, for a run that has its config already. `allowed`
+    are the keys that may be changed; one that ends in a dot allows all below it."""
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
+    made = OmegaConf.create({})
     for word in words:
-        key, equals, _ = word.partition("=")
-        if not equals:
-            raise ConfigError(f"'{word}' is no change of the config; expected key=value.")
-        if key.partition(".")[0] not in groups:
-            raise ConfigError(
-                f"{command} takes changes of {listing(f'{group}.…' for group in groups)} alone, not '{key}': "
-                f"the rest of the config made the run what it is."
-            )
-    made = OmegaConf.to_container(OmegaConf.from_dotlist(list(words)), resolve=True)
-    assert isinstance(made, dict)
-    return {str(key): value for key, value in made.items()}
+        override = _parsed(word)
+        key = override.key_or_group
+        if not any(key == name or (name.endswith(".") and key.startswith(name)) for name in allowed):
+            can = listing(f"{name}…" if name.endswith(".") else name for name in allowed)
+            raise ConfigError(f"{command} takes changes of {can} alone, not '{key}': the rest made the run what it is.")
+        OmegaConf.update(made, key, override.value())
+    try:
+        plain = OmegaConf.to_container(made, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_first_line(error)) from error
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
 
 
 def user_code() -> None:
@@ -79,32 +91,42 @@ def _groups(config_dir: str | None) -> dict[str, list[str]]:
 
 
 def _overrides(words: Sequence[str], groups: dict[str, list[str]]) -> list[str]:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import OverrideType
-    from hydra.errors import OverrideParseException
 
     made = []
     for word in words:
-        try:
-            (override,) = OverridesParser.create().parse_overrides([word])
-        except OverrideParseException as error:
-            raise ConfigError(
-                f"'{word}' is no change of the config; expected key=value. {_first_line(error)}"
-            ) from error
+        override = _parsed(word)
         key, value = override.key_or_group, override.value()
-        if override.is_sweep_override():
-            raise ConfigError(f"'{word}' names several values; `train` makes one run. For a list, write {key}=[…].")
         if key in groups and isinstance(value, str):
             if value not in groups[key]:
                 options = groups[key]
                 told = f"{key}={value}: there is no such preset.{nearest(value, options)}"
                 raise ConfigError(f"{told} There are: {listing(options)}.")
             made.append(word)
-        elif override.type == OverrideType.CHANGE and not key.startswith("hydra"):
-            made.append(f"++{word}")
+        elif key.partition(".")[0] == "hydra":
+            raise ConfigError(f"'{word}': of Hydra only the grammar is used; a run's place is run.dir and run.name.")
+        elif override.type == OverrideType.CHANGE:
+            made.append(f"++{override.input_line}")
         else:
-            made.append(word)
+            made.append(override.input_line)
     return made
+
+
+def _parsed(word: str) -> Any:
+    """Hydra's reading of a word. A key that is a text in the schema takes whatever stands behind the `=` as it is, so
+    that a path may hold commas, brackets and blanks."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
+    key, equals, text = word.partition("=")
+    plain = equals and key.lstrip("+") in _TEXTS and text not in ("", "null") and not text.startswith(("'", '"', "$"))
+    try:
+        (override,) = OverridesParser.create().parse_overrides([f"{key}={_quoted(text)}" if plain else word])
+    except OverrideParseException as error:
+        raise ConfigError(f"'{word}' is no change of the config; expected key=value. {_first_line(error)}") from error
+    if override.is_sweep_override():
+        raise ConfigError(f"'{word}' names several values; one run has one. For a list, write {key}=[…].")
+    return override
 
 
 def _first_line(error: Exception) -> str:
@@ -112,4 +134,5 @@ def _first_line(error: Exception) -> str:
 
 
 def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "\\'") + "'"
+    """As a text in quotes; Hydra takes a backslash before a quote, or before the end, for an escape."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from sightline.commands.compose import changes, user_code
 from sightline.errors import DataError, listing, nearest
 
+WHERE = tuple(f"data.{key}" for key in ("source", "root", "csv", "images", "image_column", "label_column"))
+CHANGES = (*WHERE, "data.classes", "data.val", "data.test", "data.eval_batch_size")
+
 
 def main(words: Sequence[str]) -> int:
     """Writes predictions/<split>.csv and prints the tables. Data that is not the run's own gets a file of its own
@@ -29,9 +32,9 @@ def main(words: Sequence[str]) -> int:
         help="trust the stored network to name code of this module",
     )
     found = options.parse_intermixed_args(words)
-    changed = changes(found.overrides, ("data",), "evaluate")
+    changed = changes(found.overrides, CHANGES, "evaluate")
     user_code()
-    from sightline.config.build import as_config, build_loss, data_record, merged, open_data
+    from sightline.config.build import as_config, build_loss, config_source, data_record, merged, open_data
     from sightline.runs.artifact import load
     from sightline.runs.console import show_results
     from sightline.runs.directory import Run
@@ -40,24 +43,32 @@ def main(words: Sequence[str]) -> int:
 
     run = Run.open(found.run)
     predictor = load(run.path, device=found.device, allow=found.allow)
-    config = as_config(merged(read_yaml(run.config), changed))
-    data, _, source = open_data(config, preprocess=predictor.preprocess)
+    kept = read_yaml(run.config)
+    elsewhere = {f"data.{key}" for key in changed.get("data", {})} & set(WHERE)
+    if elsewhere:  # other data is measured whole, unless it has splits of its own or is asked to be split
+        changed = merged({"data": {"val": 0, "test": 0}}, changed)
+    config = as_config(merged(kept, changed))
+    source = config_source(config)
     if source.info.classes != predictor.classes:
         raise DataError(
             f"the data's classes are {listing(source.info.classes)}; the model's are {listing(predictor.classes)}. "
             f"Their order decides what an answer means; set data.classes={list(predictor.classes)}."
         )
-    splits = [found.split] if found.split else [split for split in data if split != "train"] or ["train"]
-    if splits[0] not in data:
-        raise DataError(
-            f"--split: there is no split '{splits[0]}'.{nearest(splits[0], data)} There are: {listing(data)}."
-        )
+    there = list(source.splits)
+    splits = [found.split] if found.split else [split for split in there if split != "train"] or ["train"]
+    if splits[0] not in there:
+        told = f"--split: there is no split '{splits[0]}'.{nearest(splits[0], there)}"
+        raise DataError(f"{told} There are: {listing(there)}.")
+    data, _ = open_data(config, source, predictor.preprocess, splits)
     before, now = run.read_data()["fingerprint"], data_record(data, source)["fingerprint"]
+    if run.read_given():
+        print(f"note: the run was made with its own {listing(run.read_given())}; the loss shown is the config's")
     loss = build_loss(config, found.device)
     results = {}
     for split in splits:
-        own = before.get(split) == now[split]
-        name = split if own else f"{split}-{now[split][:8]}"
+        name = split
+        if before.get(split) != now[split]:
+            name = f"{'all' if there == ['train'] else split}-{now[split][:8]}"
         results[name] = evaluate_split(predictor, data[split], loss, config.data.eval_batch_size)
         write_predictions(run.predictions(name), results[name])
     show_results(run, results)

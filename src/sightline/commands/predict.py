@@ -73,6 +73,7 @@ def main(words: Sequence[str]) -> int:
 def expand(paths: Sequence[str]) -> list[Path]:
     """Every image the words name, each once, in order. Raises DataError for a word that names none."""
     from sightline.data.sources import image_files
+    from sightline.data.tables import is_file
 
     found: dict[Path, None] = {}
     for word in paths:
@@ -81,7 +82,7 @@ def expand(paths: Sequence[str]) -> list[Path]:
             inside = image_files(path)
             if not inside:
                 raise DataError(f"no image in the folder '{word}'.")
-        elif path.is_file():
+        elif is_file(path):
             inside = [path]
         else:
             inside = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if Path(name).is_file()]  # noqa: PTH207
@@ -96,6 +97,7 @@ def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console(highlight=False)
     header = ("image", "prediction", "confidence", "next")
@@ -107,5 +109,5 @@ def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
     for name in header:
         table.add_column(name, overflow="fold", justify="right" if name == "confidence" else "left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     console.print(table)

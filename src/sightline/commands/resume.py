@@ -13,9 +13,14 @@ def main(words: Sequence[str]) -> int:
     """Trains on and finishes; a run that was trained to its end is exported and measured again."""
     options = argparse.ArgumentParser("sightline resume", description="Go on with a run from its last checkpoint.")
     options.add_argument("run", metavar="RUN", help="the run's directory")
-    options.add_argument("overrides", nargs="*", metavar="trainer.key=value", help="such as trainer.device=cpu")
+    options.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="trainer.… keys, or data.root=PATH where the data has moved",
+    )
     found = options.parse_intermixed_args(words)
-    changed = changes(found.overrides, ("trainer",), "resume")
+    changed = changes(found.overrides, ("trainer.", "data.root"), "resume")
     user_code()
     from sightline.config.build import resume
 

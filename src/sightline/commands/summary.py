@@ -13,11 +13,15 @@ def main(words: Sequence[str]) -> int:
     found = parser("summary", "Print the network's layers, shapes and costs.").parse_intermixed_args(words)
     config = checked(found.overrides, found.config_dir, found.config_name)
     user_code()
-    from sightline.config.build import open_data
+    from dataclasses import asdict
+
+    from sightline.config.build import config_source
+    from sightline.data.packed import decoder_for
     from sightline.models.probe import summary
     from sightline.models.spec import build_model
 
-    _, preprocess, source = open_data(config)
+    source = config_source(config)
+    preprocess = decoder_for(source.splits["train"][0], asdict(config.data.preprocess))
     model, _ = build_model(config.module.network, preprocess.shape, len(source.info.classes), outputs="logits")
     print(summary(model, preprocess.shape))
     return 0

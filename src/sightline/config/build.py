@@ -4,8 +4,7 @@ export."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,16 @@ import torch
 from torch import nn
 
 from sightline import locate
+from sightline.config.checks import (
+    PARTS,
+    check_given,
+    check_given_again,
+    check_loss,
+    check_monitors,
+    check_same_config,
+    check_same_data,
+    check_targets,
+)
 from sightline.config.schema import TrainConfig
 from sightline.data.augment import standard
 from sightline.data.loader import BatchLoader
@@ -25,22 +34,20 @@ from sightline.engine.checkpoint import load_checkpoint, load_weights
 from sightline.engine.progress import Progress
 from sightline.engine.runtime import Runtime
 from sightline.engine.tasks import SupervisedTask
-from sightline.engine.trainer import Trainer
-from sightline.errors import ArtifactError, ConfigError, listing, nearest
-from sightline.metrics import Meter, better_when, metric_names
+from sightline.engine.trainer import Trainer, check_callbacks
+from sightline.errors import ArtifactError, ConfigError, RunFailedError, SightlineError
+from sightline.files import locked
+from sightline.metrics import Meter, better_when
 from sightline.models.spec import ModelSpec, build_model, describe_model
 from sightline.optim import build_optimizer, build_schedule
 from sightline.runs.artifact import add_metrics, export_model, load
 from sightline.runs.console import decoding_bar, show_results
-from sightline.runs.directory import Run, check_free
+from sightline.runs.directory import Run, check_free, check_place
 from sightline.runs.environment import environment
 from sightline.runs.evaluate import SplitResult, evaluate_split, write_predictions
 from sightline.runs.recorders import JsonlRecorder, Tee, TensorBoardRecorder
 from sightline.types import DataSource, FitResult, Recorder, Schedule, TrainState
 from sightline.yamlfile import read_yaml
-
-GIVEN = ("source", "model", "loss", "optimizer", "task", "callbacks", "recorder")
-"""The parts a caller may hand over instead of describing them."""
 
 
 @dataclass
@@ -59,17 +66,34 @@ class Assembly:
     def fit(self) -> FitResult:
         """Trains to the end, exports the best weights, and measures them as exported. When interrupted, returns after
         the checkpoint."""
+        with locked(self.run.path) as mine:
+            if not mine:
+                raise ArtifactError(f"'{self.run.path}' is being trained by another process.")
+            return self._fit()
+
+    def _fit(self) -> FitResult:
         trainer = self.trainer
         try:
             with self.runtime.active():
                 result = trainer.fit()
+        except SightlineError:
+            raise
+        except Exception as error:  # the network's, the loss's or a callback's own code
+            state = trainer.state
+            raise RunFailedError(
+                f"epoch {state.epoch}, batch {state.batch} (step {state.step + 1}) failed with {type(error).__name__}: "
+                f"{error}. The last checkpoint is kept in '{self.run.checkpoints}'."
+            ) from error
         finally:
             if trainer.recorder is not None:
                 trainer.recorder.close()
         result.run = self.run.path
         if not result.interrupted:
-            with self.runtime.active():
-                result.metrics = {split: found.metrics for split, found in self.finish().items()}
+            try:
+                with self.runtime.active():
+                    result.metrics = {split: found.metrics for split, found in self.finish().items()}
+            except KeyboardInterrupt:
+                result.interrupted = True
         return result
 
     def finish(self) -> dict[str, SplitResult]:
@@ -105,7 +129,8 @@ def assemble(config: TrainConfig | Mapping[str, Any] | str | Path, **given: Any)
 
     Raises ConfigError, DataError, ModelError or MissingExtraError before anything is written."""
     config = as_config(config)
-    _check_given(given)
+    check_given(given)
+    check_place(config.run.dir)
     if config.run.name is not None:
         check_free(config.run.dir, config.run.name)
     return _assemble(config, given, None)
@@ -113,18 +138,21 @@ def assemble(config: TrainConfig | Mapping[str, Any] | str | Path, **given: Any)
 
 def resume(path: str | Path, changes: Mapping[str, Any] | None = None, **given: Any) -> Assembly:
     """The assembly of a run that goes on from its last checkpoint. `changes` is a nested dict of `trainer` keys to
-    change, such as the device. Raises ArtifactError when there is no checkpoint or the data has changed."""
+    change, such as the device, or a `data.root` that has moved; parts that were handed over when it began must be
+    handed over again. Raises ArtifactError when there is no checkpoint, or the data or the rest of the config is not
+    what the run began with."""
     run = Run.open(path)
     if not run.last.is_file():
         raise ArtifactError(f"'{run.path}' has no checkpoint to resume from; start again with: sightline train")
-    _check_given(given)
+    check_given(given)
+    check_given_again(run, given)
     return _assemble(as_config(merged(read_yaml(run.config), changes or {})), given, run)
 
 
 def as_config(config: TrainConfig | Mapping[str, Any] | str | Path) -> TrainConfig:
     """A checked config from any of its forms."""
     if isinstance(config, TrainConfig):
-        return config
+        return TrainConfig.from_dict(config.to_dict())
     return TrainConfig.from_dict(config if isinstance(config, Mapping) else read_yaml(config))
 
 
@@ -138,19 +166,20 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 
 def open_data(
-    config: TrainConfig, source: DataSource | None = None, preprocess: Preprocess | None = None
-) -> tuple[dict[str, PackedDataset], Preprocess, DataSource]:
-    """Every split of the config's data, decoded, and the finished preprocessing."""
-    data = config.data
-    if source is None:
-        arguments = asdict(data)
-        for name in ("source", "batch_size", "eval_batch_size", "preprocess", "augment"):
-            del arguments[name]
-        source = open_source(data.source, seed=config.seed, **arguments)
-    total = sum(len(samples) for samples in source.splits.values())
+    config: TrainConfig, source: DataSource, preprocess: Preprocess | None = None, only: Collection[str] | None = None
+) -> tuple[dict[str, PackedDataset], Preprocess]:
+    """Every split of the source (or those in `only`), decoded, and the finished preprocessing."""
+    total = sum(len(samples) for split, samples in source.splits.items() if only is None or split in only)
     with decoding_bar(total, config.trainer.progress) as progress:
-        packed, preprocess = pack_splits(source, preprocess or asdict(data.preprocess), progress)
-    return packed, preprocess, source
+        return pack_splits(source, preprocess or asdict(config.data.preprocess), progress, only)
+
+
+def config_source(config: TrainConfig) -> DataSource:
+    """The data source the config describes; nothing is decoded yet."""
+    arguments = asdict(config.data)
+    for name in ("source", "batch_size", "eval_batch_size", "preprocess", "augment"):
+        del arguments[name]
+    return open_source(config.data.source, seed=config.seed, **arguments)
 
 
 def data_record(data: Mapping[str, PackedDataset], source: DataSource) -> dict[str, Any]:
@@ -173,9 +202,11 @@ def build_loss(config: TrainConfig, device: torch.device | str = "cpu") -> Any:
 
 def _assemble(config: TrainConfig, given: Mapping[str, Any], run: Run | None) -> Assembly:
     module, settings = config.module, config.trainer
-    _check_targets(config)
+    check_targets(config)
     runtime = Runtime(settings.device, seed=config.seed, threads=settings.threads, deterministic=settings.deterministic)
-    data, preprocess, source = open_data(config, given.get("source"))
+    check_callbacks(given.get("callbacks", ()))
+    source = given.get("source") or config_source(config)
+    data, preprocess = open_data(config, source)
     record = data_record(data, source)
     if run is not None:
         check_same_data(run, record)
@@ -190,25 +221,27 @@ def _assemble(config: TrainConfig, given: Mapping[str, Any], run: Run | None) ->
         optimizer = build_optimizer(target, arguments, model, "module.optimizer")
     elif not {id(p) for group in optimizer.param_groups for p in group["params"]} <= set(map(id, model.parameters())):
         raise TypeError("the given optimizer has parameters that are not the model's; give its model too.")
-    _check_monitors(config, evals)
-    state = TrainState(model, optimizer, _schedules(config, optimizer, len(train)))
+    state = TrainState(model, optimizer, _schedules(config, optimizer, len(train)), config=config.to_dict())
     task = given.get("task")
     if task is None:
-        _check_loss(loss, spec, runtime)
+        check_monitors(config, evals)
+        check_loss(loss, model, spec, runtime)
         task = SupervisedTask(loss, spec.outputs)
     if run is None:
         run = Run.create(config.run.dir, config.run.name, source.info.name)
         run.write_json(run.data, record)
-        run.write_json(run.environment, environment())
-        resume_step = None
+        run.write_json(run.environment, environment() | {"given": sorted(set(PARTS) & set(given))})
+        resumed_at = None
     else:
+        check_same_config(run, config)
         state.meters["train"] = Meter()
         load_checkpoint(run.last, state)
-        resume_step = state.step
+        resumed_at = (state.step, state.epoch)
     run.write_config(config.to_dict())
-    keeper = Checkpointer(run.checkpoints, module.monitor, _better(config, module.monitor), settings.checkpoint_every)
-    recorders: list[Recorder] = [JsonlRecorder(run.log, resume_step)]
-    recorders.append(TensorBoardRecorder(run.tensorboard, list(data), resume_step))
+    better = _better(config, module.monitor)
+    keeper = Checkpointer(run.last, run.best, module.monitor, better, settings.checkpoint_every)
+    recorders: list[Recorder] = [JsonlRecorder(run.log, resumed_at)]
+    recorders.append(TensorBoardRecorder(run.tensorboard, list(data), resumed_at and resumed_at[0]))
     if "recorder" in given:
         recorders.append(given["recorder"])
     trainer = Trainer(
@@ -265,7 +298,8 @@ def _schedules(config: TrainConfig, optimizer: Any, steps_per_epoch: int) -> lis
     for position, node in enumerate(nodes if isinstance(nodes, list) else [nodes]):
         key = f"module.lr_scheduler[{position}]" if isinstance(nodes, list) else "module.lr_scheduler"
         target, _, arguments = locate.unfold(node, key=key)
-        monitor = arguments.pop("monitor", config.module.monitor)
+        given = arguments.pop("monitor", None)
+        monitor = given or config.module.monitor
         schedules.append(
             build_schedule(
                 target,
@@ -278,85 +312,11 @@ def _schedules(config: TrainConfig, optimizer: Any, steps_per_epoch: int) -> lis
                 key=key,
             )
         )
+        if given is not None and schedules[-1].monitor is None:
+            raise ConfigError(f"{key}.monitor: only ReduceLROnPlateau watches a metric; this schedule would ignore it.")
     return schedules
 
 
 def _better(config: TrainConfig, monitor: str) -> str:
     given = config.module.monitor_mode
     return given if given != "auto" and monitor == config.module.monitor else better_when(monitor)
-
-
-def _check_targets(config: TrainConfig) -> None:
-    """A name that stands for nothing is told before any image is decoded."""
-    module = config.module
-    schedulers = module.lr_scheduler if isinstance(module.lr_scheduler, list) else [module.lr_scheduler]
-    layers = module.network.get("layers", [module.network])
-    for key, nodes in {
-        "module.network": layers,
-        "module.loss": [module.loss],
-        "module.optimizer": [module.optimizer],
-        "module.lr_scheduler": [node for node in schedulers if node],
-    }.items():
-        for node in nodes:
-            if isinstance(node.get("_target_"), str):
-                locate.resolve(node["_target_"], key=f"{key}._target_")
-
-
-def _check_monitors(config: TrainConfig, evals: Mapping[str, Any]) -> None:
-    """Before epoch 0: a monitor that no metric will ever match would silently keep the wrong checkpoint."""
-    names = metric_names(evals)
-    schedulers = config.module.lr_scheduler or []
-    wanted = {"module.monitor": config.module.monitor}
-    for position, node in enumerate(schedulers if isinstance(schedulers, list) else [schedulers]):
-        if "monitor" in node:
-            wanted[f"module.lr_scheduler[{position}].monitor"] = node["monitor"]
-    for key, name in wanted.items():
-        if name not in names:
-            missing = name.startswith("val_") and "val" not in evals
-            hint = " There is no validation split: set data.val." if missing else nearest(name, names)
-            raise ConfigError(f"{key}: there will be no metric '{name}'.{hint} There will be: {listing(names, 40)}.")
-
-
-def _check_loss(loss: Any, spec: ModelSpec, runtime: Runtime) -> None:
-    """Tries the loss on an answer of the right shape, before the first step would fail on it."""
-    classes = spec.num_classes
-    output = torch.full((classes + 1, classes), 1 / classes, device=runtime.device, requires_grad=True)
-    target = torch.zeros(classes + 1, dtype=torch.int64, device=runtime.device)  # a length that broadcasts with nothing
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            value = loss(output, target)
-    except Exception as error:  # whatever the loss's own code raises is about these arguments
-        raise ConfigError(
-            f"module.loss: {type(loss).__name__} cannot compare the network's output, float32 [batch, {classes}], with "
-            f"class indices, int64 [batch]: {error}"
-        ) from error
-    if not isinstance(value, torch.Tensor) or value.ndim:
-        found = f"a tensor {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
-        raise ConfigError(f"module.loss: expected one number for a batch, got {found}; set reduction: mean.")
-    if spec.outputs == "probabilities" and isinstance(loss, nn.CrossEntropyLoss):
-        warnings.warn(
-            "the network ends in a softmax and the loss is cross entropy, which applies a softmax of its own: the loss "
-            "cannot fall below about 1.46 for 10 classes. Take the softmax out of the network, or set "
-            "module.loss._target_=sightline.models.losses.ProbabilityNLL.",
-            UserWarning,
-            stacklevel=2,
-        )
-
-
-def _check_given(given: Mapping[str, Any]) -> None:
-    for name in given:
-        if name not in GIVEN:
-            raise TypeError(f"'{name}' cannot be given.{nearest(name, GIVEN)} What can: {', '.join(GIVEN)}.")
-
-
-def check_same_data(run: Run, record: Mapping[str, Any]) -> None:
-    """Raises ArtifactError naming the first split whose pixels, labels or classes are not what the run was made
-    with."""
-    before = run.read_data()["fingerprint"]
-    for split in sorted({*before, *record["fingerprint"]}):
-        if before.get(split) != record["fingerprint"].get(split):
-            raise ArtifactError(
-                f"the data has changed since '{run.path}' began: its {split} split is not the same. A resumed run must "
-                f"see the same images; start a new one for the new data."
-            )

@@ -9,7 +9,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field
 from typing import Any, Literal, Union
 
@@ -31,6 +31,8 @@ def _key(default: Any, doc: str) -> Any:
 def _copy(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _copy(item) for key, item in value.items()}
+    if isinstance(value, type):  # a class itself, in a config made in Python: kept by its name, as a file would
+        return f"{value.__module__}.{value.__qualname__}"
     return [_copy(item) for item in value] if isinstance(value, list | tuple) else value
 
 
@@ -146,7 +148,9 @@ class TrainerConfig:
         None, "CPU threads of torch; by default torch's own choice. The same number is needed for the same bits."
     )
     progress: bool = _key(True, "Show a bar on a terminal, a line an epoch elsewhere, and the tables at the end.")
-    deterministic: bool = _key(True, "Use only operations that give the same bits every time.")
+    deterministic: bool = _key(
+        True, "Choose operations that give the same bits every time; torch warns of one that has no such form."
+    )
 
 
 @dataclass(frozen=True)
@@ -265,7 +269,7 @@ def _accept(value: Any, option: Any, where: str) -> tuple[bool, Any]:
         option is str
         and isinstance(value, int | float)
         and not isinstance(value, bool)
-        and where.startswith("data.classes")
+        and where.startswith(("data.", "run."))
     ):
         return True, str(value)  # class names such as 0 and 1, which YAML reads as numbers
     if option is str and hasattr(value, "__fspath__"):
@@ -310,15 +314,19 @@ def _check_ranges(config: TrainConfig) -> None:
         ("trainer.checkpoint_every", trainer.checkpoint_every, 1), ("trainer.threads", trainer.threads, 1),
         ("data.preprocess.background", data.preprocess.background, 0),
     ]  # fmt: skip
+    if config.seed >= 2**63:
+        raise ConfigError(f"seed: expected a number below 2**63, found {config.seed}.")
     for name, value, low in at_least:
         if value is not None and value < low:
             raise ConfigError(f"{name}: expected a number of at least {low}, found {value}.")
     for name, value in (("flip", data.augment.flip), ("vertical_flip", data.augment.vertical_flip)):
         if not 0 <= value <= 1:
             raise ConfigError(f"data.augment.{name}: expected a probability between 0 and 1, found {value}.")
-    for key, value in _numbers(config.to_dict()):
-        if not math.isfinite(value):
-            raise ConfigError(f"{key}: expected a number, found {value}.")
+    given: dict[str, Any] = {"data.val": [data.val], "data.test": [data.test]}
+    given |= {f"data.preprocess.{key}": getattr(data.preprocess, key) for key in ("mean", "std")}
+    for name, values in given.items():
+        if not isinstance(values, str) and not all(math.isfinite(value) for value in values):
+            raise ConfigError(f"{name}: expected a number, found {values}.")
     for name, value in (("val", data.val), ("test", data.test)):
         if value > 1 and value != int(value):
             raise ConfigError(f"data.{name}: expected a part below 1 or a whole number of images, found {value}.")
@@ -341,18 +349,6 @@ def _check_ranges(config: TrainConfig) -> None:
     if not isinstance(std, str) and any(value <= 0 for value in std):
         raise ConfigError(f"data.preprocess.std: every value must be above 0, found {std}.")
     _check_nodes(config.module)
-
-
-def _numbers(values: Any, path: str = "") -> Iterator[tuple[str, float]]:
-    """Every float of the config's own keys with its dotted name; what stands in a node is its target's business."""
-    if isinstance(values, dict) and not (path.startswith("module.") and path.count(".") == 1):
-        for name, value in values.items():
-            yield from _numbers(value, f"{path}.{name}" if path else name)
-    elif isinstance(values, list) and not path.startswith("module."):
-        for position, value in enumerate(values):
-            yield from _numbers(value, f"{path}[{position}]")
-    elif isinstance(values, float):
-        yield path, values
 
 
 def _check_nodes(module: ModuleConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from PIL import ImageOps
 from torch import Tensor
 
 from sightline.data.preprocess import Preprocess, is_gray, open_image
+from sightline.errors import DataError
 from sightline.types import DataSource, Sample
 
 _CHUNK = 256
@@ -70,7 +72,15 @@ def pack(
     `exact` is as in `Preprocess.decode`.
 
     Raises DataError naming the first image, in the samples' order, that cannot be decoded."""
-    images = np.empty((len(samples), *preprocess.shape), dtype=np.uint8)
+    shape = (len(samples), *preprocess.shape)
+    try:
+        images = np.empty(shape, dtype=np.uint8)
+    except (MemoryError, ValueError) as error:
+        needed = math.prod(shape) / 2**30
+        raise DataError(
+            f"{len(samples):,} images of {preprocess.height} x {preprocess.width} need {needed:,.1f} GiB of memory, "
+            f"more than there is. Set a smaller data.preprocess.size."
+        ) from error
 
     def fill(start: int) -> int:
         stop = min(start + _CHUNK, len(samples))
@@ -94,17 +104,20 @@ def pack_splits(
     source: DataSource,
     preprocess: Preprocess | Mapping[str, object],
     progress: Callable[[int], None] = lambda _: None,
+    only: Collection[str] | None = None,
 ) -> tuple[dict[str, PackedDataset], Preprocess]:
-    """Every split of a source, and the finished preprocessing: a mapping may leave size, channels, mean and std "auto",
-    to be taken from the first training image and from the training split's own statistics."""
+    """Every split of a source (or those in `only`), and the finished preprocessing: a mapping may leave size, channels,
+    mean and std "auto", to be taken from the first training image and from the training split's own statistics."""
     if isinstance(preprocess, Preprocess):
         auto: set[str] = set()
         decoder = preprocess
     else:
         auto = {name for name in ("size", "channels", "mean", "std") if preprocess.get(name, "auto") == "auto"}
-        decoder = _decoder(source.splits["train"][0], preprocess)
+        decoder = decoder_for(source.splits["train"][0], preprocess)
     packed = {
-        split: pack(samples, decoder, source.info.classes, progress, auto) for split, samples in source.splits.items()
+        split: pack(samples, decoder, source.info.classes, progress, auto)
+        for split, samples in source.splits.items()
+        if only is None or split in only
     }
     if "mean" in auto or "std" in auto:
         mean, std = packed["train"].statistics()
@@ -114,7 +127,8 @@ def pack_splits(
     return packed, decoder
 
 
-def _decoder(first: Sample, given: Mapping[str, object]) -> Preprocess:
+def decoder_for(first: Sample, given: Mapping[str, object]) -> Preprocess:
+    """The decoding that `given` describes, with what it leaves "auto" taken from the `first` image."""
     values: dict[str, Any] = {name: value for name, value in given.items() if value != "auto"}
     size = values.pop("size", None)
     channels = values.pop("channels", None) or (1 if is_gray(first.image, _name(first)) else 3)

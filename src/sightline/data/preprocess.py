@@ -47,6 +47,8 @@ class Preprocess:
     background: int = 255
 
     def __post_init__(self) -> None:
+        if self.resize not in ("stretch", "crop", "pad") or self.interpolation not in _FILTERS:
+            raise DataError(f"data.preprocess: there is no resize '{self.resize}' with '{self.interpolation}'.")
         for name in ("mean", "std"):
             values = tuple(float(value) for value in getattr(self, name))
             if len(values) == 1:
@@ -89,7 +91,7 @@ class Preprocess:
         picture = open_image(image, name)
         if "channels" in exact and self.channels == 1 and picture.mode not in _GRAY_MODES:
             raise DataError(f"{name} is a colour image, the first one is gray. Set data.preprocess.channels to 1 or 3.")
-        picture = self._converted(picture)
+        picture = self._converted(picture, name)
         if "size" in exact and picture.size != (self.width, self.height):
             raise DataError(
                 f"{name} is {picture.height} x {picture.width} pixels, the first image {self.height} x {self.width}. "
@@ -110,17 +112,21 @@ class Preprocess:
 
         return normalize
 
-    def _converted(self, picture: Image.Image) -> Image.Image:
+    def _converted(self, picture: Image.Image, name: str) -> Image.Image:
         picture = ImageOps.exif_transpose(picture)
         wanted = "L" if self.channels == 1 else "RGB"
         if picture.mode == wanted and "transparency" not in picture.info:
             return picture
+        if picture.mode == "F" or (picture.mode == "I" and picture.format != "PNG"):
+            raise DataError(f"{name} has 32-bit pixels, whose range is not known; save it with 8 or 16 bits.")
         if picture.mode in ("I;16", "I;16B", "I;16L", "I"):
             picture = Image.fromarray((np.clip(np.asarray(picture), 0, 65535) / 257).round().astype(np.uint8))
         if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
             picture = picture.convert("RGBA")
             under = Image.new("RGBA", picture.size, (self.background,) * 3 + (255,))
             picture = Image.alpha_composite(under, picture)
+        if picture.mode in ("LAB", "HSV", "YCbCr"):  # these turn gray by way of RGB alone
+            picture = picture.convert("RGB")
         return picture.convert(wanted)
 
     def _resized(self, picture: Image.Image) -> Image.Image:
@@ -176,7 +182,7 @@ def is_gray(image: Path | bytes | NDArray[np.uint8], name: str) -> bool:
     try:
         with Image.open(image if isinstance(image, Path) else io.BytesIO(image)) as picture:
             return picture.mode in _GRAY_MODES
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # as in `open_image`
         raise DataError(f"{name} is no image, or a damaged one: {error}.") from error
 
 

@@ -113,6 +113,9 @@ def image_files(folder: Path) -> list[Path]:
         subdirectories[:] = sorted(name for name in subdirectories if not name.startswith("."))
         visible = (Path(directory) / name for name in files if not name.startswith("."))
         found += [file for file in visible if file.suffix.lower() in IMAGE_SUFFIXES]
+    for file in found:
+        if str(file).encode(errors="replace").decode() != str(file):
+            raise DataError(f"the name {os.fsencode(file)!r} is no UTF-8; rename the file or its folder.")
     return sorted(found)
 
 
@@ -251,7 +254,7 @@ def _csv_splits(
 
 
 def _one_csv(folder: Path) -> Path:
-    tables = sorted(folder.glob("*.csv"))
+    tables = sorted(file for file in folder.glob("*.csv") if file.is_file())
     if len(tables) == 1:
         return tables[0]
     if not tables:

@@ -75,6 +75,14 @@ def _column(header: list[str], given: str | None, usual: tuple[str, ...], key: s
     return header.index(found[0])
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; a name too long to exist is no error."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def _image(name: str, images: Path, root: Path, where: str) -> Path:
     if not name:
         raise DataError(f"{where}: no file name.")
@@ -82,7 +90,7 @@ def _image(name: str, images: Path, root: Path, where: str) -> Path:
     # compared without following links: a linked folder inside the root is the user's own doing, '..' in a row is not
     if not path.is_relative_to(os.path.abspath(root)):  # noqa: PTH100
         raise DataError(f"{where}: '{name}' lies outside the data directory '{root}'.")
-    if not path.is_file():
+    if not is_file(path):
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"{where}: the file '{path}' does not exist.{nearest(path.name, siblings)}")
     return path

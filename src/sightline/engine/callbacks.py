@@ -38,27 +38,26 @@ EVENTS = tuple(name for name in vars(Callback) if name.startswith("on_"))
 
 
 class Checkpointer(Callback):
-    """Writes `last.ckpt` after every epoch and when interrupted, and `best.ckpt` when `monitor` is better than ever.
+    """Writes the file `last` before the first step, after every epoch and when interrupted, and the file `best` when
+    `monitor` is better than ever.
 
-    `better` is "min" or "max"; on a tie the earlier one stays. `every_steps` writes `last.ckpt` within an epoch too.
-    A model with a NaN or infinite weight is never written, so the last good checkpoint stays."""
+    `better` is "min" or "max"; on a tie the earlier one stays. `every_steps` writes `last` within an epoch too. A model
+    with a weight that has become NaN or infinite is never written, so the last good checkpoint stays."""
 
-    def __init__(self, directory: Path, monitor: str, better: str, every_steps: int | None = None):
-        self.directory = directory
+    def __init__(self, last: Path, best: Path, monitor: str, better: str, every_steps: int | None = None):
+        self.last = last
+        self.best = best
         self.monitor = monitor
         self.better = better
         if every_steps is not None:
             self.on_step_end = self._every(every_steps)  # type: ignore[method-assign]
 
-    @property
-    def last(self) -> Path:
-        """The checkpoint to resume from."""
-        return self.directory / "last.ckpt"
-
-    @property
-    def best(self) -> Path:
-        """The checkpoint with the best monitored metric so far."""
-        return self.directory / "best.ckpt"
+    def on_fit_start(self, trainer: Trainer) -> None:
+        """Saves a run's beginning, so that there is something to resume from whatever the first epoch meets."""
+        # a mask of -inf is no accident: what is not finite before the first step may stay so
+        self._meant = {name for name, value in trainer.state.model.state_dict().items() if not _finite(value)}
+        if not self.last.exists():
+            self._save(trainer, self.last)
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, float]) -> None:
         """Saves; `best` first, so that `last` knows of it."""
@@ -86,12 +85,16 @@ class Checkpointer(Callback):
 
     def _save(self, trainer: Trainer, path: Path) -> None:
         for name, value in trainer.state.model.state_dict().items():
-            if value.is_floating_point() and not torch.isfinite(value).all():
+            if name not in self._meant and not _finite(value):
                 raise NonFiniteLossError(
                     f"'{name}' holds NaN or infinite values after step {trainer.state.step}, so no checkpoint was "
                     f"written over the last good one. Try a lower learning rate."
                 )
         save_checkpoint(path, trainer.state)
+
+
+def _finite(value: torch.Tensor) -> bool:
+    return not value.is_floating_point() or bool(torch.isfinite(value).all())
 
 
 class StopOnSignal(Callback):

@@ -28,9 +28,11 @@ def save_checkpoint(path: Path, state: TrainState) -> None:
         "step": state.step,
         "batch": state.batch,
         "best": state.best,
+        "stopped": state.stopped,
         "meters": {name: meter.state_dict() for name, meter in state.meters.items()},
         "callbacks": state.callbacks,
         "history": state.history,
+        "config": state.config,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
@@ -54,7 +56,7 @@ def load_checkpoint(path: Path, state: TrainState) -> None:
                 getattr(state, name).load_state_dict(content[name])
     except (RuntimeError, ValueError, KeyError) as error:
         raise ArtifactError(f"'{path}' belongs to another network, optimiser or schedule: {error}") from error
-    for name in ("epoch", "step", "batch", "best", "callbacks", "history"):
+    for name in ("epoch", "step", "batch", "best", "stopped", "callbacks", "history"):
         setattr(state, name, content[name])
     for name, saved in content["meters"].items():
         state.meters[name].load_state_dict(saved)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections import deque
 from collections.abc import Sized
@@ -20,11 +22,7 @@ class Progress(Callback):
     counters eight times a second: a step does nothing for it, and nothing is read back from the device."""
 
     def __init__(self, console: Console | None = None):
-        if console is None:
-            from rich.console import Console as RichConsole
-
-            console = RichConsole(highlight=False, soft_wrap=True)
-        self.console = console
+        self.console = console or plain_console()
 
     def on_fit_start(self, trainer: Trainer) -> None:
         """Starts the bar, where there is a terminal to draw it on."""
@@ -99,6 +97,22 @@ class Progress(Callback):
         grid = Table.grid(padding=(0, 2))
         grid.add_row(*cells)
         return grid
+
+
+def plain_console() -> Console:
+    """A console that prints text as it is, whatever brackets are in it, and falls silent when its reader has gone (a
+    `head` that has seen enough): a run does not end for want of an audience."""
+    from rich.console import Console as RichConsole
+
+    class Patient(RichConsole):
+        """Rich's own answer to a broken pipe is to exit."""
+
+        def on_broken_pipe(self) -> None:
+            """Goes on in silence."""
+            self.quiet = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    return Patient(highlight=False, markup=False, soft_wrap=True)
 
 
 def _clock(seconds: float) -> str:

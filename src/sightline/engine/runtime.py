@@ -23,7 +23,7 @@ class Runtime:
     def __init__(
         self, device: str = "auto", *, seed: int = 0, threads: int | None = None, deterministic: bool = True
     ) -> None:
-        self.device = _device(device)
+        self.device = find_device(device)
         self.seed = seed
         self.threads = threads
         self.deterministic = deterministic
@@ -67,20 +67,19 @@ class Runtime:
             torch.set_num_threads(threads)
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str, key: str = "trainer.device") -> torch.device:
+    """The torch device of that name; "auto" is cuda, then mps, then cpu. Raises ConfigError when it is not there."""
     if name == "auto":
         mps = torch.backends.mps.is_available()
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(
-            f"trainer.device: '{name}' is no torch device; expected auto, cpu, cuda, cuda:N or mps."
-        ) from error
+        raise ConfigError(f"{key}: '{name}' is no torch device; expected auto, cpu, cuda, cuda:N or mps.") from error
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ConfigError(f"{key}: '{name}' is no device to train on; expected auto, cpu, cuda, cuda:N or mps.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"trainer.device: '{name}' is not there; this machine has {torch.cuda.device_count()} CUDA devices."
-        )
+        raise ConfigError(f"{key}: '{name}' is not there; this machine has {torch.cuda.device_count()} CUDA devices.")
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("trainer.device: 'mps' is not there on this machine.")
+        raise ConfigError(f"{key}: 'mps' is not there on this machine.")
     return device

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sightline.engine.callbacks import EVENTS, Callback
 from sightline.engine.runtime import Runtime
-from sightline.errors import NonFiniteLossError, nearest
+from sightline.errors import DataError, NonFiniteLossError, nearest
 from sightline.metrics import Meter
 from sightline.modes import evaluating
 from sightline.types import Batch, FitResult, Recorder, Seekable, Task, TrainState
@@ -69,16 +69,25 @@ class Trainer:
         self.recorder = recorder
         self.log_every = log_every
         self.runtime = runtime or Runtime("cpu")
-        self.should_stop = False
         self.interrupted = False
         self.last_log: dict[str, float] = {}
         self.samples = 0
         self._meter = meter
+        self._fitting = False
         self.state.meters.setdefault("train", meter())
-        for callback in self.callbacks:
-            _check_events(callback)
+        check_callbacks(callbacks)
         self._handlers = {event: _handlers(self.callbacks, event) for event in EVENTS}
         self._step_schedules = [schedule.scheduler for schedule in state.schedules if schedule.interval == "step"]
+
+    @property
+    def should_stop(self) -> bool:
+        """Set it to end the run after the epoch it is in, which is then the last. A checkpoint remembers it."""
+        return self.state.stopped
+
+    @should_stop.setter
+    def should_stop(self, value: bool) -> None:
+        """Remembered in the state."""
+        self.state.stopped = value
 
     def interrupt(self) -> None:
         """Ends the run after the step it is in, with the state whole; `fit` then returns. Safe in a signal handler."""
@@ -87,8 +96,10 @@ class Trainer:
     def fit(self) -> FitResult:
         """Trains from where the state is to `max_epochs`. Raises NonFiniteLossError, naming the step, on a NaN loss."""
         try:
+            self.interrupted, self._fitting = False, True
             self._emit("on_fit_start")
-            self.state.model.train()
+            if not self.state.model.training:  # else every submodule keeps its mode: what the user froze stays frozen
+                self.state.model.train()
             while self.state.epoch < self.max_epochs and not self.should_stop:
                 self._emit("on_epoch_start")
                 record = {"epoch": self.state.epoch, **_prefixed("train", self._train_epoch())}
@@ -107,6 +118,8 @@ class Trainer:
         except BaseException as error:
             self._emit("on_exception", error)
             raise
+        finally:
+            self._fitting = False
         self._emit("on_fit_end")
         state = self.state
         return FitResult(state.history, state.epoch, state.step, state.best, self.interrupted)
@@ -120,7 +133,7 @@ class Trainer:
                 meter.update(self.task.eval_step(self.state, batch))
                 if number % self.log_every == 0:
                     meter.flush()
-                if self.interrupted:
+                if self.interrupted and self._fitting:
                     raise _Interrupted
         metrics = meter.compute()
         if not math.isfinite(metrics.get("loss", 0.0)):
@@ -136,9 +149,9 @@ class Trainer:
                 index.append(batch.index.cpu() if batch.index is not None else torch.arange(len(outputs[-1])))
         return torch.cat(outputs), torch.cat(index)
 
-    def check_losses(self) -> list[float]:
-        """Reads back the losses since the last log point; raises NonFiniteLossError naming the first step that is not
-        finite."""
+    def check_losses(self) -> None:
+        """Reads back the losses that are still on the device; raises NonFiniteLossError naming the first step whose
+        loss is not finite."""
         state = self.state
         losses: list[float] = state.meters["train"].flush()
         for offset, loss in enumerate(losses, start=1):
@@ -146,7 +159,6 @@ class Trainer:
                 step = state.step - len(losses) + offset
                 where = f"step {step} (epoch {state.epoch}, batch {state.batch - len(losses) + offset - 1})"
                 raise NonFiniteLossError(f"the training loss became {loss} at {where}. {_ADVICE}")
-        return losses
 
     def _train_epoch(self) -> dict[str, float]:
         state, step, reseed, log_every = self.state, self.task.train_step, self.runtime.reseed, self.log_every
@@ -173,6 +185,11 @@ class Trainer:
                 self.check_losses()
                 raise _Interrupted
         self.check_losses()
+        if not state.batch:
+            raise DataError(
+                f"the training data gave no batch in epoch {state.epoch}. An iterator that can be used only once is "
+                f"empty the second time: give a loader or a list, something whose iter() begins anew."
+            )
         return dict(meter.compute())
 
     def _epoch_of(self, batches: Iterable[Batch], epoch: int = 0, first: int = 0) -> Iterable[Batch]:
@@ -182,10 +199,10 @@ class Trainer:
         return itertools.islice(batches, first, None) if first else batches
 
     def _log(self) -> None:
-        losses = self.check_losses()
+        self.check_losses()
         (then, samples), self._mark = self._mark, (time.perf_counter(), self.samples)
         rate = (self.samples - samples) / max(self._mark[0] - then, 1e-9)
-        values = {"loss": sum(losses) / max(len(losses), 1), "images_per_second": rate}
+        values = {"loss": self.state.meters["train"].since_mark(), "images_per_second": rate}
         optimizer = self.state.optimizer
         if optimizer is not None:
             values["lr"] = float(optimizer.param_groups[0]["lr"])
@@ -198,7 +215,7 @@ class Trainer:
 
     def _eval_due(self) -> bool:
         done = self.state.epoch + 1
-        return done % self.eval_every == 0 or done == self.max_epochs
+        return done % self.eval_every == 0 or done == self.max_epochs or self.should_stop
 
     def _step_schedules_of_epoch(self, record: Mapping[str, float]) -> None:
         for schedule in self.state.schedules:
@@ -224,11 +241,13 @@ def _prefixed(split: str, metrics: Mapping[str, float]) -> dict[str, float]:
     return {f"{split}_{name}": value for name, value in metrics.items()}
 
 
-def _check_events(callback: Callback) -> None:
-    for name in dir(callback):
-        if name.startswith("on_") and name not in EVENTS and callable(getattr(callback, name)):
-            told = f"{type(callback).__name__}.{name}: no such event.{nearest(name, EVENTS)}"
-            raise TypeError(f"{told} There are: {', '.join(EVENTS)}.")
+def check_callbacks(callbacks: Sequence[Callback]) -> None:
+    """Raises TypeError for an `on_...` method that is no event: it would never be called."""
+    for callback in callbacks:
+        for name in dir(callback):
+            if name.startswith("on_") and name not in EVENTS and callable(getattr(callback, name)):
+                told = f"{type(callback).__name__}.{name}: no such event.{nearest(name, EVENTS)}"
+                raise TypeError(f"{told} There are: {', '.join(EVENTS)}.")
 
 
 def _handlers(callbacks: Sequence[Callback], event: str) -> list[Callable[..., None]]:

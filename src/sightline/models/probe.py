@@ -176,11 +176,14 @@ def _needs(layer: nn.Module, got: tuple[int, ...]) -> tuple[str, bool]:
             dilation * (kernel - 1) + 1 - 2 * padding
             for kernel, dilation, padding in zip(layer.kernel_size, layer.dilation, layer.padding, strict=True)
         ]
-        return f" but needs at least {' x '.join(map(str, least))} pixels for its kernel", True
+        if any(side < needed for side, needed in zip(got[2:], least, strict=False)):
+            return f" but needs at least {' x '.join(map(str, least))} pixels for its kernel", True
+        return "", True
     kernel = getattr(layer, "kernel_size", None)
     if kernel is not None:
         sides = kernel if isinstance(kernel, tuple) else (kernel, kernel)
-        return f" but needs at least {' x '.join(map(str, sides))} pixels for its kernel", True
+        if any(side < needed for side, needed in zip(got[2:], sides, strict=False)):
+            return f" but needs at least {' x '.join(map(str, sides))} pixels for its kernel", True
     return "", True
 
 

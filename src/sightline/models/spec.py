@@ -19,8 +19,14 @@ from sightline.modes import evaluating
 CLASS_ARGUMENTS = ("num_classes", "n_classes", "classes", "out_features")
 CHANNEL_ARGUMENTS = ("in_channels", "in_chans", "channels")
 SIZE_ARGUMENTS = ("image_size", "img_size", "input_size")
-_DOWNLOADS = {"pretrained": False, "weights": None, "checkpoint_path": "", "pretrained_cfg": None}
-"""Arguments that fetch weights, and the value that fetches none: a stored model brings its own."""
+_DOWNLOADS = {
+    "pretrained": False,
+    "weights": None,
+    "weights_backbone": None,
+    "checkpoint_path": "",
+    "pretrained_cfg": None,
+}
+"""Arguments of timm and torchvision that fetch weights, and the value that fetches none: a stored model has its own."""
 
 
 @dataclass(frozen=True)
@@ -98,14 +104,20 @@ def describe_model(
 
 
 def answers_probabilities(model: nn.Module, shape: tuple[int, int, int]) -> bool:
-    """Whether the network's answers to noise are non-negative and sum to one: it ends in a softmax. Runs in evaluation
-    mode and puts every submodule's mode back; weights, buffers and torch's random state stay as they were."""
+    """Whether the network's answers to noise are non-negative and sum to one: it ends in a softmax."""
+    answer = answer_to_noise(model, shape)
+    return bool((answer >= 0).all()) and torch.allclose(answer.sum(1), torch.ones(len(answer)).to(answer), atol=1e-4)
+
+
+def answer_to_noise(model: nn.Module, shape: tuple[int, int, int]) -> Tensor:
+    """What the network answers, float32 [4,classes], to four images of noise. Runs in evaluation mode and puts every
+    submodule's mode back; weights, buffers and torch's random state stay as they were."""
     first = next(model.parameters(), None)
     device = first.device if first is not None else torch.device("cpu")
     noise = torch.randn((4, *shape), generator=torch.Generator().manual_seed(0)).to(device)
     with evaluating(model), torch.no_grad(), torch.random.fork_rng():
         answer: Tensor = model(noise).float()
-    return bool((answer >= 0).all()) and torch.allclose(answer.sum(1), torch.ones(len(answer)).to(answer), atol=1e-4)
+    return answer
 
 
 def without_downloads(network: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,7 +130,10 @@ def without_downloads(network: Mapping[str, Any]) -> dict[str, Any]:
             return without_downloads(value)
         return [cleaned(item) for item in value] if isinstance(value, list) else value
 
-    return {name: _DOWNLOADS[name] if name in _DOWNLOADS else cleaned(value) for name, value in network.items()}
+    fetches = str(network.get("_target_")).partition(".")[0] in ("timm", "torchvision")
+    return {
+        name: _DOWNLOADS[name] if fetches and name in _DOWNLOADS else cleaned(value) for name, value in network.items()
+    }
 
 
 def _made(

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from sightline import locate
 from sightline.data.preprocess import Preprocess
-from sightline.errors import ArtifactError, SightlineError
+from sightline.engine.runtime import find_device
+from sightline.errors import ArtifactError, DataError, SightlineError
 from sightline.files import beside, read_json, sha256, write_json
 from sightline.models.spec import ModelSpec, build_model, describe_model, without_downloads
 
@@ -61,8 +62,15 @@ def export_model(
         write_json(aside / MANIFEST, manifest)
         (aside / WEIGHTS).chmod((aside / MANIFEST).stat().st_mode)  # safetensors makes it readable by the owner alone
         if directory.exists():
-            shutil.rmtree(directory)
-        aside.rename(directory)
+            old = beside(directory)
+            directory.rename(old)
+            aside.rename(directory)
+            for entry in old.iterdir():  # what the user put there stays
+                if not (directory / entry.name).exists():
+                    entry.rename(directory / entry.name)
+            shutil.rmtree(old)
+        else:
+            aside.rename(directory)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -106,16 +114,19 @@ def load(
         directory = directory / "exported"
     manifest = read_manifest(directory)
     weights = directory / WEIGHTS
-    if not weights.is_file():
-        raise ArtifactError(f"'{weights}' is missing.")
-    if sha256(weights) != manifest["weights_sha256"]:
-        raise ArtifactError(f"'{weights}' is not the file the model was exported with: its SHA-256 differs.")
     try:
+        expected = manifest["weights_sha256"]
         spec = ModelSpec.from_dict(manifest["model"])
         preprocess = Preprocess.from_dict(manifest["preprocess"])
         classes = tuple(manifest["classes"])
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, DataError) as error:
         raise ArtifactError(f"'{directory / MANIFEST}' is damaged: {error}.") from error
+    if not isinstance(spec.network, dict) or len(classes) != spec.num_classes or spec.shape != preprocess.shape:
+        raise ArtifactError(f"'{directory / MANIFEST}' is damaged: its network, classes and preprocessing disagree.")
+    if not weights.is_file():
+        raise ArtifactError(f"'{weights}' is missing.")
+    if sha256(weights) != expected:
+        raise ArtifactError(f"'{weights}' is not the file the model was exported with: its SHA-256 differs.")
     if model is None:
         _refuse_downloads(spec.network, directory)
         allowed = None if allow is None else (*locate.TRUSTED, *allow)
@@ -146,7 +157,7 @@ class Predictor:
         device: str | torch.device = "cpu",
         manifest: Mapping[str, Any] | None = None,
     ):
-        self.device = torch.device(device)
+        self.device = find_device(str(device), "device")
         self.model = model.to(self.device).eval()
         self.spec = spec
         self.preprocess = preprocess
@@ -219,6 +230,8 @@ def _refuse_downloads(network: Mapping[str, Any], directory: Path) -> None:
         raise ArtifactError(
             f"'{directory / MANIFEST}' asks for weights from elsewhere; it was changed after its export."
         )
+    if any("class" in node for node in _nodes(network)):
+        raise ArtifactError(f"'{directory / MANIFEST}' has a node with 'class'; a stored model has '_target_' alone.")
     name = next(_remote_names(network), None)
     if name is not None:
         raise ArtifactError(
@@ -226,13 +239,18 @@ def _refuse_downloads(network: Mapping[str, Any], directory: Path) -> None:
         )
 
 
-def _remote_names(value: Any, inside: bool = False) -> Iterator[str]:
-    """Every text with a colon among the arguments of a timm model, at any depth."""
+def _nodes(value: Any) -> Iterator[Mapping[str, Any]]:
+    """Every mapping at any depth."""
     if isinstance(value, Mapping):
-        inside = inside or str(value.get("_target_")).startswith("timm.")
+        yield value
         value = list(value.values())
     if isinstance(value, list):
         for item in value:
-            yield from _remote_names(item, inside)
-    elif inside and isinstance(value, str) and ":" in value:
-        yield value
+            yield from _nodes(item)
+
+
+def _remote_names(network: Mapping[str, Any]) -> Iterator[str]:
+    """Every text with a colon among the arguments of a timm model."""
+    for node in _nodes(network):
+        if str(node.get("_target_")).startswith("timm."):
+            yield from (value for value in node.values() if isinstance(value, str) and ":" in value)

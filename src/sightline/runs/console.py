@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from sightline.engine.progress import plain_console
 from sightline.runs.directory import Run
 from sightline.runs.evaluate import SplitResult
 
@@ -34,14 +35,15 @@ def decoding_bar(total: int, shown: bool = True) -> Iterator[Callable[[int], Non
 def show_results(run: Run, results: Mapping[str, SplitResult], console: Console | None = None) -> None:
     """The metrics of each split, the last split class by class, and where everything is."""
     from rich import box
-    from rich.console import Console as RichConsole
     from rich.table import Table
+    from rich.text import Text
 
-    console = console or RichConsole(highlight=False)
+    console = console or plain_console()
     for position, (split, result) in enumerate(results.items()):
         last = position == len(results) - 1
         values = "  ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
-        console.print(f"\n[bold]{split}[/bold]  {len(result.ids):,} images  {values}", soft_wrap=True)
+        title = Text.assemble("\n", (split, "bold"), f"  {len(result.ids):,} images  {values}")
+        console.print(title, soft_wrap=True)
         if last:
             table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
             table.add_column("class")
@@ -49,7 +51,7 @@ def show_results(run: Run, results: Mapping[str, SplitResult], console: Console 
                 table.add_column(name, justify="right")
             for name, row in zip(result.class_names, result.classes, strict=True):
                 scores = (f"{row[key]:.4f}" for key in ("precision", "recall", "f1"))
-                table.add_row(name, f"{int(row['samples']):,}", *scores)
+                table.add_row(Text(name), f"{int(row['samples']):,}", *scores)
             console.print(table)
     splits = list(results)
     files = {
@@ -60,4 +62,4 @@ def show_results(run: Run, results: Mapping[str, SplitResult], console: Console 
         "predict": f"sightline predict {run.path} IMAGE…",
     }
     for name, value in files.items():
-        console.print(f"{name:<12} {value}", soft_wrap=True, markup=False)
+        console.print(f"{name:<12} {value}", soft_wrap=True)

@@ -1,7 +1,8 @@
-"""Run: one directory, and the only module that knows the names of the files in it."""
+"""Run: one directory, and the only module that knows what is in it by name."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,6 +35,14 @@ class Run:
     @classmethod
     def create(cls, parent: str | Path, name: str | None, default: str) -> Run:
         """A new directory `parent`/`name`; without a name, `default` and the time. ConfigError when it exists."""
+        parent = Path(parent).expanduser()
+        try:
+            return cls._create(parent, name, default)
+        except OSError as error:
+            raise ConfigError(f"run.dir: cannot make a directory in '{parent}': {error.strerror}.") from error
+
+    @classmethod
+    def _create(cls, parent: Path, name: str | None, default: str) -> Run:
         if name is not None:
             path = check_free(parent, name)
             path.mkdir(parents=True)
@@ -41,7 +50,7 @@ class Run:
         stem = f"{default}-{time.strftime('%Y%m%d-%H%M%S')}"
         for suffix in ("", *(f"-{i}" for i in range(2, 1000))):  # other runs may start in the same second
             try:
-                (path := Path(parent) / f"{stem}{suffix}").mkdir(parents=True)
+                (path := parent / f"{stem}{suffix}").mkdir(parents=True)
             except FileExistsError:
                 continue
             return cls(path)
@@ -67,6 +76,13 @@ class Run:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, value)
 
+    def read_given(self) -> list[str]:
+        """The names of the parts that were handed over in Python when the run began."""
+        try:
+            return list(read_json(self.environment).get("given", ()))
+        except (OSError, ValueError, AttributeError):
+            return []
+
     def read_data(self) -> dict[str, Any]:
         """What the run noted about its data."""
         try:
@@ -76,9 +92,20 @@ class Run:
         return found
 
 
+def check_place(parent: str | Path) -> None:
+    """Raises ConfigError when no run can be made in `parent`: better told now than after an hour of decoding."""
+    path = Path(parent).expanduser().absolute()
+    there = next(place for place in (path, *path.parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        kind = "cannot be written to" if there.is_dir() else "is a file"
+        raise ConfigError(f"run.dir: no run can be made in '{parent}': '{there}' {kind}.")
+
+
 def check_free(parent: str | Path, name: str) -> Path:
     """The path of a run that does not exist yet; raises ConfigError when it does."""
-    path = Path(parent) / name
+    path = Path(parent).expanduser() / name
+    if not name or name in (".", "..") or "/" in name or "\\" in name:
+        raise ConfigError(f"run.name: {name!r} is no name of a directory; the directory it is in is run.dir.")
     if path.exists():
         raise ConfigError(
             f"run.name: '{path}' exists, and a run is never written over. Choose another run.name, "

@@ -13,27 +13,39 @@ from sightline.types import Recorder
 
 
 class JsonlRecorder:
-    """One JSON object a line: `step`, the seconds since the run began, and the values. A run that goes on from step `n`
-    drops what an interrupted one had written after it, so that each step stands there once."""
+    """One JSON object a line: `step`, the seconds since the run began, and the values. A run that goes on, from a
+    checkpoint at (`step`, `epoch`), first drops what an interrupted one had written after it, so that each log point
+    stands there once. The file is touched at the first log point: an assembly that never trains leaves it alone."""
 
-    def __init__(self, path: Path, resume_step: int | None = None):
-        if resume_step is not None and path.exists():
-            rows = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-            kept = [line for line in rows if json.loads(line)["step"] <= resume_step]
-            write_text(path, "".join(f"{line}\n" for line in kept))
+    def __init__(self, path: Path, resumed_at: tuple[int, int] | None = None):
         self._path = path
-        self._file: TextIO | None = (
-            None  # opened at the first log point: an assembly that never trains leaves none open
-        )
+        self._resumed_at = resumed_at
+        self._file: TextIO | None = None
         self._start = time.perf_counter()
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one line and hands it to the system, so that a reader beside the run sees it."""
-        row = {"step": step, "seconds": round(time.perf_counter() - self._start, 3), **values}
         if self._file is None:
+            self._drop_what_comes_again()
             self._file = self._path.open("a", encoding="utf-8")
+        row = {"step": step, "seconds": round(time.perf_counter() - self._start, 3), **values}
         self._file.write(json.dumps(finite(row), allow_nan=False) + "\n")
         self._file.flush()
+
+    def _drop_what_comes_again(self) -> None:
+        if self._resumed_at is None or not self._path.exists():
+            return
+        step, epoch = self._resumed_at
+        kept = []
+        for line in self._path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:  # cut off in the middle
+                continue
+            of_an_epoch = "train_loss" in row
+            if row.get("step", 0) <= step and not (of_an_epoch and row.get("epoch", 0) >= epoch):
+                kept.append(line)
+        write_text(self._path, "".join(f"{line}\n" for line in kept))
 
     def close(self) -> None:
         """Closes the file."""

@@ -1,0 +1,150 @@
+"""What must hold before the first step, so that nothing fails after an hour, or runs to its end as something else."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from sightline import locate
+from sightline.config.schema import TrainConfig
+from sightline.engine.checkpoint import read_checkpoint
+from sightline.engine.runtime import Runtime
+from sightline.errors import ArtifactError, ConfigError, listing, nearest
+from sightline.metrics import metric_names
+from sightline.models.spec import ModelSpec, answer_to_noise
+from sightline.runs.directory import Run
+
+GIVEN = ("source", "model", "loss", "optimizer", "task", "callbacks", "recorder")
+"""The parts a caller may hand over instead of describing them."""
+PARTS = GIVEN[:5]
+"""Those of them that make the training what it is: to resume, they must be handed over again."""
+MAY_CHANGE = ("trainer.", "run.", "data.root")
+"""Keys that may differ when a run is resumed: the data is compared pixel by pixel in any case."""
+
+
+def check_targets(config: TrainConfig) -> None:
+    """A name that stands for nothing is told before any image is decoded."""
+    module = config.module
+    schedulers = module.lr_scheduler if isinstance(module.lr_scheduler, list) else [module.lr_scheduler]
+    layers = module.network.get("layers", [module.network])
+    for key, nodes in {
+        "module.network": layers,
+        "module.loss": [module.loss],
+        "module.optimizer": [module.optimizer],
+        "module.lr_scheduler": [node for node in schedulers if node],
+    }.items():
+        for node in nodes:
+            if isinstance(node.get("_target_"), str):
+                locate.resolve(node["_target_"], key=f"{key}._target_")
+
+
+def check_monitors(config: TrainConfig, evals: Mapping[str, Any]) -> None:
+    """Before epoch 0: a monitor that no metric will ever match would silently keep the wrong checkpoint."""
+    names = metric_names(evals)
+    schedulers = config.module.lr_scheduler or []
+    wanted = {"module.monitor": config.module.monitor}
+    for position, node in enumerate(schedulers if isinstance(schedulers, list) else [schedulers]):
+        if "monitor" in node:
+            if not isinstance(node["monitor"], str):
+                raise ConfigError(
+                    f"module.lr_scheduler.monitor: expected the name of a metric, found {node['monitor']!r}."
+                )
+            wanted[f"module.lr_scheduler[{position}].monitor"] = node["monitor"]
+    for key, name in wanted.items():
+        if name not in names:
+            missing = name.startswith("val_") and "val" not in evals
+            hint = " There is no validation split: set data.val." if missing else nearest(name, names)
+            raise ConfigError(f"{key}: there will be no metric '{name}'.{hint} There will be: {listing(names, 40)}.")
+
+
+def check_loss(loss: Any, model: nn.Module, spec: ModelSpec, runtime: Runtime) -> None:
+    """Tries the loss on an answer of the right shape, before the first step would fail on it."""
+    classes = spec.num_classes
+    output = torch.full((classes + 1, classes), 1 / classes, device=runtime.device, requires_grad=True)
+    target = torch.zeros(classes + 1, dtype=torch.int64, device=runtime.device)  # a length that broadcasts with nothing
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value, doubled = loss(output, target), loss(output.repeat(2, 1), target.repeat(2))
+    except Exception as error:  # whatever the loss's own code raises is about these arguments
+        raise ConfigError(
+            f"module.loss: {type(loss).__name__} cannot compare the network's output, float32 [batch, {classes}], with "
+            f"class indices, int64 [batch]: {error}"
+        ) from error
+    if not isinstance(value, torch.Tensor) or value.ndim:
+        found = f"a tensor {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+        raise ConfigError(f"module.loss: expected one number for a batch, got {found}; set reduction: mean.")
+    if not torch.allclose(value, doubled, rtol=1e-3):
+        raise ConfigError(
+            "module.loss: it grows with the size of the batch; set reduction: mean, the mean over samples."
+        )
+    if isinstance(loss, nn.NLLLoss):
+        sums = answer_to_noise(model, spec.shape).exp().sum(1)
+        if not torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
+            raise ConfigError(
+                "module.loss: NLLLoss takes log-probabilities, and the network does not end in a LogSoftmax; "
+                "CrossEntropyLoss is the one for logits."
+            )
+    if spec.outputs == "probabilities" and isinstance(loss, nn.CrossEntropyLoss):
+        warnings.warn(
+            "the network ends in a softmax and the loss is cross entropy, which applies a softmax of its own: the loss "
+            "cannot fall below about 1.46 for 10 classes. Take the softmax out of the network, or set "
+            "module.loss._target_=sightline.models.losses.ProbabilityNLL.",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def check_given(given: Mapping[str, Any]) -> None:
+    """Raises TypeError for a part that cannot be handed over."""
+    for name in given:
+        if name not in GIVEN:
+            raise TypeError(f"'{name}' cannot be given.{nearest(name, GIVEN)} What can: {', '.join(GIVEN)}.")
+
+
+def check_given_again(run: Run, given: Mapping[str, Any]) -> None:
+    """Raises ArtifactError for a part that was handed over when the run began and is not now."""
+    missing = [name for name in run.read_given() if name not in given]
+    if missing:
+        again = ", ".join(f"{name}=…" for name in missing)
+        raise ArtifactError(
+            f"'{run.path}' was made with parts handed over in Python: {listing(missing)}. Its config alone would make "
+            f"another training; hand them over again: sightline.resume(path, {again})"
+        )
+
+
+def check_same_config(run: Run, config: TrainConfig) -> None:
+    """Raises ArtifactError naming the keys that differ from what the run began with and may not."""
+    before = dict(_leaves(read_checkpoint(run.last)["config"]))
+    now = dict(_leaves(config.to_dict()))
+    differ = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    differ = [key for key in differ if not key.startswith(MAY_CHANGE)]
+    if differ:
+        told = listing(f"{key} (was {before.get(key)}, is {now.get(key)})" for key in differ)
+        raise ArtifactError(
+            f"'{run.config}' is not the config the run began with: {told}. Start a new run for the new one."
+        )
+
+
+def _leaves(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(values, Mapping) and values:
+        for name, value in values.items():
+            yield from _leaves(value, f"{path}.{name}" if path else name)
+    else:
+        yield path, values
+
+
+def check_same_data(run: Run, record: Mapping[str, Any]) -> None:
+    """Raises ArtifactError naming the first split whose pixels, labels or classes are not what the run was made
+    with."""
+    before = run.read_data()["fingerprint"]
+    for split in sorted({*before, *record["fingerprint"]}):
+        if before.get(split) != record["fingerprint"].get(split):
+            raise ArtifactError(
+                f"the data has changed since '{run.path}' began: its {split} split is not the same. A resumed run must "
+                f"see the same images; start a new one for the new data."
+            )

@@ -4,15 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check lint types docs rows clean
+.PHONY: demo test slow check lint types docs rows clean
 
 demo: $(VENV)/.demo
 	$(BIN)/sightline train
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses 2
+	$(BIN)/python -m pytest --numprocesses 2 -m 'not slow'
 
-check: test lint types docs rows
+slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow
+
+check: test slow lint types docs rows
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -396,7 +396,7 @@ def test_a_config_of_the_users_own_and_a_class_of_the_users_own(sightline: Comma
     refused(done, "'mynet.Tiny' is not on the list of what a stored model may name")
     done = sightline("predict", "runs/own", "0.png", "--allow", "mynet")
     assert done.returncode == 0, done.stderr
-    done = sightline("evaluate", "runs/own", "--allow", "mynet")
+    done = sightline("evaluate", "runs/own", "--allow", "mynet", "--device", "auto")
     assert done.returncode == 0, done.stderr
 
 

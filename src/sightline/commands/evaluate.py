@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from sightline.commands.compose import changes, user_code
+from sightline.commands.options import add_model_options
 from sightline.errors import DataError, listing, nearest
 
 WHERE = tuple(f"data.{key}" for key in ("source", "root", "csv", "images", "image_column", "label_column"))
@@ -23,14 +24,7 @@ def main(words: Sequence[str]) -> int:
     options.add_argument(
         "--split", default=None, metavar="NAME", help="train, val or test; default: every one but train"
     )
-    options.add_argument("--device", default="cpu", help="a torch device; default: %(default)s")
-    options.add_argument(
-        "--allow",
-        action="append",
-        default=[],
-        metavar="PREFIX",
-        help="trust the stored network to name code of this module",
-    )
+    add_model_options(options)
     found = options.parse_intermixed_args(words)
     changed = changes(found.overrides, CHANGES, "evaluate")
     user_code()
@@ -63,7 +57,7 @@ def main(words: Sequence[str]) -> int:
     before, now = run.read_data()["fingerprint"], data_record(data, source)["fingerprint"]
     if run.read_given():
         print(f"note: the run was made with its own {listing(run.read_given())}; the loss shown is the config's")
-    loss = build_loss(config, found.device)
+    loss = build_loss(config, predictor.device)
     results = {}
     for split in splits:
         name = split

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from sightline.commands.options import add_model_options
 from sightline.errors import DataError, SightlineError, nearest
 
 
@@ -23,14 +24,7 @@ def main(words: Sequence[str]) -> int:
     options.add_argument(
         "--top", type=int, default=3, metavar="N", help="classes to show for each image; default: %(default)s"
     )
-    options.add_argument("--device", default="cpu", help="a torch device; default: %(default)s")
-    options.add_argument(
-        "--allow",
-        action="append",
-        default=[],
-        metavar="PREFIX",
-        help="trust the stored network to name code of this module",
-    )
+    add_model_options(options)
     found = options.parse_args(words)
     if not Path(found.run).is_dir():
         from sightline.runs.directory import Run

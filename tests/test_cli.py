@@ -166,6 +166,7 @@ def test_a_layer_of_the_wrong_width(sightline: Command, tmp_path: Path) -> None:
             ["module.optimizer._target_", "'adabelief_pytorch' is not installed. Install the package that provides it"],
         ),
         (["module.network._target_=torhc.nn.Flatten"], ["'torhc' is not installed. Did you mean 'torch'?"]),
+        (["+module.optimizer._args_=[0.1]"], ["module.optimizer._args_", "give the others by name"]),
         (["module.optimizer.lrr=0.1"], ["module.optimizer", "has no argument 'lrr'", "Did you mean 'lr'?"]),
         (["module.optimizer.lr=-1"], ["module.optimizer", "Invalid learning rate"]),
         (["module.loss._target_=torch.nn.MSELoss"], ["module.loss: MSELoss cannot compare", "int64 [batch]"]),
@@ -346,6 +347,26 @@ def test_evaluate_on_other_data_keeps_the_runs_own_table(digits_run: Path, sight
     folders(tmp_path / "fewer", "a", "b")
     done = sightline("evaluate", copied, "data.source=folder", f"data.root={tmp_path / 'fewer'}")
     refused(done, "the data's classes are a, b; the model's are 0, 1, 2")
+
+
+@pytest.mark.rows("DB4")
+def test_evaluate_runs_no_code_that_the_runs_config_names(digits_run: Path, sightline: Command, tmp_path: Path) -> None:
+    """A run's directory may come from elsewhere: its loss is held to the same list as its network."""
+    copied = shutil.copytree(digits_run, tmp_path / "copied")
+    text = (copied / "config.yaml").read_text()
+    node = f"_target_: os.mkdir\n    path: {tmp_path / 'executed'}"
+    assert "_target_: torch.nn.CrossEntropyLoss" in text
+    (copied / "config.yaml").write_text(text.replace("_target_: torch.nn.CrossEntropyLoss", node))
+    refused(sightline("evaluate", copied), "module.loss._target_: 'os.mkdir' is not on the list")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_evaluate_asks_for_data_that_was_handed_over(digits_run: Path, sightline: Command, tmp_path: Path) -> None:
+    copied = shutil.copytree(digits_run, tmp_path / "copied")
+    content = json.loads((copied / "environment.json").read_text())
+    assert content["given"] == []
+    (copied / "environment.json").write_text(json.dumps(content | {"given": ["source"]}))
+    refused(sightline("evaluate", copied), "made from a data source handed over in Python", "data.root=PATH")
 
 
 def test_predict_files_folders_and_patterns(digits_run: Path, sightline: Command, tmp_path: Path) -> None:

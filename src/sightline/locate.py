@@ -165,7 +165,7 @@ def unfold(
         raise ConfigError(
             f"{key}._target_: '{target}' is a {type(function).__name__}, not something that can be called."
         )
-    if allow is not None and (args or "class" in node) and not isinstance(function, type):
+    if allow is not None and args and not isinstance(function, type):
         raise ConfigError(
             f"{key}: a stored model gives '{target}' its arguments by name, or they could not be checked."
         )

@@ -27,8 +27,10 @@ def main(words: Sequence[str]) -> int:
     add_model_options(options)
     found = options.parse_intermixed_args(words)
     changed = changes(found.overrides, CHANGES, "evaluate")
-    user_code()
+    if found.allow:
+        user_code()
     from sightline.config.build import as_config, build_loss, config_source, data_record, merged, open_data
+    from sightline.locate import TRUSTED
     from sightline.runs.artifact import load
     from sightline.runs.console import show_results
     from sightline.runs.directory import Run
@@ -41,6 +43,11 @@ def main(words: Sequence[str]) -> int:
     elsewhere = {f"data.{key}" for key in changed.get("data", {})} & set(WHERE)
     if elsewhere:  # other data is measured whole, unless it has splits of its own or is asked to be split
         changed = merged({"data": {"val": 0, "test": 0}}, changed)
+    elif "source" in run.read_given():
+        raise DataError(
+            f"'{run.path}' was made from a data source handed over in Python, which no config describes; "
+            f"say which data to measure: data.root=PATH"
+        )
     config = as_config(merged(kept, changed))
     source = config_source(config)
     if source.info.classes != predictor.classes:
@@ -55,9 +62,11 @@ def main(words: Sequence[str]) -> int:
         raise DataError(f"{told} There are: {listing(there)}.")
     data, _ = open_data(config, source, predictor.preprocess, splits)
     before, now = run.read_data()["fingerprint"], data_record(data, source)["fingerprint"]
-    if run.read_given():
-        print(f"note: the run was made with its own {listing(run.read_given())}; the loss shown is the config's")
-    loss = build_loss(config, predictor.device)
+    own = [name for name in run.read_given() if name in ("loss", "task")]
+    if own:
+        print(f"note: the run was made with its own {listing(own)}; the loss shown is the config's")
+    # a run's directory may come from elsewhere: its loss may name no more than its network
+    loss = build_loss(config, predictor.device, allow=(*TRUSTED, *found.allow))
     results = {}
     for split in splits:
         name = split

@@ -13,5 +13,5 @@ def add_model_options(options: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="PREFIX",
-        help="trust the stored network to name code of this module",
+        help="trust the stored model to name code of this module",
     )

@@ -41,7 +41,7 @@ def main(words: Sequence[str]) -> int:
         print(dump_yaml(config.to_dict()), end="")
         return 0
     user_code()
-    if config.run.name is not None:
+    if config.run.name is not None:  # asked again when the run is made; here it is answered before torch is loaded
         from sightline.runs.directory import check_free
 
         check_free(config.run.dir, config.run.name)

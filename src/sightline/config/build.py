@@ -4,7 +4,7 @@ export."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -194,9 +194,9 @@ def data_record(data: Mapping[str, PackedDataset], source: DataSource) -> dict[s
     }
 
 
-def build_loss(config: TrainConfig, device: torch.device | str = "cpu") -> Any:
-    """The loss the config describes, on the device."""
-    loss = locate.instantiate(config.module.loss, key="module.loss")
+def build_loss(config: TrainConfig, device: torch.device, allow: Sequence[str] | None = None) -> Any:
+    """The loss the config describes, on the device. `allow` limits what it may name, see `locate`."""
+    loss = locate.instantiate(config.module.loss, key="module.loss", allow=allow)
     return loss.to(device) if isinstance(loss, nn.Module) else loss
 
 
@@ -217,7 +217,7 @@ def _assemble(config: TrainConfig, given: Mapping[str, Any], run: Run | None) ->
     loss = given.get("loss") or build_loss(config, runtime.device)
     optimizer = given.get("optimizer")
     if optimizer is None:
-        target, _, arguments = locate.unfold(module.optimizer, key="module.optimizer")
+        target, arguments = _by_name(module.optimizer, "module.optimizer")
         optimizer = build_optimizer(target, arguments, model, "module.optimizer")
     elif not {id(p) for group in optimizer.param_groups for p in group["params"]} <= set(map(id, model.parameters())):
         raise TypeError("the given optimizer has parameters that are not the model's; give its model too.")
@@ -259,6 +259,14 @@ def _assemble(config: TrainConfig, given: Mapping[str, Any], run: Run | None) ->
     return Assembly(config, data, preprocess, spec, loss, runtime, trainer, run)
 
 
+def _by_name(node: Mapping[str, Any], key: str) -> tuple[Any, dict[str, Any]]:
+    """(callable, arguments) of a node whose first argument is ours to give."""
+    target, args, arguments = locate.unfold(node, key=key)
+    if args:
+        raise ConfigError(f"{key}._args_: its first argument is given to it, so give the others by name; found {args}.")
+    return target, arguments
+
+
 def _loaders(
     config: TrainConfig, data: Mapping[str, PackedDataset], preprocess: Preprocess, runtime: Runtime
 ) -> tuple[BatchLoader, dict[str, BatchLoader]]:
@@ -297,7 +305,7 @@ def _schedules(config: TrainConfig, optimizer: Any, steps_per_epoch: int) -> lis
     schedules = []
     for position, node in enumerate(nodes if isinstance(nodes, list) else [nodes]):
         key = f"module.lr_scheduler[{position}]" if isinstance(nodes, list) else "module.lr_scheduler"
-        target, _, arguments = locate.unfold(node, key=key)
+        target, arguments = _by_name(node, key)
         given = arguments.pop("monitor", None)
         monitor = given or config.module.monitor
         schedules.append(

@@ -64,7 +64,11 @@ def export_model(
         if directory.exists():
             old = beside(directory)
             directory.rename(old)
-            aside.rename(directory)
+            try:
+                aside.rename(directory)
+            except BaseException:
+                old.rename(directory)
+                raise
             for entry in old.iterdir():  # what the user put there stays
                 if not (directory / entry.name).exists():
                     entry.rename(directory / entry.name)

@@ -18,7 +18,7 @@ if str(ROOT / "src") not in sys.path:  # the build needs no installed package
     sys.path.insert(0, str(ROOT / "src"))
 
 KEYS = "<!-- the keys of the schema -->"
-LINK = re.compile(r"\]\(\.\./((?:src|scripts)/[^)#]+)\)")
+LINK = re.compile(r"\]\(\.\./((?:src|scripts|benchmarks)/[^)#]+)\)")
 LANGUAGES = {".py": "python", ".yaml": "yaml", "": "python"}
 
 
@@ -59,7 +59,7 @@ def configuration() -> str:
 
 
 def _tables(cls: Any, path: str) -> list[str]:
-    from sightline.config.schema import describe
+    from sightline.config.typed import describe
 
     hints = typing.get_type_hints(cls)
     names = [item.name for item in dataclasses.fields(cls)]

@@ -19,6 +19,14 @@ torch.set_num_threads(1)
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache directory of the tests' own, for the commands they start too."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["SIGHTLINE_CACHE"] = str(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The directory of the shared data, `$SIGHTLINE_SHARED` or beside the checkout."""

@@ -9,8 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sightline.data.augment import Augmentation, Flip, ShiftCrop, standard
+from sightline.data.augment import Flip, ShiftCrop
+from sightline.data.colour import ColorJitter
+from sightline.data.geometry import Affine, Cutout, Erase, RandomResizedCrop
+from sightline.data.persample import PerSample
+from sightline.data.policies import RandAugment, TrivialAugment
+from sightline.data.recipe import augmentations
 from sightline.random import integers
+from sightline.types import Augmentation
 
 STEPS: dict[str, Augmentation] = {
     "flip": Flip(0.5),
@@ -144,5 +150,25 @@ def test_an_empty_batch_stays_empty() -> None:
 
 
 def test_only_what_is_switched_on_is_applied() -> None:
-    assert standard() == []
-    assert standard(flip=0.5, vertical_flip=0.25, shift=2) == [Flip(0.5), Flip(0.25, vertical=True), ShiftCrop(2)]
+    assert augmentations() == []
+    two = augmentations(flip=0.5, vertical_flip=0.25, shift=2)
+    assert two == [Flip(0.5), Flip(0.25, vertical=True), ShiftCrop(2)]
+    assert augmentations(policy="trivial") == [TrivialAugment()]
+
+
+def test_the_crop_comes_first_and_what_blackens_last() -> None:
+    own = PerSample(torch.Tensor.contiguous)
+    made = augmentations(
+        erase=0.1, cutout=4, transforms=[own], contrast=0.2, policy="rand", rand_ops=3, rand_magnitude=5, rotate=10,
+        scale=(0.9, 1.1), translate=0.1, shear=5, flip=0.5, crop=(0.2, 1.0), crop_ratio=(0.5, 2.0),
+    )  # fmt: skip
+    assert made == [
+        RandomResizedCrop((0.2, 1.0), (0.5, 2.0)),
+        Flip(0.5),
+        Affine(10, 0.1, (0.9, 1.1), 5),
+        RandAugment(3, 5),
+        ColorJitter(0, 0.2, 0),
+        own,
+        Erase(0.1),
+        Cutout(4),
+    ]

@@ -91,7 +91,7 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_key_a_page_names_is_in_the_schema(page: Path) -> None:
-    keys = {key for key, _ in walk(TrainConfig)}
+    keys = {key for key, _ in walk()}
     groups = {".".join(key.split(".")[:depth]) for key in keys for depth in (1, 2)}
     text = page.read_text(encoding="utf-8")
     for key in {*KEY.findall(text), *WORD.findall(text)}:
@@ -177,7 +177,7 @@ def test_the_configuration_reference_is_made_from_the_schema() -> None:
     hooks = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(hooks)
     reference = hooks.configuration()
-    for key, item in walk(TrainConfig):
+    for key, item in walk():
         row = next(line for line in reference.splitlines() if line.startswith(f"| `{key}` |"))
         assert item.metadata["doc"].replace("|", r"\|") in row
     page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")

@@ -1,20 +1,38 @@
-"""Batches out of a packed data set: which rows, in which order, changed how."""
+"""Batches out of a packed data set: which rows, in which order, changed how; by how many threads, processes and ranks
+is no matter."""
 
 from __future__ import annotations
 
+import io
+import itertools
 import math
+import threading
+import time
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
+from conftest import python
+from images import noise
 from sightline.data.augment import Flip, ShiftCrop
+from sightline.data.colour import ColorJitter
+from sightline.data.geometry import RandomResizedCrop
 from sightline.data.loader import BatchLoader
-from sightline.data.packed import PackedDataset
+from sightline.data.packed import EncodedImages, PackedDataset
+from sightline.data.persample import PerSample
+from sightline.data.policies import TrivialAugment
 from sightline.data.preprocess import Preprocess
+from sightline.errors import ImageError
 from sightline.types import Batch, Seekable
 
 AUGMENT = (Flip(0.5), Flip(0.5, vertical=True), ShiftCrop(2))
@@ -48,6 +66,7 @@ SIZE = st.integers(1, 70)
 SEED = st.integers(0, 2**40)
 
 
+@pytest.mark.rows("CB3")
 @settings(deadline=None, max_examples=60)
 @given(count=COUNT, size=SIZE, seed=SEED, shuffle=st.booleans())
 def test_every_row_comes_once_an_epoch_and_the_last_batch_is_what_is_left(
@@ -191,3 +210,456 @@ def test_a_batch_needs_at_least_one_image(size: int) -> None:
 
 def test_a_trainer_can_resume_on_it() -> None:
     assert isinstance(loader(4, 2), Seekable)
+
+
+# --- what changes nothing: threads, depth, ranks, batch size
+
+
+CHAINS: dict[str, tuple[Any, ...]] = {
+    "plain": (),
+    "batched": AUGMENT,
+    "crop": (RandomResizedCrop((0.2, 1.0)), Flip(0.5), ColorJitter(0.4, 0.4, 0.4)),
+    "policy": (ShiftCrop(1), TrivialAugment()),
+}
+KINDS = [f"{kind} {chain}" for kind in ("pixels", "encoded") for chain in CHAINS] + ["rows batched", "encoded alone"]
+
+
+@cache
+def files() -> tuple[bytes, ...]:
+    """Seven encoded colour pictures of different sizes, PNG and JPEG."""
+    made = []
+    for i, (height, width) in enumerate([(9, 9), (12, 7), (8, 20), (6, 6), (15, 15), (9, 30), (11, 10)]):
+        file = io.BytesIO()
+        Image.fromarray(noise(height, width, 3, seed=i)).save(file, "JPEG" if i % 2 else "PNG")
+        made.append(file.getvalue())
+    return tuple(made)
+
+
+def sides_of(data: bytes) -> tuple[int, int]:
+    """(height, width) of an encoded picture."""
+    width, height = Image.open(io.BytesIO(data)).size
+    return height, width
+
+
+def encoded(count: int, side: int = 6, images: Sequence[bytes] | None = None) -> PackedDataset:
+    images = images or files()
+    whole = files() if len(images) == len(files()) else images  # one of them may be damaged
+    sizes = np.array([sides_of(data) for data in whole], np.int32)
+    kept = EncodedImages(Preprocess(side, side, 3), sizes, images.__getitem__, lambda row: f"'file {row}'")
+    rows = np.arange(count) * 3 % len(images)
+    return PackedDataset(kept, torch.arange(count) % 2, tuple(map(str, range(count))), ("a", "b"), rows)
+
+
+def made(kind: str, count: int, size: int, **how: Any) -> BatchLoader:
+    store, chain = kind.split()
+    augment = (PerSample(lambda image: image.flip(1)), *AUGMENT) if chain == "alone" else CHAINS[chain]
+    if store == "encoded":
+        data, preprocess = encoded(count), Preprocess(6, 6, 3, (0.4,), (0.3,))
+    else:
+        pixels = np.random.default_rng(count).integers(0, 256, (count + 5, 3, 6, 6), dtype=np.uint8)
+        order = np.random.default_rng(1).permutation(count + 5)[:count] if store == "rows" else None
+        images = torch.from_numpy(pixels if store == "rows" else pixels[:count])
+        data = PackedDataset(images, torch.arange(count) % 2, tuple(map(str, range(count))), ("a", "b"), order)
+        preprocess = Preprocess(6, 6, 3, (0.4,), (0.3,))
+    return BatchLoader(data, preprocess, size, augment=augment, **how)
+
+
+def by_row(batches: list[Batch]) -> tuple[Tensor, Tensor]:
+    """(x, y) in the order of the data set; every row is there once."""
+    x, y, index = joined(batches)
+    order = index.argsort()
+    assert torch.equal(index[order], torch.arange(len(index))), "a row is missing or is there twice"
+    return x[order], y[order]
+
+
+WORKERS, DEPTHS = (0, 1, 2, 4), (0, 1, 2, 5)
+
+
+@pytest.mark.rows("X15")
+@pytest.mark.parametrize("kind", KINDS)
+def test_threads_and_depth_change_no_batch(kind: str) -> None:
+    count, size, epoch = 23, 5, 3
+    reference = made(kind, count, size, shuffle=True, seed=7, workers=0)
+    reference.seek(epoch)
+    expected = list(reference)
+    for workers, prefetch in itertools.product(WORKERS, DEPTHS):
+        batches = made(kind, count, size, shuffle=True, seed=7, workers=workers, prefetch=prefetch)
+        batches.seek(epoch)
+        found = list(batches)
+        assert [len(batch.y) for batch in found] == [5, 5, 5, 5, 3]
+        assert same(found, expected), (workers, prefetch)
+        batches.seek(epoch, 2)
+        assert same(list(batches), expected[2:]), (workers, prefetch)
+
+
+@pytest.mark.rows("X15")
+@settings(deadline=None, max_examples=60)
+@given(
+    kind=st.sampled_from(KINDS),
+    count=st.integers(3, 30),
+    size=st.integers(1, 12),
+    world=st.integers(1, 3),
+    seed=SEED,
+    epoch=st.integers(0, 9),
+    workers=st.sampled_from(WORKERS),
+    prefetch=st.sampled_from(DEPTHS),
+    shuffle=st.booleans(),
+)
+def test_however_an_epoch_is_shared_out_every_sample_is_the_same(
+    kind: str, count: int, size: int, world: int, seed: int, epoch: int, workers: int, prefetch: int, shuffle: bool
+) -> None:
+    """The issue's own words: batch size, worker count, rank count and prefetch depth change neither the samples drawn
+    per epoch nor any sample's augmentation."""
+    alone = made(kind, count, count, seed=seed, workers=0, shuffle=shuffle)
+    alone.seek(epoch)
+    expected = by_row(list(alone))
+    found: list[Batch] = []
+    steps = set()
+    for rank in range(world):
+        mine = made(kind, count, size, seed=seed, shuffle=shuffle, workers=workers, prefetch=prefetch, rank=rank,
+                    world_size=world)  # fmt: skip
+        mine.seek(epoch)
+        part = list(mine)
+        assert all(len(batch.y) for batch in part), "a step without an image"
+        steps |= {len(part), len(mine)}
+        found += part
+    assert len(steps) == 1, "ranks that take different numbers of steps wait for each other for ever"
+    x, y = by_row(found)
+    assert torch.equal(x, expected[0])
+    assert torch.equal(y, expected[1])
+
+
+@settings(deadline=None, max_examples=80)
+@given(count=st.integers(1, 60), size=st.integers(1, 9), world=st.integers(1, 3), data=st.data())
+def test_ranks_share_each_step_evenly_and_seek_together(count: int, size: int, world: int, data: st.DataObject) -> None:
+    if count < world:
+        with pytest.raises(ValueError, match=f"{count} images cannot be shared by {world} processes"):
+            BatchLoader(dataset(count), PREPROCESS, size, rank=0, world_size=world)
+        return
+    ranks = [
+        BatchLoader(dataset(count), PREPROCESS, size, shuffle=True, rank=rank, world_size=world, workers=0)
+        for rank in range(world)
+    ]
+    whole = [list(rank) for rank in ranks]
+    alone = loader(count, size * world, augment=False)
+    order = rows(list(alone))
+    told: list[int] = []
+    for step in range(len(ranks[0])):
+        sizes = [len(part[step].y) for part in whole]
+        assert max(sizes) - min(sizes) <= 1
+        told += [row for part in whole for row in part[step].index.tolist()]
+        if step < len(ranks[0]) - 1:
+            assert sizes == [size] * world
+    assert told == order, "together the ranks take the order one process takes"
+    batch = data.draw(st.integers(0, len(ranks[0])))
+    for rank, part in zip(ranks, whole, strict=True):
+        rank.seek(0, batch)
+        assert rows(list(rank)) == rows(part[batch:])
+
+
+@pytest.mark.parametrize(("rank", "world"), [(-1, 2), (2, 2), (1, 1)])
+def test_a_rank_that_is_none(rank: int, world: int) -> None:
+    with pytest.raises(ValueError, match=f"rank must be one of 0 to {world - 1}, not {rank}"):
+        BatchLoader(dataset(9), PREPROCESS, 2, rank=rank, world_size=world)
+
+
+@pytest.mark.rows("X15")
+@pytest.mark.parametrize("kind", ["pixels batched", "encoded crop", "encoded batched", "pixels policy"])
+def test_no_two_epochs_repeat_an_augmentation(kind: str) -> None:
+    """Over 40 epochs no two show the whole of the data alike, and no sample is shown a handful of ways alone."""
+    batches = made(kind, 24, 7, seed=3, shuffle=True, workers=1)
+    epochs = [by_row(list(batches))[0] for _ in range(40)]
+    assert len({epoch.numpy().tobytes() for epoch in epochs}) == 40
+    ways = [len({epoch[row].numpy().tobytes() for epoch in epochs}) for row in range(24)]
+    assert min(ways) > 10
+    for one, other in itertools.pairwise(epochs):
+        assert (one != other).flatten(1).any(1).float().mean() > 0.5
+
+
+def test_looking_at_some_rows_shows_what_an_epoch_shows() -> None:
+    for kind in KINDS:
+        batches = made(kind, 20, 6, seed=5, shuffle=True)
+        batches.seek(4)
+        x, y = by_row(list(batches))
+        look = batches.look([11, 3, 3], 4)
+        assert torch.equal(look.x, x[[11, 3, 3]])
+        assert torch.equal(look.y, y[[11, 3, 3]])
+        assert look.index.tolist() == [11, 3, 3]
+
+
+def test_a_crop_is_taken_from_the_original_picture() -> None:
+    """A detail that is lost when the whole picture is brought to size first."""
+    stripes = np.zeros((256, 256, 3), np.uint8)
+    stripes[:, ::2] = 255  # one pixel wide: at 1/16 of the size, all gray
+    file = io.BytesIO()
+    Image.fromarray(stripes).save(file, "PNG")
+    data = encoded(30, 16, [file.getvalue()])
+    crop = RandomResizedCrop((0.004, 0.006), (1.0, 1.0))  # about 16 x 16 pixels of it
+    x = by_row(list(BatchLoader(data, Preprocess(16, 16, 3), 8, augment=[crop])))[0]
+    assert x.flatten(1).std(1).min() > 0.1
+    resized = by_row(list(BatchLoader(data, Preprocess(16, 16, 3), 8)))[0]
+    assert resized.flatten(1).std(1).max() < 0.02
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["pixels batched", "encoded crop"])
+def test_a_batch_that_is_kept_in_part_is_not_written_over(kind: str, workers: int) -> None:
+    """Whatever shares its memory: a part of it, an array over it, a tensor for gradients."""
+    views = (lambda x: x[1], lambda x: x[:1].numpy(), lambda x: x.detach().flatten(1).T, lambda x: x.numpy()[::2])
+    for view in views:
+        batches = made(kind, 160, 4, shuffle=True, workers=workers)
+        kept = [(view(batch.x), view(batch.x.clone())) for batch in itertools.chain(batches, batches)]
+        assert all((np.asarray(one) == np.asarray(other)).all() for one, other in kept)
+
+
+# --- threads that come and go
+
+
+def running() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread is not threading.main_thread()}
+
+
+def gone(before: set[threading.Thread], seconds: float = 10) -> bool:
+    """Whether no thread is left that was not there before; one that ends is given the time to."""
+    end = time.monotonic() + seconds
+    while running() - before:
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+@pytest.mark.parametrize("kind", ["pixels batched", "encoded crop"])
+@pytest.mark.parametrize("taken", [0, 1, 3])
+def test_an_iterator_left_early_leaves_no_thread_and_the_next_epoch_is_whole(kind: str, taken: int) -> None:
+    before = running()
+    batches = made(kind, 40, 4, shuffle=True, seed=1, workers=4, prefetch=5)
+    for _ in range(3):
+        iterator = iter(batches)
+        seen = list(itertools.islice(iterator, taken))
+        assert len(seen) == taken
+        iterator.close()
+        del iterator
+    assert gone(before)
+    reference = made(kind, 40, 4, shuffle=True, seed=1, workers=0)
+    epoch = 3 if taken else 0  # an epoch of which nothing was taken has not begun
+    reference.seek(epoch)
+    assert same(list(batches), list(reference))
+    assert gone(before)
+
+
+@pytest.mark.parametrize("kind", ["pixels batched", "encoded crop"])
+def test_a_loop_that_is_broken_off_leaves_no_thread(kind: str) -> None:
+    before = running()
+    batches = made(kind, 40, 4, workers=2, prefetch=2)
+    for _ in batches:
+        break
+    assert gone(before)
+
+    def failing_step() -> None:
+        for _ in batches:
+            raise RuntimeError("a step that failed")
+
+    with pytest.raises(RuntimeError, match="a step that failed"):
+        failing_step()
+    assert gone(before)
+
+
+def test_no_more_batches_are_begun_than_may_wait() -> None:
+    begun: list[int] = []
+
+    def count(images: Tensor, index: NDArray[np.int64], seed: int, epoch: int) -> Tensor:
+        begun.append(len(index))
+        return images
+
+    for prefetch in (1, 2, 5):
+        begun.clear()
+        batches = BatchLoader(dataset(100), PREPROCESS, 4, augment=[count], workers=2, prefetch=prefetch)
+        for taken, _ in enumerate(batches, start=1):
+            time.sleep(0.002)
+            assert taken <= len(begun) <= taken + prefetch
+        assert len(begun) == 25
+
+
+def test_no_batch_is_begun_after_the_iterator_is_left() -> None:
+    begun: list[int] = []
+
+    def slow(images: Tensor, index: NDArray[np.int64], seed: int, epoch: int) -> Tensor:
+        begun.append(len(index))
+        time.sleep(0.01)
+        return images
+
+    before = running()
+    iterator = iter(BatchLoader(dataset(200), PREPROCESS, 4, augment=[slow], workers=2, prefetch=20))
+    next(iterator)
+    iterator.close()  # type: ignore[attr-defined]
+    count = len(begun)
+    assert gone(before)
+    assert len(begun) == count < 20
+
+
+class Failing:
+    """An augmentation that raises where it meets a certain row."""
+
+    def __init__(self, row: int, threaded: bool = True):
+        self.row, self.threaded = row, threaded
+
+    def __call__(self, images: Tensor, index: NDArray[np.int64], seed: int, epoch: int) -> Tensor:
+        if self.row in index:
+            raise ArithmeticError(f"row {self.row} of epoch {epoch}")
+        return images
+
+
+@pytest.mark.parametrize("workers", [0, 1, 4])
+@pytest.mark.parametrize("threaded", [False, True])
+def test_what_an_augmentation_raises_reaches_the_loop_at_its_batch(workers: int, threaded: bool) -> None:
+    before = running()
+    batches = BatchLoader(dataset(30), PREPROCESS, 4, augment=[Failing(13, threaded)], workers=workers, prefetch=5)
+    taken: list[Batch] = []
+    with pytest.raises(ArithmeticError, match="row 13 of epoch 0"):
+        taken.extend(batches)
+    assert len(taken) == 3
+    assert gone(before)
+    batches.seek(1, 4)
+    assert rows(list(batches)) == list(range(16, 30)), "the loader goes on after an error"
+
+
+@pytest.mark.parametrize("workers", [0, 1, 4])
+def test_a_bad_encoded_image_is_named_in_the_loop(workers: int) -> None:
+    before = running()
+    data = encoded(30, images=[*files()[:5], files()[5][:100], files()[6]])
+    (bad,) = {row for row in range(7) if data.rows is not None and data.rows[row] == 5}
+    batches = BatchLoader(data, Preprocess(6, 6, 3), 2, workers=workers, prefetch=2)
+    taken: list[Batch] = []
+    with pytest.raises(ImageError, match="'file 5' is no image, or a damaged one"):
+        taken.extend(batches)
+    assert len(taken) == bad // 2
+    assert gone(before)
+
+
+def test_a_step_that_is_not_for_threads_runs_in_the_callers_own() -> None:
+    seen: set[int] = set()
+
+    def note(image: Tensor) -> Tensor:
+        seen.add(threading.get_ident())
+        return image
+
+    list(BatchLoader(dataset(20), PREPROCESS, 4, augment=[PerSample(note)], workers=4, prefetch=3))
+    assert seen == {threading.get_ident()}
+
+
+def test_two_iterators_at_once_do_not_disturb_each_other() -> None:
+    one, other = loader(30, 4), loader(30, 4)
+    other.seek(1)
+    batches = loader(30, 4)
+    first = iter(batches)
+    taken = [next(first)]
+    second = list(batches)
+    taken += first
+    assert same(taken, list(one))
+    assert same(second, list(other))
+
+
+# --- large data
+
+
+LARGE = """
+import sys, numpy as np, torch
+from sightline.data.loader import BatchLoader
+from sightline.data.packed import PackedDataset
+from sightline.data.preprocess import Preprocess
+
+def anonymous():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
+
+count = 10_000_000
+images = torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(count, 1, 1, 1)
+labels = torch.zeros(1, dtype=torch.int64).expand(count)
+data = PackedDataset(images, labels, range(count), ("a", "b"))
+loader = BatchLoader(data, Preprocess(1, 1, 1), 500, shuffle=True, seed=5, workers=int(sys.argv[1]))
+loader.seek(0, 19_990)
+list(loader)  # what the first steps of any run need
+before = peak = anonymous()
+loader.seek(3, 9_000)
+rows = []
+for number, batch in enumerate(loader):
+    if number == 600:
+        break
+    rows.append(batch.index.numpy().astype(np.int32))
+    peak = max(peak, anonymous())
+rows = np.concatenate(rows)
+print(len(rows), len(np.unique(rows)), rows.min(), rows.max(), np.abs(np.diff(rows)).mean(), peak - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is measured in Linux's way")
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_ten_million_rows_are_shuffled_without_an_index(workers: str) -> None:
+    """An order of 10 million rows would be 80 MB; from the middle of an epoch, a part of it costs a few."""
+    taken, distinct, low, high, jump, grown = python(LARGE, workers).split()
+    assert int(taken) == int(distinct) == 300_000
+    assert int(low) < 1000
+    assert int(high) > 9_999_000
+    assert 3.2e6 < float(jump) < 3.5e6  # a third of the whole: rows come from everywhere, not from near each other
+    assert int(grown) < 8_000  # KB, of which 1.2 MB are the rows this test keeps
+
+
+# --- memory stays flat
+
+
+FLAT = """
+import io, sys, numpy as np, torch
+from PIL import Image
+from sightline.data.augment import Flip, ShiftCrop
+from sightline.data.geometry import RandomResizedCrop
+from sightline.data.loader import BatchLoader
+from sightline.data.packed import EncodedImages, PackedDataset
+from sightline.data.preprocess import Preprocess
+
+kind, count, epochs, size = sys.argv[1], *map(int, sys.argv[2:])
+torch.set_num_threads(1)
+generator = np.random.default_rng(0)
+decoder = Preprocess(32, 32, 3)
+if kind == "pixels":
+    images = torch.from_numpy(generator.integers(0, 256, (count, 3, 32, 32), dtype=np.uint8))
+    augment = [Flip(0.5), ShiftCrop(4)]
+else:
+    files, sizes = [], []
+    for i in range(count):
+        file = io.BytesIO()
+        side = 40 + i % 60
+        sizes.append((side, 120 - side))
+        Image.fromarray(generator.integers(0, 256, (side, 120 - side, 3), dtype=np.uint8)).save(file, "JPEG")
+        files.append(file.getvalue())
+    images = EncodedImages(decoder, np.array(sizes, np.int32), files.__getitem__, str)
+    augment = [RandomResizedCrop(), Flip(0.5)]
+data = PackedDataset(images, torch.zeros(count, dtype=torch.int64), range(count), ("a", "b"))
+loader = BatchLoader(data, decoder, size, shuffle=True, augment=augment, workers=2)
+
+def anonymous():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
+
+peaks = []
+for epoch in range(epochs):
+    peak = 0
+    for number, batch in enumerate(loader):
+        if number % 8 == 0:
+            peak = max(peak, anonymous())
+    peaks.append(max(peak, anonymous()))
+print(max(peaks[2:]) - max(peaks[:2]))
+"""
+
+
+@pytest.mark.rows("X15")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is measured in Linux's way")
+@pytest.mark.parametrize(
+    ("kind", "count", "epochs", "size"),
+    [
+        ("pixels", 4_000, 20, 16),
+        ("encoded", 120, 20, 16),
+        pytest.param("pixels", 50_000, 20, 128, marks=pytest.mark.slow),
+        pytest.param("encoded", 300, 200, 32, marks=pytest.mark.slow),
+    ],
+)
+def test_memory_is_flat_from_the_second_epoch_on(kind: str, count: int, epochs: int, size: int) -> None:
+    assert int(python(FLAT, kind, str(count), str(epochs), str(size))) < 10_000  # KB

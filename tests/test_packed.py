@@ -1,31 +1,30 @@
-"""Decode once: order, labels, fingerprint and statistics of a packed split."""
+"""A packed split: its rows, its facts about every image, and the fingerprint and statistics made of them."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from images import noise, write_image
-from sightline.data.packed import PackedDataset, pack, pack_splits
+from sightline.data.cache import Cache
+from sightline.data.facts import Facts
+from sightline.data.packed import EncodedImages, PackedDataset
+from sightline.data.packing import Packing, pack_splits
 from sightline.data.preprocess import Preprocess
 from sightline.data.sources import ListSource
-from sightline.errors import DataError
+from sightline.errors import ImageError
 from sightline.types import DataInfo, Sample
 
 CLASSES = ("a", "b", "c")
-GRAY = Preprocess(4, 4, 1)
-
-
-def samples_of(count: int, channels: int = 0) -> list[Sample]:
-    return [Sample(f"id{i}", noise(4, 4, channels, seed=i), i % 3) for i in range(count)]
 
 
 def dataset(images: torch.Tensor, classes: tuple[str, ...] = CLASSES) -> PackedDataset:
@@ -33,79 +32,106 @@ def dataset(images: torch.Tensor, classes: tuple[str, ...] = CLASSES) -> PackedD
     return PackedDataset(images, torch.arange(count) % len(classes), tuple(map(str, range(count))), classes)
 
 
-def source(**splits: list[Sample]) -> ListSource:
-    return ListSource(DataInfo("test", CLASSES), splits)
+def pixels_of(count: int, channels: int = 3, side: int = 4) -> torch.Tensor:
+    """uint8 [N,C,H,W] of noise, no two alike."""
+    images = np.stack([noise(side, side, channels, seed=i) for i in range(count)])
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
-def test_images_labels_and_ids_are_in_the_order_of_the_samples(tmp_path: Path) -> None:
-    pixels = [noise(4, 4, seed=i) for i in range(700)]  # more than two pieces of work
-    samples = [
-        Sample(f"id{i}", write_image(tmp_path / f"{i}.png", image) if i % 50 == 0 else image, i % 3)
-        for i, image in enumerate(pixels)
-    ]
-    packed = pack(samples, GRAY, CLASSES)
-    assert len(packed) == 700
-    assert packed.images.dtype == torch.uint8
-    assert np.array_equal(packed.images.numpy()[:, 0], np.stack(pixels))
-    assert packed.labels.dtype == torch.int64
-    assert packed.labels.tolist() == [i % 3 for i in range(700)]
-    assert packed.ids == tuple(f"id{i}" for i in range(700))
-    assert packed.classes == CLASSES
+def facts_of(images: torch.Tensor) -> Facts:
+    return Facts.of(images.contiguous().numpy())
 
 
-def test_the_number_of_threads_changes_nothing() -> None:
-    samples = samples_of(600)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(4)
-        many = pack(samples, GRAY, CLASSES)
-    finally:
-        torch.set_num_threads(threads)
-    assert many.fingerprint() == pack(samples, GRAY, CLASSES).fingerprint()
+BASE = dataset(pixels_of(6))
+
+
+# --- rows
+
+
+def test_rows_pick_from_shared_images() -> None:
+    images, rows = pixels_of(5), np.array([4, 0, 0, 2])
+    packed = PackedDataset(images, torch.tensor([0, 1, 1, 2]), tuple("wxyz"), CLASSES, rows)
+    assert len(packed) == 4
+    assert packed.shape == (4, 3, 4, 4)
+    assert packed.counts == {"a": 1, "b": 2, "c": 1}
+    assert packed.places(np.array([3, 0])).tolist() == [2, 4]
+    assert torch.equal(packed.pixels([0, 3, 1]), images[[4, 2, 0]])
+
+
+def test_two_splits_share_one_tensor() -> None:
+    images = pixels_of(6)
+    one = PackedDataset(images, torch.zeros(3, dtype=torch.int64), tuple("abc"), CLASSES, np.array([0, 2, 4]))
+    other = PackedDataset(images, torch.zeros(3, dtype=torch.int64), tuple("def"), CLASSES, np.array([5, 3, 1]))
+    assert one.images is other.images
+    assert torch.equal(one.pixels(range(3)), images[::2])
+    assert torch.equal(other.pixels(range(3)), images[[5, 3, 1]])
+    assert one.fingerprint() != other.fingerprint()
+
+
+def test_encoded_images_are_decoded_when_they_are_looked_at(tmp_path: Path) -> None:
+    pictures = [noise(6, 6, 3, seed=i) for i in range(4)]
+    files = [write_image(tmp_path / f"{i}.png", picture) for i, picture in enumerate(pictures)]
+    read: list[int] = []
+
+    def fetch(row: int) -> Path:
+        read.append(row)
+        return files[row]
+
+    encoded = EncodedImages(Preprocess(6, 6, 3), np.full((4, 2), 6, np.int32), fetch, lambda row: f"'{row}'")
+    packed = PackedDataset(encoded, torch.zeros(2, dtype=torch.int64), ("x", "y"), CLASSES, np.array([3, 1]))
+    assert packed.shape == (2, 3, 6, 6)
+    assert read == []
+    found = packed.pixels([0, 1])
+    assert read == [3, 1]
+    assert np.array_equal(found.permute(0, 2, 3, 1).numpy(), np.stack([pictures[3], pictures[1]]))
+
+
+def test_an_encoded_image_that_is_gone_is_named(tmp_path: Path) -> None:
+    name, sizes = "'gone.png' (row 7)", np.full((1, 2), 4, np.int32)
+    encoded = EncodedImages(Preprocess(4, 4, 1), sizes, lambda row: tmp_path / "gone.png", lambda row: name)
+    packed = PackedDataset(encoded, torch.zeros(1, dtype=torch.int64), ("x",), CLASSES)
+    with pytest.raises(ImageError, match=r"cannot read 'gone\.png' \(row 7\): No such file"):
+        packed.pixels([0])
 
 
 def test_counts_are_in_class_order_and_name_the_empty_ones() -> None:
-    assert pack(samples_of(4), GRAY, (*CLASSES, "none")).counts == {"a": 2, "b": 1, "c": 1, "none": 0}
+    packed = dataset(pixels_of(4), (*CLASSES, "none", "also none"))
+    assert list(packed.counts.items()) == [("a", 1), ("b", 1), ("c", 1), ("none", 1), ("also none", 0)]
 
 
-def test_every_image_finished_is_counted() -> None:
-    seen: list[int] = []
-    pack(samples_of(600), GRAY, CLASSES, seen.append)
-    assert sum(seen) == 600
-    assert len(seen) > 1
-    counted: list[int] = []
-    pack_splits(source(train=samples_of(5), val=samples_of(3)), GRAY, counted.append)
-    assert sum(counted) == 8
+# --- facts
 
 
-def test_no_samples_are_no_images() -> None:
-    packed = pack([], GRAY, CLASSES)
-    assert len(packed) == 0
-    assert packed.images.shape == (0, 1, 4, 4)
-    assert packed.labels.dtype == torch.int64
-    assert packed.counts == dict.fromkeys(CLASSES, 0)
+@settings(deadline=None, max_examples=40)
+@given(
+    shape=st.tuples(st.integers(1, 9), st.sampled_from([1, 3]), st.integers(1, 40), st.integers(1, 40)),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_facts_are_sha256_and_sums_of_the_pixels(shape: tuple[int, ...], seed: int) -> None:
+    images = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    if seed % 3 == 0:
+        images[:] = 255  # the largest sums there can be
+    facts = Facts.of(images)
+    wide = images.astype(np.int64)
+    assert np.array_equal(facts.moments[..., 0], wide.sum((2, 3)))
+    assert np.array_equal(facts.moments[..., 1], (wide**2).sum((2, 3)))
+    assert facts.sizes.tolist() == [list(shape[2:])] * shape[0]
+    assert not facts.lost.any()
+    assert [row.tobytes() for row in facts.digests] == [hashlib.sha256(i.tobytes()).digest()[:16] for i in images]
 
 
-@pytest.mark.parametrize("bad", [[5], [5, 6], [5, 599], [300, 5, 280], [599, 300]])
-def test_the_first_bad_image_in_the_order_of_the_samples_is_named(tmp_path: Path, bad: list[int]) -> None:
-    samples = samples_of(600)
-    for row in bad:
-        path = tmp_path / f"{row}.png"
-        path.write_bytes(b"not an image")
-        samples[row] = samples[row]._replace(image=path)
-    with pytest.raises(DataError, match=rf"'{tmp_path}/{min(bad)}\.png' is no image"):
-        pack(samples, GRAY, CLASSES)
+def test_no_images_have_no_facts() -> None:
+    assert [len(values) for values in Facts.of(np.empty((0, 3, 4, 4), np.uint8))] == [0] * 4
 
 
-def test_bytes_in_memory_are_named_by_their_id() -> None:
-    with pytest.raises(DataError, match="'id0' is no image"):
-        pack([Sample("id0", b"junk", 0)], GRAY, CLASSES)
+def test_the_squares_of_a_large_white_image_do_not_overflow() -> None:
+    images = torch.full((2, 3, 1200, 1200), 255, dtype=torch.uint8)  # 9.4e10, beyond int32
+    facts = facts_of(images)
+    assert facts.moments[:, :, 1].tolist() == [[255 * 255 * 1200 * 1200] * 3] * 2
+    assert replace(dataset(images), facts=facts).statistics() == ((1.0,) * 3, (1.0,) * 3)
 
 
 # --- fingerprint
-
-
-BASE = dataset(torch.from_numpy(np.stack([noise(4, 4, 3, seed=i) for i in range(6)])).permute(0, 3, 1, 2).contiguous())
 
 
 @settings(deadline=None, max_examples=50)
@@ -120,17 +146,23 @@ CHANGES: dict[str, Callable[[PackedDataset], PackedDataset]] = {
     "a label": lambda d: replace(d, labels=torch.tensor([1, *d.labels.tolist()[1:]])),
     "the order of labels": lambda d: replace(d, labels=d.labels.flip(0)),
     "the order of images": lambda d: replace(d, images=d.images.flip(0)),
+    "the order of rows": lambda d: replace(d, rows=np.arange(6)[::-1].copy()),
     "a class name": lambda d: replace(d, classes=("a", "b", "d")),
     "the order of classes": lambda d: replace(d, classes=("b", "a", "c")),
     "a class more": lambda d: replace(d, classes=(*CLASSES, "d")),
     "the shape": lambda d: replace(d, images=d.images.reshape(6, 3, 2, 8)),
     "an image less": lambda d: replace(d, images=d.images[:5], labels=d.labels[:5], ids=d.ids[:5]),
+    "a row less": lambda d: replace(d, rows=np.arange(5), labels=d.labels[:5], ids=d.ids[:5]),
 }
 
 
+@pytest.mark.parametrize("noted", [False, True])
 @pytest.mark.parametrize("change", CHANGES)
-def test_whatever_a_model_would_see_changes_the_fingerprint(change: str) -> None:
-    assert CHANGES[change](BASE).fingerprint() != BASE.fingerprint()
+def test_whatever_a_model_would_see_changes_the_fingerprint(change: str, noted: bool) -> None:
+    changed = CHANGES[change](BASE)
+    if noted:
+        changed = replace(changed, facts=facts_of(changed.images))
+    assert changed.fingerprint() != BASE.fingerprint()
 
 
 def test_class_names_are_kept_apart() -> None:
@@ -138,20 +170,60 @@ def test_class_names_are_kept_apart() -> None:
 
 
 def test_nothing_else_changes_the_fingerprint() -> None:
-    renamed = replace(BASE, ids=tuple(f"moved/{name}" for name in BASE.ids))
+    renamed = replace(BASE, ids=tuple(f"moved/{name}" for name in BASE.ids), columns={"site": tuple("uvwxyz")})
     laid_out = replace(BASE, images=BASE.images.contiguous(memory_format=torch.channels_last))
     assert renamed.fingerprint() == laid_out.fingerprint() == BASE.fingerprint()
     assert len(BASE.fingerprint()) == 64
 
 
-def test_the_file_format_does_not_change_the_fingerprint(tmp_path: Path) -> None:
-    prints = set()
-    for suffix in ("png", "bmp", "tif"):
-        samples = [
-            Sample(str(i), write_image(tmp_path / f"{i}.{suffix}", noise(4, 4, 3, seed=i)), i % 3) for i in range(3)
-        ]
-        prints.add(pack(samples, Preprocess(4, 4, 3), CLASSES).fingerprint())
-    assert len(prints) == 1
+@settings(deadline=None, max_examples=30)
+@given(rows=st.lists(st.integers(0, 6), min_size=1, max_size=12))
+def test_rows_of_shared_images_are_as_good_as_a_copy(rows: list[int]) -> None:
+    images, labels = pixels_of(7), torch.arange(len(rows)) % 3
+    ids = tuple(map(str, rows))
+    copied = PackedDataset(images[rows], labels, ids, CLASSES)
+    shared = PackedDataset(images, labels, ids, CLASSES, np.array(rows))
+    noted = replace(shared, facts=facts_of(images))
+    assert copied.fingerprint() == shared.fingerprint() == noted.fingerprint()
+    assert copied.statistics() == shared.statistics() == noted.statistics()
+    assert torch.equal(copied.pixels(range(len(rows))), noted.pixels(range(len(rows))))
+
+
+class _Once:
+    """A reference as an archive gives it."""
+
+    def __init__(self, data: bytes, token: str | None):
+        self.data, self.token = data, token
+
+    def read(self) -> bytes:
+        return self.data
+
+
+def test_however_they_are_kept_the_same_pixels_have_the_same_fingerprint_and_statistics(tmp_path: Path) -> None:
+    """Files of three formats, bytes, references and arrays; decoded or encoded; cached or not; alone or beside
+    another split that shares the images."""
+    pictures = [noise(5, 7, 3, seed=i) for i in range(9)]
+    files = {
+        suffix: [write_image(tmp_path / f"{i}.{suffix}", picture) for i, picture in enumerate(pictures)]
+        for suffix in ("png", "bmp", "tif")
+    }
+    encoded = [file.read_bytes() for file in files["png"]]
+    kinds = {**files, "bytes": encoded, "arrays": pictures, "references": [_Once(b, str(i)) for i, b in
+             enumerate(encoded)], "unknown": [_Once(b, None) for b in encoded]}  # fmt: skip
+    found = set()
+    for kind, images in kinds.items():
+        listed = [Sample(f"{kind}{i}", image, i % 3) for i, image in enumerate(images)]
+        splits = {"train": listed[::2], "val": listed[1::2]}
+        for store in ("pixels", "encoded"):
+            for cache in (None, Cache(tmp_path / "cache"), Cache(tmp_path / "cache")):  # none, made, found
+                source = ListSource(DataInfo("test", CLASSES), splits)
+                packed, _ = pack_splits(source, Preprocess(5, 7, 3), packing=Packing(store, cache))
+                found.add(tuple((part.fingerprint(), part.statistics()) for part in packed.values()))
+                assert packed["train"].pixels([1]).permute(0, 2, 3, 1).numpy().tolist() == [pictures[2].tolist()]
+    plain = dataset(torch.from_numpy(np.stack(pictures[::2])).permute(0, 3, 1, 2))
+    plain = replace(plain, labels=torch.tensor([i % 3 for i in range(0, 9, 2)]))
+    ((train, _),) = found
+    assert train == (plain.fingerprint(), plain.statistics())
 
 
 # --- statistics
@@ -161,14 +233,23 @@ def test_the_file_format_does_not_change_the_fingerprint(tmp_path: Path) -> None
 @given(
     shape=st.tuples(st.integers(1, 9), st.sampled_from([1, 3]), st.integers(1, 9), st.integers(1, 9)),
     seed=st.integers(0, 2**32 - 1),
+    part=st.none() | st.lists(st.integers(0, 8), min_size=1, max_size=9),
 )
-def test_statistics_are_numpys(shape: tuple[int, ...], seed: int) -> None:
+def test_statistics_are_numpys(shape: tuple[int, ...], seed: int, part: list[int] | None) -> None:
     images = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-    mean, std = dataset(torch.from_numpy(images)).statistics()
-    wide = images.astype(np.float64) / 255
+    packed = dataset(torch.from_numpy(images))
+    seen: NDArray[np.uint8] = images
+    if part is not None:
+        rows = np.array(part) % shape[0]
+        labels = torch.zeros(len(rows), dtype=torch.int64)
+        packed = replace(packed, rows=rows, labels=labels, facts=facts_of(torch.from_numpy(images)))
+        seen = images[rows]
+    mean, std = packed.statistics()
+    wide = seen.astype(np.float64) / 255
     assert mean == pytest.approx(wide.mean(axis=(0, 2, 3)), rel=1e-12)
     expected = wide.std(axis=(0, 2, 3))
-    assert std == pytest.approx(np.where(expected == 0, 1, expected), rel=1e-12)
+    constant = seen.min(axis=(0, 2, 3)) == seen.max(axis=(0, 2, 3))
+    assert std == pytest.approx(np.where(constant, 1, expected), rel=1e-9)
 
 
 @settings(deadline=None, max_examples=100)
@@ -190,69 +271,3 @@ def test_each_channel_has_its_own_statistics() -> None:
     mean, std = dataset(images).statistics()
     assert mean == pytest.approx((0, 1, 0.5))
     assert std == pytest.approx((1, 1, 0.5))
-
-
-# --- auto
-
-
-def test_auto_takes_size_and_channels_from_the_first_image_and_measures_train() -> None:
-    train, val = samples_of(20, channels=3), samples_of(5, channels=3)
-    packed, preprocess = pack_splits(source(train=train, val=val), {"size": "auto", "channels": "auto", "mean": "auto"})
-    assert preprocess.shape == (3, 4, 4)
-    assert (preprocess.mean, preprocess.std) == packed["train"].statistics()
-    assert {split: len(part) for split, part in packed.items()} == {"train": 20, "val": 5}
-    normal = preprocess.normalizer()(packed["train"].images)
-    assert normal.mean(dim=(0, 2, 3)).tolist() == pytest.approx([0, 0, 0], abs=1e-5)
-    assert normal.std(dim=(0, 2, 3), unbiased=False).tolist() == pytest.approx([1, 1, 1], abs=1e-5)
-
-
-def test_what_is_given_is_kept() -> None:
-    values: dict[str, Any] = {"size": [6, 5], "channels": 1, "mean": [0.25], "std": [0.5], "resize": "pad"}
-    _, preprocess = pack_splits(source(train=samples_of(3, channels=3)), values)
-    assert preprocess == Preprocess(6, 5, 1, (0.25,), (0.5,), resize="pad")
-    _, square = pack_splits(source(train=samples_of(3)), {"size": 7, "mean": [0.5]})
-    assert square.shape == (1, 7, 7)
-    assert square.mean == (0.5,)
-    assert square.std != (1.0,)
-    _, listed = pack_splits(source(train=samples_of(3)), {"size": [7]})
-    assert listed.shape == (1, 7, 7)
-
-
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_with_auto_an_image_of_another_size_is_named(split: str) -> None:
-    splits = {"train": samples_of(3), "val": samples_of(3)}
-    splits[split][2] = Sample("odd", noise(4, 5), 0)
-    with pytest.raises(DataError, match=r"'odd' is 4 x 5 pixels, the first image 4 x 4\. Set data\.preprocess\.size"):
-        pack_splits(source(**splits), {"size": "auto"})
-    packed, _ = pack_splits(source(**splits), {"size": 4})
-    assert packed[split].images.shape == (3, 1, 4, 4)
-
-
-def test_with_auto_a_colour_image_among_gray_ones_is_named() -> None:
-    samples = [*samples_of(3), Sample("odd", noise(4, 4, 3), 0)]
-    with pytest.raises(DataError, match=r"'odd' is a colour image, the first one is gray.*data\.preprocess\.channels"):
-        pack_splits(source(train=samples), {})
-    packed, _ = pack_splits(source(train=samples), {"channels": 3})
-    assert packed["train"].images.shape == (4, 3, 4, 4)
-
-
-def test_a_gray_image_among_colour_ones_is_fine() -> None:
-    packed, preprocess = pack_splits(source(train=[*samples_of(2, channels=3), *samples_of(1)]), {})
-    assert preprocess.channels == 3
-    assert np.array_equal(packed["train"].images[2, 0], packed["train"].images[2, 2])
-
-
-def test_a_finished_preprocessing_is_taken_as_it_is() -> None:
-    wanted = Preprocess(8, 8, 3, (0.1,), (0.2,))
-    packed, preprocess = pack_splits(source(train=samples_of(3)), wanted)
-    assert preprocess is wanted
-    assert packed["train"].images.shape == (3, 3, 8, 8)
-
-
-def test_a_first_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "bad.png"
-    path.write_bytes(b"not an image")
-    with pytest.raises(DataError, match=r"bad\.png"):
-        pack_splits(source(train=[Sample("a", path, 0)]), {})
-    with pytest.raises(DataError, match=r"gone\.png.*No such file"):
-        pack_splits(source(train=[Sample("a", tmp_path / "gone.png", 0)]), {})

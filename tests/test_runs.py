@@ -161,7 +161,7 @@ def test_prediction_takes_the_way_of_evaluation(digits_run: Path) -> None:
     rows = (digits_run / "predictions" / "test.csv").read_text().splitlines()[1:]
     written = {row.split(",")[0]: row.split(",") for row in rows}
     source = open_source("digits")
-    samples = [sample for sample in source.splits["test"] if sample.id in written]
+    samples = [sample for part in source.splits.values() for sample in part if sample.id in written]
     assert len(samples) == len(written) == 359
     equal = predictor.predict([sample.image for sample in samples], batch_size=256)
     single = [predictor.predict(sample.image)[0] for sample in samples[:50]]
@@ -379,7 +379,8 @@ def test_only_training_images_are_augmented(tmp_path: Path) -> None:
     val = assembly.trainer.evals["val"]
     assert val.augment == ()  # type: ignore[attr-defined]
     pixels = torch.cat([batch.x for batch in val])  # type: ignore[misc]
-    assert torch.equal(pixels, assembly.preprocess.normalizer()(assembly.data["val"].images))
+    shown = assembly.data["val"].pixels(range(len(assembly.data["val"])))
+    assert torch.equal(pixels, assembly.preprocess.normalizer()(shown))
     assert set(assembly.trainer.evals) == {"val"}  # the test split is looked at once, after training
 
 

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import python
-from sightline.config.schema import TrainConfig, describe, walk
+from sightline.config.schema import TrainConfig, walk
+from sightline.config.typed import describe
 from sightline.errors import ConfigError
 
 KEYS = [key for key, _ in walk()]
@@ -95,18 +96,31 @@ PROBABILITY = st.floats(0, 1)
 SHARE = st.floats(0, 0.99) | st.integers(0, 10**6)
 TEXT = st.text(max_size=20)
 NUMBERS = st.lists(st.floats(0.001, 10), min_size=1, max_size=3)
+PART = st.lists(st.floats(0.001, 1), min_size=2, max_size=2).map(sorted)
+RATIO = st.lists(st.floats(0.001, 100), min_size=2, max_size=2).map(sorted)
 LAYERS = st.lists(nodes("torch.nn.Flatten", "torch.nn.Linear"), min_size=1, max_size=3)
 SCHEDULER = nodes("torch.optim.lr_scheduler.StepLR")
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "seed": st.integers(0, 2**63 - 1),
     "run.dir": TEXT,
     "run.name": st.none() | TEXT,
-    "data.source": st.sampled_from(["auto", "folder", "csv"]),
+    "data.source": st.sampled_from(["auto", "folder", "csv", "parquet", "idx", "npz"]),
     "data.root": st.none() | TEXT,
     "data.csv": st.none() | TEXT,
     "data.images": st.none() | TEXT,
     "data.image_column": st.none() | TEXT,
     "data.label_column": st.none() | TEXT,
+    "data.split_column": st.none() | TEXT,
+    "data.group_column": st.none() | TEXT,
+    "data.dataset": st.none(),  # a name asks for another source: below
+    "data.download": st.booleans(),
+    "data.on_bad": st.sampled_from(["error", "skip"]),
+    "data.store": st.sampled_from(["auto", "pixels", "encoded"]),
+    "data.cache": st.booleans(),
+    "data.cache_dir": st.none() | TEXT,
+    "data.cache_limit": st.floats(0, 1e6) | st.just(math.inf),
+    "data.workers": st.just("auto") | st.integers(0, 256),
+    "data.prefetch": st.integers(0, 100),
     "data.classes": st.none() | st.integers(2, 1000) | st.lists(TEXT, min_size=2, max_size=4, unique=True),
     "data.val": SHARE,
     "data.test": SHARE,
@@ -124,6 +138,21 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "data.augment.flip": PROBABILITY,
     "data.augment.vertical_flip": PROBABILITY,
     "data.augment.shift": st.integers(0, 100),
+    "data.augment.crop": st.none() | PART,
+    "data.augment.crop_ratio": RATIO,
+    "data.augment.rotate": st.floats(0, 180),
+    "data.augment.translate": PROBABILITY,
+    "data.augment.scale": RATIO,
+    "data.augment.shear": st.floats(0, 89),
+    "data.augment.brightness": st.floats(0, 10),
+    "data.augment.contrast": st.floats(0, 10),
+    "data.augment.saturation": st.floats(0, 10),
+    "data.augment.policy": st.sampled_from([None, "trivial", "rand"]),
+    "data.augment.rand_ops": st.integers(1, 20),
+    "data.augment.rand_magnitude": st.integers(0, 30),
+    "data.augment.erase": PROBABILITY,
+    "data.augment.cutout": st.integers(0, 10**6),
+    "data.augment.transforms": st.lists(nodes("torchvision.transforms.v2.RandomInvert"), max_size=2),
     "module.network": nodes("sightline.models.networks.SmallCNN") | LAYERS.map(lambda layers: {"layers": layers}),
     "module.outputs": st.sampled_from(["auto", "logits", "probabilities"]),
     "module.loss": nodes("torch.nn.CrossEntropyLoss"),
@@ -279,6 +308,10 @@ def test_the_config_itself_must_be_a_group_of_keys() -> None:
         ("data.source", "folders", "folder"),
         ("data.preprocess.resize", "Crop", "crop"),
         ("data.preprocess.interpolation", "bilinaer", "bilinear"),
+        ("data.on_bad", "skp", "skip"),
+        ("data.store", "pixel", "pixels"),
+        ("data.augment.policy", "trivail", "trivial"),
+        ("data.workers", "aut", "auto"),
         ("module.outputs", "logit", "logits"),
         ("module.monitor_mode", "MAX", "max"),
     ],
@@ -309,6 +342,21 @@ def test_a_path_is_a_text_and_a_tuple_a_list() -> None:
     assert make("data.preprocess.size", (28, 32)) == [28, 32]
 
 
+def test_a_transform_is_a_node() -> None:
+    node = {"_target_": "torchvision.transforms.v2.RandomInvert", "p": 1.0}
+    assert make("data.augment.transforms", [node]) == [node]
+    assert "transforms[1]: expected a node with '_target_'" in message(
+        nested("data.augment.transforms", [node, {"p": 1}])
+    )
+    assert "data.augment.transforms: expected a list of nodes" in message(nested("data.augment.transforms", node))
+
+
+def test_a_torchvision_data_set_and_its_source_belong_together() -> None:
+    assert make("data", {"source": "torchvision", "dataset": "CIFAR10"}).dataset == "CIFAR10"
+    assert "such as data.dataset=CIFAR10" in message({"data": {"source": "torchvision"}})
+    assert "'CIFAR10' is looked for with data.source=torchvision alone" in message({"data": {"dataset": "CIFAR10"}})
+
+
 # --- ranges
 
 
@@ -327,6 +375,30 @@ def test_a_path_is_a_text_and_a_tuple_a_list() -> None:
         ("data.augment.flip", -0.1, "a probability between 0 and 1"),
         ("data.augment.flip", math.nan, "a probability between 0 and 1"),
         ("data.augment.vertical_flip", 2, "a probability between 0 and 1"),
+        ("data.augment.crop", [0, 1], r"two numbers \[least, most\] above 0 and at most 1, found \[0.0, 1.0\]"),
+        ("data.augment.crop", [0.5, 0.2], "two numbers"),
+        ("data.augment.crop", [0.5, 1.1], "at most 1"),
+        ("data.augment.crop", [0.5], "two numbers"),
+        ("data.augment.crop", [math.nan, 1], "two numbers"),
+        ("data.augment.crop_ratio", [0.0, 1], "two numbers"),
+        ("data.augment.crop_ratio", [2, 1], "two numbers"),
+        ("data.augment.scale", [-1, 1], "two numbers"),
+        ("data.augment.scale", [1, 1, 1], "two numbers"),
+        ("data.augment.rotate", 181, "a number between 0 and 180, found 181"),
+        ("data.augment.rotate", -1, "a number between 0 and 180"),
+        ("data.augment.translate", 1.5, "a number between 0 and 1"),
+        ("data.augment.shear", 90, "a number between 0 and 89"),
+        ("data.augment.brightness", -0.1, "a number between 0 and 10"),
+        ("data.augment.contrast", math.nan, "a number between 0 and 10"),
+        ("data.augment.saturation", 11, "a number between 0 and 10"),
+        ("data.augment.erase", 2, "a probability between 0 and 1"),
+        ("data.augment.cutout", -1, "a number of at least 0"),
+        ("data.augment.rand_ops", 0, "a number between 1 and 20"),
+        ("data.augment.rand_magnitude", 31, "a number between 0 and 30"),
+        ("data.workers", -1, "at least 0, found -1"),
+        ("data.prefetch", -1, "at least 0"),
+        ("data.cache_limit", -0.5, "at least 0"),
+        ("data.cache_limit", math.nan, "found nan"),
         ("data.preprocess.background", -1, "at least 0"),
         ("data.preprocess.background", 256, "0 to 255, found 256"),
         ("data.preprocess.size", 0, "at least 1 pixel, found 0"),
@@ -414,6 +486,6 @@ def test_the_reference_describes_kind_default_and_meaning() -> None:
 
     assert describe(TrainerConfig, "checkpoint_every")[:2] == ("a whole number or null", None)
     kind, default, text = describe(DataConfig, "source")
-    assert kind == "'auto' or 'digits' or 'folder' or 'csv'"
+    assert kind == "'auto' or 'digits' or 'folder' or 'csv' or 'parquet' or 'idx' or 'npz' or 'torchvision'"
     assert default == "auto"
     assert "embedded" in text

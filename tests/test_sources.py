@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from images import noise, write_folders, write_image, write_table
 from sightline.data.sources import image_files, open_source, sort_names
@@ -220,6 +221,7 @@ def test_several_csv_files_need_a_choice(table: Path) -> None:
     with pytest.raises(DataError, match=r"has 2 CSV files: labels\.csv, more\.csv; say which with data\.csv"):
         open_source("auto", table)
     assert open_source("auto", table, csv="more.csv", **ALL).info.classes == ("x", "y")
+    assert open_source("auto", table.parent, csv=f"{table.name}/more.csv", **ALL).info.classes == ("x", "y")
     with pytest.raises(DataError, match=r"data\.csv: '.*moer\.csv' does not exist\. Did you mean 'more\.csv'\?"):
         open_source("csv", table, csv="moer.csv")
 
@@ -240,7 +242,7 @@ def test_a_csv_inside_train_and_test(tmp_path: Path) -> None:
     source = open_source("auto", tmp_path, val=0)
     assert {split: len(samples) for split, samples in source.splits.items()} == {"train": 4, "test": 2}
     assert source.splits["test"][1] == Sample(
-        "test/FashionMNIST_1.png", tmp_path / "test" / "FashionMNIST_1.png", label=1
+        "test/FashionMNIST_1.png", tmp_path / "test" / "FashionMNIST_1.png", 1, f"{tmp_path}/test/info.csv, row 3"
     )
 
 
@@ -369,3 +371,157 @@ def test_labels_may_be_numbers_of_the_named_classes(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("\n".join(["file,target", *rows[:3], "3.png,2"]))
     with pytest.raises(DataError, match=r"row 5: label '2' is out of range; data.classes has shirt, shoe"):
         open_source("csv", tmp_path, classes=["shirt", "shoe"], **ALL)
+
+
+# --- splits and groups by a column
+
+
+def columned(root: Path, header: str, rows: list[str]) -> Path:
+    for i in range(len(rows)):
+        if not (root / f"{i}.png").exists():
+            write_image(root / f"{i}.png", noise(4, 4, seed=i))
+    write_table(root / "labels.csv", header, [f"{i}.png,{row}" for i, row in enumerate(rows)])
+    return root
+
+
+def test_a_column_tells_the_splits(tmp_path: Path) -> None:
+    root = columned(tmp_path, "file,label,part", ["a,Train", "b,train", "a,TEST", "b,test", "a,valid", "b,validation"])
+    source = open_source("auto", root, split_column="part")
+    assert ids(source) == {"train": ["0.png", "1.png"], "val": ["4.png", "5.png"], "test": ["2.png", "3.png"]}
+    assert source.splits["test"][0].where == f"{tmp_path}/labels.csv, row 4"
+    with pytest.raises(DataError, match=r"data\.split_column: no row is in train, only in test"):
+        open_source("csv", columned(tmp_path, "file,label,part", ["a,test", "b,test"]), split_column="part")
+
+
+def test_a_split_column_and_split_folders_are_one_too_many(tmp_path: Path) -> None:
+    columned(tmp_path / "train", "file,label,part", ["a,train", "b,train"])
+    with pytest.raises(DataError, match=r"data\.split_column: .* folders with tables for train, which are the splits"):
+        open_source("auto", tmp_path, split_column="part")
+
+
+def test_images_of_a_group_stay_together(tmp_path: Path) -> None:
+    root = columned(tmp_path, "file,label,patient", [f"{'ab'[i % 2]},p{i // 4}" for i in range(80)])
+    source = open_source("csv", root, group_column="patient", val=8, test=16)
+    assert {split: len(samples) for split, samples in source.splits.items()} == {"train": 56, "val": 8, "test": 16}
+    homes = [{sample.columns["patient"] for sample in samples} for samples in source.splits.values()]
+    assert len(set.union(*homes)) == sum(map(len, homes)) == 20
+    assert ids(source) == ids(open_source("csv", root, group_column="patient", val=8, test=16))
+
+
+def test_a_group_in_two_splits_of_the_data_is_named(tmp_path: Path) -> None:
+    rows = ["a,p1,train", "b,p2,train", "a,p3,test", "b,p2,test"]
+    root = columned(tmp_path, "file,label,patient,part", rows)
+    told = r"row 5: the group 'p2' \(data\.group_column: patient\) is in the test split and in train \(.*row 3\)"
+    with pytest.raises(DataError, match=told):
+        open_source("csv", root, group_column="patient", split_column="part")
+    with pytest.raises(DataError, match=r"row 3: no group in column 'patient'"):
+        open_source("csv", columned(tmp_path, "file,label,patient", ["a,p1", "b,"]), group_column="patient")
+
+
+def test_columns_are_for_tables(tmp_path: Path) -> None:
+    write_folders(tmp_path, {"a": 1, "b": 1})
+    for key in ("split_column", "group_column"):
+        with pytest.raises(DataError, match=rf"data\.{key}: 'x' cannot be had, the source 'folder' has no table"):
+            open_source("auto", tmp_path, **{key: "x"})  # type: ignore[arg-type]
+
+
+# --- kinds
+
+
+def test_a_kind_that_is_none_gets_the_nearest() -> None:
+    with pytest.raises(DataError, match=r"data\.source: no source 'parqet'\. Did you mean 'parquet'\? Expected one of"):
+        open_source("parqet", ".")
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "labels.csv", "file,label")
+    with pytest.raises(DataError, match=r"is a file; expected a directory .* that the source 'npz' reads\."):
+        open_source("npz", table)
+
+
+def test_a_lone_archive_in_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "pets.zip").write_bytes(b"")
+    with pytest.raises(DataError, match=r"holds the archive pets\.zip; set data\.root='.*pets\.zip'"):
+        open_source("auto", tmp_path)
+    (tmp_path / "pets.zip").rename(tmp_path / "notes.txt")
+    with pytest.raises(DataError, match=r"no images in .*: it has only notes\.txt\. Expected one folder"):
+        open_source("auto", tmp_path)
+
+
+def test_a_link_back_up_is_followed_once(tmp_path: Path) -> None:
+    root = write_folders(tmp_path, {"a": 2, "b": 1})
+    (root / "a" / "again").symlink_to(root / "a", target_is_directory=True)
+    assert [sample.id for sample in open_source("folder", root, **ALL).splits["train"]] == [
+        "a/0.png",
+        "a/1.png",
+        "b/0.png",
+    ]
+
+
+def test_many_files_are_listed_without_a_look_at_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted, not timed: a stat for every file would take minutes for a million of them on a network disk."""
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for i in range(500):
+            (tmp_path / name / f"{i}.png").touch()
+    write_table(tmp_path / "labels.csv", "file,label", [f"{n}/{i}.png,{n}" for n in "ab" for i in range(500)])
+    calls = Counter[str]()
+    real = Path.stat
+    monkeypatch.setattr(Path, "stat", lambda self, **k: (calls.update(["stat"]), real(self, **k))[1])
+    for kind in ("folder", "csv"):
+        assert len(open_source(kind, tmp_path, **ALL).splits["train"]) == 1000
+    assert calls["stat"] < 40
+
+
+def test_the_same_images_in_every_layout_are_the_same_samples(tmp_path: Path) -> None:
+    """Pixels, labels, class names and order, but for class folders, which come class by class."""
+    import gzip
+    import struct
+
+    import torch
+    from torch.utils.data import TensorDataset
+
+    from sightline.data.foreign import as_source
+
+    images = {"train": noise(60, 6, 5, seed=1), "test": noise(20, 6, 5, seed=2)}
+    targets = {split: np.arange(len(array), dtype=np.uint8) * 7 % 10 for split, array in images.items()}
+    keys = {}
+    for split, array in images.items():
+        for i, (image, label) in enumerate(zip(array, targets[split], strict=True)):
+            write_image(tmp_path / "csv" / split / f"{i}.png", image)
+            write_image(tmp_path / "folders" / split / str(label) / f"{i:05d}.png", image)
+        write_table(
+            tmp_path / "csv" / split / "t.csv", "file,label", [f"{i}.png,{n}" for i, n in enumerate(targets[split])]
+        )
+        for what, values in (("images", array), ("labels", targets[split])):
+            header = struct.pack(f">BBBB{values.ndim}I", 0, 0, 8, values.ndim, *values.shape)
+            path = tmp_path / "idx" / f"{split}-{what}-idx{values.ndim}-ubyte.gz"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(gzip.compress(header + values.tobytes()))
+        keys |= {f"x_{split}": array, f"y_{split}": targets[split]}
+    (tmp_path / "npz").mkdir()
+    np.savez(tmp_path / "npz" / "mnist.npz", **keys)
+    floats = {
+        s: TensorDataset(torch.from_numpy(images[s])[:, None] / 255, torch.from_numpy(targets[s])) for s in images
+    }
+    sources = {kind: open_source("auto", tmp_path / kind, val=7) for kind in ("csv", "folders", "idx", "npz")}
+    sources |= {
+        "arrays": as_source({s: (images[s], targets[s]) for s in images}, val=7),
+        "torch": as_source(floats, val=7),
+    }
+
+    def content(sample: Sample) -> tuple[bytes, int]:
+        image = sample.image
+        if isinstance(image, Path):
+            with Image.open(image) as picture:
+                return picture.tobytes(), sample.label
+        return np.asarray(image if isinstance(image, np.ndarray) else image.read()).tobytes(), sample.label  # type: ignore[union-attr]
+
+    found = {
+        kind: {s: list(map(content, part)) for s, part in source.splits.items()} for kind, source in sources.items()
+    }
+    folders = found.pop("folders")
+    assert all(source.info.classes == tuple("0123456789") for source in sources.values())
+    assert all(splits == found["csv"] for splits in found.values())
+    assert Counter(folders["test"]) == Counter(found["csv"]["test"])
+    assert Counter(folders["train"] + folders["val"]) == Counter(found["csv"]["train"] + found["csv"]["val"])

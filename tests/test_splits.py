@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sightline.data.splits import split_rows
+from sightline.data.splits import split_groups, split_rows
 from sightline.errors import DataError
 
 LABELS = st.lists(st.sampled_from("abcde"), min_size=1, max_size=120)
@@ -93,3 +93,66 @@ def test_the_split_is_what_it_was() -> None:
     labels = [str(i % 3) for i in range(30)]
     assert split_rows(labels, 6, 0, "test")[1] == GOLDEN_TEST
     assert split_rows(labels, 6, 1, "val")[1] == GOLDEN_VAL
+
+
+# --- groups
+
+ROWS = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 12)), min_size=6, max_size=150)
+
+
+@settings(deadline=None, max_examples=150)
+@given(rows=ROWS, part=st.floats(0.05, 0.5), seed=st.integers(0, 1000), order=st.randoms(use_true_random=False))
+def test_a_group_is_never_divided_and_no_class_is_emptied(
+    rows: list[tuple[str, int]], part: float, seed: int, order: object
+) -> None:
+    labels, groups = [label for label, _ in rows], [f"g{group}" for _, group in rows]
+    count = max(1, round(part * len(rows)))
+    try:
+        kept, taken = split_groups(labels, groups, count, seed, "val")
+    except DataError:
+        sizes = Counter(labels)
+        inside = {group: Counter(label for label, name in zip(labels, groups, strict=True) if name == group)
+                  for group in set(groups)}  # fmt: skip
+        whole = all(any(n == sizes[label] for label, n in members.items()) for members in inside.values())
+        assert whole or count > room(labels)
+        return
+    assert taken
+    assert sorted(kept + taken) == list(range(len(rows)))
+    assert not {groups[row] for row in kept} & {groups[row] for row in taken}
+    assert {labels[row] for row in kept} == set(labels)
+    # the rows may come in any order: the same groups are set aside
+    mixed = list(range(len(rows)))
+    order.shuffle(mixed)  # type: ignore[attr-defined]
+    again = split_groups([labels[i] for i in mixed], [groups[i] for i in mixed], count, seed, "val")[1]
+    assert {groups[mixed[row]] for row in again} == {groups[row] for row in taken}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_small_groups_come_close_to_the_size_and_to_the_class_shares(seed: int) -> None:
+    labels = [label for i in range(300) for label in ("a" if i % 3 else "b",) * (2 + i % 4)]
+    groups = [f"patient {i}" for i in range(300) for _ in range(2 + i % 4)]
+    totals = Counter(labels)
+    taken = split_groups(labels, groups, 200, seed, "test")[1]
+    assert abs(len(taken) - 200) <= 3
+    found = Counter(labels[row] for row in taken)
+    assert all(abs(found[label] - 200 * n / len(labels)) <= 3 for label, n in totals.items())
+
+
+def test_another_seed_sets_other_groups_aside() -> None:
+    labels, groups = ["a", "b"] * 100, [str(i // 2) for i in range(200)]
+    draws = {
+        tuple(split_groups(labels, groups, 40, seed, purpose)[1]) for seed in range(5) for purpose in ("val", "test")
+    }
+    assert len(draws) == 10
+
+
+def test_groups_larger_than_what_was_asked_for_still_give_one() -> None:
+    labels, groups = ["a", "b"] * 60, [str(i // 40) for i in range(120)]
+    assert len(split_groups(labels, groups, 4, 0, "val")[1]) == 40
+
+
+def test_groups_that_hold_whole_classes_cannot_be_set_aside() -> None:
+    with pytest.raises(
+        DataError, match=r"data\.val: no group can be set aside.*2 groups.*such as '.' of the class '.'"
+    ):
+        split_groups(["x"] * 4 + ["y"] * 4, ["1"] * 4 + ["2"] * 4, 2, 0, "val")

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from images import write_image, write_table
-from sightline.data.tables import Entry, read_csv
+from sightline.data.rows import Row
+from sightline.data.tables import Columns, Files, read_csv
+from sightline.data.trees import Directory
 from sightline.errors import DataError
 
 
@@ -23,12 +25,17 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def read(root: Path, header: str, *rows: str, encoding: str = "utf-8", **columns: str) -> list[Entry]:
-    return read_csv(write_table(root / "info.csv", header, rows, encoding=encoding), root, root, **columns)
+def read(root: Path, header: str, *rows: str, encoding: str = "utf-8", images: str = "", **columns: str) -> list[Row]:
+    write_table(root / "info.csv", header, rows, encoding=encoding)
+    return reread(root, images, **columns)
 
 
-def pairs(entries: list[Entry]) -> list[tuple[str, str]]:
-    return [(entry.file.name, entry.label) for entry in entries]
+def reread(root: Path, images: str = "", **columns: str) -> list[Row]:
+    return read_csv(Files(Directory(root)), "info.csv", images, Columns(**columns))
+
+
+def pairs(rows: list[Row]) -> list[tuple[str, str]]:
+    return [(row.image.name, row.label) for row in rows if isinstance(row.image, Path)]
 
 
 AB = [("a.png", "cat"), ("b.png", "dog")]
@@ -53,9 +60,7 @@ def test_the_usual_columns_are_found_in_any_order(root: Path, header: str, row: 
 
 
 def test_columns_can_be_configured(root: Path) -> None:
-    entries = read(
-        root, "files,picture,type,kind", "x,a.png,1,cat", "y,b.png,2,dog", image_column="picture", label_column="kind"
-    )
+    entries = read(root, "files,picture,type,kind", "x,a.png,1,cat", "y,b.png,2,dog", image="picture", label="kind")
     assert pairs(entries) == AB
 
 
@@ -65,7 +70,7 @@ def test_the_byte_order_mark_of_a_spreadsheet_is_no_part_of_the_first_column(roo
 
 def test_other_line_ends_quotes_and_blank_lines_are_fine(root: Path) -> None:
     (root / "info.csv").write_bytes(b'files,type\r\n"a.png","cat"\r\n\r\nb.png,dog\r\n,,\r\n')
-    assert pairs(read_csv(root / "info.csv", root, root)) == AB
+    assert pairs(reread(root)) == AB
 
 
 def test_a_quoted_comma_belongs_to_the_label(root: Path) -> None:
@@ -78,8 +83,9 @@ def test_labels_stay_text(root: Path) -> None:
 
 def test_files_are_relative_to_the_images_folder(root: Path) -> None:
     write_image(root / "pictures" / "deep" / "d.png")
-    table = write_table(root / "info.csv", "files,type", ["deep/d.png,cat"])
-    assert read_csv(table, root / "pictures", root)[0].file == root / "pictures" / "deep" / "d.png"
+    found = read(root, "files,type", "deep/d.png,cat", images="pictures")
+    assert found[0].image == root / "pictures" / "deep" / "d.png"
+    assert found[0].id == "pictures/deep/d.png"
 
 
 @pytest.mark.parametrize(
@@ -126,36 +132,72 @@ def test_a_row_cannot_leave_the_root_however_the_root_is_written(
         if folder.is_relative_to(tmp_path):
             write_image(folder / "secret.png")
             write_image(folder / "inner" / "x.png")
-    table = write_table(Path(here) / "info.csv", "files,type", [f"{name},cat"])
     with pytest.raises(DataError, match="lies outside the data directory"):
-        read_csv(table, Path(here), Path(here))
+        read(Path(here), "files,type", f"{name},cat")
 
 
 def test_a_relative_root_works(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_table(root / "info.csv", "files,type", ["a.png,cat", "b.png,dog"])
     monkeypatch.chdir(root)
-    entries = read_csv(Path("info.csv"), Path(), Path())
-    assert pairs(entries) == AB
-    assert entries[0].file.is_file()
+    rows = read(Path(), "files,type", "a.png,cat", "b.png,dog")
+    assert pairs(rows) == AB
+    assert rows[0].image == Path("a.png")
+    assert rows[0].where == "info.csv, row 2"
+
+
+def test_a_name_that_leaves_the_root_and_comes_back_is_inside(root: Path) -> None:
+    rows = read(root, "files,type", "../data/a.png,cat", f"{root}/b.png,dog")
+    assert [row.id for row in rows] == ["a.png", "b.png"]
+
+
+def test_the_other_columns_are_kept_as_facts(root: Path) -> None:
+    header = ",Unnamed: 0,files,type,site, age ,split"
+    rows = read(root, header, "0,0,a.png,cat,Bern,7,Train", "1,1,b.png,dog,,8,VALID", split="split")
+    assert [dict(row.columns) for row in rows] == [{"site": "Bern", "age": "7"}, {"site": "", "age": "8"}]
+    assert [row.split for row in rows] == ["train", "val"]
+    assert read(root, ",files,type", "0,a.png,cat")[0].columns == {}
+
+
+def test_a_hidden_file_that_a_row_names_is_found(root: Path) -> None:
+    write_image(root / ".hidden.png")
+    assert read(root, "files,type", ".hidden.png,cat")[0].id == ".hidden.png"
+
+
+def test_a_file_name_with_a_nul_is_not_there(root: Path) -> None:
+    with pytest.raises(DataError, match=r"row 2: the file .* does not exist"):
+        read(root, "files,type", "a.png\0x,cat")
+
+
+def test_the_split_column_knows_three_splits(root: Path) -> None:
+    with pytest.raises(DataError, match=r"row 3: 'tets' is no split\. Did you mean 'test'\?.*data\.split_column"):
+        read(root, "files,type,part", "a.png,cat,train", "b.png,dog,tets", split="part")
+    with pytest.raises(DataError, match="row 2: '' is no split"):
+        read(root, "files,type,part", "a.png,cat,", split="part")
+    with pytest.raises(DataError, match=r"data\.split_column: .*no column 'prt'\. Did you mean 'part'\?"):
+        read(root, "files,type,part", "a.png,cat,train", split="prt")
+    with pytest.raises(DataError, match=r"data\.group_column: .*no column 'patient'"):
+        read(root, "files,type,part", "a.png,cat,train", group="patient")
 
 
 def test_a_linked_folder_inside_the_root_is_the_users_own(root: Path, tmp_path: Path) -> None:
     write_image(tmp_path / "elsewhere" / "d.png")
     (root / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     assert pairs(read(root, "files,type", "linked/d.png,cat")) == [("d.png", "cat")]
+    (root / "broken.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(DataError, match=r"row 2: the file .*broken\.png' does not exist"):
+        read(root, "files,type", "broken.png,cat")
 
 
 def test_a_wrong_column_name_gets_the_nearest(root: Path) -> None:
     with pytest.raises(DataError, match=r"data\.image_column: .*no column 'picure'. Did you mean 'picture'\?"):
-        read(root, "picture,type", "a.png,cat", image_column="picure")
+        read(root, "picture,type", "a.png,cat", image="picure")
     with pytest.raises(DataError, match=r"data\.label_column: .*no column 'typ'. Did you mean 'type'\?"):
-        read(root, "picture,type", "a.png,cat", image_column="picture", label_column="typ")
+        read(root, "picture,type", "a.png,cat", image="picture", label="typ")
 
 
 def test_a_table_that_is_no_utf8_is_an_error_that_names_it(root: Path) -> None:
     (root / "info.csv").write_bytes(b"files,type\na.png,K\xe4fer\n")
     with pytest.raises(DataError, match=r"info\.csv' is no CSV file in UTF-8"):
-        read_csv(root / "info.csv", root, root)
+        reread(root)
 
 
 LABEL = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=12).filter(
@@ -176,5 +218,5 @@ def test_what_pythons_csv_writer_writes_is_read_back(
     text = io.StringIO(newline="")
     csv.writer(text).writerows([["note", "files", "type"], *([other, *pair] for pair in zip(names, labels))])  # noqa: B905
     (root / "info.csv").write_bytes(text.getvalue().encode())
-    found = pairs(read_csv(root / "info.csv", root, root))
+    found = pairs(reread(root))
     assert found == [(name, label.strip()) for name, label in zip(names, labels, strict=True)]

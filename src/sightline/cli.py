@@ -20,6 +20,8 @@ COMMANDS = {
     "evaluate": "measure a trained run on its data, sample by sample: sightline evaluate RUN",
     "predict": "classify files, folders or patterns: sightline predict RUN PATH…",
     "resume": "go on with an interrupted run: sightline resume RUN",
+    "show": "draw pictures as they are, as the network sees them, and augmented: sightline show DATA",
+    "cache": "list or clear the decoded images that are kept: sightline cache",
     "summary": "print the network's layers, shapes and costs: sightline summary [key=value …]",
 }
 

@@ -21,6 +21,10 @@ class DataError(SightlineError):
     """The data set cannot be used as it is; names the file and the row."""
 
 
+class ImageError(DataError):
+    """One image is damaged, unreadable or too large; names it. What `data.on_bad=skip` leaves out."""
+
+
 class ModelError(SightlineError):
     """The network cannot take these images or does not answer with one number per class; names the layer."""
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes, checksums, JSON."""
+"""Files that are whole or not there: atomic writes, locks, checksums, JSON; and one that many threads read."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import math
 import os
 import secrets
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -37,24 +38,49 @@ def beside(path: Path) -> Path:
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[bool]:
-    """Holds a lock on a directory for the block; yields False when another process holds it. The lock ends with the
-    process, however it ends. Where the system has no such locks, it is always had."""
+def locked(path: Path) -> Iterator[bool]:
+    """Holds a lock on a directory or file for the block; yields False when another process holds it. The lock ends with
+    the process, however it ends. Where the system or the file system has no such locks, it is always had."""
     try:
         import fcntl
     except ImportError:
         yield True
         return
-    descriptor = os.open(directory, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             mine = True
-        except OSError:
+        except BlockingIOError:
             mine = False
+        except OSError:
+            mine = True
         yield mine
     finally:
         os.close(descriptor)
+
+
+class SharedFile:
+    """A file that threads read at positions of their own."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        weakref.finalize(self, os.close, self._descriptor)
+        status = os.fstat(self._descriptor)
+        self.size = status.st_size
+        self.token = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
+
+    def read(self, offset: int, size: int) -> bytes:
+        """The bytes there; fewer where the file ends."""
+        if not hasattr(os, "pread"):  # Windows
+            with self.path.open("rb") as file:
+                file.seek(offset)
+                return file.read(size)
+        data = os.pread(self._descriptor, size, offset)
+        while 0 < len(data) < size and (more := os.pread(self._descriptor, size - len(data), offset + len(data))):
+            data += more
+        return data
 
 
 def write_text(path: Path, text: str) -> None:
@@ -65,7 +91,18 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """`value` as indented JSON, atomically; NaN and infinities, which JSON has no word for, become null."""
-    write_text(path, json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+    if not _is_unicode(text):  # a file name that is no UTF-8; escaped, it comes back as it was
+        text = json.dumps(finite(value), indent=2, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_json(path: Path) -> Any:

@@ -19,7 +19,7 @@ from typing import Any
 from sightline.errors import ConfigError, MissingExtraError, SightlineError, listing, nearest
 
 TRUSTED = ("torch.nn", "torchvision.models", "timm.models._factory.create_model", "sightline.models")
-_EXTRAS = {"torchvision": "vision", "timm": "vision", "matplotlib": "report"}
+_EXTRAS = {"torchvision": "vision", "timm": "vision", "matplotlib": "report", "pyarrow": "parquet"}
 
 
 def require(module: str) -> Any:

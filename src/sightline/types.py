@@ -6,12 +6,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
+    from PIL import Image
     from torch import Tensor, nn
 
 
@@ -19,12 +21,26 @@ Tensors: TypeAlias = "Tensor | tuple[Tensor, ...]"
 """A tuple where a model has several inputs or outputs."""
 
 
+class Reference(Protocol):
+    """An image that is neither a file of its own nor in memory: in an archive, in a table, in another library's data
+    set. `read` may be called by several threads at once. `token` is an identity that changes when the content may
+    have (such as path, size and modification time of the archive, and the member's name); None when there is none."""
+
+    def read(self) -> bytes | NDArray[np.uint8] | Image.Image: ...
+    @property
+    def token(self) -> str | None: ...
+
+
 class Sample(NamedTuple):
-    """One labelled image of a data source: where it is, not its pixels, unless they are in memory already."""
+    """One labelled image of a data source: where it is, not its pixels, unless they are in memory already. `where` is
+    what an error about it says beside its name, such as the row of a table; `columns` are further facts by name, kept
+    to measure by."""
 
     id: str
-    image: Path | bytes | NDArray[np.uint8]  # a file, an encoded image, or uint8 pixels [H,W] or [H,W,C]
+    image: Path | bytes | NDArray[np.uint8] | Reference  # a file, an encoded image, uint8 pixels [H,W] or [H,W,C]
     label: int
+    where: str = ""
+    columns: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -77,7 +93,8 @@ class Schedule:
 @dataclass
 class TrainState:
     """All that a checkpoint holds. `epoch` and `batch` are where training continues, `step` counts updates of the
-    run. `stopped` says that a callback ended it early; `config` is what it was made from, for comparison."""
+    run. `stopped` says that a callback ended it early; `config` is what it was made from, for comparison; `loader` is
+    the state of a training loader that keeps one of its own."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer | None = None
@@ -93,6 +110,15 @@ class TrainState:
     callbacks: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
+    loader: dict[str, Any] = field(default_factory=dict)
+
+
+class Augmentation(Protocol):
+    """Maps uint8 [B,C,H,W] to the same shape and type, without changing what it is given. `index` is int64 [B], the
+    rows of the data set: row i of the result depends on image i, the seed, the epoch and `index[i]` alone, not on its
+    neighbours in the batch."""
+
+    def __call__(self, images: Tensor, index: NDArray[np.int64], seed: int, epoch: int) -> Tensor: ...
 
 
 class Task(Protocol):

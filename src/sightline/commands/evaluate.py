@@ -9,8 +9,8 @@ from sightline.commands.compose import changes, user_code
 from sightline.commands.options import add_model_options
 from sightline.errors import DataError, listing, nearest
 
-WHERE = tuple(f"data.{key}" for key in ("source", "root", "csv", "images", "image_column", "label_column"))
-CHANGES = (*WHERE, "data.classes", "data.val", "data.test", "data.eval_batch_size")
+WHERE = ("source", "root", "csv", "images", "image_column", "label_column", "split_column", "dataset", "download")
+HOW = ("classes", "val", "test", "group_column", "on_bad", "eval_batch_size", "workers", "cache", "cache_dir")
 
 
 def main(words: Sequence[str]) -> int:
@@ -26,13 +26,14 @@ def main(words: Sequence[str]) -> int:
     )
     add_model_options(options)
     found = options.parse_intermixed_args(words)
-    changed = changes(found.overrides, CHANGES, "evaluate")
+    changed = changes(found.overrides, [f"data.{key}" for key in (*WHERE, *HOW)], "evaluate")
     if found.allow:
         user_code()
-    from sightline.config.build import as_config, build_loss, config_source, data_record, merged, open_data
+    from sightline.config.build import as_config, build_loss, merged
+    from sightline.config.data import config_source, data_record, open_data
     from sightline.locate import TRUSTED
     from sightline.runs.artifact import load
-    from sightline.runs.console import show_results
+    from sightline.runs.console import left_out, show_results
     from sightline.runs.directory import Run
     from sightline.runs.evaluate import evaluate_split, write_predictions
     from sightline.yamlfile import read_yaml
@@ -40,7 +41,7 @@ def main(words: Sequence[str]) -> int:
     run = Run.open(found.run)
     predictor = load(run.path, device=found.device, allow=found.allow)
     kept = read_yaml(run.config)
-    elsewhere = {f"data.{key}" for key in changed.get("data", {})} & set(WHERE)
+    elsewhere = set(changed.get("data", {})) & set(WHERE)
     if elsewhere:  # other data is measured whole, unless it has splits of its own or is asked to be split
         changed = merged({"data": {"val": 0, "test": 0}}, changed)
     elif "source" in run.read_given():
@@ -74,5 +75,5 @@ def main(words: Sequence[str]) -> int:
             name = f"{'all' if there == ['train'] else split}-{now[split][:8]}"
         results[name] = evaluate_split(predictor, data[split], loss, config.data.eval_batch_size)
         write_predictions(run.predictions(name), results[name])
-    show_results(run, results)
+    show_results(run, results, left_out(data))
     return 0

@@ -20,7 +20,11 @@ def main(words: Sequence[str]) -> int:
         help="trainer.… keys, or data.root=PATH where the data has moved",
     )
     found = options.parse_intermixed_args(words)
-    changed = changes(found.overrides, ("trainer.", "data.root"), "resume")
+    changed = changes(
+        found.overrides,
+        ("trainer.", "data.root", "data.workers", "data.prefetch", "data.cache", "data.cache_dir"),
+        "resume",
+    )
     user_code()
     from sightline.config.build import resume
 

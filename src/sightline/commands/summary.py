@@ -15,13 +15,13 @@ def main(words: Sequence[str]) -> int:
     user_code()
     from dataclasses import asdict
 
-    from sightline.config.build import config_source
-    from sightline.data.packed import decoder_for
+    from sightline.config.data import config_source
+    from sightline.data.packing import decoder_for
     from sightline.models.probe import summary
     from sightline.models.spec import build_model
 
     source = config_source(config)
-    preprocess = decoder_for(source.splits["train"][0], asdict(config.data.preprocess))
+    preprocess = decoder_for(source.splits["train"], asdict(config.data.preprocess), config.data.on_bad)
     model, _ = build_model(config.module.network, preprocess.shape, len(source.info.classes), outputs="logits")
     print(summary(model, preprocess.shape))
     return 0

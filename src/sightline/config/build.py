@@ -4,8 +4,8 @@ export."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,10 @@ from sightline.config.checks import (
     check_same_data,
     check_targets,
 )
+from sightline.config.data import build_loaders, data_record, data_source, open_data
 from sightline.config.schema import TrainConfig
-from sightline.data.augment import standard
-from sightline.data.loader import BatchLoader
-from sightline.data.packed import PackedDataset, pack_splits
+from sightline.data.packed import PackedDataset
 from sightline.data.preprocess import Preprocess
-from sightline.data.sources import open_source
 from sightline.engine.callbacks import Checkpointer, StopOnSignal
 from sightline.engine.checkpoint import load_checkpoint, load_weights
 from sightline.engine.progress import Progress
@@ -41,12 +39,12 @@ from sightline.metrics import Meter, better_when
 from sightline.models.spec import ModelSpec, build_model, describe_model
 from sightline.optim import build_optimizer, build_schedule
 from sightline.runs.artifact import add_metrics, export_model, load
-from sightline.runs.console import decoding_bar, show_results
+from sightline.runs.console import left_out, show_results
 from sightline.runs.directory import Run, check_free, check_place
 from sightline.runs.environment import environment
 from sightline.runs.evaluate import SplitResult, evaluate_split, write_predictions
 from sightline.runs.recorders import JsonlRecorder, Tee, TensorBoardRecorder
-from sightline.types import DataSource, FitResult, Recorder, Schedule, TrainState
+from sightline.types import FitResult, Recorder, Schedule, TrainState
 from sightline.yamlfile import read_yaml
 
 
@@ -113,7 +111,7 @@ class Assembly:
             write_predictions(run.predictions(split), results[split])
         add_metrics(run.exported, {split: found.metrics for split, found in results.items()})
         if self.config.trainer.progress:
-            show_results(run, results)
+            show_results(run, results, left_out(self.data))
         return results
 
 
@@ -165,35 +163,6 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     return result
 
 
-def open_data(
-    config: TrainConfig, source: DataSource, preprocess: Preprocess | None = None, only: Collection[str] | None = None
-) -> tuple[dict[str, PackedDataset], Preprocess]:
-    """Every split of the source (or those in `only`), decoded, and the finished preprocessing."""
-    total = sum(len(samples) for split, samples in source.splits.items() if only is None or split in only)
-    with decoding_bar(total, config.trainer.progress) as progress:
-        return pack_splits(source, preprocess or asdict(config.data.preprocess), progress, only)
-
-
-def config_source(config: TrainConfig) -> DataSource:
-    """The data source the config describes; nothing is decoded yet."""
-    arguments = asdict(config.data)
-    for name in ("source", "batch_size", "eval_batch_size", "preprocess", "augment"):
-        del arguments[name]
-    return open_source(config.data.source, seed=config.seed, **arguments)
-
-
-def data_record(data: Mapping[str, PackedDataset], source: DataSource) -> dict[str, Any]:
-    """What `data.json` says: where the data came from, its classes and counts, and its fingerprints."""
-    prints = {split: packed.fingerprint() for split, packed in data.items()}
-    return {
-        "name": source.info.name,
-        "root": str(source.info.root.resolve()) if source.info.root else None,
-        "classes": list(source.info.classes),
-        "splits": {split: {"images": len(packed), "classes": packed.counts} for split, packed in data.items()},
-        "fingerprint": prints,
-    }
-
-
 def build_loss(config: TrainConfig, device: torch.device, allow: Sequence[str] | None = None) -> Any:
     """The loss the config describes, on the device. `allow` limits what it may name, see `locate`."""
     loss = locate.instantiate(config.module.loss, key="module.loss", allow=allow)
@@ -205,12 +174,12 @@ def _assemble(config: TrainConfig, given: Mapping[str, Any], run: Run | None) ->
     check_targets(config)
     runtime = Runtime(settings.device, seed=config.seed, threads=settings.threads, deterministic=settings.deterministic)
     check_callbacks(given.get("callbacks", ()))
-    source = given.get("source") or config_source(config)
+    source = data_source(config, given.get("source"))
     data, preprocess = open_data(config, source)
     record = data_record(data, source)
     if run is not None:
         check_same_data(run, record)
-    train, evals = _loaders(config, data, preprocess, runtime)
+    train, evals = build_loaders(config, data, preprocess, runtime)
     with runtime.active():
         model, spec = _model(config, given.get("model"), preprocess, len(source.info.classes))
     model.to(runtime.device)
@@ -265,28 +234,6 @@ def _by_name(node: Mapping[str, Any], key: str) -> tuple[Any, dict[str, Any]]:
     if args:
         raise ConfigError(f"{key}._args_: its first argument is given to it, so give the others by name; found {args}.")
     return target, arguments
-
-
-def _loaders(
-    config: TrainConfig, data: Mapping[str, PackedDataset], preprocess: Preprocess, runtime: Runtime
-) -> tuple[BatchLoader, dict[str, BatchLoader]]:
-    settings = config.data
-    train = BatchLoader(
-        data["train"],
-        preprocess,
-        settings.batch_size,
-        shuffle=True,
-        augment=standard(**asdict(settings.augment)),
-        seed=config.seed,
-        device=runtime.device,
-    )
-    # the test split is looked at once, after training: what picks the best checkpoint must not be what is reported
-    evals = {
-        split: BatchLoader(packed, preprocess, settings.eval_batch_size, device=runtime.device)
-        for split, packed in data.items()
-        if split == "val"
-    }
-    return train, evals
 
 
 def _model(

@@ -22,7 +22,7 @@ GIVEN = ("source", "model", "loss", "optimizer", "task", "callbacks", "recorder"
 """The parts a caller may hand over instead of describing them."""
 PARTS = GIVEN[:5]
 """Those of them that make the training what it is: to resume, they must be handed over again."""
-MAY_CHANGE = ("trainer.", "run.", "data.root")
+MAY_CHANGE = ("trainer.", "run.", "data.root", "data.workers", "data.prefetch", "data.cache")
 """Keys that may differ when a run is resumed: the data is compared pixel by pixel in any case."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,13 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sightline.random import integers, uniform
-
-
-class Augmentation(Protocol):
-    """Maps uint8 [B,C,H,W] to the same shape and type. `index` is int64 [B], the rows of the data set: row i of the
-    result depends on image i, the seed, the epoch and `index[i]` alone, not on its neighbours in the batch."""
-
-    def __call__(self, images: Tensor, index: NDArray[np.int64], seed: int, epoch: int) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -31,8 +23,9 @@ class Flip:
     def __call__(self, images: Tensor, index: NDArray[np.int64], seed: int, epoch: int) -> Tensor:
         """uint8 [B,C,H,W] -> the same."""
         chosen = uniform(seed, epoch, "vertical flip" if self.vertical else "flip", index) < self.p
-        mask = torch.from_numpy(chosen).to(images.device).view(-1, 1, 1, 1)
-        return torch.where(mask, images.flip(2 if self.vertical else 3), images)
+        # copying whole images out of both forms is several times as fast as choosing between them pixel by pixel
+        rows = torch.from_numpy(np.arange(len(index)) + chosen * len(index)).to(images.device)
+        return torch.cat((images, images.flip(2 if self.vertical else 3))).index_select(0, rows)
 
 
 @dataclass(frozen=True)
@@ -44,21 +37,26 @@ class ShiftCrop:
 
     def __call__(self, images: Tensor, index: NDArray[np.int64], seed: int, epoch: int) -> Tensor:
         """uint8 [B,C,H,W] -> the same."""
-        height, width = images.shape[2:]
         reach = self.pixels
-        down = torch.from_numpy(integers(seed, epoch, "shift down", index, 0, 2 * reach)).to(images.device)
-        right = torch.from_numpy(integers(seed, epoch, "shift right", index, 0, 2 * reach)).to(images.device)
-        windows = F.pad(images, (reach,) * 4).unfold(2, height, 1).unfold(3, width, 1)
-        return windows[torch.arange(len(images), device=images.device), :, down, right]
+        down = integers(seed, epoch, "shift down", index, 0, 2 * reach)
+        right = integers(seed, epoch, "shift right", index, 0, 2 * reach)
+        padded = F.pad(images, (reach,) * 4)
+        if images.device.type == "cpu":
+            return _windows(padded, down, right, *images.shape[2:])
+        windows = padded.unfold(2, images.shape[2], 1).unfold(3, images.shape[3], 1)
+        rows = torch.arange(len(images), device=images.device)
+        return windows[rows, :, torch.from_numpy(down).to(rows.device), torch.from_numpy(right).to(rows.device)]
 
 
-def standard(flip: float = 0.0, vertical_flip: float = 0.0, shift: int = 0) -> list[Augmentation]:
-    """The augmentations that are switched on, in the order they are applied."""
-    steps: list[Augmentation] = []
-    if flip:
-        steps.append(Flip(flip))
-    if vertical_flip:
-        steps.append(Flip(vertical_flip, vertical=True))
-    if shift:
-        steps.append(ShiftCrop(shift))
-    return steps
+def _windows(padded: Tensor, down: NDArray[np.int64], right: NDArray[np.int64], height: int, width: int) -> Tensor:
+    """uint8 [B,C,height,width]: of each image the window that begins at (down, right). A window's line is one element
+    of `width` bytes in an array whose next element begins one byte later, so a line is one copy, three times as fast as
+    copying pixel by pixel."""
+    images, channels, lines, line = padded.shape
+    if not padded.numel():
+        return padded[:, :, :height, :width]
+    pixels = padded.numpy().reshape(-1)
+    cuts = np.ndarray((pixels.size - width + 1,), f"V{width}", pixels.data, strides=(1,))
+    first = np.arange(images * channels).reshape(images, channels, 1) * (lines * line) + np.arange(height) * line
+    found = cuts[(first + (down * line + right)[:, None, None]).reshape(-1)]
+    return torch.from_numpy(found.view(np.uint8).reshape(images, channels, height, width))

@@ -1,31 +1,66 @@
-"""Batches for the device out of a packed data set."""
+"""Batches for the device out of a packed data set, made ahead of the step."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from sightline.data.augment import Augmentation
-from sightline.data.packed import PackedDataset
+from sightline.data.buffers import Buffers
+from sightline.data.packed import EncodedImages, PackedDataset
+from sightline.data.parallel import cores, in_order, pool, settle
 from sightline.data.preprocess import Preprocess
 from sightline.random import Permutation, derive
-from sightline.types import Batch
+from sightline.types import Augmentation, Batch
 
 _RESIDENT_BYTES = 1 << 30
 _BLOCK = 1 << 16
+_RANKED = 1 << 24  # four bytes each; above, the order of the list counts
+_PART_BYTES = 1 << 19
+_GROUP = 8  # images a thread decodes before it looks for more work
+
+
+class _Piece(NamedTuple):
+    """A batch to make: rows of the data set, what is drawn by for each of them, and the epoch."""
+
+    rows: NDArray[np.int64]
+    keys: NDArray[np.int64]
+    epoch: int
+
+
+class _Prepared(NamedTuple):
+    """A batch on its way: its images, which it is, and whether they are augmented and normalised."""
+
+    images: Tensor
+    piece: _Piece
+    done: bool
 
 
 class BatchLoader:
-    """Gathers, augments and normalises whole batches on `device`.
+    """Gathers or decodes, augments and normalises whole batches on `device`.
 
     An epoch visits every row once, the last batch as large as what is left. With `shuffle`, the order is a function of
-    (seed, epoch); so is every augmentation of (seed, epoch, row). `seek` starts any epoch at any batch in constant
-    time; an iteration without a `seek` before it goes on with the epoch after the last one.
+    (seed, epoch), and every augmentation of (seed, epoch, sample): of the row, or, for up to 16 million images that
+    were packed, of the place among all images when these are sorted by content, so that neither depends on the order
+    in which the data is listed. `seek` starts any epoch at any batch in constant time; an iteration without a `seek`
+    before it goes on with the epoch after the last one.
 
-    Yields `Batch(x float32 [B,C,H,W], y int64 [B], index int64 [B])`. Data of up to 1 GiB is kept on the device."""
+    Of `world_size` loaders that differ in `rank` alone, each gives its part of every step: together they visit every
+    row once, in the same number of steps. `batch_size` is for each of them, and the last step is shared evenly.
+
+    `workers` threads (None: the cores there are) work up to `prefetch` batches ahead; with 0 of either, all is done
+    when a batch is asked for. Neither changes a batch. Data of up to 1 GiB is kept on another device than the CPU.
+
+    Where images are encoded and the first augmentation has `boxes`, as `RandomResizedCrop` has, the crop is taken from
+    the original picture while it is decoded.
+
+    Yields `Batch(x float32 [B,C,H,W], y int64 [B], index int64 [B])`."""
 
     def __init__(
         self,
@@ -37,23 +72,51 @@ class BatchLoader:
         augment: Sequence[Augmentation] = (),
         seed: int = 0,
         device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int | None = None,
+        prefetch: int = 2,
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be one of 0 to {world_size - 1}, not {rank}")
+        if 0 < len(dataset) < world_size:
+            raise ValueError(f"{len(dataset)} images cannot be shared by {world_size} processes")
         self.dataset = dataset
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.augment = tuple(augment)
         self.seed = seed
         self.device = torch.device(device)
+        self.rank, self.world_size = rank, world_size
+        self.workers = cores() if workers is None else workers
+        self.prefetch = prefetch
         self._normalize = preprocess.normalizer(self.device)
-        resident = dataset.images.nbytes <= _RESIDENT_BYTES
-        self._images = dataset.images.to(self.device) if resident else dataset.images
+        self._bytes, self._floats = Buffers(dataset.shape[1:], np.uint8), Buffers(dataset.shape[1:], np.float32)
         self._labels = dataset.labels.to(self.device)
+        self._resident: Tensor | None = None  # the split's own images, on a device that is not the CPU
+        fits = self.device.type != "cpu" and math.prod(dataset.shape) <= _RESIDENT_BYTES
+        if fits and isinstance(dataset.images, Tensor):
+            rows = slice(None) if dataset.rows is None else torch.from_numpy(dataset.rows)
+            self._resident = dataset.images[rows].to(self.device)
+        # what has been packed is shuffled by content, so that the order it was listed in makes no other training
+        by_content = shuffle and dataset.facts is not None and len(dataset) <= _RANKED
+        self._ranked = dataset.canonical().astype(np.int32) if by_content else None
+        self._boxes, self._steps = _crop_while_decoding(dataset, self.augment)
         self._epoch, self._batch = 0, 0
 
     def __len__(self) -> int:
-        return math.ceil(len(self.dataset) / self.batch_size)
+        """Steps of an epoch: a rest that cannot give every rank an image joins the step before it."""
+        images, together = len(self.dataset), self.batch_size * self.world_size
+        whole, rest = divmod(images, together)
+        return whole + (rest >= self.world_size or (rest > 0 and whole == 0))
+
+    def look(self, rows: Sequence[int] | NDArray[np.int64], epoch: int = 0) -> Batch:
+        """These rows of the data set as that epoch shows them."""
+        samples = np.asarray(rows, np.int64)
+        ranks = samples if self._ranked is None else np.argsort(self._ranked)[samples]
+        return self._finish(self._prepare(_Piece(samples, ranks, epoch), map))
 
     def seek(self, epoch: int, batch: int = 0) -> None:
         """Makes the next iteration epoch `epoch` from batch `batch` on."""
@@ -62,23 +125,108 @@ class BatchLoader:
     def __iter__(self) -> Iterator[Batch]:
         epoch, first = self._epoch, self._batch
         self._epoch, self._batch = epoch + 1, 0
-        size = self.batch_size
-        for start, rows in self._blocks(epoch, first * size):
-            for at in range(start, start + len(rows), size):
-                yield self._gather(rows[at - start : at - start + size], epoch)
+        plan = self._plan(epoch, first)
+        if self._resident is not None or not self.workers or not self.prefetch:
+            for piece in plan:
+                yield self._finish(self._prepare(piece, map))
+            return
+        encoded = isinstance(self.dataset.images, EncodedImages)
+        decoders = pool(self.workers) if encoded else None
+        each: Callable[..., Any] = map if decoders is None else decoders.map
+        try:
+            # gathering is so much faster than a step that two threads are plenty; decoding has threads of its own
+            with closing(
+                in_order(
+                    lambda piece: self._prepare(piece, each),
+                    plan,
+                    threads=min(self.workers, 2),
+                    ahead=self.prefetch + 1,
+                )
+            ) as ready:
+                for prepared in ready:
+                    yield self._finish(prepared)
+        finally:
+            if decoders is not None:
+                decoders.shutdown(wait=True, cancel_futures=True)
+                settle()
 
-    def _blocks(self, epoch: int, start: int) -> Iterator[tuple[int, np.ndarray[tuple[int], np.dtype[np.int64]]]]:
-        """The epoch's order from position `start` on, a whole number of batches at a time: memory stays flat."""
-        order = Permutation(len(self.dataset), derive(self.seed, epoch, "order")) if self.shuffle else None
-        block = max(1, _BLOCK // self.batch_size) * self.batch_size
-        for at in range(start, len(self.dataset), block):
-            stop = min(at + block, len(self.dataset))
-            yield at, (np.arange(at, stop) if order is None else order[at:stop])
+    def _plan(self, epoch: int, first: int) -> Iterator[_Piece]:
+        """Each of this rank's batches, from batch `first` on. The order is worked out a piece at a time:
+        memory stays flat."""
+        images, steps, together = len(self.dataset), len(self), self.batch_size * self.world_size
+        order = Permutation(images, derive(self.seed, epoch, "order")) if self.shuffle else None
+        block = max(1, _BLOCK // together)
+        for begin in range(first, steps, block):
+            end = min(begin + block, steps)
+            low, high = begin * together, images if end == steps else end * together
+            rows = np.arange(low, high) if order is None else order[low:high]
+            for step in range(begin, end):
+                start = step * together - low
+                shared = rows[start:] if step == steps - 1 else rows[start : start + together]
+                part, more = divmod(len(shared), self.world_size)
+                mine = self.rank * part + min(self.rank, more)
+                keys = shared[mine : mine + part + (self.rank < more)]
+                yield _Piece(keys if self._ranked is None else self._ranked[keys].astype(np.int64), keys, epoch)
 
-    def _gather(self, rows: np.ndarray[tuple[int], np.dtype[np.int64]], epoch: int) -> Batch:
-        index = torch.from_numpy(rows)
-        on_device = index.to(self.device)
-        images = self._images.index_select(0, index.to(self._images.device)).to(self.device, non_blocking=True)
-        for step in self.augment:
-            images = step(images, rows, self.seed, epoch)
-        return Batch(self._normalize(images), self._labels.index_select(0, on_device), index=on_device)
+    def _prepare(self, piece: _Piece, each: Callable[..., Any]) -> _Prepared:
+        """The batch as far as a thread ahead of the step may go: on the CPU to its end, unless a step of the
+        augmentation wants the caller's own thread; for another device, to where the bytes are handed over."""
+        if self._resident is not None:
+            rows = torch.from_numpy(piece.rows).to(self.device)
+            return _Prepared(self._resident.index_select(0, rows), piece, False)
+        images = self._read(piece, each)
+        if self.device.type != "cpu":
+            return _Prepared(images.pin_memory() if self.device.type == "cuda" else images, piece, False)
+        if not all(getattr(step, "threaded", True) for step in self._steps):
+            return _Prepared(images, piece, False)
+        return _Prepared(self._change(images, piece), piece, True)
+
+    def _finish(self, prepared: _Prepared) -> Batch:
+        images, piece, done = prepared
+        index = torch.from_numpy(piece.rows).to(self.device)
+        if not done:
+            images = self._change(images.to(self.device, non_blocking=True), piece)
+        return Batch(images, self._labels.index_select(0, index), index=index)
+
+    def _change(self, images: Tensor, piece: _Piece) -> Tensor:
+        if self.device.type != "cpu":
+            return self._normalize(self._augmented(images, piece.keys, piece.epoch))
+        # in parts that stay in the processor's cache, whose temporaries are small enough not to leave holes
+        out = self._floats.take(len(piece.rows))
+        size = max(1, _PART_BYTES // max(1, images[:1].numel()))
+        for start in range(0, len(piece.rows), size):
+            part = slice(start, start + size)
+            self._normalize(self._augmented(images[part], piece.keys[part], piece.epoch), out[part])
+        return out
+
+    def _augmented(self, images: Tensor, keys: NDArray[np.int64], epoch: int) -> Tensor:
+        for step in self._steps:
+            images = step(images, keys, self.seed, epoch)
+        return images
+
+    def _read(self, piece: _Piece, each: Callable[..., Any]) -> Tensor:
+        rows, keys, epoch = piece
+        images, places = self.dataset.images, self.dataset.places(rows)
+        found = self._bytes.take(len(rows))
+        if isinstance(images, Tensor):
+            return torch.index_select(images, 0, torch.from_numpy(places), out=found)
+        crops = [None] * len(rows)
+        if self._boxes is not None:
+            crops = self._boxes(keys, self.seed, epoch, images.sizes[places].astype(np.int64)).tolist()
+        pixels = found.numpy()
+
+        def decode(start: int) -> None:
+            for at in range(start, min(start + _GROUP, len(rows))):
+                pixels[at] = images.decode(int(places[at]), crops[at])
+
+        for _ in each(decode, range(0, len(rows), _GROUP)):
+            pass
+        return found
+
+
+def _crop_while_decoding(
+    dataset: PackedDataset, augment: tuple[Augmentation, ...]
+) -> tuple[Callable[..., NDArray[np.int64]] | None, tuple[Augmentation, ...]]:
+    """The boxes of a crop that decoding takes over, and the augmentations that are left."""
+    boxes = getattr(augment[0], "boxes", None) if augment and isinstance(dataset.images, EncodedImages) else None
+    return boxes, augment[1:] if boxes is not None else augment

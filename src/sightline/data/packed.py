@@ -1,38 +1,73 @@
-"""Decode once: a split as uint8 pixels, labels and ids in memory, with a fingerprint of all of it."""
+"""A split that is ready to train on: images decoded, or encoded and decoded ahead of the step, with labels, ids and the
+facts about every image that its fingerprint and statistics are made of."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from PIL import ImageOps
+from numpy.typing import NDArray
 from torch import Tensor
 
-from sightline.data.preprocess import Preprocess, is_gray, open_image
-from sightline.errors import DataError
-from sightline.types import DataSource, Sample
+from sightline.data.decode import Pixels, Readable
+from sightline.data.facts import Facts
+from sightline.data.preprocess import Box, Preprocess
 
-_CHUNK = 256
+_BLOCK = 1024
+
+
+class EncodedImages:
+    """Images that are decoded each time they are looked at. `sizes` is int32 [N,2], their own (height, width).
+    `read(row)` gives an encoded image, or its pixels where its source has no other form; `name(row)` is for messages.
+    Safe for several threads."""
+
+    def __init__(
+        self,
+        preprocess: Preprocess,
+        sizes: NDArray[np.int32],
+        read: Callable[[int], Readable],
+        name: Callable[[int], str],
+    ):
+        self.shape = (len(sizes), *preprocess.shape)
+        self.sizes = sizes
+        self._preprocess = preprocess
+        self._read = read
+        self._name = name
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def decode(self, row: int, crop: Box | None = None) -> Pixels:
+        """uint8 [C,H,W]; see `Preprocess.decode` for `crop`."""
+        return self._preprocess.decode(self._read(row), self._name(row), crop=crop)
 
 
 @dataclass(frozen=True)
 class PackedDataset:
-    """One split, decoded. `images` is uint8 [N,C,H,W], `labels` int64 [N], `ids` N texts, all in the source's order."""
+    """One split. `images` is uint8 [M,C,H,W] or `EncodedImages`; sample i is image `rows[i]`, or image i where there
+    are no rows. `labels` is int64 [N], `ids` N texts, all in the source's order. `columns` are further facts of the
+    samples by name; `left_out` the (id, reason) of images that could not be read."""
 
-    images: Tensor
+    images: Tensor | EncodedImages
     labels: Tensor
-    ids: tuple[str, ...]
+    ids: Sequence[str]
     classes: tuple[str, ...]
+    rows: NDArray[np.int64] | None = None
+    facts: Facts | None = None
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    left_out: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(N, C, H, W)."""
+        return (len(self), *self.images.shape[1:])
 
     @property
     def counts(self) -> dict[str, int]:
@@ -40,104 +75,60 @@ class PackedDataset:
         numbers = torch.bincount(self.labels, minlength=len(self.classes)).tolist()
         return dict(zip(self.classes, numbers, strict=True))
 
+    def places(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows of `images` that hold these samples."""
+        return samples if self.rows is None else self.rows[samples]
+
+    def pixels(self, samples: NDArray[np.int64] | Sequence[int]) -> Tensor:
+        """uint8 [B,C,H,W] of some samples, as the network sees them before normalisation."""
+        places = self.places(np.asarray(samples, dtype=np.int64))
+        if isinstance(self.images, Tensor):
+            return self.images.index_select(0, torch.from_numpy(places))
+        found = np.empty((len(places), *self.shape[1:]), np.uint8)
+        for position, place in enumerate(places.tolist()):
+            found[position] = self.images.decode(place)
+        return torch.from_numpy(found)
+
     def fingerprint(self) -> str:
-        """SHA-256 over shape, pixels, labels and class names: equal exactly when a model would see the same data."""
-        digest = hashlib.sha256(repr((tuple(self.images.shape), self.classes)).encode())
-        digest.update(self.images.contiguous().numpy().data)
-        digest.update(self.labels.contiguous().numpy().data)
+        """SHA-256 over shape, class names, and every image's own with its label: equal exactly when a model would be
+        trained on the same data, wherever it came from, in whatever order, and however it is kept."""
+        facts, rows = self._noted()
+        digests = facts.digests if rows is None else facts.digests[rows]
+        order = canonical_order(digests, self.labels)
+        digest = hashlib.sha256(repr((self.shape, self.classes)).encode())
+        digest.update(digests[order].tobytes())
+        digest.update(self.labels.numpy()[order].tobytes())
         return digest.hexdigest()
 
+    def canonical(self) -> NDArray[np.int64]:
+        """The samples in an order that is theirs, whatever order they were listed in."""
+        facts, rows = self._noted()
+        return canonical_order(facts.digests if rows is None else facts.digests[rows], self.labels)
+
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """(mean, standard deviation) per channel over all pixels, in units of 0..1. Exact: counted, not accumulated.
+        """(mean, standard deviation) per channel over all pixels, in units of 0..1. Exact: whole numbers are summed.
         A channel that never changes has a deviation of 1, so that dividing by it is harmless."""
-        levels = np.arange(256, dtype=np.float64) / 255
+        facts, rows = self._noted()
+        sums = (facts.moments if rows is None else facts.moments[rows]).sum(0)
+        count = math.prod(self.shape) // self.shape[1]
         means, stds = [], []
-        for channel in range(self.images.shape[1]):
-            counts = np.bincount(self.images[:, channel].reshape(-1).numpy(), minlength=256)
-            mean = float(counts @ levels / counts.sum())
-            std = float(np.sqrt(counts @ (levels - mean) ** 2 / counts.sum()))
-            means.append(mean)
-            stds.append(std if np.count_nonzero(counts) > 1 else 1.0)
+        for total, squares in sums.tolist():
+            spread = count * squares - total * total  # Python's integers are as long as they need to be
+            means.append(total / count / 255)
+            stds.append(math.sqrt(spread) / count / 255 if spread else 1.0)
         return tuple(means), tuple(stds)
 
-
-def pack(
-    samples: Sequence[Sample],
-    preprocess: Preprocess,
-    classes: tuple[str, ...],
-    progress: Callable[[int], None] = lambda _: None,
-    exact: Collection[str] = (),
-) -> PackedDataset:
-    """Decodes every sample with one thread per core. `progress` is called with the number of images just finished,
-    `exact` is as in `Preprocess.decode`.
-
-    Raises DataError naming the first image, in the samples' order, that cannot be decoded."""
-    shape = (len(samples), *preprocess.shape)
-    try:
-        images = np.empty(shape, dtype=np.uint8)
-    except (MemoryError, ValueError) as error:
-        needed = math.prod(shape) / 2**30
-        raise DataError(
-            f"{len(samples):,} images of {preprocess.height} x {preprocess.width} need {needed:,.1f} GiB of memory, "
-            f"more than there is. Set a smaller data.preprocess.size."
-        ) from error
-
-    def fill(start: int) -> int:
-        stop = min(start + _CHUNK, len(samples))
-        for row in range(start, stop):
-            images[row] = preprocess.decode(samples[row].image, _name(samples[row]), exact)
-        return stop - start
-
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        jobs = [pool.submit(fill, start) for start in range(0, len(samples), _CHUNK)]
-        try:
-            for job in jobs:
-                progress(job.result())
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    labels = torch.tensor([sample.label for sample in samples], dtype=torch.int64)
-    return PackedDataset(torch.from_numpy(images), labels, tuple(sample.id for sample in samples), classes)
+    def _noted(self) -> tuple[Facts, NDArray[np.int64] | None]:
+        """The facts, and which rows of them are this split's; worked out now where no packing has noted them."""
+        if self.facts is not None:
+            return self.facts, self.rows
+        blocks = [range(start, min(start + _BLOCK, len(self))) for start in range(0, len(self), _BLOCK)]
+        parts = [Facts.of(self.pixels(block).contiguous().numpy()) for block in blocks]
+        empty = Facts.empty(0, self.shape[1])
+        return Facts(*(np.concatenate(part) for part in zip(empty, *parts, strict=True))), None
 
 
-def pack_splits(
-    source: DataSource,
-    preprocess: Preprocess | Mapping[str, object],
-    progress: Callable[[int], None] = lambda _: None,
-    only: Collection[str] | None = None,
-) -> tuple[dict[str, PackedDataset], Preprocess]:
-    """Every split of a source (or those in `only`), and the finished preprocessing: a mapping may leave size, channels,
-    mean and std "auto", to be taken from the first training image and from the training split's own statistics."""
-    if isinstance(preprocess, Preprocess):
-        auto: set[str] = set()
-        decoder = preprocess
-    else:
-        auto = {name for name in ("size", "channels", "mean", "std") if preprocess.get(name, "auto") == "auto"}
-        decoder = decoder_for(source.splits["train"][0], preprocess)
-    packed = {
-        split: pack(samples, decoder, source.info.classes, progress, auto)
-        for split, samples in source.splits.items()
-        if only is None or split in only
-    }
-    if "mean" in auto or "std" in auto:
-        mean, std = packed["train"].statistics()
-        decoder = replace(
-            decoder, mean=mean if "mean" in auto else decoder.mean, std=std if "std" in auto else decoder.std
-        )
-    return packed, decoder
-
-
-def decoder_for(first: Sample, given: Mapping[str, object]) -> Preprocess:
-    """The decoding that `given` describes, with what it leaves "auto" taken from the `first` image."""
-    values: dict[str, Any] = {name: value for name, value in given.items() if value != "auto"}
-    size = values.pop("size", None)
-    channels = values.pop("channels", None) or (1 if is_gray(first.image, _name(first)) else 3)
-    if size is None:
-        width, height = ImageOps.exif_transpose(open_image(first.image, _name(first))).size
-    else:
-        height, width = (size, size) if isinstance(size, int) else (list(size) * 2)[:2]
-    return Preprocess(height=height, width=width, channels=channels, **values)
-
-
-def _name(sample: Sample) -> str:
-    return f"'{sample.image if isinstance(sample.image, Path) else sample.id}'"
+def canonical_order(digests: NDArray[np.uint8], labels: Tensor) -> NDArray[np.int64]:
+    """The order of images by digest, of equal ones by label."""
+    words = np.ascontiguousarray(digests).view("<u8")
+    return np.lexsort((labels.numpy(), words[:, 1], words[:, 0]))

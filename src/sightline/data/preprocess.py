@@ -5,19 +5,20 @@ was measured. Decoding is on the CPU and ends in uint8; normalisation is on the 
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
+from PIL import Image, ImageOps
 
-from sightline.errors import DataError
+from sightline.data.decode import Picture, Pixels, Readable, is_gray, open_image, size_of
+from sightline.errors import DataError, ImageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -25,7 +26,16 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-_GRAY_MODES = frozenset(("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F"))
+Box: TypeAlias = Sequence[int]
+"""(top, left, height, width) of a part of the upright picture, in pixels."""
+
+
+class Decoded(NamedTuple):
+    """uint8 pixels [C,H,W], the (height, width) the picture had, and whether its colours were given up for gray."""
+
+    pixels: Pixels
+    size: tuple[int, int]
+    lost_colours: bool
 
 
 @dataclass(frozen=True)
@@ -77,48 +87,66 @@ class Preprocess:
         }
         return cls(**made)
 
-    def decode(
-        self,
-        image: Path | bytes | NDArray[np.uint8] | Image.Image,
-        name: str = "",
-        exact: Collection[str] = (),
-    ) -> NDArray[np.uint8]:
+    def decode(self, image: Readable, name: str = "", exact: Collection[str] = (), crop: Box | None = None) -> Pixels:
         """uint8 pixels [C,H,W] of a file, an encoded image, a Pillow image or an array [H,W] or [H,W,C] of uint8.
 
         `exact` may name "size" and "channels": an image that would have to be resized, or lose its colours, is then
-        refused. Raises DataError naming the file for that, and for one that is no image or is damaged."""
+        refused. `crop` is the part that is brought to size, by default all of it (or what `resize` says). Raises
+        ImageError naming the file for one that is no image or is damaged, DataError for one that is refused."""
         name = name or (f"'{image}'" if isinstance(image, Path) else "the image")
+        found = self.decode_noting(image, name, crop)
+        self.check_exact(found, name, exact)
+        return found.pixels
+
+    def decode_noting(self, image: Readable, name: str, crop: Box | None = None) -> Decoded:
+        """As `decode`, with what was given up on the way."""
         picture = open_image(image, name)
-        if "channels" in exact and self.channels == 1 and picture.mode not in _GRAY_MODES:
+        size = size_of(picture)
+        if crop is not None:
+            picture = _part(picture, crop, name)
+        if isinstance(picture, np.ndarray):
+            fits = picture.ndim == (2 if self.channels == 1 else 3)
+            if fits and size_of(picture) == (self.height, self.width):
+                return Decoded(_channels_first(picture), size, False)
+            lost = self.channels == 1 and picture.ndim == 3
+            picture = Image.fromarray(np.ascontiguousarray(picture))
+        else:
+            lost = self.channels == 1 and not is_gray(picture)
+        picture = self._resized(self._converted(picture, name), stretch=crop is not None)
+        return Decoded(_channels_first(np.asarray(picture, dtype=np.uint8)), size, lost)
+
+    def check_exact(self, found: Decoded, name: str, exact: Collection[str]) -> None:
+        """Raises DataError for an image that gave up what `exact` asks to keep."""
+        if "channels" in exact and found.lost_colours:
             raise DataError(f"{name} is a colour image, the first one is gray. Set data.preprocess.channels to 1 or 3.")
-        picture = self._converted(picture, name)
-        if "size" in exact and picture.size != (self.width, self.height):
+        if "size" in exact and found.size != (self.height, self.width):
+            height, width = found.size
             raise DataError(
-                f"{name} is {picture.height} x {picture.width} pixels, the first image {self.height} x {self.width}. "
+                f"{name} is {height} x {width} pixels, the first image {self.height} x {self.width}. "
                 f"Set data.preprocess.size to bring all to one size, or use data=folder."
             )
-        picture = self._resized(picture)
-        pixels = np.asarray(picture, dtype=np.uint8)
-        return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
 
-    def normalizer(self, device: torch.device | str = "cpu") -> Callable[[Tensor], Tensor]:
-        """A function from uint8 [B,C,H,W] to float32 [B,C,H,W], (pixels / 255 - mean) / std, on `device`."""
+    def normalizer(self, device: torch.device | str = "cpu") -> Callable[..., Tensor]:
+        """A function from uint8 [B,C,H,W] to float32 [B,C,H,W], (pixels / 255 - mean) / std, on `device`; a second
+        argument is a tensor to put it in."""
+        import torch  # here, so that a process that only decodes need not wait for it
+
         shape = (1, self.channels, 1, 1)
         mean = torch.tensor(self.mean, dtype=torch.float64).mul(255).float().view(shape).to(device)
         scale = torch.tensor(self.std, dtype=torch.float64).mul(255).reciprocal().float().view(shape).to(device)
 
-        def normalize(pixels: Tensor) -> Tensor:
-            return pixels.to(torch.float32).sub_(mean).mul_(scale)
+        def normalize(pixels: Tensor, out: Tensor | None = None) -> Tensor:
+            wide = pixels.to(torch.float32) if out is None else out.copy_(pixels)
+            return wide.sub_(mean).mul_(scale)
 
         return normalize
 
     def _converted(self, picture: Image.Image, name: str) -> Image.Image:
-        picture = ImageOps.exif_transpose(picture)
         wanted = "L" if self.channels == 1 else "RGB"
         if picture.mode == wanted and "transparency" not in picture.info:
             return picture
         if picture.mode == "F" or (picture.mode == "I" and picture.format != "PNG"):
-            raise DataError(f"{name} has 32-bit pixels, whose range is not known; save it with 8 or 16 bits.")
+            raise ImageError(f"{name} has 32-bit pixels, whose range is not known; save it with 8 or 16 bits.")
         if picture.mode in ("I;16", "I;16B", "I;16L", "I"):
             picture = Image.fromarray((np.clip(np.asarray(picture), 0, 65535) / 257).round().astype(np.uint8))
         if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
@@ -129,11 +157,13 @@ class Preprocess:
             picture = picture.convert("RGB")
         return picture.convert(wanted)
 
-    def _resized(self, picture: Image.Image) -> Image.Image:
+    def _resized(self, picture: Image.Image, stretch: bool) -> Image.Image:
         size = (self.width, self.height)
+        method = _FILTERS[self.interpolation]
         if picture.size == size:
             return picture
-        method = _FILTERS[self.interpolation]
+        if stretch:
+            return picture.resize(size, method)
         if self.resize == "crop":
             return ImageOps.fit(picture, size, method)
         if self.resize == "pad":
@@ -141,60 +171,17 @@ class Preprocess:
         return picture.resize(size, method)
 
 
-def open_image(image: Path | bytes | NDArray[np.uint8] | Image.Image, name: str) -> Image.Image:
-    """The decoded image, still in its own size and, but for JPEG, its own mode. JPEG without EXIF goes through
-    libjpeg-turbo directly, six times as fast on small images; every caller takes the same way, so bits agree."""
-    if isinstance(image, Image.Image):
-        return image
-    if isinstance(image, np.ndarray):
-        colours = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3, 4))
-        if image.dtype != np.uint8 or not colours or 0 in image.shape:
-            told = f"{image.dtype} {list(image.shape)}"
-            raise DataError(f"{name}: expected uint8 pixels [H,W] or [H,W,C], found {told}; C is 1, 3 or 4.")
-        return Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
-    try:
-        data = image.read_bytes() if isinstance(image, Path) else image
-    except OSError as error:
-        raise DataError(f"cannot read {name}: {error.strerror}.") from error
-    if not data:
-        raise DataError(f"{name} is no image: the file is empty.")
-    if data[:2] == b"\xff\xd8" and b"Exif\0\0" not in data:
-        fast = _fast_jpeg(data)
-        if fast is not None:
-            return fast
-    try:
-        picture = Image.open(io.BytesIO(data))
-        picture.load()
-    except Image.DecompressionBombError as error:
-        raise DataError(f"{name} is too large to decode safely: {error}.") from error
-    except UnidentifiedImageError as error:
-        raise DataError(f"{name} is no image of a format Pillow knows (it begins with {data[:12]!r}).") from error
-    except Exception as error:  # Pillow's readers raise nearly anything on damaged bytes
-        start = data[:12]
-        raise DataError(f"{name} is no image, or a damaged one: {error} (it begins with {start!r}).") from error
-    return picture
+def _part(picture: Picture, crop: Box, name: str) -> Picture:
+    top, left, height, width = crop
+    there = size_of(picture)
+    if top + height > there[0] or left + width > there[1]:
+        raise ImageError(f"{name} is {there[0]} x {there[1]} pixels now, fewer than when it was packed.")
+    if isinstance(picture, np.ndarray):
+        return picture[top : top + height, left : left + width]
+    part = picture.crop((left, top, left + width, top + height))
+    part.format = picture.format
+    return part
 
 
-def is_gray(image: Path | bytes | NDArray[np.uint8], name: str) -> bool:
-    """Whether an image holds one channel (palettes count as colour)."""
-    if isinstance(image, np.ndarray):
-        return image.ndim == 2 or image.shape[2] == 1
-    try:
-        with Image.open(image if isinstance(image, Path) else io.BytesIO(image)) as picture:
-            return picture.mode in _GRAY_MODES
-    except Exception as error:  # as in `open_image`
-        raise DataError(f"{name} is no image, or a damaged one: {error}.") from error
-
-
-def _fast_jpeg(data: bytes) -> Image.Image | None:
-    import simplejpeg
-
-    try:
-        colour = simplejpeg.decode_jpeg_header(data)[2]
-        if colour in ("CMYK", "YCCK"):
-            return None
-        # a gray file stays gray; a colour file turns gray in the same place as every other format: in `_converted`
-        pixels = simplejpeg.decode_jpeg(data, "GRAY" if colour == "Gray" else "RGB", fastdct=False, fastupsample=False)
-    except ValueError:  # damaged: Pillow finds the words for it
-        return None
-    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+def _channels_first(pixels: Pixels) -> Pixels:
+    return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))

@@ -1,46 +1,27 @@
-"""Where images come from: the embedded digits, class folders, a CSV beside images. A source knows ids, labels and
-splits; it decodes nothing. What is wrong with the data's *layout* is reported here, with the file and the row."""
+"""Where images come from: the kind of layout, told or detected, and the source that lists its samples. A source knows
+ids, labels and splits; it decodes nothing. What is wrong with the data's *layout* is reported here, with the file and
+the row."""
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
-from sightline.data.splits import split_rows
-from sightline.data.tables import read_csv
+from sightline.data.archives import Archive, is_archive
+from sightline.data.classes import sort_names
+from sightline.data.folders import read_folders
+from sightline.data.idx import idx_folder, is_idx_file, read_idx
+from sightline.data.npz import is_array_file, read_npz
+from sightline.data.parquet import parquet_files, read_parquet
+from sightline.data.rows import SPLIT_NAMES, Found, ListSource, Row, assemble
+from sightline.data.tables import Columns, read_tables, table_names
+from sightline.data.trees import Directory, Tree, image_files
 from sightline.errors import DataError, listing, nearest
-from sightline.types import DataInfo, Sample
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+__all__ = ("KINDS", "ListSource", "image_files", "open_source", "sort_names")
 
-IMAGE_SUFFIXES = frozenset(
-    (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp", ".jfif", ".jp2")
-)
-SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-
-
-class Row(NamedTuple):
-    """A sample before the classes are known: its label is still a name. `where` is what an error about it should
-    say."""
-
-    id: str
-    image: Path | NDArray[np.uint8]
-    label: str
-    where: str
-
-
-@dataclass(frozen=True)
-class ListSource:
-    """A data source whose samples are listed in memory (paths and labels, not pixels)."""
-
-    info: DataInfo
-    splits: Mapping[str, Sequence[Sample]]
+KINDS = ("auto", "digits", "folder", "csv", "parquet", "idx", "npz", "torchvision")
+_TABLES = ("csv", "parquet")
 
 
 def open_source(
@@ -51,39 +32,53 @@ def open_source(
     images: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    split_column: str | None = None,
+    group_column: str | None = None,
     classes: int | Sequence[str] | None = None,
     val: float = 0.1,
     test: float = 0.2,
     seed: int = 0,
+    dataset: str | None = None,
+    download: bool = False,
 ) -> ListSource:
     """Reads the layout of a data set and returns its samples by split.
 
-    `kind` is "digits", "folder", "csv" or "auto". `val` and `test` say what to set aside where the data itself has no
-    such split (a part below 1 or a number of images), stratified by class and drawn from `seed`.
+    `kind` is one of KINDS; "auto" looks at what is there. `val` and `test` say what to set aside where the data itself
+    has no such split (a part below 1 or a number of images), stratified by class and drawn from `seed`; with
+    `group_column`, images of one group stay together. `dataset` and `download` are for torchvision.
 
     Raises DataError for a path that does not exist, an empty folder, a single class, a class that only an evaluation
-    split has, a label out of range, a CSV row without its file."""
+    split has, a label out of range, a table row without its file, a damaged file."""
+    if kind not in KINDS:
+        raise DataError(f"data.source: no source '{kind}'.{nearest(kind, KINDS)} Expected one of {listing(KINDS)}.")
+    path = tree = None
+    if kind == "auto" and dataset is not None:
+        kind = "torchvision"
+    elif kind not in ("digits", "torchvision") and not (kind == "auto" and root is None):
+        path = _existing(root, kind)
+    if path is not None and kind in ("auto", "folder", "csv"):
+        tree = _tree(path)
     if kind == "auto":
-        kind = _detect(root)
-    if kind == "digits":
-        name, folder, found = "digits", None, {"train": digits_rows()}
-    else:
-        folder = _existing_folder(root, kind)
-        name = folder.resolve().name
-        if kind == "folder":
-            found = _folder_splits(folder)
-        else:
-            csv = csv or (Path(root).name if root is not None and Path(root).is_file() else None)
-            found = _csv_splits(folder, csv, images, image_column, label_column)
-    names = class_names(found, classes)
-    rows = _with_missing_splits(found, val, test, seed)
-    index = label_index(names, given=classes is not None)
-    splits = {
-        split: [Sample(row.id, row.image, index[row.label]) for row in rows[split]]
-        for split in ("train", "val", "test")
-        if rows.get(split)
-    }
-    return ListSource(DataInfo(name, names, folder), splits)
+        kind = "digits" if path is None or tree is None else _detect(path, tree, csv)
+    for key, column in (("split_column", split_column), ("group_column", group_column)):
+        if column is not None and kind not in _TABLES:
+            raise DataError(f"data.{key}: '{column}' cannot be had, the source '{kind}' has no table with columns.")
+    if kind == "torchvision":
+        from sightline.data.vision import open_torchvision
+
+        return open_torchvision(dataset, root, download, classes=classes, val=val, test=test, seed=seed)
+    columns = Columns(image_column, label_column, split_column, group_column)
+    found = Found({"train": digits_rows()}) if path is None else _read(kind, path, tree, csv, images, columns)
+    return assemble(
+        found,
+        "digits" if path is None else _name(path),
+        root=path.parent if path is not None and path.is_file() and kind == "csv" and not is_archive(path) else path,
+        classes=classes,
+        val=val,
+        test=test,
+        seed=seed,
+        group_column=group_column,
+    )
 
 
 def digits_rows() -> list[Row]:
@@ -95,182 +90,96 @@ def digits_rows() -> list[Row]:
     data = load_digits()
     pixels = np.round(data.images * (255 / 16)).astype(np.uint8)
     return [
-        Row(f"digits/{i:04d}", image, str(label), f"digit {i}")
+        Row(f"digits/{i:04d}", image, str(label))
         for i, (image, label) in enumerate(zip(pixels, data.target, strict=True))
     ]
 
 
-def image_files(folder: Path) -> list[Path]:
-    """Every image file below a folder, by suffix, hidden ones left out, in a stable order."""
-    found: list[Path] = []
-    seen = set()
-    for directory, subdirectories, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(directory)
-        if real in seen:  # a link back up: once is enough
-            subdirectories[:] = []
-            continue
-        seen.add(real)
-        subdirectories[:] = sorted(name for name in subdirectories if not name.startswith("."))
-        visible = (Path(directory) / name for name in files if not name.startswith("."))
-        found += [file for file in visible if file.suffix.lower() in IMAGE_SUFFIXES]
-    for file in found:
-        if str(file).encode(errors="replace").decode() != str(file):
-            raise DataError(f"the name {os.fsencode(file)!r} is no UTF-8; rename the file or its folder.")
-    return sorted(found)
+def _read(kind: str, path: Path, tree: Tree | None, csv: str | None, images: str | None, columns: Columns) -> Found:
+    if kind == "idx":
+        return read_idx(path)
+    if kind == "npz":
+        return read_npz(path)
+    if kind == "parquet" or tree is None:
+        return read_parquet(path, columns)
+    if kind == "folder":
+        return Found(read_folders(tree))
+    is_table = path.is_file() and not is_archive(path)
+    return Found(read_tables(tree, csv or (path.name if is_table else None), images, columns))
 
 
-def sort_names(names: set[str]) -> tuple[str, ...]:
-    """Class names in order: as numbers when all of them are (2 before 10), else as text."""
-    if all(re.fullmatch(r"[-+]?\d+(\.\d+)?", name) for name in names):
-        return tuple(sorted(names, key=lambda name: (float(name), name)))
-    return tuple(sorted(names))
+def _tree(path: Path) -> Tree:
+    if path.is_dir():
+        return Directory(path)
+    return Archive(path) if is_archive(path) else Directory(path.parent)
 
 
-def class_names(rows: Mapping[str, Sequence[Row]], classes: int | Sequence[str] | None) -> tuple[str, ...]:
-    """The class names in label order, from the config where it gives them, else those the training rows have."""
-    labels = {row.label for row in rows["train"]}
-    if classes is None:
-        names = sort_names(labels)
-    else:
-        names = tuple(str(i) for i in range(classes)) if isinstance(classes, int) else tuple(classes)
-        if len(set(names)) != len(names):
-            raise DataError(f"data.classes names a class twice: {listing(names)}.")
-    if len(names) < 2:
-        found = f"only one class, '{names[0]}'" if names else "no class"
-        where = " Is the data directory one too deep?" if classes is None else " Change data.classes."
-        raise DataError(f"{found}: a classifier needs at least two.{where}")
-    valid = set(label_index(names, given=classes is not None))
-    for split, members in rows.items():
-        for row in members:
-            if row.label in valid:
-                continue
-            if classes is not None:
-                known = f"0 to {classes - 1}" if isinstance(classes, int) else listing(names)
-                told = f"{row.where}: label '{row.label}' is out of range; data.classes has {known}."
-                raise DataError(told + nearest(row.label, names))
-            raise DataError(
-                f"{row.where}: the class '{row.label}' is in the {split} split but not in train, so it can never be "
-                f"predicted.{nearest(row.label, names)} Training classes: {listing(names)}."
-            )
-    return names
-
-
-def label_index(names: Sequence[str], given: bool) -> dict[str, int]:
-    """The class index of every label text. With names the config gives, a label may also be its class's number: the
-    table says 3, data.classes says what 3 is called."""
-    index = {name: i for i, name in enumerate(names)}
-    numbered = any(name.isdecimal() for name in names)
-    return index | ({str(i): i for i in range(len(names))} if given and not numbered else {})
-
-
-def _detect(root: str | Path | None) -> str:
-    if root is None:
-        return "digits"
-    folder = _existing_folder(root, "auto")
-    if Path(root).is_file():
+def _detect(path: Path, tree: Tree, csv: str | None) -> str:
+    """The kind of source by what is there."""
+    if path.is_file() and not is_archive(path):
+        return _kind_of(path)
+    if csv is not None or _has_table(tree):
         return "csv"
-    places = [folder, *(folder / name for name in SPLIT_FOLDERS)]
-    return "csv" if any(place.is_dir() and any(place.glob("*.csv")) for place in places) else "folder"
+    if path.is_file():
+        return "folder"
+    if idx_folder(path) is not None:
+        return "idx"
+    if parquet_files(path):
+        return "parquet"
+    folders, names = tree.entries("")
+    files = [Path(name) for name in sorted(names)]
+    if any(map(is_array_file, files)):
+        return "npz"
+    archives = [file for file in files if is_archive(file)]
+    if archives and not folders:
+        raise DataError(
+            f"'{path}' holds the archive {listing(map(str, archives))}; set data.root='{path / archives[0]}'."
+        )
+    return "folder"
 
 
-def _existing_folder(root: str | Path | None, kind: str) -> Path:
+def _has_table(tree: Tree) -> bool:
+    places = ["", *(name for name in tree.entries("").folders if name.lower() in SPLIT_NAMES)]
+    return any(table_names(tree, place) for place in places)
+
+
+def _kind_of(path: Path) -> str:
+    """The kind of source that a file is; empty when it is none."""
+    if is_idx_file(path):
+        return "idx"
+    if is_archive(path):
+        return "folder"
+    if is_array_file(path):
+        return "npz"
+    return {".csv": "csv", ".parquet": "parquet"}.get(path.suffix.lower(), "")
+
+
+def _existing(root: str | Path | None, kind: str) -> Path:
     if root is None:
         raise DataError(f"data.root: the source '{kind}' needs the directory of the data; set data.root=PATH.")
     path = Path(root).expanduser()
-    if path.is_file() and path.suffix.lower() == ".csv" and kind in ("auto", "csv"):
-        return path.parent
     if not path.exists():
         parent = path.parent
         siblings = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
         raise DataError(f"data.root: '{path}' does not exist (from {Path.cwd()}).{nearest(path.name, siblings)}")
-    if not path.is_dir():
-        raise DataError(f"data.root: '{path}' is a file; expected a directory of images, or a .csv file.")
+    fits = (
+        path.is_dir()
+        or _kind_of(path) in ((kind,) if kind != "auto" else KINDS)
+        or (kind == "csv" and is_archive(path))
+    )
+    if not fits:
+        raise DataError(
+            f"data.root: '{path}' is a file; expected a directory of images, a .csv, .parquet, .npz, .npy or IDX file, "
+            f"or an archive (.zip, .tar, .tar.gz)" + (f" that the source '{kind}' reads." if kind != "auto" else ".")
+        )
     return path
 
 
-def _split_folders(root: Path) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for entry in sorted(root.iterdir()):
-        split = SPLIT_FOLDERS.get(entry.name.lower())
-        if split is not None and entry.is_dir():
-            if split in found:
-                raise DataError(
-                    f"'{root}' has two folders for the {split} split: '{found[split].name}' and '{entry.name}'."
-                )
-            found[split] = entry
-    if found and "train" not in found:
-        raise DataError(f"'{root}' has a folder for {listing(sorted(found))} but none named 'train'.")
-    return found
-
-
-def _folder_splits(root: Path) -> dict[str, list[Row]]:
-    folders = _split_folders(root) or {"train": root}
-    return {split: _class_folders(folder, root) for split, folder in folders.items()}
-
-
-def _class_folders(folder: Path, root: Path) -> list[Row]:
-    rows = []
-    classes = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    for entry in classes:
-        files = image_files(entry)
-        if not files:
-            raise DataError(f"'{entry}' is an empty folder: the class '{entry.name}' has no image.")
-        rows += [Row(f.relative_to(root).as_posix(), f, entry.name, f"'{f}'") for f in files]
-    if not rows:
-        loose = len(image_files(folder))
-        told = f"it has {loose} images but no class folders" if loose else "it is an empty folder"
-        raise DataError(
-            f"no images in '{folder}': {told}. Expected one folder of images for each class, or a CSV file."
-        )
-    return rows
-
-
-def _csv_splits(
-    root: Path, csv: str | None, images: str | None, image_column: str | None, label_column: str | None
-) -> dict[str, list[Row]]:
-    folders = {} if csv else {split: f for split, f in _split_folders(root).items() if any(f.glob("*.csv"))}
-    if folders and "train" not in folders:
-        raise DataError(f"'{root}' has a CSV file for {listing(sorted(folders))} but none for train.")
-    tables = {split: _one_csv(folder) for split, folder in folders.items()}
-    if not tables:
-        table = root / csv if csv else _one_csv(root)
-        if not table.is_file():
-            others = [file.name for file in root.glob("*.csv")]
-            raise DataError(f"data.csv: '{table}' does not exist.{nearest(table.name, others)}")
-        tables = {"train": table}
-    return {
-        split: [
-            Row(Path(os.path.relpath(entry.file, root)).as_posix(), entry.file, entry.label, entry.where)
-            for entry in read_csv(
-                table,
-                images=(root if images and not folders else table.parent) / (images or ""),
-                root=root,
-                image_column=image_column,
-                label_column=label_column,
-            )
-        ]
-        for split, table in tables.items()
-    }
-
-
-def _one_csv(folder: Path) -> Path:
-    tables = sorted(file for file in folder.glob("*.csv") if file.is_file())
-    if len(tables) == 1:
-        return tables[0]
-    if not tables:
-        raise DataError(f"no CSV file in '{folder}'; set data.csv, or data.source=folder for class folders.")
-    raise DataError(
-        f"'{folder}' has {len(tables)} CSV files: {listing(f.name for f in tables)}; say which with data.csv."
-    )
-
-
-def _with_missing_splits(found: dict[str, list[Row]], val: float, test: float, seed: int) -> dict[str, list[Row]]:
-    rows = dict(found)
-    total = len(found["train"])
-    for split, share in (("test", test), ("val", val)):
-        if split not in rows and share and not (split == "test" and "val" in found):
-            labels = [row.label for row in rows["train"]]
-            count = round(share * total) if share < 1 else int(share)
-            kept, taken = split_rows(labels, count, seed, split)
-            rows |= {"train": [rows["train"][i] for i in kept], split: [rows["train"][i] for i in taken]}
-    return rows
+def _name(path: Path) -> str:
+    """What the data set is called: its folder, or its file without the suffix."""
+    if path.is_dir() or _kind_of(path) in ("csv", "idx"):
+        return (path if path.is_dir() else path.parent).resolve().name
+    name = path.name
+    while Path(name).suffix.lower() in (".gz", ".bz2", ".xz", ".tar", ".tgz", ".zip", ".parquet", ".npz", ".npy"):
+        name = Path(name).stem
+    return name

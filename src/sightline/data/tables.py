@@ -1,96 +1,168 @@
-"""CSV tables of images and labels: which columns, which rows, and what is wrong with a row."""
+"""CSV tables of images and labels, in a directory or an archive: which columns, which rows, and what is wrong with a
+row."""
 
 from __future__ import annotations
 
 import csv
-import os
-from pathlib import Path
+import io
+import posixpath
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from sightline.data.folders import split_folders
+from sightline.data.rows import NO_COLUMNS, Row, by_split, split_named
+from sightline.data.trees import Tree, is_file
 from sightline.errors import DataError, listing, nearest
+
+__all__ = ("Columns", "find_column", "is_file", "read_csv", "read_tables", "table_names")
 
 IMAGE_COLUMNS = ("files", "image name", "file", "filename", "image")
 LABEL_COLUMNS = ("type", "label", "target", "class")
 
 
-class Entry(NamedTuple):
-    """One row of a table: an image file that is there, its label as text, and where it stands for messages."""
+class Columns(NamedTuple):
+    """The columns that the config names, where it does."""
 
-    file: Path
-    label: str
-    where: str
+    image: str | None = None
+    label: str | None = None
+    split: str | None = None
+    group: str | None = None
+
+    def facts(self, header: Sequence[str], image: str, label: str) -> list[str]:
+        """The columns that are facts to keep: all but those read already and the index that pandas writes."""
+        read = (image, label, self.split)
+        return [name for name in header if name and name not in read and not name.startswith("Unnamed: ")]
 
 
-def read_csv(
-    table: Path, images: Path, root: Path, image_column: str | None = None, label_column: str | None = None
-) -> list[Entry]:
-    """The rows of a CSV file whose first line names the columns. File names are relative to `images` and must lie below
-    `root`. Other columns, such as an unnamed index, are passed over. Row numbers count the header as row 1.
+class Files:
+    """The files that tables of a tree name; each folder is listed once, a table has a row for most of its files."""
+
+    def __init__(self, tree: Tree) -> None:
+        self.tree = tree
+        self._listed: dict[str, set[str]] = {}
+
+    def find(self, name: str, folder: str, where: str) -> str:
+        """The path of a file called `name` relative to `folder`. Raises DataError where it is not there."""
+        if not name:
+            raise DataError(f"{where}: no file name.")
+        path = self.tree.inside(folder, name)
+        if path is None:
+            raise DataError(f"{where}: '{name}' lies outside the data directory '{self.tree.root}'.")
+        inside, _, base = path.rpartition("/")
+        files = self._listed.get(inside)
+        if files is None:
+            files = self._listed[inside] = self.tree.files(inside)
+        if "\0" in name or (base not in files and not self.tree.has(path)):
+            raise DataError(f"{where}: the file '{self.tree.shown(path)}' does not exist.{nearest(base, files)}")
+        return path
+
+
+def table_names(tree: Tree, folder: str) -> list[str]:
+    """The CSV files in a folder, in order."""
+    return sorted(name for name in tree.entries(folder).files if name.endswith(".csv"))
+
+
+def read_tables(tree: Tree, csv: str | None, images: str | None, columns: Columns) -> dict[str, list[Row]]:
+    """The rows of a table in each split's folder, or of the one table at the top or that `csv` names."""
+    split_of = {} if csv else split_folders(tree)
+    folders = {split: folder for split, folder in split_of.items() if table_names(tree, folder)}
+    if folders and "train" not in folders:
+        raise DataError(f"'{tree.root}' has a CSV file for {listing(sorted(folders))} but none for train.")
+    if folders and columns.split is not None:
+        raise DataError(
+            f"data.split_column: '{tree.root}' has folders with tables for {listing(folders)}, which are the splits "
+            f"already; leave the column out, or name one table with data.csv."
+        )
+    files = Files(tree)
+    if folders:
+        return {
+            split: read_csv(files, _one_csv(tree, folder), posixpath.join(folder, images or ""), columns)
+            for split, folder in folders.items()
+        }
+    table = csv or _one_csv(tree, "")
+    if not tree.has(table):
+        others = table_names(tree, posixpath.dirname(table))
+        near = nearest(posixpath.basename(table), others)
+        raise DataError(f"data.csv: '{tree.shown(table)}' does not exist.{near}")
+    rows = read_csv(files, table, images or posixpath.dirname(table), columns)
+    return by_split(rows, tree.shown(table))
+
+
+def read_csv(files: Files, table: str, images: str, columns: Columns = Columns()) -> list[Row]:  # noqa: B008
+    """The rows of a CSV file whose first line names the columns. File names are relative to the folder `images` and
+    must lie inside the tree. Row numbers count the header as row 1.
 
     Raises DataError naming the file, the row and the column."""
+    name = files.tree.shown(table)
     try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            header = [name.strip() for name in next(reader, [])]
-            image_at = _column(header, image_column, IMAGE_COLUMNS, "data.image_column", table)
-            label_at = _column(header, label_column, LABEL_COLUMNS, "data.label_column", table)
-            entries: list[Entry] = []
-            seen: dict[Path, int] = {}
-            for number, cells in enumerate(reader, start=2):
-                if not any(cells):
-                    continue
-                where = f"{table}, row {number}"
-                if len(cells) != len(header):
-                    raise DataError(f"{where}: {len(cells)} cells, expected {len(header)} as in the header.")
-                entry = Entry(_image(cells[image_at].strip(), images, root, where), cells[label_at].strip(), where)
-                if not entry.label:
-                    raise DataError(f"{where}: no label in column '{header[label_at]}'.")
-                if entry.file in seen:
-                    raise DataError(
-                        f"{where}: '{cells[image_at]}' is listed twice, first in row {seen[entry.file]}; a copy could "
-                        f"land in another split."
-                    )
-                seen[entry.file] = number
-                entries.append(entry)
+        lines = csv.reader(io.TextIOWrapper(io.BytesIO(files.tree.read(table)), "utf-8-sig", newline=""), strict=True)
+        header = [title.strip() for title in next(lines, [])]
+        rows = list(_rows(lines, header, files, name, images, columns))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"'{table}' is no CSV file in UTF-8: {error}.") from error
-    if not entries:
-        raise DataError(f"'{table}' has a header but no rows.")
-    return entries
+        raise DataError(f"'{name}' is no CSV file in UTF-8: {error}.") from error
+    except OSError as error:
+        raise DataError(f"cannot read '{name}': {error.strerror}.") from error
+    if not rows:
+        raise DataError(f"'{name}' has a header but no rows.")
+    return rows
 
 
-def _column(header: list[str], given: str | None, usual: tuple[str, ...], key: str, table: Path) -> int:
+def _rows(
+    lines: Iterator[list[str]], header: list[str], files: Files, table: str, images: str, columns: Columns
+) -> Iterator[Row]:
+    image_title = find_column(header, columns.image, IMAGE_COLUMNS, "data.image_column", table)
+    label_title = find_column(header, columns.label, LABEL_COLUMNS, "data.label_column", table)
+    image_at, label_at = header.index(image_title), header.index(label_title)
+    split_at = header.index(find_column(header, columns.split, (), "data.split_column", table)) if columns.split else -1
+    if columns.group is not None:
+        find_column(header, columns.group, (), "data.group_column", table)
+    extra = [(title, header.index(title)) for title in columns.facts(header, image_title, label_title)]
+    tree = files.tree
+    seen: dict[str, int] = {}
+    for number, cells in enumerate(lines, start=2):
+        if not any(cells):
+            continue
+        where = f"{table}, row {number}"
+        if len(cells) != len(header):
+            raise DataError(f"{where}: {len(cells)} cells, expected {len(header)} as in the header.")
+        path = files.find(cells[image_at].strip(), images, where)
+        label = cells[label_at].strip()
+        if not label:
+            raise DataError(f"{where}: no label in column '{label_title}'.")
+        if path in seen:
+            raise DataError(
+                f"{where}: '{cells[image_at]}' is listed twice, first in row {seen[path]}; a copy could land in "
+                f"another split."
+            )
+        seen[path] = number
+        facts: Mapping[str, str] = {title: cells[at].strip() for title, at in extra} if extra else NO_COLUMNS
+        split = split_named(cells[split_at], where) if columns.split else ""
+        yield Row(path, tree.image(path), label, where, facts, split)
+
+
+def find_column(header: Sequence[str], given: str | None, usual: Sequence[str], key: str, table: str) -> str:
+    """The column that the config key names, or the first of the usual names that the table has."""
     if given is not None:
         if given not in header:
             raise DataError(
                 f"{key}: '{table}' has no column '{given}'.{nearest(given, header)} It has: {listing(header)}."
             )
-        return header.index(given)
+        return given
     found = [name for name in usual if name in header]
     if not found:
         raise DataError(
             f"'{table}' has none of the columns {listing(usual)}; it has: {listing(header) or 'nothing'}. "
             f"Say which one with {key}."
         )
-    return header.index(found[0])
+    return found[0]
 
 
-def is_file(path: Path) -> bool:
-    """Whether there is such a file; a name too long to exist is no error."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
-
-
-def _image(name: str, images: Path, root: Path, where: str) -> Path:
-    if not name:
-        raise DataError(f"{where}: no file name.")
-    path = Path(os.path.abspath(images / name))  # noqa: PTH100 resolve() would follow links
-    # compared without following links: a linked folder inside the root is the user's own doing, '..' in a row is not
-    if not path.is_relative_to(os.path.abspath(root)):  # noqa: PTH100
-        raise DataError(f"{where}: '{name}' lies outside the data directory '{root}'.")
-    if not is_file(path):
-        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DataError(f"{where}: the file '{path}' does not exist.{nearest(path.name, siblings)}")
-    return path
+def _one_csv(tree: Tree, folder: str) -> str:
+    tables = table_names(tree, folder)
+    if len(tables) == 1:
+        return posixpath.join(folder, tables[0])
+    if not tables:
+        raise DataError(
+            f"no CSV file in '{tree.shown(folder)}'; set data.csv, or data.source=folder for class folders."
+        )
+    raise DataError(f"'{tree.shown(folder)}' has {len(tables)} CSV files: {listing(tables)}; say which with data.csv.")

@@ -90,6 +90,8 @@ class Checkpointer(Callback):
                     f"'{name}' holds NaN or infinite values after step {trainer.state.step}, so no checkpoint was "
                     f"written over the last good one. Try a lower learning rate."
                 )
+        own_state = getattr(trainer.train, "state_dict", None)
+        trainer.state.loader = own_state() if own_state is not None else {}
         save_checkpoint(path, trainer.state)
 
 

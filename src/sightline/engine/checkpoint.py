@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from sightline.errors import ArtifactError
@@ -33,6 +34,7 @@ def save_checkpoint(path: Path, state: TrainState) -> None:
         "callbacks": state.callbacks,
         "history": state.history,
         "config": state.config,
+        "loader": state.loader,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
@@ -56,7 +58,7 @@ def load_checkpoint(path: Path, state: TrainState) -> None:
                 getattr(state, name).load_state_dict(content[name])
     except (RuntimeError, ValueError, KeyError) as error:
         raise ArtifactError(f"'{path}' belongs to another network, optimiser or schedule: {error}") from error
-    for name in ("epoch", "step", "batch", "best", "stopped", "callbacks", "history"):
+    for name in ("epoch", "step", "batch", "best", "stopped", "callbacks", "history", "loader"):
         setattr(state, name, content[name])
     for name, saved in content["meters"].items():
         state.meters[name].load_state_dict(saved)
@@ -77,12 +79,20 @@ def _check_length(path: Path, scheduler: Any, saved: Mapping[str, Any]) -> None:
             )
 
 
+def _numpy_values() -> list[Any]:
+    """What numpy's arrays and numbers are made of: plain values, in which loaders keep their place."""
+    core = np._core.multiarray  # type: ignore[attr-defined]
+    kinds = [kind for kind in vars(np.dtypes).values() if isinstance(kind, type) and issubclass(kind, np.dtype)]
+    return [np.ndarray, np.dtype, core._reconstruct, core.scalar, *kinds]
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The file's content, on the CPU, after a check of its format."""
     if not path.is_file():
         raise ArtifactError(f"there is no checkpoint '{path}'.")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_numpy_values()):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
         raise ArtifactError(f"'{path}' is no checkpoint, or a damaged one: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import sys
 import time
 from collections import deque
-from collections.abc import Sized
 from typing import TYPE_CHECKING
 
 from sightline.engine.callbacks import Callback
@@ -76,7 +76,7 @@ class Progress(Callback):
         self._recent.append((now, trainer.samples))
         (then, samples) = self._recent[0]
         rate = (trainer.samples - samples) / max(now - then, 1e-9)
-        length = len(trainer.train) if isinstance(trainer.train, Sized) else None
+        length = operator.length_hint(trainer.train) or None
         cells: list[RenderableType] = [f"epoch {min(state.epoch + 1, trainer.max_epochs)}/{trainer.max_epochs}"]
         cells.append(ProgressBar(total=length, completed=state.batch, width=24, pulse=length is None))
         cells.append(f"{state.batch}/{length}" if length else f"batch {state.batch}")

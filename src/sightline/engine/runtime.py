@@ -35,9 +35,9 @@ class Runtime:
             generators.append(torch.mps._get_default_mps_generator())
         self._generators = generators
 
-    def reseed(self, step: int) -> None:
+    def reseed(self, step: int, purpose: str = "torch") -> None:
         """Sets torch's generators to a function of (seed, step): dropout in a step does not depend on earlier draws."""
-        seed = derive(self.seed, step, "torch")
+        seed = derive(self.seed, step, purpose)
         for generator in self._generators:
             generator.manual_seed(seed)
 

@@ -98,6 +98,8 @@ class Trainer:
         try:
             self.interrupted, self._fitting = False, True
             self._emit("on_fit_start")
+            if self.state.loader and self.state.batch and hasattr(self.train, "load_state_dict"):
+                self.train.load_state_dict(self.state.loader)
             if not self.state.model.training:  # else every submodule keeps its mode: what the user froze stays frozen
                 self.state.model.train()
             while self.state.epoch < self.max_epochs and not self.should_stop:
@@ -167,6 +169,7 @@ class Trainer:
         meter = state.meters["train"]
         schedules, observers = self._step_schedules, self._handlers["on_step_end"]
         self._mark = (time.perf_counter(), self.samples)
+        reseed(state.epoch, "loader")  # the order of a loader that draws it from torch's generator is then the epoch's
         for batch in self._epoch_of(self.train, state.epoch, state.batch):
             log = (state.step + 1) % log_every == 0  # decided before the step, so that no step is read back for it
             reseed(state.step)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from sightline.data.packed import PackedDataset
 from sightline.engine.progress import plain_console
 from sightline.runs.directory import Run
 from sightline.runs.evaluate import SplitResult
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+_SHOWN = 20
 
 
 @contextmanager
@@ -22,18 +25,32 @@ def decoding_bar(total: int, shown: bool = True) -> Iterator[Callable[[int], Non
 
     console = Console(stderr=True)
     columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(
-        *columns,
-        console=console,
-        transient=True,
-        disable=not (shown and console.is_terminal and not console.is_dumb_terminal),
-    ) as progress:
-        task = progress.add_task("decoding", total=total)
-        yield lambda count: progress.advance(task, count)
+    disable = not (shown and console.is_terminal and not console.is_dumb_terminal)
+    bar = Progress(*columns, console=console, transient=True, disable=disable)
+    task = bar.add_task("decoding", total=total)
+
+    def advance(count: int) -> None:
+        bar.start()  # at the first image: where the cache has them all, there is no bar
+        bar.advance(task, count)
+
+    try:
+        yield advance
+    finally:
+        bar.stop()
 
 
-def show_results(run: Run, results: Mapping[str, SplitResult], console: Console | None = None) -> None:
-    """The metrics of each split, the last split class by class, and where everything is."""
+def left_out(data: Mapping[str, PackedDataset]) -> list[tuple[str, str]]:
+    """(split, reason) of every image that could not be read."""
+    return [(split, reason) for split, packed in data.items() for _, reason in packed.left_out]
+
+
+def show_results(
+    run: Run,
+    results: Mapping[str, SplitResult],
+    missing: Sequence[tuple[str, str]] = (),
+    console: Console | None = None,
+) -> None:
+    """The metrics of each split, the last split class by class, what was left out, and where everything is."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -53,6 +70,13 @@ def show_results(run: Run, results: Mapping[str, SplitResult], console: Console 
                 scores = (f"{row[key]:.4f}" for key in ("precision", "recall", "f1"))
                 table.add_row(Text(name), f"{int(row['samples']):,}", *scores)
             console.print(table)
+    if missing:
+        console.print(f"\n{len(missing):,} images were left out because they could not be read:", soft_wrap=True)
+        for split, reason in missing[:_SHOWN]:
+            console.print(f"  {split:<6} {reason}", soft_wrap=True)
+        if len(missing) > _SHOWN:
+            console.print(f"  … and {len(missing) - _SHOWN:,} more, all of them in {run.data}", soft_wrap=True)
+        console.print()
     splits = list(results)
     files = {
         "model": run.exported,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import csv
 import io
-from collections.abc import Callable
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -23,15 +24,17 @@ from sightline.types import StepOutput
 @dataclass(frozen=True)
 class SplitResult:
     """Every sample of a split with its answer. `probabilities` float32 [N,C], `losses` float32 [N], `labels` int64 [N],
-    all on the CPU in the data's order; `metrics` over the split, `classes` per class."""
+    all on the CPU in the data's order; `metrics` over the split, `classes` per class; `columns` what else a table
+    said."""
 
-    ids: tuple[str, ...]
+    ids: Sequence[str]
     labels: Tensor
     probabilities: Tensor
     losses: Tensor
     class_names: tuple[str, ...]
     metrics: dict[str, float]
     classes: list[dict[str, float]]
+    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def evaluate_split(
@@ -53,7 +56,14 @@ def evaluate_split(
     metrics = meter.compute()
     classes = per_class(meter.counts) if meter.counts is not None else []
     return SplitResult(
-        data.ids, data.labels, torch.cat(probabilities), torch.cat(losses), data.classes, metrics, classes
+        data.ids,
+        data.labels,
+        torch.cat(probabilities),
+        torch.cat(losses),
+        data.classes,
+        metrics,
+        classes,
+        data.columns,
     )
 
 
@@ -69,18 +79,29 @@ def per_sample_loss(loss: Callable[[Tensor, Tensor], Tensor], output: Tensor, ta
 
 
 def write_predictions(path: Path, result: SplitResult) -> None:
-    """The per-sample table: `id,label,prediction,confidence,loss` and one probability for each class, named by it.
-    Numbers have nine digits, enough to give back the same float32."""
+    """The per-sample table: `id,label,prediction,confidence,loss`, one probability `p_…` for each class, named by it,
+    and the data's own further columns as `data_…`. Numbers have nine digits, enough to give back the same float32."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = result.class_names
-    writer.writerow(["id", "label", "prediction", "confidence", "loss", *(f"p_{name}" for name in names)])
+    writer.writerow(
+        [
+            "id",
+            "label",
+            "prediction",
+            "confidence",
+            "loss",
+            *(f"p_{name}" for name in names),
+            *(f"data_{name}" for name in result.columns),
+        ]
+    )
     best = result.probabilities.argmax(1).tolist()
     rows = zip(
         result.ids, result.labels.tolist(), best, result.probabilities.tolist(), result.losses.tolist(), strict=True
     )
-    for sample, label, answer, row, loss in rows:
+    further = zip(*result.columns.values(), strict=True) if result.columns else itertools.repeat(())
+    for (sample, label, answer, row, loss), told in zip(rows, further, strict=False):
         numbers = (row[answer], loss, *row)
-        writer.writerow([sample, names[label], names[answer], *(f"{number:.9g}" for number in numbers)])
+        writer.writerow([sample, names[label], names[answer], *(f"{number:.9g}" for number in numbers), *told])
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text.getvalue())

@@ -1,0 +1,324 @@
+"""Feeding images: Sightline's packed data beside torchvision's ImageFolder and torch's DataLoader, in one process.
+
+    python benchmarks/loader.py [--rounds 5] [--only loading packing photographs] [--check]
+
+Three tables. `loading`: CIFAR-10 as JPEG folders, flip + shift-crop + normalise, batches of 512; and what stands
+between the packed data and a bare `index_select` of the same bytes. `packing`: what decoding a data set for the first
+time costs, beside one thread that reads and decodes. `photographs`: 1,000 generated JPEGs of about 500 x 400, random
+resized crops of 224, the first epoch and later ones. Medians; the runs are interleaved, so that a busy machine is busy
+for all.
+
+CIFAR-10 is read from `$SIGHTLINE_SHARED/data/cifar10-jpg.tar.gz` (default ../shared). With --check, exits 1 when
+loading is less than 12 times ImageFolder with its best number of workers, packing CIFAR-10 slower than one thread's
+reading and decoding, or packing photographs less than 0.8 times the cores as fast as one thread."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Subset
+from torchvision import datasets, transforms
+
+from sightline.data.augment import Flip, ShiftCrop
+from sightline.data.cache import Cache
+from sightline.data.geometry import RandomResizedCrop
+from sightline.data.loader import BatchLoader
+from sightline.data.packed import PackedDataset
+from sightline.data.packing import Packing, pack_splits
+from sightline.data.parallel import cores
+from sightline.data.preprocess import Preprocess
+from sightline.data.sources import open_source
+from sightline.types import DataSource
+
+TARGET_LOADING, TARGET_PACKING, TARGET_PHOTOGRAPHS = 12.0, 1.0, 0.8
+BATCH, PHOTO_BATCH, SIDE = 512, 64, 224
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
+
+
+def rate(work: Callable[[], int]) -> float:
+    """Images a second."""
+    start = time.perf_counter()
+    count = work()
+    return count / (time.perf_counter() - start)
+
+
+def interleaved(rounds: int, works: Mapping[str, Callable[[], int]], rest: float = 0.0) -> dict[str, float]:
+    """The median rate of each, every round running all of them once."""
+    found: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            found[name].append(rate(work))
+            time.sleep(rest)
+    return {name: statistics.median(rates) for name, rates in found.items()}
+
+
+def drained(batches: Iterable[Any], images: Callable[[Any], int]) -> Callable[[], int]:
+    """A run through all batches; the number of images."""
+    return lambda: sum(images(batch) for batch in batches)
+
+
+def image_folder(root: Path, steps: list[Any], workers: int, batch: int, most: int | None = None) -> Callable[[], int]:
+    """ImageFolder as users write it, with processes that stay."""
+    found: Any = datasets.ImageFolder(str(root), transforms.Compose(steps))
+    if most is not None and most < len(found):
+        rows = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))[:most]
+        found = Subset(found, rows.tolist())
+    loader = DataLoader(found, batch_size=batch, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
+    return drained(loader, lambda pair: len(pair[1]))
+
+
+def best_workers(make: Callable[[int], Callable[[], int]], label: str) -> tuple[int, Callable[[], int]]:
+    """The number of workers that is fastest here."""
+    tried = {}
+    for workers in sorted({0, 1, 2, cores(), 2 * cores()}):
+        work = make(workers)
+        work()  # starts the processes, reads the files into the page cache
+        tried[workers] = (rate(work), work)
+        print(f"  {label}, {workers} workers: {tried[workers][0]:,.0f} images/s", flush=True)
+    best = max(tried, key=lambda workers: tried[workers][0])
+    return best, tried[best][1]
+
+
+def packed(source: DataSource, preprocess: Preprocess, cache: Path, store: str) -> dict[str, PackedDataset]:
+    """All splits of a source."""
+    return pack_splits(source, preprocess, packing=Packing(store, Cache(cache)))[0]
+
+
+def loading(root: Path, rounds: int, scratch: Path) -> float:
+    """Table 1; the ratio to ImageFolder."""
+    steps = [
+        transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
+        transforms.Normalize(MEAN, STD),
+    ]  # fmt: skip
+    workers, theirs = best_workers(lambda n: image_folder(root / "train", steps, n, BATCH, 20_000), "ImageFolder")
+    preprocess = Preprocess(32, 32, 3, MEAN, STD)
+    source = open_source("folder", root, val=0)
+    data = packed(source, preprocess, scratch / "cifar", "pixels")["train"]
+    pixels = data.pixels(np.arange(len(data)))
+    flip, shift = (Flip(0.5),), (Flip(0.5), ShiftCrop(4))
+    plain = Preprocess(32, 32, 3)
+    order = torch.randperm(len(data)).split(BATCH)
+    ours = f"Sightline, {cores()} threads"
+
+    def gather() -> int:
+        return sum(len(pixels.index_select(0, rows)) for rows in order)
+
+    def loader(augment: tuple[Any, ...], how: Preprocess, threads: int) -> Callable[[], int]:
+        made = BatchLoader(data, how, BATCH, shuffle=True, augment=augment, workers=threads)
+        return drained(made, lambda batch: len(batch.y))
+
+    class Bytes(BatchLoader):
+        """Stops before the conversion to float32."""
+
+        def _change(self, images: Any, piece: Any) -> Any:
+            return self._augmented(images, piece.keys, piece.epoch)
+
+    def uint8(augment: tuple[Any, ...]) -> Callable[[], int]:
+        made = Bytes(data, plain, BATCH, shuffle=True, augment=augment, workers=1)
+        return drained(made, lambda batch: len(batch.y))
+
+    medians = interleaved(
+        rounds,
+        {
+            "ImageFolder + DataLoader": theirs,
+            ours: loader(shift, preprocess, cores()),
+            "bare index_select": gather,
+            "  gathered in order, 1 thread": uint8(()),
+            "  + flip": uint8(flip),
+            "  + shift-crop": uint8(shift),
+            "  + float32, normalised": loader(shift, preprocess, 1),
+        },
+    )
+    ratio = medians[ours] / medians["ImageFolder + DataLoader"]
+    print(f"\nloading: CIFAR-10, {len(data):,} JPEGs of 32 x 32, batches of {BATCH}; {workers} workers for ImageFolder")
+    for name, value in medians.items():
+        print(f"  {name:<34} {value:12,.0f} images/s {1e6 / value:8.2f} us/image")
+    behind = medians["bare index_select"] / medians[ours]
+    print(f"  Sightline is {ratio:.1f} x ImageFolder; the bare gather is {behind:.1f} x Sightline")
+    return ratio
+
+
+def packing(root: Path, rounds: int, scratch: Path) -> float:
+    """Table 2; the ratio to one thread's reading and decoding."""
+    preprocess = Preprocess(32, 32, 3, MEAN, STD)
+    source = open_source("folder", root, val=0)
+    files: list[Path] = [sample.image for sample in source.splits["train"]]  # type: ignore[misc]
+    total = sum(map(len, source.splits.values()))
+
+    def pack() -> int:
+        with tempfile.TemporaryDirectory(dir=scratch) as cache:
+            packed(source, preprocess, Path(cache), "pixels")
+        return total
+
+    def again() -> int:
+        packed(source, preprocess, scratch / "cifar", "pixels")
+        return total
+
+    def ours() -> int:
+        for file in files:
+            preprocess.decode(file)
+        return len(files)
+
+    def jpeg() -> int:
+        for file in files:
+            with open(file, "rb") as opened:
+                simplejpeg.decode_jpeg(opened.read(), "RGB", fastdct=False, fastupsample=False)
+        return len(files)
+
+    def pillow() -> int:
+        for file in files[:10_000]:
+            np.asarray(Image.open(file).convert("RGB"))
+        return 10_000
+
+    again()
+    medians = interleaved(
+        rounds,
+        {
+            "read + decode, one thread": ours,
+            "  with Pillow": pillow,
+            "  with bare libjpeg-turbo": jpeg,
+            "packing": pack,
+            "opening what is packed": again,
+        },
+    )
+    ratio = medians["packing"] / medians["read + decode, one thread"]
+    print(f"\npacking: CIFAR-10, {total:,} JPEGs, {cores()} cores")
+    show(medians)
+    print(f"  packing is {ratio:.2f} x one thread's reading and decoding")
+    return ratio
+
+
+def photographs(rounds: int, scratch: Path) -> float:
+    """Table 3; how fast packing is, in cores of one thread's speed."""
+    root = scratch / "photographs"
+    draw_photographs(root / "train", 1000)
+    preprocess = Preprocess(SIDE, SIDE, 3, MEAN, STD, resize="crop")
+    source = open_source("folder", root, val=0, test=0)
+    files: list[Path] = [sample.image for sample in source.splits["train"]]  # type: ignore[misc]
+
+    def one_thread() -> int:
+        for file in files:
+            preprocess.decode(file)
+        return len(files)
+
+    def pack() -> int:
+        with tempfile.TemporaryDirectory(dir=scratch) as cache:
+            packed(source, preprocess, Path(cache), "encoded")
+        return len(files)
+
+    steps = [
+        transforms.RandomResizedCrop(SIDE), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
+        transforms.Normalize(MEAN, STD),
+    ]  # fmt: skip
+    workers, theirs = best_workers(lambda n: image_folder(root / "train", steps, n, PHOTO_BATCH), "ImageFolder")
+
+    def epoch(cache: Path) -> int:
+        data = packed(source, preprocess, cache, "encoded")["train"]
+        augment = (RandomResizedCrop(), Flip(0.5))
+        loader = BatchLoader(data, preprocess, PHOTO_BATCH, shuffle=True, augment=augment)
+        return drained(loader, lambda batch: len(batch.y))()
+
+    def first() -> int:
+        with tempfile.TemporaryDirectory(dir=scratch) as cache:
+            return epoch(Path(cache))
+
+    def first_of_theirs() -> int:
+        return image_folder(root / "train", steps, workers, PHOTO_BATCH)()
+
+    epoch(scratch / "kept")
+    medians = interleaved(
+        rounds,
+        {
+            "read + decode, one thread": one_thread,
+            "packing": pack,
+            "first epoch, packing included": first,
+            "later epochs": lambda: epoch(scratch / "kept"),
+            "ImageFolder, first epoch": first_of_theirs,
+            "ImageFolder, later epochs": theirs,
+        },
+    )
+    ratio = medians["packing"] / medians["read + decode, one thread"]
+    print(f"\nphotographs: 1,000 JPEGs, crops of {SIDE}, {cores()} cores; {workers} workers for ImageFolder")
+    show(medians)
+    later = medians["later epochs"] / medians["ImageFolder, later epochs"]
+    print(
+        f"  packing is {ratio:.2f} x one thread, {ratio / cores():.2f} x cores; later epochs {later:.2f} x ImageFolder"
+    )
+    return ratio / cores()
+
+
+def show(medians: Mapping[str, float]) -> None:
+    """One line for each rate."""
+    for name, value in medians.items():
+        print(f"  {name:<34} {value:12,.0f} images/s")
+
+
+def draw_photographs(folder: Path, count: int) -> None:
+    """JPEGs of about 500 x 400 in two classes: broad shapes, finer ones, grain."""
+    random = np.random.default_rng(0)
+    for number in range(count):
+        width, height = (int(side + random.integers(-60, 60)) for side in (500, 400))
+        picture = np.zeros((height, width, 3), np.float32)
+        for cells, strength in ((6, 90), (40, 40), (200, 16)):
+            coarse = random.normal(0, strength, (cells, cells, 3)).astype(np.float32)
+            layers = [
+                Image.fromarray(coarse[..., c]).resize((width, height), Image.Resampling.BICUBIC) for c in range(3)
+            ]
+            picture += np.stack([np.asarray(layer) for layer in layers], -1)
+        picture += random.normal(128, 6, picture.shape)
+        path = folder / f"class{number % 2}" / f"{number:04}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(path, quality=88)
+
+
+def cifar10(scratch: Path) -> Path:
+    """The unpacked data set."""
+    shared = Path(os.environ.get("SIGHTLINE_SHARED") or Path(__file__).parents[2] / "shared")
+    archive = shared / "data" / "cifar10-jpg.tar.gz"
+    if not archive.is_file():
+        sys.exit(f"there is no '{archive}'; set SIGHTLINE_SHARED to the directory that holds data/")
+    with tarfile.open(archive) as opened:
+        opened.extractall(scratch / "cifar10", filter="data")
+    return scratch / "cifar10"
+
+
+def main() -> int:
+    """Measures, prints, and with --check judges."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--rounds", type=int, default=5)
+    names = ("loading", "packing", "photographs")
+    options.add_argument("--only", nargs="+", choices=names, default=names, metavar="TABLE")
+    options.add_argument("--check", action="store_true")
+    found = options.parse_args()
+    missed = []
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        root = cifar10(scratch) if {"loading", "packing"} & set(found.only) else scratch
+        targets = {"loading": TARGET_LOADING, "packing": TARGET_PACKING, "photographs": TARGET_PHOTOGRAPHS}
+        for name in found.only:
+            if name == "photographs":
+                ratio = photographs(found.rounds, scratch)
+            else:
+                ratio = (loading if name == "loading" else packing)(root, found.rounds, scratch)
+            if ratio < targets[name]:
+                missed.append(f"{name}: {ratio:.2f}, less than {targets[name]}")
+    for line in missed:
+        print(line)
+    return 1 if found.check and missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""The data node of a config -> source, packed splits and loaders; the part of the composition root that is about
+images."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from sightline import locate
+from sightline.config.schema import DataConfig, TrainConfig
+from sightline.data.cache import GIB, Cache
+from sightline.data.foreign import as_source
+from sightline.data.loader import BatchLoader
+from sightline.data.packed import PackedDataset
+from sightline.data.packing import Packing, pack_splits
+from sightline.data.persample import PerSample
+from sightline.data.preprocess import Preprocess
+from sightline.data.recipe import augmentations
+from sightline.data.sources import open_source
+from sightline.engine.runtime import Runtime
+from sightline.runs.console import decoding_bar
+from sightline.types import Augmentation, DataSource
+
+_WHERE = ("root", "csv", "images", "image_column", "label_column", "split_column", "group_column", "dataset")
+
+
+def config_source(config: TrainConfig) -> DataSource:
+    """The data source the config describes; nothing is decoded yet."""
+    data = config.data
+    where = {name: getattr(data, name) for name in _WHERE}
+    return open_source(
+        data.source,
+        **where,
+        download=data.download,
+        classes=data.classes,
+        val=data.val,
+        test=data.test,
+        seed=config.seed,
+    )
+
+
+def data_source(config: TrainConfig, given: Any = None) -> DataSource:
+    """The source that was handed over, which may be any data set that `as_source` takes, or the one the config
+    describes."""
+    if given is None:
+        return config_source(config)
+    data = config.data
+    return as_source(given, classes=data.classes, val=data.val, test=data.test, seed=config.seed)
+
+
+def open_data(
+    config: TrainConfig, source: DataSource, preprocess: Preprocess | None = None, only: Collection[str] | None = None
+) -> tuple[dict[str, PackedDataset], Preprocess]:
+    """Every split of the source (or those in `only`), packed, and the finished preprocessing."""
+    shown = config.trainer.progress
+    given = preprocess or asdict(config.data.preprocess)
+    with decoding_bar(sum(len(samples) for samples in source.splits.values()), shown) as progress:
+        return pack_splits(source, given, progress, only, _packing(config.data, shown))
+
+
+def build_loaders(
+    config: TrainConfig, data: Mapping[str, PackedDataset], preprocess: Preprocess, runtime: Runtime
+) -> tuple[BatchLoader, dict[str, BatchLoader]]:
+    """The training loader, and one for each split that is looked at while training."""
+    settings = config.data
+    ahead: dict[str, Any] = {"workers": _workers(settings), "prefetch": settings.prefetch, "device": runtime.device}
+    train = BatchLoader(
+        data["train"],
+        preprocess,
+        settings.batch_size,
+        shuffle=True,
+        augment=build_augmentations(settings),
+        seed=config.seed,
+        **ahead,
+    )
+    # the test split is looked at once, after training: what picks the best checkpoint must not be what is reported
+    evals = {
+        split: BatchLoader(packed, preprocess, settings.eval_batch_size, **ahead)
+        for split, packed in data.items()
+        if split == "val"
+    }
+    return train, evals
+
+
+def build_augmentations(data: DataConfig) -> Sequence[Augmentation]:
+    """The augmentations that are switched on, in the order they are applied."""
+    values = asdict(data.augment)
+    nodes = values.pop("transforms")
+    transforms = [
+        PerSample(locate.instantiate(node, key=f"data.augment.transforms[{position}]"))
+        for position, node in enumerate(nodes)
+    ]
+    return augmentations(**values, transforms=transforms)
+
+
+def data_record(data: Mapping[str, PackedDataset], source: DataSource) -> dict[str, Any]:
+    """What `data.json` says: where the data came from, its classes and counts, its fingerprints, what was left out."""
+    prints = {split: packed.fingerprint() for split, packed in data.items()}
+    return {
+        "name": source.info.name,
+        "root": str(source.info.root.resolve()) if source.info.root else None,
+        "classes": list(source.info.classes),
+        "splits": {split: {"images": len(packed), "classes": packed.counts} for split, packed in data.items()},
+        "fingerprint": prints,
+        "left_out": [
+            {"split": split, "id": name, "reason": reason}
+            for split, packed in data.items()
+            for name, reason in packed.left_out
+        ],
+    }
+
+
+def _packing(data: DataConfig, shown: bool) -> Packing:
+    def note(text: str) -> None:
+        if shown:
+            print(text, file=sys.stderr)
+
+    cache = Cache(data.cache_dir, data.cache_limit * GIB, note) if data.cache else None
+    return Packing(data.store, cache, data.on_bad, crops=data.augment.crop is not None)
+
+
+def _workers(data: DataConfig) -> int | None:
+    return None if data.workers == "auto" else data.workers

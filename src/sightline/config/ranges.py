@@ -1,0 +1,121 @@
+"""What a type cannot say about a config: ranges, and keys that contradict each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from sightline.config.typed import found_words
+from sightline.errors import ConfigError, listing
+
+if TYPE_CHECKING:
+    from sightline.config.schema import AugmentConfig, ModuleConfig, TrainConfig
+
+
+def check_ranges(config: TrainConfig) -> None:
+    """Raises ConfigError naming the key, what was found and what was expected."""
+    data, trainer = config.data, config.trainer
+    at_least: list[tuple[str, float | int | None, int]] = [
+        ("seed", config.seed, 0), ("data.val", data.val, 0), ("data.test", data.test, 0),
+        ("data.batch_size", data.batch_size, 1), ("data.eval_batch_size", data.eval_batch_size, 1),
+        ("data.augment.shift", data.augment.shift, 0), ("trainer.max_epochs", trainer.max_epochs, 1),
+        ("trainer.eval_every", trainer.eval_every, 1), ("trainer.log_every", trainer.log_every, 1),
+        ("trainer.checkpoint_every", trainer.checkpoint_every, 1), ("trainer.threads", trainer.threads, 1),
+        ("data.preprocess.background", data.preprocess.background, 0), ("data.prefetch", data.prefetch, 0),
+        ("data.workers", None if data.workers == "auto" else data.workers, 0),
+        ("data.cache_limit", data.cache_limit, 0),
+    ]  # fmt: skip
+    if config.seed >= 2**63:
+        raise ConfigError(f"seed: expected a number below 2**63, found {config.seed}.")
+    for name, value, low in at_least:
+        if value is not None and not value >= low:
+            raise ConfigError(f"{name}: expected a number of at least {low}, found {value}.")
+    given: dict[str, Any] = {"data.val": [data.val], "data.test": [data.test]}
+    given |= {f"data.preprocess.{key}": getattr(data.preprocess, key) for key in ("mean", "std")}
+    for name, values in given.items():
+        if not isinstance(values, str) and not all(math.isfinite(value) for value in values):
+            raise ConfigError(f"{name}: expected a number, found {values}.")
+    for name, value in (("val", data.val), ("test", data.test)):
+        if value > 1 and value != int(value):
+            raise ConfigError(f"data.{name}: expected a part below 1 or a whole number of images, found {value}.")
+    if data.source == "digits" and data.root is not None:
+        raise ConfigError(
+            f"data.root: the embedded digits have no directory, found {data.root!r}. For your own pictures leave "
+            f"data.source at auto, or choose data=folder or data=csv."
+        )
+    if data.preprocess.background > 255:
+        raise ConfigError(
+            f"data.preprocess.background: expected a gray level of 0 to 255, found {data.preprocess.background}."
+        )
+    size = data.preprocess.size
+    sides = [] if size == "auto" else [size] if isinstance(size, int) else list(size)
+    if size != "auto" and (len(sides) not in (1, 2) or any(int(side) < 1 for side in sides)):
+        raise ConfigError(
+            f"data.preprocess.size: expected one side or [height, width] of at least 1 pixel, found {size}."
+        )
+    std = data.preprocess.std
+    if not isinstance(std, str) and any(value <= 0 for value in std):
+        raise ConfigError(f"data.preprocess.std: every value must be above 0, found {std}.")
+    _check_source(config)
+    check_augment(config.data.augment)
+    _check_nodes(config.module)
+
+
+def _check_source(config: TrainConfig) -> None:
+    data = config.data
+    if (data.source == "torchvision") != (data.dataset is not None):
+        raise ConfigError(
+            "data.dataset: data.source=torchvision needs the name of its data set, such as data.dataset=CIFAR10."
+            if data.dataset is None
+            else f"data.dataset: '{data.dataset}' is looked for with data.source=torchvision alone."
+        )
+
+
+def check_augment(augment: AugmentConfig) -> None:
+    """Raises ConfigError for an augmentation that is out of its range."""
+    limits: dict[str, tuple[float, float]] = dict.fromkeys(("flip", "vertical_flip", "erase"), (0, 1))
+    limits |= {"translate": (0, 1), "brightness": (0, 10), "contrast": (0, 10), "saturation": (0, 10)}
+    limits |= {"rotate": (0, 180), "shear": (0, 89), "rand_magnitude": (0, 30), "rand_ops": (1, 20)}
+    limits |= {"cutout": (0, math.inf)}
+    for name, (low, high) in limits.items():
+        value = getattr(augment, name)
+        if not low <= value <= high:
+            kind = "a probability" if name in ("flip", "vertical_flip", "erase") else "a number"
+            upper = f"between {low} and {high}" if math.isfinite(high) else f"of at least {low}"
+            raise ConfigError(f"data.augment.{name}: expected {kind} {upper}, found {value}.")
+    for name, high in (("crop", 1), ("crop_ratio", math.inf), ("scale", math.inf)):
+        pair = getattr(augment, name)
+        if pair is not None and not (len(pair) == 2 and 0 < pair[0] <= pair[1] <= high and pair[1] < math.inf):
+            most = " and at most 1" if high == 1 else ""
+            raise ConfigError(f"data.augment.{name}: expected two numbers [least, most] above 0{most}, found {pair}.")
+    for position, node in enumerate(augment.transforms):
+        if not ("_target_" in node or "class" in node):
+            raise ConfigError(
+                f"data.augment.transforms[{position}]: expected a node with '_target_', found {found_words(node)}."
+            )
+
+
+def _check_nodes(module: ModuleConfig) -> None:
+    scheduler = module.lr_scheduler
+    schedulers = scheduler if isinstance(scheduler, list) else [scheduler] if scheduler else []
+    nodes = {"module.loss": module.loss, "module.optimizer": module.optimizer}
+    nodes |= {
+        f"module.lr_scheduler[{i}]" if isinstance(scheduler, list) else "module.lr_scheduler": node
+        for i, node in enumerate(schedulers)
+    }
+    if "layers" in module.network:
+        layers = module.network["layers"]
+        extra = set(module.network) - {"layers"}
+        if extra:
+            raise ConfigError(f"module.network: 'layers' stands alone; remove {listing(sorted(extra))}.")
+        if not isinstance(layers, list) or not layers:
+            raise ConfigError(
+                f"module.network.layers: expected a list of nodes with '_target_', found {found_words(layers)}."
+            )
+        nodes |= {f"module.network.layers[{i}]": node for i, node in enumerate(layers)}
+    else:
+        nodes["module.network"] = module.network
+    for key, node in nodes.items():
+        if not isinstance(node, Mapping) or not ("_target_" in node or "class" in node):
+            raise ConfigError(f"{key}: expected a node with '_target_', found {found_words(node)}.")

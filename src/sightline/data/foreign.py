@@ -1,0 +1,78 @@
+"""Data handed over in Python: arrays, torch data sets, Hugging Face data sets, or one of these for each split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sightline.data.arrays import array_rows
+from sightline.data.huggingface import hugging_face_rows, is_hugging_face
+from sightline.data.items import dataset_rows, short_name
+from sightline.data.rows import SPLIT_NAMES, Found, Row, assemble
+from sightline.errors import DataError, listing, nearest
+from sightline.types import DataInfo, DataSource
+
+
+def as_source(
+    data: Any,
+    *,
+    classes: int | Sequence[str] | None = None,
+    val: float = 0.1,
+    test: float = 0.2,
+    seed: int = 0,
+    name: str | None = None,
+) -> DataSource:
+    """The source of a tuple (images, labels) of uint8 arrays or tensors, a map-style torch Dataset, a Hugging Face
+    Dataset, or a mapping from split names to these; a source is returned as it is. `classes`, `val`, `test` and `seed`
+    are as in `open_source`.
+
+    Raises DataError for anything else, and for what cannot be trained on as it is."""
+    if isinstance(getattr(data, "info", None), DataInfo) and isinstance(getattr(data, "splits", None), Mapping):
+        source: DataSource = data
+        return source
+    parts = _by_split(data) if isinstance(data, Mapping) else {"train": data}
+    found = {split: _rows(part, split) for split, part in parts.items()}
+    own = {split: names for split, (_, names) in found.items()}
+    for split, names in own.items():
+        if classes is None and names is not None and own["train"] is not None and set(names) - set(own["train"]):
+            extra = sorted(set(names) - set(own["train"]))
+            raise DataError(f"the {split} data set names classes that train has not: {listing(extra)}.")
+    splits = {split: rows for split, (rows, _) in found.items()}
+    name = name or short_name(parts["train"])
+    return assemble(Found(splits, own["train"]), name, classes=classes, val=val, test=test, seed=seed)
+
+
+def _by_split(data: Mapping[Any, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, part in data.items():
+        split = SPLIT_NAMES.get(str(key).lower())
+        if split is None:
+            raise DataError(
+                f"the data has the key '{key}', which is no split.{nearest(str(key), SPLIT_NAMES)} Hand over the "
+                f"splits to use: {{'train': …, 'val': …, 'test': …}}; it has: {listing(map(str, data))}."
+            )
+        if split in found:
+            raise DataError(f"the data has two parts for {split}: {listing(map(str, data))}.")
+        found[split] = part
+    if "train" not in found:
+        raise DataError(f"the data has no part for train, only {listing(map(str, data)) or 'nothing'}.")
+    return found
+
+
+def _rows(data: Any, split: str) -> tuple[list[Row], tuple[str, ...] | None]:
+    if is_hugging_face(data):
+        return hugging_face_rows(data, split)
+    if isinstance(data, tuple):
+        if len(data) != 2 or not all(hasattr(part, "__len__") for part in data):
+            raise DataError(f"{split}: a tuple of {len(data)}; expected (images, labels), two arrays.")
+        images, labels = data
+        return array_rows(images, labels, split, lambda _: "", f"the {split} images", f"the {split} labels"), None
+    if type(data).__name__ == "DataLoader" and hasattr(data, "dataset"):
+        raise DataError(f"{split}: a DataLoader; hand over its data set (loader.dataset), the batches are made here.")
+    if isinstance(data, str | bytes) or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+        raise DataError(
+            f"{split}: cannot take {type(data).__module__}.{type(data).__qualname__} as data. Expected (images, "
+            f"labels) of uint8 arrays, a torch Dataset with __getitem__ and __len__, a Hugging Face Dataset, or a "
+            f"mapping from split names to these. What can only be iterated must be made into a list or files first."
+        )
+    return dataset_rows(data, split)

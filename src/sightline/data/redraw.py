@@ -1,0 +1,55 @@
+"""Splits drawn by what the images show, once that is known.
+
+A source draws by row, since it decodes nothing. Drawn by content instead, an image is in the same split whatever the
+order, the names or the format it comes in, and no exact copy of a training image is in another split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sightline.data.rows import Drawn
+from sightline.data.splits import split_rows
+from sightline.types import Sample
+
+
+class Part(NamedTuple):
+    """A split: its samples, and for each the row of its image."""
+
+    samples: Sequence[Sample]
+    rows: NDArray[np.int64]
+
+
+def redraw(
+    parts: Mapping[str, Part], drawn: Drawn, digests: NDArray[np.uint8], bad: Mapping[int, str]
+) -> dict[str, Part]:
+    """The parts that `drawn` set aside, with as many images of each class as before, drawn anew by `digests` uint8
+    [N,16] of the images; the others as they are. Images that could not be read (`bad`) stay where they were. Copies
+    that would fall apart all go to train. Samples keep the order of the list they come from."""
+    names = [split for split in drawn.places if split in parts]
+    order = np.argsort(np.concatenate([drawn.places[split] for split in names]), kind="stable")
+    listed = [sample for split in names for sample in parts[split].samples]
+    samples = [listed[i] for i in order.tolist()]
+    rows = np.concatenate([parts[split].rows for split in names])[order]
+    home = np.repeat(np.arange(len(names)), [len(parts[split].rows) for split in names])[order]
+    good = ~np.isin(rows, np.fromiter(bad, np.int64, len(bad)))
+    keys = np.ascontiguousarray(digests[rows]).view("<u8")[:, 0]
+    labels = np.array([sample.label for sample in samples])
+    train = names.index("train")
+    left = np.flatnonzero(good)
+    after = np.where(good, train, home)
+    for number, split in enumerate(names):
+        if number != train:
+            count = int((home[good] == number).sum())
+            kept, taken = split_rows(labels[left].tolist(), count, drawn.seed, split, keys[left])
+            whole = left[taken][~np.isin(keys[left[taken]], keys[left[kept]])]
+            after[whole] = number
+            left = np.setdiff1d(left, whole)
+    made = dict(parts)
+    for number, split in enumerate(names):
+        mine = np.flatnonzero(after == number)
+        made[split] = Part([samples[i] for i in mine.tolist()], rows[mine])
+    return made

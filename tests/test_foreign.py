@@ -1,0 +1,433 @@
+"""Data handed over in Python: arrays, torch data sets, Hugging Face data sets, and those that torchvision names."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+
+from images import noise, write_folders
+from sightline.data.foreign import as_source
+from sightline.data.pixels import to_pixels
+from sightline.data.sources import open_source
+from sightline.data.targets import quick_labels
+from sightline.errors import DataError, MissingExtraError
+from sightline.types import Sample
+
+ALL = {"val": 0, "test": 0}
+PIXELS = noise(12, 5, 4)
+LABELS = [i % 3 for i in range(12)]
+NAMES = ["cat", "dog", "eel"]
+
+
+class Items(Dataset[Any]):
+    """Items made by a function, with attributes as they are given; counts the reads."""
+
+    def __init__(self, make: Callable[[int], Any], n: int = 12, **attributes: Any) -> None:
+        self.make, self.n, self.reads = make, n, 0
+        self.__dict__.update(attributes)
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, index: int) -> Any:
+        self.reads += 1
+        return self.make(index)
+
+
+def pair(index: int) -> tuple[Any, int]:
+    return Image.fromarray(PIXELS[index]), LABELS[index]
+
+
+def pixels(sample: Sample) -> Any:
+    image = sample.image
+    return np.asarray(image if isinstance(image, np.ndarray) else image.read())  # type: ignore[union-attr]
+
+
+# --- arrays
+
+
+@pytest.mark.parametrize("convert", [np.asarray, torch.as_tensor])
+def test_a_tuple_of_arrays(convert: Callable[[Any], Any]) -> None:
+    source = as_source((convert(PIXELS), convert(np.array(LABELS))), **ALL, name="mine")
+    assert source.info.name == "mine"
+    assert source.info.classes == ("0", "1", "2")
+    samples = source.splits["train"]
+    assert [sample.label for sample in samples] == LABELS
+    assert [sample.id for sample in samples][:2] == ["train/00000", "train/00001"]
+    assert all(np.array_equal(pixels(sample), PIXELS[i]) for i, sample in enumerate(samples))
+    assert {split: len(part) for split, part in as_source((PIXELS, LABELS), val=3, test=3).splits.items()} == {
+        "train": 6,
+        "val": 3,
+        "test": 3,
+    }
+
+
+def test_a_mapping_of_splits_and_a_source_as_it_is() -> None:
+    source = as_source({"train": (PIXELS, LABELS), "Validation": (PIXELS[:3], LABELS[:3])}, classes=NAMES)
+    assert {split: len(part) for split, part in source.splits.items()} == {"train": 12, "val": 3}
+    assert source.info.classes == tuple(NAMES)
+    assert as_source(source) is source
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (None, "cannot take builtins.NoneType as data. Expected"),
+        ("folder", "cannot take builtins.str as data"),
+        ((1, 2, 3), r"train: a tuple of 3; expected \(images, labels\)"),
+        ((1, 2), r"train: a tuple of 2; expected \(images, labels\)"),
+        ((PIXELS / 255, LABELS), r"the train images: expected uint8 pixels, found float64 .*\(x \* 255\)"),
+        ((PIXELS, LABELS[:-1]), "the train images has 12 images, but the train labels has 11"),
+        (([PIXELS[0], PIXELS[0][:2]], [0, 1]), "the train images: no array can be made of it"),
+        (
+            {"train": (PIXELS, LABELS), "tset": (PIXELS, LABELS)},
+            "the key 'tset', which is no split. Did you mean 'test'",
+        ),
+        ({"test": (PIXELS, LABELS)}, "no part for train, only test"),
+        ({"train": (PIXELS, LABELS), "val": 1, "valid": 2}, "two parts for val: train, val, valid"),
+        (DataLoader(TensorDataset(torch.zeros(2))), r"a DataLoader; hand over its data set \(loader\.dataset\)"),
+        (iter([1]), "What can only be iterated must be made into a list"),
+        (type("Stream", (IterableDataset,), {"__iter__": lambda self: iter(())})(), "Stream as data"),
+    ],
+)
+def test_what_cannot_be_taken_is_told(data: Any, told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        as_source(data)
+
+
+# --- torch data sets
+
+
+@pytest.mark.rows("B03", "A38")
+@pytest.mark.parametrize(
+    "make",
+    [
+        pair,
+        lambda i: (PIXELS[i], np.int64(LABELS[i])),
+        lambda i: (torch.from_numpy(PIXELS[i]), torch.tensor(LABELS[i])),
+        lambda i: (torch.from_numpy(PIXELS[i])[None], torch.tensor([LABELS[i]])),
+        lambda i: [(torch.from_numpy(PIXELS[i])[None] / 255), LABELS[i]],
+        lambda i: (PIXELS[i].astype(np.float64) / 255, LABELS[i]),
+        lambda i: {"image": PIXELS[i][..., None], "label": LABELS[i], "id": i},
+    ],
+)
+def test_every_usual_item(make: Callable[[int], Any]) -> None:
+    samples = as_source(Items(make), **ALL).splits["train"]
+    assert [sample.label for sample in samples] == LABELS
+    for i, sample in enumerate(samples):
+        assert np.array_equal(pixels(sample).reshape(5, 4), PIXELS[i])
+        assert sample.image.token is None  # type: ignore[union-attr]
+
+
+@pytest.mark.rows("A38")
+@pytest.mark.parametrize("scale", [torch.float32, torch.float64])
+def test_floats_that_to_tensor_made_are_the_bits_again(scale: torch.dtype) -> None:
+    levels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16)
+    assert np.array_equal(to_pixels(levels.to(scale) / 255, "x"), levels[0][..., None].numpy())
+
+
+@pytest.mark.parametrize(
+    ("image", "told"),
+    [
+        (torch.zeros(3, 4, 4) - 2.1, "float32 pixels from -2.1 to -2.1 that are not the whole levels.*Leave Normalize"),
+        (torch.full((1, 4, 4), 0.5), "from 0.5 to 0.5 that are not the whole levels"),
+        (torch.full((1, 4, 4), 128.0), "from 128 to 128"),
+        (torch.full((1, 4, 4), float("nan")), "from nan to nan"),
+        (torch.zeros(1, 4, 4, dtype=torch.int64), "pixels of int64; expected uint8, or floats from 0 to 1"),
+        (torch.zeros(2, 4, 5, dtype=torch.uint8), r"a Tensor of shape \[2, 4, 5\]; expected \[H,W\]"),
+        (np.zeros((4,), np.uint8), r"a ndarray of shape \[4\]"),
+        ("x.png", "a str of shape"),
+    ],
+)
+def test_pixels_of_another_kind_are_refused(image: Any, told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        as_source(Items(lambda i: (image, i % 2)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "tensor", "array"),
+    [((3, 4, 5), (4, 5, 3), (4, 5, 3)), ((4, 5, 3), (4, 5, 3), (4, 5, 3)), ((3, 5, 1), (5, 1, 3), (3, 5, 1))],
+)
+def test_channels_are_where_the_kind_of_image_has_them(
+    shape: tuple[int, ...], tensor: tuple[int, ...], array: tuple[int, ...]
+) -> None:
+    assert np.asarray(to_pixels(torch.zeros(shape, dtype=torch.uint8), "x")).shape == tensor
+    assert np.asarray(to_pixels(np.zeros(shape, np.uint8), "x")).shape == array
+
+
+@pytest.mark.parametrize("name", ["targets", "labels", "_labels"])
+@pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor])
+def test_labels_that_are_kept_need_no_image(name: str, kind: Callable[[Any], Any]) -> None:
+    data = Items(pair, **{name: kind(LABELS)}, classes=NAMES)
+    both = ConcatDataset([Subset(data, [5, 1, 0]), data])
+    source = as_source(both, **ALL)
+    assert data.reads <= 18  # to see that they do not change, and that the labels are these
+    assert source.info.classes == ("cat", "dog", "eel")
+    expected = [LABELS[i] for i in (5, 1, 0)] + LABELS
+    assert [sample.label for sample in source.splits["train"]] == expected
+    assert np.array_equal(pixels(source.splits["train"][0]), PIXELS[5])
+
+
+def test_tensors_keep_their_labels() -> None:
+    data = TensorDataset(torch.from_numpy(PIXELS)[:, None] / 255, torch.tensor(LABELS))
+    assert quick_labels(data) == LABELS
+    assert [sample.label for sample in as_source(data, **ALL).splits["train"]] == LABELS
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"targets": LABELS, "target_transform": lambda label: label},
+        {"targets": LABELS, "transforms": lambda image, label: (image, label)},
+        {"targets": LABELS[:-1]},
+        {"targets": [[label] for label in LABELS]},
+        {"labels": ["a", "b"]},
+        {"targets": [9, *LABELS[1:]]},
+    ],
+)
+def test_labels_that_may_not_be_the_items_are_read_from_them(attributes: dict[str, Any]) -> None:
+    data = Items(pair, **attributes)
+    assert [sample.label for sample in as_source(data, **ALL).splits["train"]] == LABELS
+    assert data.reads >= 12
+
+
+def test_a_label_that_is_not_the_listed_one_is_noticed_when_the_image_is_read() -> None:
+    data = Items(pair, targets=[*LABELS[:5], 0, *LABELS[6:]])
+    samples = as_source(data, **ALL).splits["train"]
+    with pytest.raises(DataError, match=r"the train data set \(Items\), item 5: its label is 2 now and was 0 before"):
+        pixels(samples[5])
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda i: PIXELS[i], r"item 0: a ndarray; expected \(image, label\), or a dict"),
+        (lambda i: (PIXELS[i], 0, 0), r"item 0: a tuple of 3; expected \(image, label\)"),
+        (lambda i: {"image": PIXELS[i], "lable": 0}, "item 0: no key 'label', only image, lable"),
+        (
+            lambda i: (PIXELS[i], torch.eye(3)[0]),
+            r"item 0: the label is a Tensor of shape \[3\]; expected a whole number",
+        ),
+        (lambda i: (PIXELS[i], 0.5), "item 0: the label is a float; expected a whole number or text"),
+        (lambda i: [][i], r"item 0: cannot be read: IndexError: list index out of range"),
+    ],
+)
+def test_items_of_another_form_are_refused(make: Callable[[int], Any], told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        as_source(Items(make))
+
+
+def test_classes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(DataError, match=r"item 2: label 2 is out of range; the data names 2 classes: cat, dog"):
+        as_source(Items(pair, targets=LABELS, classes=NAMES[:2]))
+    with pytest.raises(DataError, match="its parts do not name the same classes in the same order"):
+        as_source(ConcatDataset([Items(pair, classes=NAMES), Items(pair, classes=NAMES[::-1])]))
+    parts = {"train": Items(pair, classes=NAMES), "test": Items(pair, classes=["cat", "dog", "fox"])}
+    with pytest.raises(DataError, match="the test data set names classes that train has not: fox"):
+        as_source(parts)
+    with pytest.raises(DataError, match=r"data\.classes is 5, but the data names 3 classes: cat, dog, eel"):
+        as_source(Items(pair, classes=NAMES), classes=5)
+    with pytest.raises(DataError, match="has no items"):
+        as_source(Items(pair, 0))
+
+
+def test_given_classes_reorder_or_rename_those_of_the_data() -> None:
+    def names(classes: list[str]) -> list[str]:
+        source = as_source(Items(pair, classes=NAMES), classes=classes, **ALL)
+        return [source.info.classes[sample.label] for sample in source.splits["train"]]
+
+    assert names(["eel", "cat", "dog"]) == NAMES * 4  # the same names: by name
+    assert names(["x", "y", "z"]) == ["x", "y", "z"] * 4  # other names: by place
+    with pytest.raises(DataError, match=r"label 'dog' is out of range; data\.classes has cat, eel, fox"):
+        names(["cat", "eel", "fox"])
+
+
+def test_a_random_transform_is_refused() -> None:
+    def shaken(index: int) -> tuple[Any, int]:
+        image = PIXELS[index]
+        return (image[:, ::-1] if torch.rand(()) < 0.5 else image), LABELS[index]
+
+    told = r"item \d differs from one read to the next\. .*would be frozen.*data\.augment\.transforms.*PerSample"
+    with pytest.raises(DataError, match=told):
+        as_source(Items(shaken))
+    v2 = pytest.importorskip("torchvision.transforms")
+    rare = v2.Compose([v2.ToTensor(), v2.RandomErasing(0.001)])
+    with pytest.raises(DataError, match="the transform RandomErasing is random"):
+        as_source(Subset(Items(pair, transform=rare), [0, 1, 2]))
+    assert as_source(Items(pair, transform=v2.Compose([v2.RandomHorizontalFlip(0.0)])), **ALL)
+
+
+def test_data_sets_that_are_not_known_to_bear_it_are_read_by_one_thread_at_a_time() -> None:
+    inside = []
+
+    def slow(index: int) -> tuple[Any, int]:
+        inside.append(index)
+        time.sleep(0.001)
+        assert inside.pop() == index
+        assert not inside
+        return pair(index)
+
+    samples = as_source(Items(slow), **ALL).splits["train"]
+    with ThreadPoolExecutor(6) as pool:
+        assert all(np.array_equal(a, PIXELS[i]) for i, a in enumerate(pool.map(pixels, samples)))
+
+
+# --- Hugging Face
+
+
+def png(index: int) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(PIXELS[index]).save(data, "PNG")
+    return data.getvalue()
+
+
+def hub(**columns: Any) -> Any:
+    """A data set of the twelve images, labels with names, and a column of text."""
+    datasets = pytest.importorskip("datasets")
+    cells = {"image": [{"bytes": png(i), "path": None} for i in range(12)], "label": LABELS} | columns
+    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)}
+    made = datasets.Dataset.from_dict({name: cell for name, cell in cells.items() if cell is not None})
+    return made.cast(datasets.Features({name: features.get(name, kind) for name, kind in made.features.items()}))
+
+
+def test_a_hugging_face_data_set() -> None:
+    data = hub(note=[*"abcdefghijk", None], width=list(range(12)))
+    source = as_source(data, **ALL)
+    samples = source.splits["train"]
+    assert source.info.classes == ("cat", "dog", "eel")
+    assert [sample.label for sample in samples] == LABELS
+    assert [sample.image.read() for sample in samples] == [png(i) for i in range(12)]  # type: ignore[union-attr]
+    assert dict(samples[11].columns) == {"note": "", "width": "11"}
+    assert samples[3].image.token == f"{data._fingerprint}|3"  # type: ignore[union-attr]
+    assert samples[3].where == "the train data set, row 3"
+    chosen = as_source(data.with_format("torch").select([5, 1, 0, 2]), **ALL).splits["train"]
+    assert [sample.image.read() for sample in chosen] == [png(i) for i in (5, 1, 0, 2)]  # type: ignore[union-attr]
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(lambda s: s.image.read(), samples)) == [png(i) for i in range(12)]
+
+
+def test_a_hugging_face_dictionary_is_a_mapping_of_splits() -> None:
+    data = hub()
+    both = pytest.importorskip("datasets").DatasetDict({"train": data, "test": data.select([0, 1, 2])})
+    source = as_source(both, val=0)
+    assert {split: len(part) for split, part in source.splits.items()} == {"train": 12, "test": 3}
+
+
+def test_hugging_face_images_beside_the_table(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    for i in range(4):
+        (tmp_path / f"{i}.png").write_bytes(png(i))
+    data = datasets.Dataset.from_dict({"img": [str(tmp_path / f"{i}.png") for i in range(4)], "labels": list("abab")})
+    samples = as_source(data.cast_column("img", datasets.Image()), **ALL).splits["train"]
+    assert [sample.image.read() for sample in samples] == [png(i) for i in range(4)]  # type: ignore[union-attr]
+    assert samples[0].image.token is None  # type: ignore[union-attr]
+    (tmp_path / "1.png").unlink()
+    with pytest.raises(DataError, match=r"row 1: cannot read '.*1\.png': No such file"):
+        samples[1].image.read()  # type: ignore[union-attr]
+
+
+def test_what_is_wrong_with_a_hugging_face_data_set_is_told() -> None:
+    datasets = pytest.importorskip("datasets")
+    with pytest.raises(DataError, match=r"has a transform \(set_transform\).*\.with_format\(None\).*data\.augment"):
+        as_source(hub().with_transform(lambda batch: batch))
+    with pytest.raises(DataError, match=r"has the columns image; expected ClassLabel in one of label, .*rename_column"):
+        as_source(hub(label=None))
+    with pytest.raises(DataError, match=r"has the columns label; expected Image in one of image, img: cast one"):
+        as_source(hub(image=None))
+    with pytest.raises(DataError, match=r"the column 'image' is no Image; use \.cast_column\('image'"):
+        as_source(datasets.Dataset.from_dict({"image": ["x.png"], "label": [0]}))
+    with pytest.raises(DataError, match="the train data set, row 2, column 'label': no label"):
+        as_source(hub(label=[0, 1, -1, *LABELS[3:]]))
+    with pytest.raises(DataError, match=r"row 0, column 'label': the label 0\.5 is neither"):
+        as_source(datasets.Dataset.from_dict({"img": [None], "label": [0.5]}).cast_column("img", datasets.Image()))
+    empty = as_source(hub(image=[None, *({"bytes": png(i), "path": None} for i in range(1, 12))]), **ALL)
+    with pytest.raises(DataError, match="row 0: no image in column 'image'"):
+        empty.splits["train"][0].image.read()  # type: ignore[union-attr]
+
+
+# --- torchvision
+
+
+@pytest.mark.rows("B03")
+def test_class_folders_of_torchvision(tmp_path: Path) -> None:
+    folders = pytest.importorskip("torchvision.datasets")
+    root = write_folders(tmp_path, {"cat": 3, "dog": 2})
+    theirs = as_source(folders.ImageFolder(str(root)), **ALL)
+    ours = open_source("folder", root, **ALL)
+    assert theirs.info.classes == ours.info.classes
+    for sample, other in zip(theirs.splits["train"], ours.splits["train"], strict=True):
+        assert sample.label == other.label
+        with Image.open(other.image) as picture:  # type: ignore[arg-type]
+            assert np.array_equal(pixels(sample), np.asarray(picture.convert("RGB")))
+
+
+@pytest.mark.rows("B03")
+def test_a_data_set_by_name(tmp_path: Path) -> None:
+    pytest.importorskip("torchvision.datasets")
+    from test_arrays import write_idx
+
+    write_idx(tmp_path / "MNIST" / "raw", "train", 30)
+    write_idx(tmp_path / "MNIST" / "raw", "t10k", 10)
+    source = open_source("auto", tmp_path, dataset="MNIST", val=6)
+    assert source.info.name == "MNIST"
+    assert source.info.root == tmp_path
+    assert source.info.classes == tuple("0123456789")
+    assert {split: len(part) for split, part in source.splits.items()} == {"train": 24, "val": 6, "test": 10}
+    files = open_source("idx", tmp_path, **ALL)
+    named = open_source("torchvision", tmp_path, dataset="MNIST", **ALL)
+    for split, samples in files.splits.items():
+        assert [(s.id, s.label) for s in named.splits[split]] == [(s.id, s.label) for s in samples]
+        assert all(np.array_equal(pixels(a), pixels(b)) for a, b in zip(named.splits[split], samples, strict=True))
+
+
+def test_splits_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = pytest.importorskip("torchvision.datasets")
+    asked = []
+
+    class SVHN(Items):
+        def __init__(self, root: str, split: str = "train", download: bool = False) -> None:
+            if split not in ("train", "valid"):
+                raise ValueError(f"Unknown value '{split}' for argument split.")
+            asked.append((root, split, download))
+            super().__init__(pair, labels=LABELS)
+
+    monkeypatch.setattr(library, "SVHN", SVHN)
+    source = open_source("torchvision", tmp_path, dataset="SVHN", download=True)
+    assert asked == [(str(tmp_path), "train", True), (str(tmp_path), "valid", True)]
+    assert {split: len(part) for split, part in source.splits.items()} == {"train": 12, "val": 12}
+
+
+def test_what_torchvision_cannot_give_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torchvision.datasets")
+
+    def told(match: str, root: Path | None = tmp_path, **arguments: Any) -> None:
+        with pytest.raises(DataError, match=match):
+            open_source("torchvision", root, **arguments)
+
+    told(r"data\.dataset: the source 'torchvision' needs the name of a data set")
+    told(r"data\.dataset: torchvision has no data set 'CIFR10'\. Did you mean 'CIFAR10'\?", dataset="CIFR10")
+    told(r"data\.root: say where the files of CIFAR10 are or are to go", None, dataset="CIFAR10")
+    told(rf"data\.root: CIFAR10 is not in '{tmp_path}', or not whole .*Set data\.download=true", dataset="CIFAR10")
+    told(r"data\.root: SVHN is not in .*Set data\.download=true", dataset="SVHN")
+    told(r"data\.download: ImageNet cannot be downloaded; get its files as", dataset="ImageNet", download=True)
+    told(r"data\.dataset: EMNIST cannot be made from a name alone: .*split", dataset="EMNIST")
+    monkeypatch.setattr("socket.socket.connect", lambda *_: (_ for _ in ()).throw(OSError("no network here")))
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: (_ for _ in ()).throw(OSError("no network here")))
+    told(r"data\.download: CIFAR10 could not be downloaded to '.*': .*no network", dataset="CIFAR10", download=True)
+
+
+def test_without_torchvision_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "torchvision", None)
+    monkeypatch.delitem(__import__("sys").modules, "torchvision.datasets", raising=False)
+    with pytest.raises((MissingExtraError, ModuleNotFoundError), match="torchvision"):
+        open_source("torchvision", tmp_path, dataset="CIFAR10")

@@ -1,0 +1,400 @@
+"""Batches of another library's making: what is taken, what is refused in words, and that a run resumed on them equals
+one that was never interrupted."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from sightline.data.foreignloader import ForeignLoader
+from sightline.engine.callbacks import Callback, Checkpointer
+from sightline.engine.checkpoint import load_checkpoint
+from sightline.engine.runtime import Runtime
+from sightline.engine.tasks import SupervisedTask
+from sightline.engine.trainer import Trainer
+from sightline.errors import DataError
+from sightline.types import Batch, FitResult, Seekable, TrainState
+
+COUNT, SIZE, CLASSES = 30, 4, 3
+IMAGES = torch.randn(COUNT, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(COUNT) % CLASSES
+
+
+def loader(**how: Any) -> DataLoader[Any]:
+    return DataLoader(TensorDataset(IMAGES, LABELS), batch_size=SIZE, **how)
+
+
+def first(batches: Iterable[Any], **how: Any) -> Batch:
+    return next(iter(ForeignLoader(batches, **how)))
+
+
+# --- what a batch may be
+
+
+SHAPES: dict[str, Any] = {
+    "a tuple": lambda x, y: (x, y),
+    "a list": lambda x, y: [x, y],
+    "a batch": Batch,
+    "arrays": lambda x, y: (x.numpy(), y.numpy()),
+    "small labels": lambda x, y: (x, y.to(torch.uint8)),
+    "int32 labels": lambda x, y: (x, y.numpy().astype(np.int32)),
+    "plain labels": lambda x, y: (x, y.tolist()),
+    "image and label": lambda x, y: {"image": x, "label": y},
+    "pixel_values and labels": lambda x, y: {"pixel_values": x, "labels": y, "attention": None},
+    "x and target": lambda x, y: {"id": ["a"], "x": x.numpy(), "target": y},
+    "a mapping": lambda x, y: Record(images=x, targets=y),
+}
+
+
+class Record(Mapping[str, Any]):
+    """As transformers' BatchFeature: a mapping that is no dict."""
+
+    def __init__(self, **values: Any):
+        self.values_ = values
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values_[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.values_)
+
+    def __len__(self) -> int:
+        return len(self.values_)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_batches_of_every_usual_shape(shape: str) -> None:
+    make = SHAPES[shape]
+    batches = [make(IMAGES[i : i + 4], LABELS[i : i + 4]) for i in (0, 4)]
+    taken = ForeignLoader(batches)
+    assert isinstance(taken, Seekable)
+    assert len(taken) == 2
+    for _ in range(2):
+        for position, batch in enumerate(taken):
+            assert torch.equal(batch.x, IMAGES[4 * position :][:4])
+            assert torch.equal(batch.y, LABELS[4 * position :][:4])
+            assert batch.y.dtype == torch.int64
+            assert batch.weight is None
+
+
+def test_weights_several_inputs_and_targets_that_are_no_classes() -> None:
+    weights = torch.rand(4)
+    weighted = first([(IMAGES[:4], LABELS[:4], weights)])
+    assert weighted.weight is not None
+    assert torch.equal(weighted.weight, weights)
+    several = first([((IMAGES[:4], IMAGES[4:8]), LABELS[:4])])
+    assert isinstance(several.x, tuple)
+    assert torch.equal(several.x[1], IMAGES[4:8])
+    soft = torch.rand(4, 3)
+    assert torch.equal(first([(IMAGES[:4], soft)]).y, soft)  # type: ignore[arg-type]
+    index = torch.arange(4)
+    whole = first([Batch(IMAGES[:4], LABELS[:4], weights, index)])
+    assert whole.index is not None
+    assert torch.equal(whole.index, index)
+
+
+@pytest.mark.parametrize(
+    ("batch", "told"),
+    [
+        ((IMAGES[:4],), r"a batch of the loader is 1 values; expected \(images, labels\)"),
+        ((1, 2, 3, 4), "is 4 values"),
+        (IMAGES[:4], "a batch of the loader is Tensor"),
+        ({"image": IMAGES[:4]}, "has the keys image, none of y, label, labels, target, targets"),
+        ({"foto": IMAGES[:4], "label": LABELS[:4]}, "has the keys foto, label, none of x, image"),
+        ((IMAGES[:4].to(torch.uint8), LABELS[:4]), r"uint8 images \[4, 1, 4, 4\].*normalise them in the loader"),
+        ((np.zeros((4, 3, 8, 8), np.uint8), LABELS[:4]), r"uint8 images \[4, 3, 8, 8\]"),
+        ({"image": IMAGES[:4].to(torch.uint8), "label": LABELS[:4]}, "uint8 images"),
+    ],
+)
+def test_what_is_no_batch_is_refused_in_words(batch: Any, told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        first([batch])
+
+
+def test_small_labels_in_a_batch_of_our_own_are_no_images() -> None:
+    batch = first([Batch(IMAGES[:4], LABELS[:4].to(torch.uint8))])
+    assert torch.equal(batch.y, LABELS[:4])  # type: ignore[arg-type]
+
+
+def test_what_is_no_loader_is_refused() -> None:
+    with pytest.raises(TypeError, match="expected an iterable of batches, got int"):
+        ForeignLoader(3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="a generator has no length: say with steps="):
+        ForeignLoader(iter([(IMAGES, LABELS)]))
+
+    class Endless(IterableDataset[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            return zip(itertools.cycle(IMAGES), itertools.cycle(LABELS), strict=True)
+
+    class Lengthless:
+        def __iter__(self) -> Iterator[Any]:
+            return iter([(IMAGES, LABELS)])
+
+    for batches in (DataLoader(Endless(), batch_size=4), Lengthless()):
+        with pytest.raises(TypeError, match=r"has no (length|len\(\))"):
+            len(ForeignLoader(batches))
+    steps = ForeignLoader(DataLoader(Endless(), batch_size=4), steps=3)
+    assert len(steps) == 3
+    assert len(list(steps)) == 3
+    assert len(list(steps)) == 3
+
+
+@pytest.mark.rows("B03")
+def test_a_data_loader_of_several_processes() -> None:
+    """Real worker processes, as most people have."""
+    plain = list(ForeignLoader(loader()))
+    torch.manual_seed(0)
+    batches = ForeignLoader(loader(num_workers=2))
+    assert [torch.equal(a.x, b.x) for a, b in zip(batches, plain, strict=True)] == [True] * 8
+    assert [torch.equal(a.x, b.x) for a, b in zip(batches, plain, strict=True)] == [True] * 8
+
+
+# --- generators
+
+
+def numbered(stop: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    for number in itertools.count() if stop is None else range(stop):
+        yield torch.full((2, 1, 4, 4), float(number)), torch.tensor([0, 1])
+
+
+def numbers(batches: Iterable[Batch]) -> list[int]:
+    return [int(batch.x.flatten()[0]) for batch in batches]  # type: ignore[union-attr]
+
+
+def test_a_generator_goes_on_where_the_epoch_before_stopped() -> None:
+    batches = ForeignLoader(numbered(), steps=3)
+    assert len(batches) == 3
+    assert [numbers(batches) for _ in range(3)] == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+
+
+@pytest.mark.parametrize(("epoch", "batch"), [(0, 0), (0, 2), (2, 1), (1, 0)])
+def test_a_new_process_finds_a_generators_place_again(epoch: int, batch: int) -> None:
+    batches = ForeignLoader(numbered(), steps=3)
+    batches.seek(epoch, batch)
+    place = 3 * epoch + batch
+    assert numbers(batches) == list(range(place, 3 * epoch + 3))
+    assert numbers(batches) == list(range(3 * epoch + 3, 3 * epoch + 6))
+
+
+def test_an_epoch_left_early_does_not_move_the_next_one() -> None:
+    """After an interruption in the middle of epoch 0, the same process goes on from there."""
+    batches = ForeignLoader(numbered(), steps=3)
+    assert numbers(itertools.islice(batches, 2)) == [0, 1]
+    batches.seek(0, 2)
+    assert numbers(batches) == [2]
+    assert numbers(batches) == [3, 4, 5]
+
+
+def test_a_generator_that_is_too_short_is_told() -> None:
+    batches = ForeignLoader(numbered(5), steps=3)
+    assert numbers(batches) == [0, 1, 2]
+    with pytest.raises(DataError, match=r"the loader gave 2 batches in epoch 1, but steps says 3"):
+        numbers(batches)
+
+
+def test_steps_cut_a_loader_that_is_longer() -> None:
+    batches = ForeignLoader(loader(), steps=5)
+    assert [len(list(batches)) for _ in range(2)] == [5, 5]
+    batches.seek(1, 3)
+    (one, other) = list(batches)
+    assert torch.equal(one.x, IMAGES[12:16])
+    assert torch.equal(other.x, IMAGES[16:20])
+    with pytest.raises(DataError, match="gave 8 batches in epoch 0, but steps says 9"):
+        list(ForeignLoader(loader(), steps=9))
+
+
+def test_set_epoch_is_called_on_the_loader_or_its_sampler() -> None:
+    from torch.utils.data.distributed import DistributedSampler
+
+    data = TensorDataset(IMAGES, LABELS)
+    orders = []
+    for rank in range(2):
+        sampler = DistributedSampler(data, num_replicas=2, rank=rank, shuffle=True, seed=3)
+        batches = ForeignLoader(DataLoader(data, batch_size=5, sampler=sampler))
+        orders.append([torch.cat([batch.x for batch in batches]) for _ in range(2)])  # type: ignore[misc]
+        batches.seek(0)
+        assert torch.equal(torch.cat([batch.x for batch in batches]), orders[-1][0])  # type: ignore[misc]
+    assert not torch.equal(orders[0][0], orders[0][1])
+    for epoch in range(2):
+        both = torch.cat([orders[0][epoch], orders[1][epoch]]).flatten(1)
+        assert torch.equal(both.sort(0).values, IMAGES.flatten(1).sort(0).values)
+
+
+# --- a run interrupted in mid-epoch
+
+
+class Stop(Callback):
+    """Interrupts after so many steps, as Ctrl-C does."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, trainer: Trainer, output: Any) -> None:
+        if trainer.state.step == self.step:
+            trainer.interrupt()
+
+
+class Stateful:
+    """A loader with a state of its own, as torchdata's StatefulDataLoader: its order comes from a generator of its
+    own, that nobody seeds for it. `read` counts the batches that were made."""
+
+    def __init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(5)
+        self.begun = self.generator.get_state()
+        self.position, self.read = 0, 0
+        self.restored = False
+
+    def __len__(self) -> int:
+        return 8
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.restored:
+            self.generator.set_state(self.begun)
+        else:
+            self.position, self.begun = 0, self.generator.get_state()
+        self.restored = False
+        order = torch.randperm(COUNT, generator=self.generator)
+        while self.position < 8:
+            rows = order[self.position * SIZE :][:SIZE]
+            self.position += 1
+            self.read += 1
+            yield IMAGES[rows], LABELS[rows]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"position": self.position, "begun": self.begun, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.position, self.begun, self.restored = state["position"], state["begun"], True
+        self.generator.set_state(state["generator"])
+
+
+class Noisy(Dataset[Any]):
+    """Random transforms in the data set, as torchvision's are: drawn from torch's own generator."""
+
+    def __len__(self) -> int:
+        return COUNT
+
+    def __getitem__(self, row: int) -> Any:
+        return IMAGES[row] + torch.randn(1, 4, 4) * 0.5, LABELS[row]
+
+
+def run(make: Callable[[], Any], folder: Path, stop: int | None = None, resume: bool = False) -> tuple[
+    FitResult, dict[str, Tensor], Any
+]:  # fmt: skip
+    """Trains three epochs of eight steps with dropout on a fresh loader; the result, the weights and the loader."""
+    torch.manual_seed(123 + resume)  # nothing may depend on where torch's generator stood
+    batches = make()
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.ReLU(), nn.Dropout(0.3), nn.Linear(12, CLASSES))
+    state = TrainState(model, torch.optim.AdamW(model.parameters(), lr=0.01))
+    last = folder / "last.ckpt"
+    keeper = Checkpointer(last, folder / "best.ckpt", "val_loss", "min")
+    trainer = Trainer(
+        SupervisedTask(nn.CrossEntropyLoss(), "logits"),
+        state,
+        ForeignLoader(batches, steps=8 if isinstance(batches, Iterator) else None),
+        {"val": ForeignLoader(loader())},
+        max_epochs=3,
+        log_every=3,
+        runtime=Runtime("cpu", seed=4),
+        callbacks=(keeper, *([Stop(stop)] if stop else ())),
+    )
+    if resume:
+        load_checkpoint(last, state)
+    result = trainer.fit()
+    return result, model.state_dict(), batches
+
+
+def endless() -> Iterator[Any]:
+    generator = torch.Generator().manual_seed(9)
+    while True:
+        rows = torch.randint(COUNT, (SIZE,), generator=generator)
+        yield IMAGES[rows], LABELS[rows]
+
+
+LOADERS: dict[str, Callable[[], Any]] = {
+    "shuffled": lambda: loader(shuffle=True),
+    "in order": loader,
+    "two processes": lambda: loader(shuffle=True, num_workers=2),
+    "random transforms in two processes": lambda: DataLoader(Noisy(), batch_size=SIZE, shuffle=True, num_workers=2),
+    "random transforms": lambda: DataLoader(Noisy(), batch_size=SIZE, shuffle=True),
+    "stateful": Stateful,
+    "a generator": endless,
+}
+
+
+@pytest.mark.parametrize("stop", [3, 8, 13])
+@pytest.mark.parametrize("kind", LOADERS)
+def test_interrupted_in_mid_epoch_and_resumed_equals_uninterrupted(kind: str, stop: int, tmp_path: Path) -> None:
+    """To the bit: weights, the history of every epoch, and the best value."""
+    if "processes" in kind and stop != 13:
+        pytest.skip("processes are slow to start; once is enough")
+    whole, weights, _ = run(LOADERS[kind], tmp_path / "whole")
+    cut, _, _ = run(LOADERS[kind], tmp_path / "cut", stop=stop)
+    assert cut.interrupted
+    assert cut.steps == stop
+    resumed, found, _ = run(LOADERS[kind], tmp_path / "cut", resume=True)
+    assert not resumed.interrupted
+    assert resumed.steps == whole.steps == 24
+    assert resumed.history == whole.history
+    assert resumed.best == whole.best
+    for name, value in weights.items():
+        assert torch.equal(value, found[name]), name
+
+
+def test_a_loader_with_a_state_of_its_own_reads_no_batch_twice(tmp_path: Path) -> None:
+    run(Stateful, tmp_path, stop=13)
+    _, _, batches = run(Stateful, tmp_path, resume=True)
+    assert batches.read == 24 - 13
+
+
+def test_a_loader_without_a_state_has_none_in_the_checkpoint(tmp_path: Path) -> None:
+    run(LOADERS["shuffled"], tmp_path, stop=3)
+    content = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert content["loader"] == {}
+    run(Stateful, tmp_path / "other", stop=3)
+    content = torch.load(tmp_path / "other" / "last.ckpt", weights_only=True)
+    assert content["loader"]["loader"]["position"] == 3
+
+
+def test_a_loader_whose_state_holds_an_array_can_be_resumed(tmp_path: Path) -> None:
+    """numpy's generators keep theirs so."""
+
+    class Arrays(Stateful):
+        def state_dict(self) -> dict[str, Any]:
+            return {**super().state_dict(), "rows": np.arange(3), "count": np.int64(3)}
+
+    run(Arrays, tmp_path, stop=3)
+    run(Arrays, tmp_path, resume=True)
+
+
+def test_a_shuffled_loader_shows_another_order_in_each_epoch_and_the_same_in_the_next_run(tmp_path: Path) -> None:
+    seen: list[list[bytes]] = []
+
+    class Watch:
+        def __init__(self) -> None:
+            self.loader = loader(shuffle=True)
+            seen.append([])
+
+        def __len__(self) -> int:
+            return 8
+
+        def __iter__(self) -> Iterator[Any]:
+            for x, y in self.loader:
+                seen[-1].append(x.numpy().tobytes())
+                yield x, y
+
+    for name in ("one", "two"):
+        run(Watch, tmp_path / name)
+    assert seen[0] == seen[1]
+    epochs = [seen[0][start : start + 8] for start in (0, 8, 16)]
+    assert epochs[0] != epochs[1] != epochs[2]

@@ -180,7 +180,7 @@ def test_a_run_that_skips_leaves_out_exactly_those(
     assert record["splits"]["train"]["images"] == 20
     assert record["splits"]["val"]["images"] == 4
     shown = capsys.readouterr().out
-    assert f"{len(BAD)} images were left out because they could not be read" in shown
+    assert f"left out, because they could not be read: {len(BAD)}" in shown
     assert all(name in shown for name in BAD)
     assert result.run is not None
     assert (result.run / "exported" / "model.safetensors").is_file()
@@ -219,7 +219,7 @@ def test_the_command_tells_what_it_left_out(tmp_path: Path, sightline: Command) 
     assert not (tmp_path / "runs").exists()
     done = sightline(*words, "data.on_bad=skip")
     assert done.returncode == 0, done.stderr
-    assert "5 images were left out because they could not be read" in done.stdout
+    assert "left out, because they could not be read: 5" in done.stdout
     record = json.loads((tmp_path / "runs" / "mine" / "data.json").read_text())
     assert sorted(Path(item["id"]).name for item in record["left_out"]) == sorted(name for name, _ in rows)
     assert sum(split["images"] for split in record["splits"].values()) == 16

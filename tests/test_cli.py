@@ -552,6 +552,6 @@ def test_resume_finds_data_that_has_moved(sightline: Command, tmp_path: Path) ->
     folders(tmp_path / "pictures", "a", "b", images=8)
     assert sightline("train", "data.root=pictures", *SMALL, "run.name=moved").returncode == 0
     (tmp_path / "pictures").rename(tmp_path / "elsewhere")
-    refused(sightline("resume", "runs/moved"), "'pictures' does not exist")
+    refused(sightline("resume", "runs/moved"), "pictures' does not exist")
     done = sightline("resume", "runs/moved", "data.root=elsewhere")
     assert done.returncode == 0, done.stderr

@@ -157,8 +157,8 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
     "a directory": lambda path: (path.unlink(), path.mkdir())[0],  # type: ignore[func-returns-value]
 }
 FILES = {
-    "pixels": ("pixels.npy", "digests.npy", "moments.npy", "sizes.npy", "meta.json"),
-    "encoded": ("offsets.npy", "crcs.npy", "digests.npy", "moments.npy", "sizes.npy", "meta.json"),
+    "pixels": ("pixels.npy", "digests.npy", "moments.npy", "sizes.npy", "keys.npy", "meta.json"),
+    "encoded": ("offsets.npy", "crcs.npy", "digests.npy", "moments.npy", "sizes.npy", "keys.npy", "meta.json"),
 }
 
 

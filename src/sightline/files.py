@@ -31,6 +31,14 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     _sync_directory(path.parent)
 
 
+def expanded(path: str | Path) -> Path:
+    """`path` with a `~` at its beginning replaced; one of a user that there is not stays as it is."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def beside(path: Path) -> Path:
     """A free hidden name in the same directory, to write at before a rename to `path`. What is made there with a plain
     `open` or `mkdir` has the permissions the user's umask gives; with `tempfile`, only the owner could read it."""

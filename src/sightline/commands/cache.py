@@ -6,6 +6,8 @@ import argparse
 import time
 from collections.abc import Sequence
 
+from sightline.errors import ConfigError
+
 
 def main(words: Sequence[str]) -> int:
     """Lists the entries, or deletes them."""
@@ -17,12 +19,12 @@ def main(words: Sequence[str]) -> int:
         "--limit", type=_gib, metavar="GIB", help="delete what was unused for longest until so much is left"
     )
     found = options.parse_args(words)
-    from rich.table import Table
-
     from sightline.data.cache import GIB, Cache
     from sightline.engine.progress import plain_console
 
     cache = Cache(found.dir, float("inf") if found.limit is None else found.limit * GIB)
+    if cache.folder.exists() and not cache.folder.is_dir():
+        raise ConfigError(f"--dir: '{cache.folder}' is a file; expected a directory.")
     console = plain_console()
     if found.clear:
         console.print(f"{size_words(cache.clear())} freed in {cache.folder}")
@@ -30,23 +32,24 @@ def main(words: Sequence[str]) -> int:
     if found.limit is not None:
         console.print(f"{size_words(cache.trim())} freed in {cache.folder}")
     entries = cache.entries()
-    if entries:
-        table = Table(box=None, pad_edge=False)
-        for name in ("from", "images", "size", "kept as", "used"):
-            table.add_column(name, justify="right" if name in ("images", "size") else "left")
-        for entry in entries:
-            count, channels, height, width = entry.meta["shape"]
-            used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
-            kind = f"{entry.meta['store']} {height} x {width} x {channels}"
-            table.add_row(entry.meta["origin"], f"{count:,}", size_words(entry.size), kind, used)
-        console.print(table)
+    rows = [("images", "size", "kept as", "used", "from")] if entries else []
+    for entry in entries:
+        count, channels, height, width = entry.meta["shape"]
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
+        kind = f"{entry.meta['store']} {height} x {width} x {channels}"
+        rows.append((f"{count:,}", size_words(entry.size), kind, used, entry.meta["origin"]))
+    for images, size, kind, used, origin in rows:  # a path is never broken into lines, so it comes last
+        console.print(f"{images:>12}  {size:>10}  {kind:<22}  {used:<16}  {origin}")
     total = size_words(sum(entry.size for entry in entries))
     console.print(f"{len(entries)} data set{'s' * (len(entries) != 1)}, {total} in {cache.folder}")
     return 0
 
 
 def _gib(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"expected a number of at least 0, found {text}")
     return value

@@ -30,7 +30,7 @@ def main(words: Sequence[str]) -> int:
     if found.allow:
         user_code()
     from sightline.config.build import as_config, build_loss, merged
-    from sightline.config.data import config_source, data_record, open_data
+    from sightline.config.data import config_source, data_record, loader_workers, open_data
     from sightline.locate import TRUSTED
     from sightline.runs.artifact import load
     from sightline.runs.console import left_out, show_results
@@ -71,9 +71,16 @@ def main(words: Sequence[str]) -> int:
     results = {}
     for split in splits:
         name = split
+        if before.get(split) != now[split] and split in before and not found.overrides:
+            raise DataError(
+                f"the {split} split is not what '{run.path}' was made with: its files, or the libraries that decode "
+                f"them, have changed. To measure it as other data, name it: data.root=PATH"
+            )
         if before.get(split) != now[split]:
             name = f"{'all' if there == ['train'] else split}-{now[split][:8]}"
-        results[name] = evaluate_split(predictor, data[split], loss, config.data.eval_batch_size)
+        results[name] = evaluate_split(
+            predictor, data[split], loss, config.data.eval_batch_size, loader_workers(config.data)
+        )
         write_predictions(run.predictions(name), results[name])
     show_results(run, results, left_out(data))
     return 0

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sightline.commands.options import add_model_options
 from sightline.errors import DataError, SightlineError, nearest
+from sightline.files import expanded
 
 
 def main(words: Sequence[str]) -> int:
@@ -71,7 +72,7 @@ def expand(paths: Sequence[str]) -> list[Path]:
 
     found: dict[Path, None] = {}
     for word in paths:
-        path = Path(word).expanduser()
+        path = expanded(word)
         if path.is_dir():
             inside = image_files(path)
             if not inside:

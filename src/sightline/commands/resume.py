@@ -22,7 +22,7 @@ def main(words: Sequence[str]) -> int:
     found = options.parse_intermixed_args(words)
     changed = changes(
         found.overrides,
-        ("trainer.", "data.root", "data.workers", "data.prefetch", "data.cache", "data.cache_dir"),
+        ("trainer.", "data.root", "data.workers", "data.prefetch", "data.cache", "data.cache_dir", "data.cache_limit"),
         "resume",
     )
     user_code()

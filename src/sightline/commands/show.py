@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from sightline.commands.compose import checked, user_code
 from sightline.commands.train import parser
 from sightline.errors import ConfigError
+from sightline.files import expanded
 
 
 def main(words: Sequence[str]) -> int:
@@ -25,7 +25,7 @@ def main(words: Sequence[str]) -> int:
         for position, word in enumerate(found.overrides)
     ]
     config = checked(given, found.config_dir, found.config_name)
-    out = Path(found.out).expanduser()
+    out = expanded(found.out)
     if out.exists():
         raise ConfigError(f"--out: '{out}' exists; choose another name.")
     if not out.parent.is_dir():
@@ -54,7 +54,6 @@ def main(words: Sequence[str]) -> int:
 
 
 def _at_least_one(text: str) -> int:
-    value = int(text)
-    if value < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a number of at least 1, found {text}")
-    return value
+    return int(text)

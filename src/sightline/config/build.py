@@ -5,7 +5,7 @@ export."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from sightline.config.checks import (
     check_same_data,
     check_targets,
 )
-from sightline.config.data import build_loaders, data_record, data_source, open_data
+from sightline.config.data import build_loaders, data_record, data_source, loader_workers, open_data
 from sightline.config.schema import TrainConfig
 from sightline.data.packed import PackedDataset
 from sightline.data.preprocess import Preprocess
@@ -34,7 +34,7 @@ from sightline.engine.runtime import Runtime
 from sightline.engine.tasks import SupervisedTask
 from sightline.engine.trainer import Trainer, check_callbacks
 from sightline.errors import ArtifactError, ConfigError, RunFailedError, SightlineError
-from sightline.files import locked
+from sightline.files import expanded, locked
 from sightline.metrics import Meter, better_when
 from sightline.models.spec import ModelSpec, build_model, describe_model
 from sightline.optim import build_optimizer, build_schedule
@@ -107,7 +107,8 @@ class Assembly:
         results = {}
         for split in splits:
             size = self.config.data.eval_batch_size
-            results[split] = evaluate_split(predictor, self.data[split], self.loss, size)
+            workers = loader_workers(self.config.data)
+            results[split] = evaluate_split(predictor, self.data[split], self.loss, size, workers)
             write_predictions(run.predictions(split), results[split])
         add_metrics(run.exported, {split: found.metrics for split, found in results.items()})
         if self.config.trainer.progress:
@@ -132,6 +133,14 @@ def assemble(config: TrainConfig | Mapping[str, Any] | str | Path, **given: Any)
     if config.run.name is not None:
         check_free(config.run.dir, config.run.name)
     return _assemble(config, given, None)
+
+
+def _with_absolute_root(config: TrainConfig) -> TrainConfig:
+    """A run may be resumed or measured from another directory, where a relative path may be other data."""
+    root = config.data.root
+    if root is None:
+        return config
+    return replace(config, data=replace(config.data, root=str(expanded(root).absolute())))
 
 
 def resume(path: str | Path, changes: Mapping[str, Any] | None = None, **given: Any) -> Assembly:
@@ -175,6 +184,7 @@ def _assemble(config: TrainConfig, given: Mapping[str, Any], run: Run | None) ->
     runtime = Runtime(settings.device, seed=config.seed, threads=settings.threads, deterministic=settings.deterministic)
     check_callbacks(given.get("callbacks", ()))
     source = data_source(config, given.get("source"))
+    config = _with_absolute_root(config)
     data, preprocess = open_data(config, source)
     record = data_record(data, source)
     if run is not None:

@@ -20,6 +20,7 @@ from sightline.data.preprocess import Preprocess
 from sightline.data.recipe import augmentations
 from sightline.data.sources import open_source
 from sightline.engine.runtime import Runtime
+from sightline.errors import ConfigError
 from sightline.runs.console import decoding_bar
 from sightline.types import Augmentation, DataSource
 
@@ -47,6 +48,9 @@ def data_source(config: TrainConfig, given: Any = None) -> DataSource:
     if given is None:
         return config_source(config)
     data = config.data
+    for name in _WHERE:
+        if getattr(data, name) is not None:
+            raise ConfigError(f"data.{name}: the source was handed over in Python, so it says nothing; leave it out.")
     return as_source(given, classes=data.classes, val=data.val, test=data.test, seed=config.seed)
 
 
@@ -65,7 +69,11 @@ def build_loaders(
 ) -> tuple[BatchLoader, dict[str, BatchLoader]]:
     """The training loader, and one for each split that is looked at while training."""
     settings = config.data
-    ahead: dict[str, Any] = {"workers": _workers(settings), "prefetch": settings.prefetch, "device": runtime.device}
+    ahead: dict[str, Any] = {
+        "workers": loader_workers(settings),
+        "prefetch": settings.prefetch,
+        "device": runtime.device,
+    }
     train = BatchLoader(
         data["train"],
         preprocess,
@@ -121,5 +129,6 @@ def _packing(data: DataConfig, shown: bool) -> Packing:
     return Packing(data.store, cache, data.on_bad, crops=data.augment.crop is not None)
 
 
-def _workers(data: DataConfig) -> int | None:
+def loader_workers(data: DataConfig) -> int | None:
+    """The threads of a loader; None for its own choice."""
     return None if data.workers == "auto" else data.workers

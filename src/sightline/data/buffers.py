@@ -25,12 +25,15 @@ class Buffers:
         """A tensor [count, *shape] with any content. Its memory comes back when the last tensor that shares it is gone,
         so a batch may be kept for as long as one likes."""
         with self._lock:
-            for position in range(len(self._arrays)):
-                # a tensor over an array, and all that share its memory, hold one reference to it
-                if _references(self._arrays, position) == _ALONE and len(self._arrays[position]) >= count:
-                    return torch.from_numpy(self._arrays[position])[:count]
+            # a tensor over an array, and all that share its memory, hold one reference to it
+            free = [at for at in range(len(self._arrays)) if _references(self._arrays, at) == _ALONE]
+            for at in free:
+                if len(self._arrays[at]) >= count:
+                    return torch.from_numpy(self._arrays[at])[:count]
             array = np.empty((count, *self._shape), self._dtype)
-            if len(self._arrays) < _MOST:
+            if free:  # too small; batches of the usual size come more often
+                self._arrays[free[0]] = array
+            elif len(self._arrays) < _MOST:
                 self._arrays.append(array)
             return torch.from_numpy(array)
 

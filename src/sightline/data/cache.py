@@ -19,7 +19,7 @@ from typing import Any
 
 from platformdirs import user_cache_path
 
-from sightline.files import beside, locked, read_json, write_json
+from sightline.files import beside, expanded, locked, read_json, write_json
 
 META = "meta.json"
 GIB = 2**30
@@ -48,7 +48,7 @@ class Cache:
         note: Callable[[str], None] = lambda _: None,
     ):
         given = folder or os.environ.get("SIGHTLINE_CACHE")
-        self.folder = Path(given).expanduser() if given else user_cache_path("sightline", appauthor=False) / "packed"
+        self.folder = expanded(given) if given else user_cache_path("sightline", appauthor=False) / "packed"
         self.limit = limit
         self.note = note
 
@@ -79,11 +79,14 @@ class Cache:
             except BaseException:
                 shutil.rmtree(aside, ignore_errors=True)
                 raise
-        self.trim(keep=key)
+        with suppress(OSError):  # the entry is there, whoever owns the others
+            self.trim(keep=key)
 
     def holds(self, origin: str) -> bool:
         """Whether any entry was made from this place; likely, then, that the one that is wanted is there."""
-        return any(entry.meta.get("origin") == origin for entry in self.entries())
+        with suppress(OSError):
+            return any(entry.meta.get("origin") == origin for entry in self.entries())
+        return False
 
     def forget(self, entry: Entry) -> None:
         """Makes a damaged entry invisible; the next one to look builds it anew, or clears it away."""

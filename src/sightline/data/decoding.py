@@ -8,19 +8,26 @@ import gc
 import os
 import pickle
 import sys
+import threading
 from collections.abc import Sequence
+from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from sightline.data.decode import Pixels, plain_jpeg
+from sightline.data.decode import Pixels, content_key, plain_jpeg
 from sightline.data.facts import Facts
 from sightline.data.preprocess import Preprocess
 from sightline.errors import DataError, ImageError
 
 NAME = "\0"
 """Stands for an image's name in a reason that is kept: the row of a table may be another tomorrow."""
+
+
+MARK = b"\0sightline decodes\0"
+"""What a decoding process says first; what stands before it was printed while Python started."""
+_ONE_AT_A_TIME = threading.Lock()
 
 
 class Block(NamedTuple):
@@ -39,6 +46,7 @@ def decode_block(images: Sequence[Any], decoder: Preprocess, pixels: Pixels) -> 
     gray, colour = decoder.channels == 1 and shape, decoder.channels == 3 and (*shape, 3)
     bad: dict[int, str] = {}
     changed: dict[int, tuple[tuple[int, int], bool]] = {}
+    keys = np.zeros(len(images), np.uint32)
     for position, image in enumerate(images):
         try:
             if isinstance(image, ImageError):
@@ -46,11 +54,12 @@ def decode_block(images: Sequence[Any], decoder: Preprocess, pixels: Pixels) -> 
             picture = plain_jpeg(image)
             if picture is not None and picture.shape in (gray, colour):  # for small files, calls are what costs
                 pixels[position] = picture if gray else picture.transpose(2, 0, 1)
+                keys[position] = content_key(picture)
                 continue
             given = Path(image) if isinstance(image, str) else image
             found = decoder.decode_noting(given if picture is None else picture, NAME)
             pixels[position] = found.pixels
-            changed[position] = (found.size, found.lost_colours)
+            changed[position], keys[position] = (found.size, found.lost_colours), found.key
         except ImageError as error:
             bad[position] = str(error)
             pixels[position] = 0
@@ -60,14 +69,20 @@ def decode_block(images: Sequence[Any], decoder: Preprocess, pixels: Pixels) -> 
     facts = Facts.of(pixels)
     for position, (size, lost) in changed.items():
         facts.sizes[position], facts.lost[position] = size, lost
+    facts.keys[:] = keys
     return Block(facts, bad)
 
 
-def write_at(descriptor: int, pixels: Pixels, offset: int) -> None:
-    """Writes all of a block at a place of a file. Raises OSError when the disk is full."""
+def write_at(file: FileIO, pixels: Pixels, offset: int) -> None:
+    """Writes all of a block at a place of a file, from any thread. Raises OSError when the disk is full."""
     left = memoryview(pixels.data).cast("B")
     while left:
-        done = os.pwrite(descriptor, left, offset)
+        if hasattr(os, "pwrite"):
+            done = os.pwrite(file.fileno(), left, offset)
+        else:  # Windows
+            with _ONE_AT_A_TIME:
+                file.seek(offset)
+                done = file.write(left) or 0
         left, offset = left[done:], offset + done
 
 
@@ -88,7 +103,7 @@ def serve(tasks: BinaryIO, answers: BinaryIO) -> None:
             pixels = room[: len(paths)]
             answer: Block | OSError = decode_block(paths, decoder, pixels)
             try:
-                write_at(file.fileno(), pixels, offset)
+                write_at(file, pixels, offset)
             except OSError as error:
                 answer = error
             pickle.dump(answer, answers)
@@ -100,4 +115,6 @@ def main() -> None:
     gc.disable()  # nothing here is in a cycle
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    answers.write(MARK)
+    answers.flush()
     serve(sys.stdin.buffer, answers)

@@ -185,7 +185,7 @@ class BatchLoader:
         images, piece, done = prepared
         index = torch.from_numpy(piece.rows).to(self.device)
         if not done:
-            images = self._change(images.to(self.device, non_blocking=True), piece)
+            images = self._change(images.to(self.device, non_blocking=self.device.type == "cuda"), piece)
         return Batch(images, self._labels.index_select(0, index), index=index)
 
     def _change(self, images: Tensor, piece: _Piece) -> Tensor:

@@ -31,9 +31,9 @@ from sightline.data.processes import DecodingProcesses
 from sightline.data.redraw import Part, redraw
 from sightline.data.storage import Built, build_encoded, build_pixels, check_exact, load_entry, worth_processes
 from sightline.errors import DataError, ImageError, listing
-from sightline.types import DataSource, Sample
+from sightline.types import DataInfo, DataSource, Sample
 
-FORMAT = 1
+FORMAT = 2
 PIXELS_LIMIT = 4 * 2**30
 """`store="auto"` keeps decoded pixels up to this many bytes for all splits together, encoded images above it."""
 CROP_LIMIT = 64 * 64
@@ -74,9 +74,7 @@ def pack_splits(
     samples = [sample for part in source.splits.values() for sample in part]
     store = _store(packing, len(samples), decoder)
     with quick_turns():
-        built, rows = _build(
-            samples, decoder, store, packing.cache, progress, exact, _text(source.info.root or source.info.name)
-        )
+        built, rows = _build(samples, decoder, store, packing.cache, progress, exact, _text(source.info))
     if built.bad and packing.on_bad == "error":
         _refuse_bad(built, samples, rows)
     ends = np.cumsum([len(part) for part in source.splits.values()])[:-1]
@@ -85,7 +83,7 @@ def pack_splits(
     }
     drawn = getattr(source, "drawn", None)
     if drawn is not None:
-        parts = redraw(parts, drawn, built.facts.digests, built.bad)
+        parts = redraw(parts, drawn, built.facts.keys, built.bad)
     packed = {
         split: _split(built, part.samples, part.rows, source.info.classes, split)
         for split, part in parts.items()
@@ -101,9 +99,9 @@ def pack_splits(
     return packed, decoder
 
 
-def _text(place: object) -> str:
-    """As text that any encoding takes, also of a path that is no UTF-8."""
-    return str(place).encode(errors="replace").decode()
+def _text(info: DataInfo) -> str:
+    """What a list of the cache calls the source; text that any encoding takes, also of a path that is no UTF-8."""
+    return str(info.root.resolve() if info.root else info.name).encode(errors="replace").decode()
 
 
 def decoder_for(samples: Sequence[Sample], given: Mapping[str, object], on_bad: str = "error") -> Preprocess:
@@ -143,15 +141,16 @@ def _build(
     with ExitStack() as stack:
         if cache is not None and store == "pixels" and worth_processes(samples) and not cache.holds(origin):
             # there will be much to decode: the processes for it start while the files are looked at
-            build = partial(build_pixels, processes=stack.enter_context(closing(DecodingProcesses(cores()))))
+            processes = stack.enter_context(closing(DecodingProcesses(cores())))
+            build = partial(build_pixels, processes=processes)
         tokens = _tokens(samples) if cache is not None else None
         if cache is None or tokens is None:
             return build(samples, decoder, None, progress, exact), np.arange(len(samples))
-        first = {token: position for position, token in enumerate(tokens)}
-        order = sorted(first)
+        last = {token: position for position, token in enumerate(tokens)}
+        order = sorted(last)
         place = {token: row for row, token in enumerate(order)}
         rows = np.fromiter((place[token] for token in tokens), np.int64, len(tokens))
-        distinct = [samples[first[token]] for token in order]
+        distinct = [samples[last[token]] for token in order]
         make = partial(build, distinct, decoder, progress=progress, exact=exact, origin=origin)
         return _cached(cache, _key(order, store, decoder), store, distinct, decoder, exact, make), rows
 
@@ -179,7 +178,7 @@ def _tokens(samples: Sequence[Sample]) -> list[str] | None:
             except OSError:
                 token = f"{name}|missing"
             else:
-                token = f"{name}|{facts.st_size}|{facts.st_mtime_ns}"
+                token = f"{name}|{facts.st_size}|{facts.st_mtime_ns}|{facts.st_ctime_ns}"
         elif isinstance(image, bytes):
             token = hashlib.sha256(image).hexdigest()
         elif isinstance(image, np.ndarray) or image.token is None:
@@ -219,8 +218,9 @@ def _cached(
             if built is not None:
                 check_exact(built.facts, samples, decoder, exact)
                 return built
-            cache.note(f"the cached images in '{entry.path}' are damaged; decoding them again")
-            cache.forget(entry)
+            if entry.path.is_dir():  # else another process has just made room
+                cache.note(f"the cached images in '{entry.path}' are damaged; decoding them again")
+                cache.forget(entry)
         try:
             with cache.building(key) as folder:
                 if folder is not None:

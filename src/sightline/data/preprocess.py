@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 from PIL import Image, ImageOps
 
-from sightline.data.decode import Picture, Pixels, Readable, is_gray, open_image, size_of
+from sightline.data.decode import Picture, Pixels, Readable, content_key, is_gray, open_image, size_of
 from sightline.errors import DataError, ImageError
 
 if TYPE_CHECKING:
@@ -31,11 +31,13 @@ Box: TypeAlias = Sequence[int]
 
 
 class Decoded(NamedTuple):
-    """uint8 pixels [C,H,W], the (height, width) the picture had, and whether its colours were given up for gray."""
+    """uint8 pixels [C,H,W]; of the picture they come from its (height, width), whether its colours were given up for
+    gray, and its `content_key`."""
 
     pixels: Pixels
     size: tuple[int, int]
     lost_colours: bool
+    key: int
 
 
 @dataclass(frozen=True)
@@ -101,19 +103,19 @@ class Preprocess:
     def decode_noting(self, image: Readable, name: str, crop: Box | None = None) -> Decoded:
         """As `decode`, with what was given up on the way."""
         picture = open_image(image, name)
-        size = size_of(picture)
+        size, key = size_of(picture), content_key(picture) if crop is None else 0
         if crop is not None:
             picture = _part(picture, crop, name)
         if isinstance(picture, np.ndarray):
             fits = picture.ndim == (2 if self.channels == 1 else 3)
             if fits and size_of(picture) == (self.height, self.width):
-                return Decoded(_channels_first(picture), size, False)
+                return Decoded(_channels_first(picture), size, False, key)
             lost = self.channels == 1 and picture.ndim == 3
             picture = Image.fromarray(np.ascontiguousarray(picture))
         else:
             lost = self.channels == 1 and not is_gray(picture)
         picture = self._resized(self._converted(picture, name), stretch=crop is not None)
-        return Decoded(_channels_first(np.asarray(picture, dtype=np.uint8)), size, lost)
+        return Decoded(_channels_first(np.asarray(picture, dtype=np.uint8)), size, lost, key)
 
     def check_exact(self, found: Decoded, name: str, exact: Collection[str]) -> None:
         """Raises DataError for an image that gave up what `exact` asks to keep."""
@@ -162,13 +164,11 @@ class Preprocess:
         method = _FILTERS[self.interpolation]
         if picture.size == size:
             return picture
-        if stretch:
+        if stretch or self.resize == "stretch":
             return picture.resize(size, method)
         if self.resize == "crop":
             return ImageOps.fit(picture, size, method)
-        if self.resize == "pad":
-            return ImageOps.pad(picture, size, method, color=(self.background,) * self.channels)
-        return picture.resize(size, method)
+        return ImageOps.pad(picture, size, method, color=(self.background,) * self.channels)
 
 
 def _part(picture: Picture, crop: Box, name: str) -> Picture:

@@ -1,7 +1,8 @@
 """Splits drawn by what the images show, once that is known.
 
 A source draws by row, since it decodes nothing. Drawn by content instead, an image is in the same split whatever the
-order, the names or the format it comes in, and no exact copy of a training image is in another split."""
+order, the names or the format it comes in and whatever size it is brought to, and no exact copy of a training image is
+in another split."""
 
 from __future__ import annotations
 
@@ -24,11 +25,12 @@ class Part(NamedTuple):
 
 
 def redraw(
-    parts: Mapping[str, Part], drawn: Drawn, digests: NDArray[np.uint8], bad: Mapping[int, str]
+    parts: Mapping[str, Part], drawn: Drawn, content: NDArray[np.uint32], bad: Mapping[int, str]
 ) -> dict[str, Part]:
-    """The parts that `drawn` set aside, with as many images of each class as before, drawn anew by `digests` uint8
-    [N,16] of the images; the others as they are. Images that could not be read (`bad`) stay where they were. Copies
-    that would fall apart all go to train. Samples keep the order of the list they come from."""
+    """The parts that `drawn` set aside, as many images as before and each class's share of them, drawn anew by the
+    `content` keys uint32 [N] of the images; the others as they are. Images that could not be read (`bad`) stay where
+    they were. Copies that would fall apart all go to train, unless a class had nothing else to set aside. Samples keep
+    the order of the list they come from."""
     names = [split for split in drawn.places if split in parts]
     order = np.argsort(np.concatenate([drawn.places[split] for split in names]), kind="stable")
     listed = [sample for split in names for sample in parts[split].samples]
@@ -36,7 +38,7 @@ def redraw(
     rows = np.concatenate([parts[split].rows for split in names])[order]
     home = np.repeat(np.arange(len(names)), [len(parts[split].rows) for split in names])[order]
     good = ~np.isin(rows, np.fromiter(bad, np.int64, len(bad)))
-    keys = np.ascontiguousarray(digests[rows]).view("<u8")[:, 0]
+    keys = content[rows].astype(np.uint64)
     labels = np.array([sample.label for sample in samples])
     train = names.index("train")
     left = np.flatnonzero(good)
@@ -45,7 +47,9 @@ def redraw(
         if number != train:
             count = int((home[good] == number).sum())
             kept, taken = split_rows(labels[left].tolist(), count, drawn.seed, split, keys[left])
-            whole = left[taken][~np.isin(keys[left[taken]], keys[left[kept]])]
+            chosen = left[taken]
+            torn = np.isin(keys[chosen], keys[left[kept]])
+            whole = chosen[~torn | ~np.isin(labels[chosen], labels[chosen[~torn]])]
             after[whole] = number
             left = np.setdiff1d(left, whole)
     made = dict(parts)

@@ -17,6 +17,7 @@ from sightline.data.rows import SPLIT_NAMES, Found, ListSource, Row, assemble
 from sightline.data.tables import Columns, read_tables, table_names
 from sightline.data.trees import Directory, Tree, image_files
 from sightline.errors import DataError, listing, nearest
+from sightline.files import expanded
 
 __all__ = ("KINDS", "ListSource", "image_files", "open_source", "sort_names")
 
@@ -157,7 +158,7 @@ def _kind_of(path: Path) -> str:
 def _existing(root: str | Path | None, kind: str) -> Path:
     if root is None:
         raise DataError(f"data.root: the source '{kind}' needs the directory of the data; set data.root=PATH.")
-    path = Path(root).expanduser()
+    path = expanded(root)
     if not path.exists():
         parent = path.parent
         siblings = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []

@@ -6,11 +6,13 @@ a checksum finds, and it can be made again."""
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import warnings
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -149,23 +151,25 @@ def _into_file(
     where they are worth it, or does it in the thread that calls it."""
     offset = _reserve_array(path, shape)
     samples, size = work.samples, int(np.prod(shape[1:]))
-    if given is not None or worth_processes(samples):
-        processes = given or stack.enter_context(closing(DecodingProcesses(cores())))
-        processes.begin(work.decoder, path)
-
-        def ask(rows: range) -> tuple[range, Block]:
-            return rows, processes.decode([str(samples[row].image) for row in rows], offset + rows.start * size)
-
-        return ask
     file = stack.enter_context(path.open("r+b", buffering=0))
 
     def decode(rows: range) -> tuple[range, Block]:
         pixels = _room((len(rows), *shape[1:]))
         block = decode_block([samples[row].image for row in rows], work.decoder, pixels)
-        write_at(file.fileno(), pixels, offset + rows.start * size)
+        write_at(file, pixels, offset + rows.start * size)
         return rows, block
 
-    return decode
+    if given is None and not worth_processes(samples):
+        return decode
+    processes = given or DecodingProcesses(cores())
+    stack.callback(processes.close)  # before the folder gets its name: a file that is open may not be moved everywhere
+    processes.begin(work.decoder, path)
+
+    def ask(rows: range) -> tuple[range, Block]:
+        found = processes.decode([str(samples[row].image) for row in rows], offset + rows.start * size)
+        return (rows, found) if found is not None else decode(rows)
+
+    return ask
 
 
 def build_encoded(
@@ -241,7 +245,9 @@ def load_entry(
                 or (check and not _intact(images, facts))
             ):
                 return None
-            return Built(torch.from_numpy(images), facts, bad)
+            with warnings.catch_warnings():  # torch's word about arrays that may not be written to
+                warnings.simplefilter("ignore")
+                return Built(torch.from_numpy(images), facts, bad)
         file = SharedFile(entry.path / "encoded.bin")
         if file.size != int(arrays["offsets"][-1]):
             return None
@@ -300,8 +306,14 @@ def _reserve_array(path: Path, shape: tuple[int, ...]) -> int:
 
 
 def _map(path: Path) -> NDArray[np.uint8]:
-    """The array in a file, mapped privately: writable, as torch asks, without any change reaching the file."""
-    found: NDArray[np.uint8] = np.load(path, mmap_mode="c")
+    """The array in a file, mapped privately: writable, as torch asks, without any change reaching the file. One that is
+    larger than memory can only be mapped to be read."""
+    try:
+        found: NDArray[np.uint8] = np.load(path, mmap_mode="c")
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise
+        found = np.load(path, mmap_mode="r")
     return found
 
 

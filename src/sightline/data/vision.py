@@ -11,6 +11,7 @@ from typing import Any
 from sightline.data.foreign import as_source
 from sightline.data.rows import ListSource
 from sightline.errors import DataError, nearest
+from sightline.files import expanded
 from sightline.locate import require
 
 _SPLITS = {"train": ("train", "trainval"), "val": ("val", "valid"), "test": ("test",)}
@@ -40,7 +41,7 @@ def open_torchvision(
     if "root" in arguments:
         if root is None:
             raise DataError(f"data.root: say where the files of {dataset} are or are to go; set data.root=PATH.")
-        given["root"] = str(Path(root).expanduser())
+        given["root"] = str(expanded(root))
     if download:
         if "download" not in arguments:
             raise DataError(f"data.download: {dataset} cannot be downloaded; {_by_hand(kind)}")
@@ -53,7 +54,8 @@ def open_torchvision(
         parts = {"train": _make(kind, given)}
     source = as_source(parts, classes=classes, val=val, test=test, seed=seed, name=dataset)
     place = Path(given["root"]) if "root" in given else None
-    return ListSource(replace(source.info, root=place), source.splits)
+    assert isinstance(source, ListSource)
+    return replace(source, info=replace(source.info, root=place))
 
 
 def _parameters(kind: type) -> dict[str, inspect.Parameter]:

@@ -71,7 +71,7 @@ def show_results(
                 table.add_row(Text(name), f"{int(row['samples']):,}", *scores)
             console.print(table)
     if missing:
-        console.print(f"\n{len(missing):,} images were left out because they could not be read:", soft_wrap=True)
+        console.print(f"\nleft out, because they could not be read: {len(missing):,}", soft_wrap=True)
         for split, reason in missing[:_SHOWN]:
             console.print(f"  {split:<6} {reason}", soft_wrap=True)
         if len(missing) > _SHOWN:

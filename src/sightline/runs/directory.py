@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.errors import ArtifactError, ConfigError, nearest
-from sightline.files import read_json, write_json, write_text
+from sightline.files import expanded, read_json, write_json, write_text
 from sightline.yamlfile import dump_yaml
 
 
@@ -35,7 +35,7 @@ class Run:
     @classmethod
     def create(cls, parent: str | Path, name: str | None, default: str) -> Run:
         """A new directory `parent`/`name`; without a name, `default` and the time. ConfigError when it exists."""
-        parent = Path(parent).expanduser()
+        parent = expanded(parent)
         try:
             return cls._create(parent, name, default)
         except OSError as error:
@@ -94,7 +94,7 @@ class Run:
 
 def check_place(parent: str | Path) -> None:
     """Raises ConfigError when no run can be made in `parent`: better told now than after an hour of decoding."""
-    path = Path(parent).expanduser().absolute()
+    path = expanded(parent).absolute()
     there = next(place for place in (path, *path.parents) if place.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         kind = "cannot be written to" if there.is_dir() else "is a file"
@@ -103,7 +103,7 @@ def check_place(parent: str | Path) -> None:
 
 def check_free(parent: str | Path, name: str) -> Path:
     """The path of a run that does not exist yet; raises ConfigError when it does."""
-    path = Path(parent).expanduser() / name
+    path = expanded(parent) / name
     if not name or name in (".", "..") or "/" in name or "\\" in name:
         raise ConfigError(f"run.name: {name!r} is no name of a directory; the directory it is in is run.dir.")
     if path.exists():

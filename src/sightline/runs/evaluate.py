@@ -38,10 +38,14 @@ class SplitResult:
 
 
 def evaluate_split(
-    predictor: Predictor, data: PackedDataset, loss: Callable[[Tensor, Tensor], Tensor], batch_size: int
+    predictor: Predictor,
+    data: PackedDataset,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    batch_size: int,
+    workers: int | None = None,
 ) -> SplitResult:
-    """Runs every sample through the predictor once, in order."""
-    loader = BatchLoader(data, predictor.preprocess, batch_size, device=predictor.device)
+    """Runs every sample through the predictor once, in order. `workers` is as in `BatchLoader`."""
+    loader = BatchLoader(data, predictor.preprocess, batch_size, device=predictor.device, workers=workers)
     if isinstance(loss, nn.Module):
         loss = copy.deepcopy(loss).to(predictor.device).eval()
     meter = Meter()

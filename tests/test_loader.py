@@ -308,7 +308,7 @@ def test_threads_and_depth_change_no_batch(kind: str) -> None:
 def test_however_an_epoch_is_shared_out_every_sample_is_the_same(
     kind: str, count: int, size: int, world: int, seed: int, epoch: int, workers: int, prefetch: int, shuffle: bool
 ) -> None:
-    """The issue's own words: batch size, worker count, rank count and prefetch depth change neither the samples drawn
+    """Batch size, worker count, rank count and prefetch depth change neither the samples drawn
     per epoch nor any sample's augmentation."""
     alone = made(kind, count, count, seed=seed, workers=0, shuffle=shuffle)
     alone.seek(epoch)

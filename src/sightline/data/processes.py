@@ -102,6 +102,9 @@ class DecodingProcesses:
                 with suppress(OSError):
                     if pipe is not None:
                         pipe.close()
+        # from now on there are none to ask
+        self._missing, self._all = self._missing + len(self._all), []
+        self._idle = queue.Queue()
 
 
 def _send(process: subprocess.Popen[bytes], message: object) -> None:

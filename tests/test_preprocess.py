@@ -461,3 +461,23 @@ def test_one_value_stands_for_every_channel_and_another_number_is_refused() -> N
 def test_it_survives_to_dict_and_json(preprocess: Preprocess) -> None:
     assert Preprocess.from_dict(preprocess.to_dict()) == preprocess
     assert Preprocess.from_dict(json.loads(json.dumps(preprocess.to_dict()))) == preprocess
+
+
+# --- the zoo: shapes nobody thinks of, every orientation
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (3, 1), (4000, 3), (3, 4000), (257, 31)])
+def test_every_shape_format_and_orientation_is_what_pillow_makes_of_it(
+    size: tuple[int, int], kind: str, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.sort(noise(*size, 3, seed=orientation), axis=0)
+    for picture in (Image.fromarray(pixels), Image.fromarray(pixels[..., 0])):
+        data = encoded(picture, kind, exif=exif)
+        upright = ImageOps.exif_transpose(plain(data))
+        for channels in (1, 3):
+            found = Preprocess(upright.height, upright.width, channels).decode(data)
+            assert np.array_equal(found, chw(upright.convert("L" if channels == 1 else "RGB")))

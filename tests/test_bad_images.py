@@ -441,7 +441,7 @@ print(json.dumps([len(pictures), len(refused)]))
 
 @pytest.mark.parametrize(
     ("count", "seed"),
-    [(2000, 20), (500, 1), (500, 3), *(pytest.param(10_000, seed, marks=pytest.mark.slow) for seed in (4, 5, 6))],
+    [(2000, 20), *(pytest.param(10_000, seed, marks=pytest.mark.slow) for seed in (4, 5, 6))],
 )
 def test_fuzzed_files_are_decoded_or_named_and_nothing_crashes_or_hangs(tmp_path: Path, count: int, seed: int) -> None:
     """Flipped bits, cut and spliced files, wrong suffixes, random bytes, of PNG, JPEG with EXIF, GIF, BMP, TIFF, WebP,

@@ -314,7 +314,7 @@ def test_two_processes_that_pack_the_same_data_make_one_entry(tmp_path: Path, pi
     assert len(visible(tmp_path / "cache")) == 1
 
 
-@pytest.mark.parametrize("store", ["pixels", "encoded"])
+@pytest.mark.parametrize("store", ["pixels", pytest.param("encoded", marks=pytest.mark.slow)])
 def test_when_the_builder_is_killed_who_waited_builds_the_whole_entry(
     tmp_path: Path, pictures: Path, store: str
 ) -> None:

@@ -357,6 +357,7 @@ def test_a_run_resumed_with_other_threads_and_cache_has_the_same_bits(
         assert weights(tmp_path, f"cut{position}") == weights(tmp_path, "whole")
 
 
+@pytest.mark.slow
 def test_the_command_resumes_with_other_threads_and_nothing_else(
     sightline: Command, tmp_path: Path, pictures: Path
 ) -> None:
@@ -465,6 +466,7 @@ def test_the_command_takes_the_keys_of_the_data_node(sightline: Command, tmp_pat
     assert json.loads((tmp_path / "runs" / "mine" / "data.json").read_text())["left_out"] == []
 
 
+@pytest.mark.slow
 def test_where_the_cache_cannot_be_written_the_command_trains_and_says_so(
     sightline: Command, tmp_path: Path, pictures: Path
 ) -> None:

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
+from augmenting import EPOCH, SEED, batches, check, picture
 from sightline.data import colour
 from sightline.data.colour import ColorJitter
 from sightline.data.geometry import between
-from test_geometry import EPOCH, SEED, batches, check, picture
 
 JITTERS = {
     "all": ColorJitter(0.4, 0.5, 0.6),

@@ -10,78 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.nn import functional as nn_functional
 
+from augmenting import SEED, picture
 from sightline.data.geometry import Affine, Cutout, Erase, RandomResizedCrop, affine_matrices, between, warp
 from sightline.random import uniform
-from sightline.types import Augmentation
-
-STEPS: dict[str, Augmentation] = {
-    "crop": RandomResizedCrop(),
-    "small crop": RandomResizedCrop((0.01, 0.1), (0.2, 5.0)),
-    "affine": Affine(degrees=30, translate=0.2, scale=(0.5, 1.5), shear=20),
-    "erase": Erase(0.7),
-    "cutout": Cutout(3),
-}
-NAMES = st.sampled_from(sorted(STEPS))
-SEED = st.integers(0, 2**40)
-EPOCH = st.integers(0, 1000)
-
-
-@st.composite
-def batches(draw: st.DrawFn) -> tuple[Tensor, NDArray[np.int64]]:
-    count, channels = draw(st.integers(0, 9)), draw(st.sampled_from([1, 3]))
-    height, width = draw(st.integers(1, 40)), draw(st.integers(1, 40))
-    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    low, high = draw(st.sampled_from([(0, 256), (90, 140), (7, 8)]))
-    images = random.integers(low, high, (count, channels, height, width), dtype=np.uint8)
-    return torch.from_numpy(images), random.permutation(10_000)[:count].astype(np.int64)
-
-
-def check(step: Augmentation, images: Tensor, index: NDArray[np.int64], seed: int, epoch: int) -> None:
-    """What every augmentation promises."""
-    before, rows, state = images.clone(), index.copy(), torch.get_rng_state()
-    found = step(images, index, seed, epoch)
-    assert found.dtype == torch.uint8
-    assert found.shape == images.shape
-    assert torch.equal(images, before)
-    assert np.array_equal(index, rows)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(step(images, index, seed, epoch), found)
-    for at in range(len(images)):
-        part = slice(at, at + 1)
-        assert torch.equal(step(images[part], index[part], seed, epoch), found[part])
-    order = torch.arange(len(images) - 1, -1, -1)
-    assert torch.equal(step(images[order], index[order.numpy()], seed, epoch)[order], found)
-    laid_out = images.to(memory_format=torch.channels_last)  # the same pixels, elsewhere in memory
-    assert torch.equal(step(laid_out, index, seed, epoch), found)
-
-
-def picture(count: int, channels: int, height: int, width: int, seed: int = 0) -> Tensor:
-    random = np.random.default_rng(seed)
-    return torch.from_numpy(random.integers(0, 256, (count, channels, height, width), dtype=np.uint8))
-
-
-@settings(deadline=None, max_examples=80)
-@given(batch=batches(), name=NAMES, seed=SEED, epoch=EPOCH)
-def test_a_batch_is_its_images_one_by_one_and_the_input_is_kept(
-    batch: tuple[Tensor, NDArray[np.int64]], name: str, seed: int, epoch: int
-) -> None:
-    check(STEPS[name], *batch, seed, epoch)
-
-
-@pytest.mark.parametrize("name", sorted(STEPS))
-def test_a_batch_of_several_blocks_is_its_images_one_by_one(name: str) -> None:
-    check(STEPS[name], picture(70, 3, 45, 47), np.arange(70), 3, 4)
-
-
-@pytest.mark.parametrize("name", sorted(STEPS))
-def test_another_epoch_and_another_seed_draw_anew(name: str) -> None:
-    images, index = picture(16, 3, 20, 20), np.arange(16)
-    first = STEPS[name](images, index, 0, 0)
-    assert not torch.equal(STEPS[name](images, index, 0, 1), first)
-    assert not torch.equal(STEPS[name](images, index, 1, 0), first)
 
 
 def reference_box(crop: RandomResizedCrop, row: int, height: int, width: int) -> list[int]:

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from augmenting import EPOCH, SEED, batches, check, picture
 from sightline.data.persample import PerSample
 from sightline.errors import DataError
-from test_geometry import EPOCH, SEED, batches, check, picture
 
 
 def noisy_tensor(image: Tensor) -> Tensor:

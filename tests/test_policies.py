@@ -9,45 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
+from augmenting import picture
 from sightline.data import policies
 from sightline.data.policies import OPERATIONS, RandAugment, TrivialAugment, apply, strengths
-from sightline.types import Augmentation
-from test_geometry import EPOCH, SEED, batches, check, picture
 
-STEPS: dict[str, Augmentation] = {
-    "trivial": TrivialAugment(),
-    "random": RandAugment(),
-    "strong": RandAugment(num_ops=3, magnitude=30),
-}
 WIDE = strengths(shear=0.99, translate=(32.0, 32.0), rotate=135.0, blend=0.99, bits=6)
 GEOMETRIC = OPERATIONS[1:6]
 SIGNED = OPERATIONS[1:10]
-
-
-@settings(deadline=None, max_examples=80)
-@given(batch=batches(), name=st.sampled_from(sorted(STEPS)), seed=SEED, epoch=EPOCH)
-def test_a_batch_is_its_images_one_by_one_and_the_input_is_kept(
-    batch: tuple[Tensor, NDArray[np.int64]], name: str, seed: int, epoch: int
-) -> None:
-    check(STEPS[name], *batch, seed, epoch)
-
-
-@pytest.mark.parametrize("name", sorted(STEPS))
-def test_a_batch_of_several_blocks_is_its_images_one_by_one(name: str) -> None:
-    check(STEPS[name], picture(150, 3, 45, 47), np.arange(150), 3, 4)
-
-
-@pytest.mark.parametrize("name", sorted(STEPS))
-def test_another_epoch_and_another_seed_draw_anew(name: str) -> None:
-    images, index = picture(16, 3, 20, 20), np.arange(16)
-    first = STEPS[name](images, index, 0, 0)
-    assert not torch.equal(STEPS[name](images, index, 0, 1), first)
-    assert not torch.equal(STEPS[name](images, index, 1, 0), first)
 
 
 def theirs(operation: str) -> Callable[[Tensor, float], Tensor]:

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from images import noise, write_folders, write_image, write_table
-from sightline.data.sources import image_files, open_source, sort_names
+from sightline.data.classes import sort_names
+from sightline.data.sources import open_source
+from sightline.data.trees import image_files
 from sightline.errors import DataError, SightlineError
 from sightline.types import Sample
 

@@ -67,8 +67,7 @@ def main(words: Sequence[str]) -> int:
 
 def expand(paths: Sequence[str]) -> list[Path]:
     """Every image the words name, each once, in order. Raises DataError for a word that names none."""
-    from sightline.data.sources import image_files
-    from sightline.data.tables import is_file
+    from sightline.data.trees import image_files, is_file
 
     found: dict[Path, None] = {}
     for word in paths:

@@ -23,8 +23,6 @@ from sightline.errors import DataError, ImageError
 
 NAME = "\0"
 """Stands for an image's name in a reason that is kept: the row of a table may be another tomorrow."""
-
-
 MARK = b"\0sightline decodes\0"
 """What a decoding process says first; what stands before it was printed while Python started."""
 _ONE_AT_A_TIME = threading.Lock()

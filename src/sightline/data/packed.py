@@ -92,9 +92,7 @@ class PackedDataset:
     def fingerprint(self) -> str:
         """SHA-256 over shape, class names, and every image's own with its label: equal exactly when a model would be
         trained on the same data, wherever it came from, in whatever order, and however it is kept."""
-        facts, rows = self._noted()
-        digests = facts.digests if rows is None else facts.digests[rows]
-        order = canonical_order(digests, self.labels)
+        digests, order = self._digests(), self.canonical()
         digest = hashlib.sha256(repr((self.shape, self.classes)).encode())
         digest.update(digests[order].tobytes())
         digest.update(self.labels.numpy()[order].tobytes())
@@ -102,8 +100,8 @@ class PackedDataset:
 
     def canonical(self) -> NDArray[np.int64]:
         """The samples in an order that is theirs, whatever order they were listed in."""
-        facts, rows = self._noted()
-        return canonical_order(facts.digests if rows is None else facts.digests[rows], self.labels)
+        words = self._digests().view("<u8")
+        return np.lexsort((self.labels.numpy(), words[:, 1], words[:, 0]))  # of equal images, by label
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """(mean, standard deviation) per channel over all pixels, in units of 0..1. Exact: whole numbers are summed.
@@ -118,6 +116,11 @@ class PackedDataset:
             stds.append(math.sqrt(spread) / count / 255 if spread else 1.0)
         return tuple(means), tuple(stds)
 
+    def _digests(self) -> NDArray[np.uint8]:
+        """uint8 [N,16], those of this split's images."""
+        facts, rows = self._noted()
+        return np.ascontiguousarray(facts.digests if rows is None else facts.digests[rows])
+
     def _noted(self) -> tuple[Facts, NDArray[np.int64] | None]:
         """The facts, and which rows of them are this split's; worked out now where no packing has noted them."""
         if self.facts is not None:
@@ -126,9 +129,3 @@ class PackedDataset:
         parts = [Facts.of(self.pixels(block).contiguous().numpy()) for block in blocks]
         empty = Facts.empty(0, self.shape[1])
         return Facts(*(np.concatenate(part) for part in zip(empty, *parts, strict=True))), None
-
-
-def canonical_order(digests: NDArray[np.uint8], labels: Tensor) -> NDArray[np.int64]:
-    """The order of images by digest, of equal ones by label."""
-    words = np.ascontiguousarray(digests).view("<u8")
-    return np.lexsort((labels.numpy(), words[:, 1], words[:, 0]))

@@ -74,7 +74,7 @@ def pack_splits(
     samples = [sample for part in source.splits.values() for sample in part]
     store = _store(packing, len(samples), decoder)
     with quick_turns():
-        built, rows = _build(samples, decoder, store, packing.cache, progress, exact, _text(source.info))
+        built, rows = _build(samples, decoder, store, packing.cache, progress, exact, _origin(source.info))
     if built.bad and packing.on_bad == "error":
         _refuse_bad(built, samples, rows)
     ends = np.cumsum([len(part) for part in source.splits.values()])[:-1]
@@ -99,7 +99,7 @@ def pack_splits(
     return packed, decoder
 
 
-def _text(info: DataInfo) -> str:
+def _origin(info: DataInfo) -> str:
     """What a list of the cache calls the source; text that any encoding takes, also of a path that is no UTF-8."""
     return str(info.root.resolve() if info.root else info.name).encode(errors="replace").decode()
 

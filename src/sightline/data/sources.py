@@ -8,18 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sightline.data.archives import Archive, is_archive
-from sightline.data.classes import sort_names
 from sightline.data.folders import read_folders
 from sightline.data.idx import idx_folder, is_idx_file, read_idx
 from sightline.data.npz import is_array_file, read_npz
 from sightline.data.parquet import parquet_files, read_parquet
 from sightline.data.rows import SPLIT_NAMES, Found, ListSource, Row, assemble
 from sightline.data.tables import Columns, read_tables, table_names
-from sightline.data.trees import Directory, Tree, image_files
+from sightline.data.trees import Directory, Tree
 from sightline.errors import DataError, listing, nearest
 from sightline.files import expanded
 
-__all__ = ("KINDS", "ListSource", "image_files", "open_source", "sort_names")
+__all__ = ("KINDS", "ListSource", "open_source")
 
 KINDS = ("auto", "digits", "folder", "csv", "parquet", "idx", "npz", "torchvision")
 _TABLES = ("csv", "parquet")

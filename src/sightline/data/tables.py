@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 from sightline.data.folders import split_folders
 from sightline.data.rows import NO_COLUMNS, Row, by_split, split_named
-from sightline.data.trees import Tree, is_file
+from sightline.data.trees import Tree
 from sightline.errors import DataError, listing, nearest
 
-__all__ = ("Columns", "find_column", "is_file", "read_csv", "read_tables", "table_names")
+__all__ = ("Columns", "find_column", "read_csv", "read_tables", "table_names")
 
 IMAGE_COLUMNS = ("files", "image name", "file", "filename", "image")
 LABEL_COLUMNS = ("type", "label", "target", "class")

@@ -1,0 +1,48 @@
+"""What every augmentation promises, held against all that crop, warp, erase or choose among many."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from numpy.typing import NDArray
+from torch import Tensor
+
+from augmenting import EPOCH, SEED, batches, check, picture
+from sightline.data.geometry import Affine, Cutout, Erase, RandomResizedCrop
+from sightline.data.policies import RandAugment, TrivialAugment
+from sightline.types import Augmentation
+
+STEPS: dict[str, Augmentation] = {
+    "crop": RandomResizedCrop(),
+    "small crop": RandomResizedCrop((0.01, 0.1), (0.2, 5.0)),
+    "affine": Affine(degrees=30, translate=0.2, scale=(0.5, 1.5), shear=20),
+    "erase": Erase(0.7),
+    "cutout": Cutout(3),
+    "trivial": TrivialAugment(),
+    "random": RandAugment(),
+    "strong": RandAugment(num_ops=3, magnitude=30),
+}
+
+
+@pytest.mark.parametrize("name", sorted(STEPS))
+@settings(deadline=None, max_examples=30)
+@given(batch=batches(), seed=SEED, epoch=EPOCH)
+def test_a_batch_is_its_images_one_by_one_and_the_input_is_kept(
+    name: str, batch: tuple[Tensor, NDArray[np.int64]], seed: int, epoch: int
+) -> None:
+    check(STEPS[name], *batch, seed, epoch)
+
+
+@pytest.mark.parametrize("name", sorted(STEPS))
+def test_a_batch_of_several_blocks_is_its_images_one_by_one(name: str) -> None:
+    check(STEPS[name], picture(150, 3, 45, 47), np.arange(150), 3, 4)
+
+
+@pytest.mark.parametrize("name", sorted(STEPS))
+def test_another_epoch_and_another_seed_draw_anew(name: str) -> None:
+    images, index = picture(16, 3, 20, 20), np.arange(16)
+    first = STEPS[name](images, index, 0, 0)
+    assert not torch.equal(STEPS[name](images, index, 0, 1), first)
+    assert not torch.equal(STEPS[name](images, index, 1, 0), first)

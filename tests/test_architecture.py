@@ -22,8 +22,8 @@ from sightline.types import Batch, TrainState
 
 SOURCE = Path(sightline.__file__).parent
 LAYERS = [
-    ("errors", "files", "locate", "modes", "random", "types", "yamlfile"),
-    ("data", "metrics", "models", "optim"),
+    ("errors", "files", "locate", "modes", "monitors", "random", "scores", "types", "yamlfile"),
+    ("data", "foreignmetrics", "metrics", "models", "optim"),
     ("engine",),
     ("runs", "testing"),
     ("config", "serve", "streaming"),
@@ -33,7 +33,7 @@ LAYERS = [
 ]
 LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 ENGINE_MAY = {"yamlfile", "errors", "files", "locate", "modes", "random", "types", "metrics", "optim", "engine"}
-CONFIG_ALONE = ("config.ranges", "config.schema", "config.typed")
+CONFIG_ALONE = ("config.ranges", "config.schema", "config.shorthand", "config.typed")
 """These may import layer 0 and one another only: they answer before torch is there."""
 ONLY_IN = {
     "hydra": ("commands",),
@@ -42,6 +42,7 @@ ONLY_IN = {
     "tensorboard": ("runs",),
     "matplotlib": ("runs",),
     "torchvision": (),
+    "torchmetrics": (),
     "timm": (),
 }
 

@@ -151,7 +151,7 @@ def test_a_layer_of_the_wrong_width(sightline: Command, tmp_path: Path) -> None:
         (["trainer.max_epoch=3"], ["unknown key 'trainer.max_epoch'", "Did you mean 'trainer.max_epochs'?"]),
         (["max_epochs=3"], ["unknown key 'max_epochs'", "Did you mean 'trainer.max_epochs'?"]),
         (["trainer.max_epochs=3.5"], ["trainer.max_epochs: expected a whole number, found the float 3.5"]),
-        (["experiment=mnits"], ["no such preset", "Did you mean 'mnist'?", "digits, mnist"]),
+        (["experiment=mnits"], ["no such preset", "Did you mean 'mnist'?", "cifar10, digits, fashionmnist"]),
         (["experimnt=mnist"], ["unknown key 'experimnt'", "Did you mean 'experiment'?"]),
         (["dtaa=folder"], ["unknown key 'dtaa'", "Did you mean 'data'?"]),
         (["max_epochs"], ["'max_epochs' is no change of the config", "key=value"]),

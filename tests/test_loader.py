@@ -357,6 +357,39 @@ def test_ranks_share_each_step_evenly_and_seek_together(count: int, size: int, w
         assert rows(list(rank)) == rows(part[batch:])
 
 
+@settings(deadline=None, max_examples=40)
+@given(
+    count=st.integers(3, 900),
+    size=st.sampled_from([16, 32, 64]),
+    world=st.integers(1, 3),
+    workers=st.sampled_from(WORKERS),
+    shuffle=st.booleans(),
+    draw=st.data(),
+)
+def test_small_batches_that_are_made_together_are_those_made_alone(
+    count: int, size: int, world: int, workers: int, shuffle: bool, draw: st.DataObject
+) -> None:
+    """Also from the middle of an epoch on, and by ranks; and each lies in memory as if it had been made alone."""
+    data = dataset(count)
+    expected = PREPROCESS.normalizer()(data.images)
+    alone = BatchLoader(data, PREPROCESS, 1, shuffle=shuffle, seed=3, workers=0)  # 25 numbers are not made together
+    ranks = [
+        BatchLoader(data, PREPROCESS, size, shuffle=shuffle, seed=3, workers=workers, rank=rank, world_size=world)
+        for rank in range(world)
+    ]
+    first = draw.draw(st.integers(0, len(ranks[0]) - 1))
+    parts = []
+    for batches in ranks:
+        batches.seek(0, first)
+        parts.append(list(batches))
+    order = [row for step in zip(*parts, strict=True) for batch in step for row in batch.index.tolist()]
+    assert order == rows(list(alone))[first * size * world :]
+    for batch in itertools.chain(*parts):
+        assert torch.equal(batch.x, expected[batch.index])
+        assert torch.equal(batch.y, data.labels[batch.index])
+        assert batch.x.data_ptr() % 64 == 0
+
+
 @pytest.mark.parametrize(("rank", "world"), [(-1, 2), (2, 2), (1, 1)])
 def test_a_rank_that_is_none(rank: int, world: int) -> None:
     with pytest.raises(ValueError, match=f"rank must be one of 0 to {world - 1}, not {rank}"):
@@ -402,7 +435,7 @@ def test_a_crop_is_taken_from_the_original_picture() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("kind", ["pixels batched", "encoded crop"])
+@pytest.mark.parametrize("kind", ["pixels batched", "pixels plain", "encoded crop"])
 def test_a_batch_that_is_kept_in_part_is_not_written_over(kind: str, workers: int) -> None:
     """Whatever shares its memory: a part of it, an array over it, a tensor for gradients."""
     views = (lambda x: x[1], lambda x: x[:1].numpy(), lambda x: x.detach().flatten(1).T, lambda x: x.numpy()[::2])
@@ -429,7 +462,7 @@ def gone(before: set[threading.Thread], seconds: float = 10) -> bool:
     return True
 
 
-@pytest.mark.parametrize("kind", ["pixels batched", "encoded crop"])
+@pytest.mark.parametrize("kind", ["pixels batched", "pixels plain", "encoded crop"])
 @pytest.mark.parametrize("taken", [0, 1, 3])
 def test_an_iterator_left_early_leaves_no_thread_and_the_next_epoch_is_whole(kind: str, taken: int) -> None:
     before = running()

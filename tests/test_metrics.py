@@ -10,10 +10,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
+from sklearn.metrics import (
+    accuracy_score,
+    classification_report,
+    f1_score,
+    mean_absolute_error,
+    mean_squared_error,
+    precision_score,
+    r2_score,
+    recall_score,
+    top_k_accuracy_score,
+)
 from torch import Tensor
 
-from sightline.metrics import CLASSIFICATION, Meter, better_when, metric_names, per_class
+from sightline.metrics import CLASSIFICATION, REGRESSION, Meter, metric_names
+from sightline.monitors import better_when
+from sightline.scores import names_by_class, per_class
 from sightline.types import StepOutput
 
 
@@ -29,8 +41,21 @@ def steps(draw: st.DrawFn) -> list[StepOutput]:
     return made
 
 
-def measured(outs: list[StepOutput], flush_after: set[int] | None = None) -> Meter:
-    meter = Meter()
+@st.composite
+def values(draw: st.DrawFn) -> list[StepOutput]:
+    """Steps of a regression, of one number a sample or several, some far from zero."""
+    width, middle = draw(st.integers(1, 3)), draw(st.sampled_from([0.0, 1e4]))
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    made = []
+    for size in draw(st.lists(st.integers(1, 12), min_size=1, max_size=6)):
+        target = torch.from_numpy((middle + random.standard_normal((size, width))).astype(np.float32))
+        output = target + torch.from_numpy(random.standard_normal((size, width)).astype(np.float32))
+        made.append(StepOutput(torch.tensor(random.uniform(0, 5)), size, output, target))
+    return made
+
+
+def measured(outs: list[StepOutput], flush_after: set[int] | None = None, **options: object) -> Meter:
+    meter = Meter(**options)  # type: ignore[arg-type]
     for i, out in enumerate(outs):
         meter.update(out)
         if i in (flush_after or ()):
@@ -131,9 +156,25 @@ def test_a_steps_own_metrics_are_averaged_over_samples() -> None:
     assert meter.compute() == {"loss": 1.0, "mine": 2.0}
 
 
-def test_outputs_that_are_no_scores_of_classes_are_left_alone() -> None:
-    regression = StepOutput(torch.tensor(2.0), 3, torch.zeros(3, 1), torch.zeros(3, 1))
-    assert measured([regression]).compute() == {"loss": 2.0}
+@pytest.mark.parametrize(
+    ("output", "target"),
+    [
+        (torch.zeros(3, 1), torch.zeros(3)),  # would broadcast
+        (torch.zeros(3, 2), torch.zeros(3, 2, dtype=torch.int64)),
+        (torch.zeros(3, 2, 4, 4), torch.zeros(3, 4, 4, dtype=torch.int64)),
+        (torch.zeros(3, 2), (torch.zeros(3), torch.zeros(3))),
+        (None, None),
+    ],
+)
+def test_outputs_that_are_neither_scores_nor_values_are_left_alone(output: Tensor | None, target: object) -> None:
+    out = StepOutput(torch.tensor(2.0), 3, output, target)  # type: ignore[arg-type]
+    assert measured([out, out]).compute() == {"loss": 2.0}
+
+
+def test_shares_of_classes_are_no_values_to_a_meter_that_knows_the_classes() -> None:
+    soft = StepOutput(torch.tensor(2.0), 3, torch.zeros(3, 2), torch.full((3, 2), 0.5))
+    assert measured([soft], classes=("cat", "dog")).compute() == {"loss": 2.0}
+    assert "mse" in measured([soft]).compute()
 
 
 def test_a_class_never_seen_nor_predicted_is_left_out_of_the_averages() -> None:
@@ -148,13 +189,128 @@ def test_per_class_by_hand() -> None:
     assert rows[2] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "samples": 0, "predicted": 0}
 
 
+@settings(deadline=None, max_examples=60)
+@given(outs=steps(), ks=st.sets(st.integers(1, 6), min_size=1), flushes=st.sets(st.integers(0, 6)))
+def test_top_k_is_scikit_learns_however_it_is_flushed(outs: list[StepOutput], ks: set[int], flushes: set[int]) -> None:
+    classes = outs[0].output.shape[1]
+    ks = {min(k, classes) for k in ks}
+    target, scores = (torch.cat([getattr(out, key) for out in outs]).numpy() for key in ("target", "output"))
+    found = measured(outs, flushes, top_k=sorted(ks)).compute()
+    assert found["accuracy"] == found.get("top1", found["accuracy"])
+    for k in ks:
+        if classes > 2 and k < classes:  # scikit-learn warns of the rest
+            assert found[f"top{k}"] == top_k_accuracy_score(target, scores, k=k, labels=range(classes))
+        if k == classes:
+            assert found[f"top{k}"] == 1.0
+    assert found == measured(outs, top_k=sorted(ks)).compute()
+
+
+def test_a_network_that_says_the_same_of_every_class_is_right_by_chance_alone() -> None:
+    outs = [StepOutput(torch.tensor(1.0), 10, torch.zeros(10, 10), torch.arange(10))] * 3
+    found = measured(outs, top_k=[1, 3]).compute()
+    assert (found["top1"], found["top3"]) == (0.1, 0.3)
+
+
+@settings(deadline=None, max_examples=40)
+@given(outs=steps(), size=st.integers(1, 30))
+def test_how_samples_are_batched_does_not_matter(outs: list[StepOutput], size: int) -> None:
+    output, target = torch.cat([out.output for out in outs]), torch.cat([out.target for out in outs])
+    pairs = zip(output.split(size), target.split(size), strict=True)
+    again = [StepOutput(None, len(part), part, labels) for part, labels in pairs]
+    options: dict[str, object] = {"top_k": [1, 2], "by_class": True}
+    expected = measured(outs, **options).compute()
+    del expected["loss"]
+    assert measured(again, **options).compute() == expected
+
+
+@settings(deadline=None, max_examples=40)
+@given(outs=steps())
+def test_the_metrics_of_single_classes_are_scikit_learns(outs: list[StepOutput]) -> None:
+    target, predicted = joined(outs)
+    names = [f"class {i}" for i in range(outs[0].output.shape[1])]
+    found = measured(outs, classes=names, by_class=True).compute()
+    labels = range(len(names))
+    report = classification_report(
+        target, predicted, labels=labels, target_names=names, output_dict=True, zero_division=0
+    )
+    assert list(found) == [*CLASSIFICATION, *names_by_class(names)]
+    for name in names:
+        for key, theirs in (("precision", "precision"), ("recall", "recall"), ("f1", "f1-score")):
+            assert found[f"{key}/{name}"] == pytest.approx(report[name][theirs], rel=1e-12)
+
+
+@settings(deadline=None, max_examples=60)
+@given(outs=values(), flushes=st.sets(st.integers(0, 6)), size=st.integers(1, 30))
+def test_the_errors_of_a_regression_are_scikit_learns(outs: list[StepOutput], flushes: set[int], size: int) -> None:
+    output, target = (torch.cat([getattr(out, key) for out in outs]).double() for key in ("output", "target"))
+    found = measured(outs, flushes).compute()
+    assert tuple(found) == REGRESSION
+    assert found["mse"] == pytest.approx(mean_squared_error(target, output), rel=1e-10)
+    assert found["mae"] == pytest.approx(mean_absolute_error(target, output), rel=1e-10)
+    if len(target) > 1:
+        assert found["r2"] == pytest.approx(r2_score(target, output), rel=1e-8, abs=1e-8)
+    assert found == measured(outs).compute()
+    pairs = zip(output.float().split(size), target.float().split(size), strict=True)
+    again = measured([StepOutput(None, len(part), part, labels) for part, labels in pairs]).compute()
+    assert again == pytest.approx({key: found[key] for key in REGRESSION[1:]}, rel=1e-8, abs=1e-8)
+
+
+def test_r2_of_targets_that_are_all_the_same() -> None:
+    target = torch.full((4, 1), 0.1)
+    right, wrong = StepOutput(None, 4, target, target), StepOutput(None, 4, target + 1, target)
+    assert measured([right, right]).compute() == {"mse": 0.0, "mae": 0.0, "r2": 1.0}
+    assert measured([right, wrong]).compute()["r2"] == 0.0
+
+
+def test_a_regression_keeps_nothing_that_the_network_may_write_over() -> None:
+    output = torch.ones(2, 1)
+    meter = measured([StepOutput(None, 2, output, torch.ones(2, 1))])
+    output.fill_(7)
+    assert meter.compute()["mae"] == 0.0
+
+
+@settings(deadline=None, max_examples=30)
+@given(outs=st.one_of(steps(), values()), cut=st.integers(0, 6))
+def test_a_saved_meter_of_more_metrics_goes_on_where_it_was(outs: list[StepOutput], cut: int) -> None:
+    first = measured(outs[:cut], top_k=[2])
+    other = Meter(top_k=[2])
+    other.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    for out in outs[cut:]:
+        other.update(out)
+    assert other.compute() == measured(outs, top_k=[2]).compute()
+
+
+def test_a_meter_saved_by_the_first_version_goes_on() -> None:
+    old = {"loss_sum": 3.0, "loss_n": 2, "mark": [0.0, 0], "n": 2, "counts": [[1, 0], [2, 0], [1, 1]], "sums": {}}
+    meter = Meter()
+    meter.load_state_dict(old)
+    meter.update(StepOutput(torch.tensor(1.5), 2, torch.eye(2), torch.tensor([0, 1])))
+    assert meter.compute()["accuracy"] == 0.75
+    assert meter.compute()["loss"] == 1.5
+
+
 def test_the_names_a_monitor_can_have() -> None:
     assert metric_names(["val"]) == [f"{split}_{name}" for split in ("train", "val") for name in CLASSIFICATION]
+    assert metric_names(["val"], ["loss"], ["recall/cat"]) == ["train_loss", "val_loss", "val_recall/cat"]
 
 
 @pytest.mark.parametrize(
     ("monitor", "better"),
-    [("val_loss", "min"), ("train_loss", "min"), ("val_accuracy", "max"), ("val_f1", "max"), ("val_nll", "min")],
+    [
+        ("val_loss", "min"),
+        ("train_loss", "min"),
+        ("val_accuracy", "max"),
+        ("val_f1", "max"),
+        ("val_nll", "min"),
+        ("val_mae", "min"),
+        ("val_r2", "max"),
+        ("val_top5", "max"),
+        ("val_recall/loss", "max"),
+    ],
 )
 def test_which_direction_is_better_is_known_from_the_name(monitor: str, better: str) -> None:
     assert better_when(monitor) == better
+
+
+def test_a_metric_that_knows_its_direction_is_believed() -> None:
+    assert better_when("val_calibration", {"calibration": "min"}) == "min"

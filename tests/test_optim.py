@@ -12,7 +12,10 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from sightline.errors import ConfigError
-from sightline.optim import build_optimizer, build_schedule
+from sightline.models.groups import parameter_groups
+from sightline.models.networks import SmallCNN
+from sightline.models.structure import depths
+from sightline.optim import WarmupCosineLR, build_optimizer, build_schedule
 from sightline.types import Schedule
 
 # LBFGS takes a closure that it calls several times a step, which a step of ours never is
@@ -97,6 +100,103 @@ def test_a_wrong_argument_is_told_with_the_nearest(name: str, arguments: dict[st
 def test_what_is_no_optimiser_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^k\._target_: made a list, not a torch\.optim\.Optimizer"):
         build_optimizer(list, {}, nn.Linear(1, 1), "k")
+
+
+# --- groups
+
+
+def groups_of(model: nn.Module, target: Any = torch.optim.AdamW, **how: Any) -> list[dict[str, Any]]:
+    """As the optimiser has them."""
+    groups = parameter_groups(model, target, {"lr": 0.1}, **how)
+    return build_optimizer(target, {"lr": 0.1}, model, "k", groups).param_groups
+
+
+def names_in(model: nn.Module, group: dict[str, Any]) -> list[str]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [names[id(parameter)] for parameter in group["params"]]
+
+
+def test_without_groups_there_is_one_with_every_parameter_in_order() -> None:
+    model = SmallCNN()
+    (group,) = build_optimizer(torch.optim.AdamW, {"lr": 0.1}, model, "k").param_groups
+    assert names_in(model, group) == [name for name, _ in model.named_parameters()]
+    assert "name" not in group
+
+
+def test_each_block_learns_more_slowly_than_the_one_above_it() -> None:
+    model = SmallCNN()
+    groups = groups_of(model, depths=depths(model, (1, 8, 8)), layer_decay=0.5)
+    assert [group["name"] for group in groups] == [
+        "head",
+        "block 3 of 4",
+        "block 2 of 4",
+        "block 1 of 4",
+        "block 0 of 4",
+    ]
+    assert [group["lr"] for group in groups] == [0.1, 0.05, 0.025, 0.0125, 0.00625]
+    assert names_in(model, groups[0]) == ["head.weight", "head.bias"]
+    assert names_in(model, groups[4]) == ["features.0.weight", "features.1.weight", "features.1.bias"]
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+
+
+def test_biases_and_scales_need_no_decay() -> None:
+    model = SmallCNN()
+    decayed, bare = groups_of(model, decay_1d=False)
+    assert (decayed["weight_decay"], bare["weight_decay"]) == (0.01, 0.0)
+    assert (decayed["name"], bare["name"]) == ("rest", "no decay")
+    assert all(parameter.ndim > 1 for parameter in decayed["params"])
+    assert all(parameter.ndim == 1 for parameter in bare["params"])
+
+
+def test_the_first_entry_that_matches_a_parameter_counts_and_is_taken_as_it_stands() -> None:
+    model = SmallCNN()
+    overrides = [{"match": "head.*", "lr": 0.5, "weight_decay": 0.3}, {"match": "*.bias", "lr": 0.7}]
+    how: dict[str, Any] = {"overrides": overrides, "decay_1d": False}
+    groups = {group["name"]: group for group in groups_of(model, **how)}
+    assert set(groups) == {"head.*", "head.*, no decay", "*.bias, no decay", "rest", "no decay"}
+    assert names_in(model, groups["head.*, no decay"]) == ["head.bias"]
+    assert groups["head.*, no decay"]["weight_decay"] == 0.3
+    assert groups["*.bias, no decay"]["lr"] == 0.7
+    assert groups["rest"]["lr"] == 0.1
+    slow = groups_of(
+        model, depths=depths(model, (1, 8, 8)), layer_decay=0.5, overrides=[{"match": "features.0", "lr": 1.0}]
+    )
+    assert next(group["lr"] for group in slow if group["name"].startswith("features.0")) == 1.0
+
+
+def test_the_optimisers_own_rate_is_what_decays_where_none_is_set() -> None:
+    model = SmallCNN()
+    groups = parameter_groups(model, torch.optim.AdamW, {}, depths=depths(model, (1, 8, 8)), layer_decay=0.5)
+    assert groups[1]["lr"] == 0.0005
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ({"match": "haed", "lr": 1.0}, r"module\.param_groups\[0\]\.match: 'haed' matches no .*mean 'head'\?"),
+        ({"match": "head", "momentun": 1.0}, r"module\.param_groups\[0\]: .*SGD has no argument .*mean 'momentum'\?"),
+    ],
+)
+def test_a_group_that_would_do_nothing_is_refused(override: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        groups_of(SmallCNN(), torch.optim.SGD, overrides=[override])
+
+
+def test_an_optimiser_without_decay_cannot_be_told_where_to_leave_it_out() -> None:
+    with pytest.raises(ConfigError, match=r"module\.decay_1d: the optimiser Rprop has no argument 'weight_decay'"):
+        groups_of(SmallCNN(), torch.optim.Rprop, decay_1d=False)
+
+
+def test_one_cycle_takes_each_groups_own_rate() -> None:
+    model = SmallCNN()
+    groups = parameter_groups(model, torch.optim.SGD, {"lr": 0.1}, overrides=[{"match": "head", "lr": 1.0}])
+    optimizer = build_optimizer(torch.optim.SGD, {"lr": 0.1}, model, "k", groups)
+    schedule = build_schedule(
+        lr_scheduler.OneCycleLR, {"max_lr": "auto", "total_steps": "auto"}, optimizer,
+        steps_per_epoch=7, epochs=5, monitor="val_loss", better="min", key="k",
+    )  # fmt: skip
+    low, high = (group["max_lr"] for group in schedule.scheduler.optimizer.param_groups)
+    assert (low, high) == (0.1, 1.0)
 
 
 # --- schedules
@@ -229,3 +329,68 @@ def test_every_argument_auto_is_known_for_exists_in_torch() -> None:
         for name in inspect.signature(item).parameters
     }
     assert {"total_steps", "T_max", "total_iters", "epochs", "steps_per_epoch"} <= parameters
+
+
+# --- warm-up and half a cosine
+
+
+def cosine(step: int, total: int, warmup: int, least: float) -> float:
+    """The formula, written a second time."""
+    if step < warmup:
+        return (step + 1) / warmup
+    top = warmup - 1 if warmup else 0
+    share = (step - top) / (total - 1 - top)
+    return least + (1 - least) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+@pytest.mark.parametrize(
+    ("warmup", "steps", "least"), [(0.2, 7, 0.0), (0.0, 0, 0.1), (3, 3, 0.0), (1, 1, 0.5), (0.05, 2, 0.0)]
+)
+def test_warm_up_and_cosine_are_the_formula(warmup: float, steps: int, least: float) -> None:
+    schedule = schedule_of(WarmupCosineLR, total_steps="auto", warmup=warmup, min_factor=least)
+    assert schedule.interval == "step"
+    found = rates(schedule, 36)
+    assert found[:35] == pytest.approx([0.1 * cosine(t, 35, steps, least) for t in range(35)], rel=1e-12, abs=1e-15)
+    assert found[max(steps - 1, 0)] == 0.1
+    assert found[34] == pytest.approx(0.1 * least, abs=1e-15)
+    assert found[35] == pytest.approx(0.1 * least, abs=1e-15)  # beyond the end nothing happens
+
+
+def test_golden_rates_of_ten_steps() -> None:
+    schedule = schedule_of(WarmupCosineLR, total_steps=10, warmup=2)
+    expected = [
+        0.05,
+        0.1,
+        0.0961939766,
+        0.0853553391,
+        0.0691341716,
+        0.05,
+        0.0308658284,
+        0.0146446609,
+        0.0038060234,
+        0.0,
+    ]
+    assert rates(schedule, 10) == pytest.approx(expected, abs=1e-10)
+
+
+def test_a_resumed_cosine_goes_on_exactly() -> None:
+    whole, first, second = (schedule_of(WarmupCosineLR, total_steps=20, warmup=4) for _ in range(3))
+    expected = rates(whole, 20)
+    begun = rates(first, 7)
+    second.scheduler.load_state_dict(first.scheduler.state_dict())
+    second.scheduler.optimizer.load_state_dict(first.scheduler.optimizer.state_dict())
+    assert begun + rates(second, 13) == expected
+
+
+def test_a_run_of_one_step_has_the_whole_rate() -> None:
+    assert rates(schedule_of(WarmupCosineLR, total_steps=1), 1) == [0.1]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"warmup": 50}, {"warmup": 2.5}, {"warmup": -1}, {"min_factor": 2}, {"total_steps": 0}]
+)
+def test_a_cosine_out_of_its_range_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"^k: .*WarmupCosineLR does not take these arguments: .*{next(iter(wrong))}"
+    ):
+        schedule_of(WarmupCosineLR, **{"total_steps": 35, **wrong})

@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sightline.config.build import Assembly, assemble, fit, resume
+    from sightline.config.find import lr_find
     from sightline.config.schema import TrainConfig
     from sightline.data.loader import BatchLoader
     from sightline.data.packed import PackedDataset
     from sightline.data.preprocess import Preprocess
     from sightline.engine.callbacks import Callback
+    from sightline.engine.lrfind import LRCurve
     from sightline.engine.runtime import Runtime
     from sightline.engine.tasks import SupervisedTask
     from sightline.engine.trainer import Trainer
     from sightline.errors import SightlineError
     from sightline.models.probe import summary
     from sightline.models.spec import ModelSpec
-    from sightline.runs.artifact import Prediction, Predictor, load
+    from sightline.runs.artifact import Prediction, Predictor, Value, load
     from sightline.types import Batch, FitResult, StepOutput, TrainState
 
 __version__ = "0.1.0"
@@ -31,6 +33,7 @@ _HOMES = {
     "BatchLoader": "data.loader",
     "Callback": "engine.callbacks",
     "FitResult": "types",
+    "LRCurve": "engine.lrfind",
     "ModelSpec": "models.spec",
     "PackedDataset": "data.packed",
     "Prediction": "runs.artifact",
@@ -43,9 +46,11 @@ _HOMES = {
     "TrainConfig": "config.schema",
     "TrainState": "types",
     "Trainer": "engine.trainer",
+    "Value": "runs.artifact",
     "assemble": "config.build",
     "fit": "config.build",
     "load": "runs.artifact",
+    "lr_find": "config.find",
     "resume": "config.build",
     "summary": "models.probe",
 }
@@ -55,6 +60,7 @@ __all__ = [
     "BatchLoader",
     "Callback",
     "FitResult",
+    "LRCurve",
     "ModelSpec",
     "PackedDataset",
     "Prediction",
@@ -67,9 +73,11 @@ __all__ = [
     "TrainConfig",
     "TrainState",
     "Trainer",
+    "Value",
     "assemble",
     "fit",
     "load",
+    "lr_find",
     "resume",
     "summary",
 ]

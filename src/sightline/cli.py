@@ -20,6 +20,10 @@ COMMANDS = {
     "evaluate": "measure a trained run on its data, sample by sample: sightline evaluate RUN",
     "predict": "classify files, folders or patterns: sightline predict RUN PATH…",
     "resume": "go on with an interrupted run: sightline resume RUN",
+    "runs": "list the runs in a directory with their metrics: sightline runs [DIR]",
+    "diff": "show what differs between two runs: sightline diff A B",
+    "load": "check an exported model and say what it is: sightline load RUN",
+    "lr-find": "find a learning rate before training: sightline lr-find [key=value …]",
     "show": "draw pictures as they are, as the network sees them, and augmented: sightline show DATA",
     "cache": "list or clear the decoded images that are kept: sightline cache",
     "summary": "print the network's layers, shapes and costs: sightline summary [key=value …]",
@@ -71,7 +75,7 @@ def _run(words: list[str]) -> int:
     if name not in COMMANDS:
         print(f"sightline: no command '{name}'.{nearest(name, COMMANDS)}\n\n{usage()}", file=sys.stderr)
         return 2
-    status: int = importlib.import_module(f"sightline.commands.{name}").main(words[1:])
+    status: int = importlib.import_module(f"sightline.commands.{name.replace('-', '_')}").main(words[1:])
     return status
 
 

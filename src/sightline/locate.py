@@ -7,19 +7,31 @@ of an artifact may name only what the *resolved* object's module puts under an a
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import importlib
 import importlib.metadata
 import importlib.util
 import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sightline.errors import ConfigError, MissingExtraError, SightlineError, listing, nearest
 
 TRUSTED = ("torch.nn", "torchvision.models", "timm.models._factory.create_model", "sightline.models")
-_EXTRAS = {"torchvision": "vision", "timm": "vision", "matplotlib": "report", "pyarrow": "parquet"}
+METRICS = tuple(
+    f"torchmetrics.{part}" for part in ("classification", "regression", "collections", "wrappers", "aggregation")
+)
+"""What the metrics of a stored config may name: those that compare answers with targets. Others of torchmetrics fetch
+networks from elsewhere."""
+_EXTRAS = {
+    "torchvision": "vision",
+    "timm": "vision",
+    "matplotlib": "report",
+    "pyarrow": "parquet",
+    "torchmetrics": "metrics",
+}
 
 
 def require(module: str) -> Any:
@@ -57,7 +69,7 @@ def resolve(name: str, *, key: str, allow: Sequence[str] | None = None) -> Any:
     home = _home(found)
     for prefix in allow:
         inside = home == prefix or home.startswith(prefix + ".")
-        if inside and (prefix not in TRUSTED or _makes_a_network(found, home)):
+        if inside and (prefix not in (*TRUSTED, *METRICS) or _makes_a_network(found, home)):
             return found
     parent = (home or name).rpartition(".")[0] or name
     raise ConfigError(
@@ -79,7 +91,7 @@ def _makes_a_network(found: Any, home: str) -> bool:
     from torch import nn
 
     if isinstance(found, type):
-        return issubclass(found, nn.Module)
+        return issubclass(found, nn.Module)  # as every metric of torchmetrics is
     if home.startswith("torchvision.models."):
         builder = require("torchvision.models").get_model_builder
         try:
@@ -115,6 +127,27 @@ def _walk(name: str, key: str) -> Any:
             found = getattr(found, part)
         return found
     raise ConfigError(f"{key}: no module '{parts[0]}' to find '{name}' in.")
+
+
+def below(name: str, prefixes: Iterable[str]) -> bool:
+    """Whether a dotted name is one of `prefixes` or lies below one; all names lie below the empty one."""
+    return any(not prefix or name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def matching(pattern: str, names: Iterable[str], *, key: str) -> list[str]:
+    """Those of `names`, the dotted names of layers and parameters, that a name or a pattern (of `fnmatch`, in which `*`
+    crosses dots) stands for: what it matches, and all below that. Raises ConfigError with the nearest name when there
+    is none."""
+    listed = [name for name in names if name]
+    found = [name for name in listed if fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"{pattern}.*")]
+    if not found:
+        top = dict.fromkeys(name.partition(".")[0] for name in listed)
+        listed += [name[:end] for name in listed for end, letter in enumerate(name) if letter == "."]
+        raise ConfigError(
+            f"{key}: '{pattern}' matches no layer or parameter of the network.{nearest(pattern, listed)} At its top it "
+            f"has: {listing(top)}. `sightline summary` names every layer."
+        )
+    return found
 
 
 def split_node(node: Mapping[str, Any], key: str) -> tuple[Any, list[Any], dict[str, Any]]:

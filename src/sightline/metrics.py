@@ -1,50 +1,98 @@
-"""What is measured over the batches of an epoch: mean loss, accuracy, macro precision, recall and F1."""
+"""What is measured over the batches of an epoch: the mean loss; of a classifier accuracy, top-k, precision, recall and
+F1; of a regression the errors."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sightline.scores import BY_CLASS, ValueSums, classification, names_by_class, per_class
 from sightline.types import StepOutput
 
 CLASSIFICATION = ("loss", "accuracy", "precision", "recall", "f1")
 """What a meter reports for a classifier, in this order."""
+REGRESSION = ("loss", "mse", "mae", "r2")
+"""What it reports where the targets are numbers."""
+
+
+class Further(Protocol):
+    """Metrics of another library's making, fed batch by batch; see `foreignmetrics`."""
+
+    def update(self, output: Tensor, target: Tensor) -> None: ...
+    def compute(self) -> dict[str, float]: ...
 
 
 class Meter:
     """Collects step outputs without reading anything back from the device; `flush` reads back what has come since the
-    last one, all at once. Counts and sums are exact, so that the same batches give the same numbers however they are
-    flushed.
+    last one, all at once. Counts are exact and sums are added up in the order of the steps, so that the same batches
+    give the same numbers however they are flushed.
+
+    Scores [B,C] with class indices [B] are a classifier's, values [B,k] with floating-point targets [B,k] a
+    regression's; with `classes`, which names the classes, only the former are looked at. `top_k` measures how often
+    the right class is among the first k, as `top5`; `by_class` adds `recall/<class>` and so on for every class;
+    `further` is handed every output and target at once.
 
     Macro averages run over the classes that occur among targets or predictions, as scikit-learn's `average="macro"`."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        classes: Sequence[str] = (),
+        *,
+        top_k: Sequence[int] = (),
+        by_class: bool = False,
+        further: Further | None = None,
+    ) -> None:
         self.loss_sum = 0.0
         self.loss_n = 0
         self.n = 0
         self.mark = (0.0, 0)
         self.counts: NDArray[np.int64] | None = None  # [3,C]: right, predicted, actual
+        self.hits: list[int] = []  # how often the right class was the first, the second, ... of the first max(top_k)
+        self.ranked = 0  # of so many samples
+        self.values: ValueSums | None = None
         self.sums: dict[str, tuple[float, int]] = {}  # of a step's own metrics: value times samples, samples
+        self._classes = tuple(classes)
+        self._top_k = tuple(sorted(set(top_k)))
+        self._first = self._top_k[-1] if self._top_k else 0
+        self._by_class = by_class
+        self._further = further
+        self._asked_more = bool(self._first) or further is not None
+        self._width = 0
         self._pending: list[tuple[Tensor | None, int, Tensor | None, Tensor | None]] = []
+        self._pending_hits: list[tuple[Tensor, int]] = []
+        self._pending_values: list[tuple[Tensor, Tensor]] = []
 
     def update(self, out: StepOutput) -> None:
-        """Takes one step's output; nothing is computed beyond the arg-max of the scores."""
-        predicted, target = None, None
-        if out.output is not None and isinstance(out.target, Tensor) and out.output.ndim == 2 and out.target.ndim == 1:
-            predicted, target = out.output.argmax(1), out.target
-            if self.counts is None:
-                self.counts = np.zeros((3, out.output.shape[1]), dtype=np.int64)
-        self._pending.append((out.loss, out.n, predicted, target))
-        if out.metrics:
-            for name, value in out.metrics.items():
-                total, n = self.sums.get(name, (0.0, 0))
-                self.sums[name] = (total + value * out.n, n + out.n)
+        """Takes one step's output; nothing is computed beyond the arg-max of the scores, and what was asked for."""
+        loss, n, output, target, metrics = out  # once, as every step comes through here
+        predicted = labels = None
+        if output is not None and isinstance(target, Tensor) and output.ndim == 2:
+            if target.ndim == 1:
+                predicted, labels = output.argmax(1), target
+                if not self._width:
+                    self._width = output.shape[1]
+            elif not self._classes and target.shape == output.shape and target.is_floating_point():
+                self._pending_values.append((output.detach().clone(), target))  # the output's memory is the network's
+        self._pending.append((loss, n, predicted, labels))
+        if metrics:
+            for name, value in metrics.items():
+                total, count = self.sums.get(name, (0.0, 0))
+                self.sums[name] = (total + value * n, count + n)
+        if self._asked_more and output is not None and isinstance(target, Tensor):
+            self._measure_more(output, target)
+
+    def _measure_more(self, output: Tensor, target: Tensor) -> None:
+        if self._first and output.ndim == 2 and target.ndim == 1:
+            found = output.topk(min(self._first, output.shape[1])).indices == target.unsqueeze(1)
+            self._pending_hits.append((found.sum(0), len(target)))
+        if self._further is not None:
+            self._further.update(output, target)
 
     def flush(self) -> list[float]:
         """Reads back and adds up everything pending; returns the losses of those steps, in order."""
@@ -56,24 +104,55 @@ class Meter:
             self.loss_n += n
         self.n += sum(n for _, n, _, _ in pending)
         scored = [
-            (predicted, target) for _, _, predicted, target in pending if predicted is not None and target is not None
+            (predicted, target)
+            for _, _, predicted, target in pending
+            if predicted is not None and target is not None and not target.is_floating_point()
         ]
-        if scored and self.counts is not None:
+        if scored:
+            if self.counts is None:
+                self.counts = np.zeros((3, self._width), dtype=np.int64)
             predicted = torch.cat([predicted for predicted, _ in scored]).cpu().numpy()
             target = torch.cat([target for _, target in scored]).cpu().numpy()
             for row, labels in enumerate((target[predicted == target], predicted, target)):
                 self.counts[row] += np.bincount(labels, minlength=self.counts.shape[1])
+        self._flush_more()
         return losses
 
+    def _flush_more(self) -> None:
+        hits, self._pending_hits = self._pending_hits, []
+        if hits:
+            found = torch.stack([row for row, _ in hits]).sum(0).tolist()
+            self.hits = [a + b for a, b in zip(self.hits or [0] * len(found), found, strict=True)]
+            self.ranked += sum(n for _, n in hits)
+        values, self._pending_values = self._pending_values, []
+        if values:
+            self.values = self.values or ValueSums(values[0][0].shape[1])
+            outputs = torch.cat([output for output, _ in values]).cpu().double().numpy()
+            targets = torch.cat([target for _, target in values]).cpu().double().numpy()
+            start = 0
+            for output, _ in values:  # step by step, so that the sums do not depend on when they are made
+                part = slice(start, start := start + len(output))
+                self.values.add(outputs[part], targets[part])
+
     def compute(self) -> dict[str, float]:
-        """The mean loss and, for a classifier, accuracy and the macro averages, all over every sample so far."""
+        """The mean loss and what the outputs allow, all over every sample so far: the metrics of a classifier or of a
+        regression, the steps' own, those of single classes, and the further ones."""
         self.flush()
         if not self.n:
             return {}
         result = {"loss": self.loss_sum / self.loss_n} if self.loss_n else {}
         if self.counts is not None:
             result |= classification(self.counts)
-        return result | {name: total / n for name, (total, n) in self.sums.items()}
+        if self.ranked:
+            result |= {f"top{k}": sum(self.hits[:k]) / self.ranked for k in self._top_k}
+        if self.values is not None:
+            result |= self.values.compute()
+        result |= {name: total / n for name, (total, n) in self.sums.items()}
+        if self._by_class and self.counts is not None:
+            rows = per_class(self.counts)
+            names = self._classes or tuple(map(str, range(len(rows))))
+            result |= dict(zip(names_by_class(names), (row[key] for key in BY_CLASS for row in rows), strict=True))
+        return result | (self._further.compute() if self._further is not None else {})
 
     def since_mark(self) -> float:
         """The mean loss since the last call, or since the beginning; NaN when there was none."""
@@ -82,7 +161,8 @@ class Meter:
         return (self.loss_sum - total) / (self.loss_n - n) if self.loss_n > n else math.nan
 
     def state_dict(self) -> dict[str, Any]:
-        """All that was measured so far, for a checkpoint in mid-epoch."""
+        """All that was measured so far, for a checkpoint in mid-epoch; the further metrics are no part of it, as they
+        are not measured while training."""
         self.flush()
         return {
             "loss_sum": self.loss_sum,
@@ -91,49 +171,26 @@ class Meter:
             "n": self.n,
             "counts": None if self.counts is None else self.counts.tolist(),
             "sums": {name: list(pair) for name, pair in self.sums.items()},
+            "hits": list(self.hits),
+            "ranked": self.ranked,
+            "values": None if self.values is None else self.values.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a saved state."""
+        """Goes on from a saved state; what a state of an earlier version lacks has not been measured."""
         self.loss_sum, self.loss_n, self.n = state["loss_sum"], state["loss_n"], state["n"]
         self.mark = (state["mark"][0], state["mark"][1])
         self.counts = None if state["counts"] is None else np.asarray(state["counts"], dtype=np.int64)
         self.sums = {name: (total, n) for name, (total, n) in state["sums"].items()}
+        self.hits, self.ranked = list(state.get("hits", ())), state.get("ranked", 0)
+        values = state.get("values")
+        self.values = None if values is None else ValueSums.restored(values)
 
 
-def classification(counts: NDArray[np.int64]) -> dict[str, float]:
-    """Accuracy and macro precision, recall and F1 from int64 [3,C]: right, predicted and actual samples of each
-    class."""
-    rows = [row for row in per_class(counts) if row["samples"] or row["predicted"]]
-    total = int(counts[2].sum())
-    averages = (
-        {name: sum(row[name] for row in rows) / len(rows) for name in ("precision", "recall", "f1")} if rows else {}
-    )
-    return {"accuracy": int(counts[0].sum()) / total if total else 0.0, **averages}
-
-
-def per_class(counts: NDArray[np.int64]) -> list[dict[str, float]]:
-    """Precision, recall, F1, samples and predictions of each class, from int64 [3,C]; a quotient 0/0 is 0."""
-    rows = []
-    for right, predicted, actual in counts.T.tolist():
-        rows.append(
-            {
-                "precision": right / predicted if predicted else 0.0,
-                "recall": right / actual if actual else 0.0,
-                "f1": 2 * right / (predicted + actual) if predicted + actual else 0.0,
-                "samples": actual,
-                "predicted": predicted,
-            }
-        )
-    return rows
-
-
-def metric_names(evals: Iterable[str]) -> list[str]:
-    """The metrics a classifier's records will hold, `<split>_<metric>`: what a monitor can be."""
-    return [f"{split}_{metric}" for split in ("train", *evals) for metric in CLASSIFICATION]
-
-
-def better_when(monitor: str) -> str:
-    """ "min" for a metric that is better when lower (a loss, an error), "max" for the rest."""
-    name = monitor.rpartition("_")[2]
-    return "min" if name in ("loss", "error", "mse", "mae", "nll", "brier", "ece") else "max"
+def metric_names(
+    evals: Iterable[str], measured: Sequence[str] = CLASSIFICATION, at_evaluation: Sequence[str] = ()
+) -> list[str]:
+    """The metrics the records will hold, `<split>_<metric>`: what a monitor can be. `measured` are those of every
+    split, `at_evaluation` those of the evaluated ones alone."""
+    train = [f"train_{metric}" for metric in measured]
+    return train + [f"{split}_{metric}" for split in evals for metric in (*measured, *at_evaluation)]

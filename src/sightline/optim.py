@@ -1,9 +1,10 @@
-"""Optimisers and learning-rate schedules from a class and its arguments."""
+"""Optimisers and learning-rate schedules from a class and its arguments, and a schedule of our own."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -14,16 +15,65 @@ from sightline import locate
 from sightline.errors import ConfigError
 from sightline.types import Schedule
 
-PER_STEP = ("OneCycleLR", "CyclicLR")
-"""Schedules that torch documents as stepped after every batch."""
+PER_STEP = ("OneCycleLR", "CyclicLR", "WarmupCosineLR")
+"""Schedules that torch documents as stepped after every batch, and ours."""
 
 
-def build_optimizer(target: Any, arguments: Mapping[str, Any], model: nn.Module, key: str) -> Optimizer:
-    """`target(parameters, **arguments)` over every parameter of `model` that is trained. `key` is for messages."""
+class WarmupCosineLR(LRScheduler):
+    """A learning rate for every step of a run of `total_steps`: up in a straight line to the optimiser's own, which the
+    last of the warm-up steps has, then down half a cosine (Loshchilov & Hutter, "SGDR", 2017) to `min_factor` times it
+    at the last step. `warmup` is a share of the run below 1, or a number of steps from 1 on.
+
+    With w warm-up steps, step t (from 0) has lr (t + 1) / w up to t = w - 1, and from there, with p running from 0 to
+    1, lr (min_factor + (1 - min_factor) (1 + cos(pi p)) / 2). Raises ValueError for a number out of its range."""
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_steps: int,
+        warmup: float = 0.05,
+        min_factor: float = 0.0,
+        last_epoch: int = -1,
+    ):
+        if total_steps < 1 or not 0 <= min_factor <= 1:
+            raise ValueError(
+                f"total_steps must be at least 1, not {total_steps}, and min_factor between 0 and 1, not {min_factor}"
+            )
+        if not 0 <= warmup < total_steps or (warmup > 1 and warmup != int(warmup)):
+            raise ValueError(
+                f"warmup must be a share of the run below 1 or a number of steps below its {total_steps}, not {warmup}"
+            )
+        self.total_steps = total_steps
+        self.warmup_steps = round(warmup * total_steps) if warmup < 1 else int(warmup)
+        self.min_factor = min_factor
+        super().__init__(optimizer, last_epoch)
+
+    def factor(self, step: int) -> float:
+        """What the optimiser's learning rate is multiplied by at a step, from 0."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        top = max(self.warmup_steps - 1, 0)
+        part = min((step - top) / max(self.total_steps - 1 - top, 1), 1.0)
+        return self.min_factor + (1 - self.min_factor) * (1 + math.cos(math.pi * part)) / 2
+
+    def get_lr(self) -> list[Any]:
+        """The learning rate of each group at the step that comes."""
+        return [rate * self.factor(self.last_epoch) for rate in self.base_lrs]
+
+
+def build_optimizer(
+    target: Any,
+    arguments: Mapping[str, Any],
+    model: nn.Module,
+    key: str,
+    groups: Sequence[Mapping[str, Any]] | None = None,
+) -> Optimizer:
+    """`target(parameters, **arguments)` over every parameter of `model` that is trained: all in one group, in the
+    model's order, or in `groups`, each with its `params` and further arguments. `key` is for messages."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
         raise ConfigError(f"{key}: the network has no parameter to train.")
-    optimizer = locate.call(target, [parameters], arguments, key=key)
+    optimizer = locate.call(target, [parameters if groups is None else list(groups)], arguments, key=key)
     if not isinstance(optimizer, Optimizer):
         raise ConfigError(f"{key}._target_: made a {type(optimizer).__name__}, not a torch.optim.Optimizer.")
     needed = [p.name for p in inspect.signature(optimizer.step).parameters.values() if p.default is p.empty]

@@ -12,8 +12,12 @@ import zlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     from numpy.typing import NDArray
+
+    _Half = Callable[[NDArray[np.int64]], NDArray[np.int64]]
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -81,20 +85,34 @@ class Permutation:
         import numpy as np
 
         start, stop, step = part.indices(self.n)
-        x = self._round_trip(np.arange(start, stop, step, dtype=np.uint64))
+        x = np.arange(start, stop, step)
+        rounds = self._rounds(len(x))
+        x = self._round_trip(x, rounds)
         outside = np.flatnonzero(x >= self.n)
         while len(outside):  # a walk along a cycle of the larger permutation always comes back below n
-            x[outside] = self._round_trip(x[outside])
+            x[outside] = self._round_trip(x[outside], rounds)
             outside = outside[x[outside] >= self.n]
-        return x.astype(np.int64)
+        return x
 
-    def _round_trip(self, x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    def _rounds(self, count: int) -> list[tuple[_Half, _Half]]:
+        """What each round adds to the lower half for the upper one, and the other way round; as tables where one has
+        fewer entries than there are numbers to look up."""
         import numpy as np
 
-        low_bits = np.uint64(self._low)
-        low_mask, high_mask = np.uint64((1 << self._low) - 1), np.uint64((1 << self._high) - 1)
-        low, high = x & low_mask, x >> low_bits
-        for key_low, key_high in zip(self._keys[::2], self._keys[1::2], strict=True):
-            low ^= bits(key_low, high) & low_mask
-            high ^= bits(key_high, low) & high_mask
-        return (high << low_bits) | low
+        def function(key: int, given: int, wanted: int) -> _Half:
+            mask = np.uint64((1 << wanted) - 1)
+            if count >> given:
+                return (bits(key, np.arange(1 << given)) & mask).astype(np.int64).take
+            return lambda half: (bits(key, half) & mask).astype(np.int64)
+
+        return [
+            (function(key_low, self._high, self._low), function(key_high, self._low, self._high))
+            for key_low, key_high in zip(self._keys[::2], self._keys[1::2], strict=True)
+        ]
+
+    def _round_trip(self, x: NDArray[np.int64], rounds: list[tuple[_Half, _Half]]) -> NDArray[np.int64]:
+        low, high = x & ((1 << self._low) - 1), x >> self._low
+        for to_low, to_high in rounds:
+            low ^= to_low(high)
+            high ^= to_high(low)
+        return (high << self._low) | low

@@ -38,18 +38,24 @@ class Sample(NamedTuple):
 
     id: str
     image: Path | bytes | NDArray[np.uint8] | Reference  # a file, an encoded image, uint8 pixels [H,W] or [H,W,C]
-    label: int
+    label: int | float
     where: str = ""
     columns: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What is known of a data source before any image is decoded. A label `i` means `classes[i]`."""
+    """What is known of a data source before any image is decoded. A label `i` means `classes[i]`; without classes, a
+    label is a number to predict."""
 
     name: str
     classes: tuple[str, ...]
     root: Path | None = None
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers a network answers with for each image: one a class, or the one that is predicted."""
+        return len(self.classes) or 1
 
 
 class DataSource(Protocol):
@@ -62,8 +68,9 @@ class DataSource(Protocol):
 
 
 class Batch(NamedTuple):  # `index` hides tuple.index, which nobody asks of a batch
-    """A batch on the run's device. `x` is float32 [B,C,H,W] as the model takes it, `y` int64 [B] of class indices;
-    both are tuples where a model has several inputs or outputs. `index` int64 [B] is the row of the data set."""
+    """A batch on the run's device. `x` is float32 [B,C,H,W] as the model takes it, `y` int64 [B] of class indices, or
+    float32 [B,1] where labels are numbers; both are tuples where a model has several inputs or outputs. `index` int64
+    [B] is the row of the data set."""
 
     x: Tensors
     y: Tensors
@@ -111,6 +118,11 @@ class TrainState:
     history: list[dict[str, float]] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     loader: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def eval_model(self) -> nn.Module:
+        """What is evaluated and exported: the average of the weights where one is kept, else the model."""
+        return self.model if self.ema is None else self.ema
 
 
 class Augmentation(Protocol):

@@ -29,9 +29,11 @@ def main(words: Sequence[str]) -> int:
     changed = changes(found.overrides, [f"data.{key}" for key in (*WHERE, *HOW)], "evaluate")
     if found.allow:
         user_code()
-    from sightline.config.build import as_config, build_loss, merged
+    from sightline.config.build import as_config, merged
     from sightline.config.data import config_source, data_record, loader_workers, open_data
-    from sightline.locate import TRUSTED
+    from sightline.config.meters import build_meters
+    from sightline.config.module import build_loss
+    from sightline.locate import METRICS, TRUSTED
     from sightline.runs.artifact import load
     from sightline.runs.console import left_out, show_results
     from sightline.runs.directory import Run
@@ -57,17 +59,15 @@ def main(words: Sequence[str]) -> int:
             f"Their order decides what an answer means; set data.classes={list(predictor.classes)}."
         )
     there = list(source.splits)
-    splits = [found.split] if found.split else [split for split in there if split != "train"] or ["train"]
-    if splits[0] not in there:
-        told = f"--split: there is no split '{splits[0]}'.{nearest(splits[0], there)}"
-        raise DataError(f"{told} There are: {listing(there)}.")
+    splits = _splits(found.split, there)
     data, _ = open_data(config, source, predictor.preprocess, splits)
     before, now = run.read_data()["fingerprint"], data_record(data, source)["fingerprint"]
     own = [name for name in run.read_given() if name in ("loss", "task")]
     if own:
         print(f"note: the run was made with its own {listing(own)}; the loss shown is the config's")
-    # a run's directory may come from elsewhere: its loss may name no more than its network
+    # a run's directory may come from elsewhere: its loss may name no more than its network, its metrics torchmetrics
     loss = build_loss(config, predictor.device, allow=(*TRUSTED, *found.allow))
+    meters = build_meters(config, predictor.spec, predictor.classes, predictor.device, allow=(*METRICS, *found.allow))
     results = {}
     for split in splits:
         name = split
@@ -79,8 +79,21 @@ def main(words: Sequence[str]) -> int:
         if before.get(split) != now[split]:
             name = f"{'all' if there == ['train'] else split}-{now[split][:8]}"
         results[name] = evaluate_split(
-            predictor, data[split], loss, config.data.eval_batch_size, loader_workers(config.data)
+            predictor,
+            data[split],
+            loss,
+            config.data.eval_batch_size,
+            loader_workers(config.data),
+            meters.evaluation,
         )
         write_predictions(run.predictions(name), results[name])
     show_results(run, results, left_out(data))
     return 0
+
+
+def _splits(wanted: str | None, there: Sequence[str]) -> list[str]:
+    splits = [wanted] if wanted else [split for split in there if split != "train"] or ["train"]
+    if splits[0] not in there:
+        told = f"--split: there is no split '{splits[0]}'.{nearest(splits[0], there)}"
+        raise DataError(f"{told} There are: {listing(there)}.")
+    return splits

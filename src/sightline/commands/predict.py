@@ -1,4 +1,4 @@
-"""`sightline predict RUN PATH…`: classify files, folders and patterns."""
+"""`sightline predict RUN PATH…`: what a trained run says about files, folders and patterns."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sightline.commands.options import add_model_options
+from sightline.commands.table import print_table
 from sightline.errors import DataError, SightlineError, nearest
 from sightline.files import expanded
 
@@ -36,7 +37,7 @@ def main(words: Sequence[str]) -> int:
         from sightline.commands.compose import user_code
 
         user_code()
-    from sightline.runs.artifact import load
+    from sightline.runs.artifact import Prediction, load
 
     predictor = load(found.run, device=found.device, allow=found.allow)
     failed = 0
@@ -49,6 +50,12 @@ def main(words: Sequence[str]) -> int:
             else:
                 print(f"sightline: {answer}", file=sys.stderr)
             continue
+        if not isinstance(answer, Prediction):
+            if found.json:
+                print(json.dumps({"path": str(path), "value": answer.value}, ensure_ascii=False))
+            else:
+                rows.append((str(path), f"{answer.value:.9g}"))
+            continue
         probabilities = dict(zip(predictor.classes, answer.probabilities, strict=True))
         if found.json:
             told = {"path": str(path), "prediction": answer.label, "confidence": answer.confidence}
@@ -59,9 +66,11 @@ def main(words: Sequence[str]) -> int:
                 (str(path), answer.label, f"{answer.confidence:.4f}", "  ".join(f"{n} {p:.4f}" for n, p in best[1:]))
             )
     if not found.json and rows:
-        _print_table(rows)
+        header = ("image", "prediction", "confidence", "next") if predictor.classes else ("image", "value")
+        print_table(header, rows, right=("confidence", "value"))
     if failed:
-        print(f"sightline: {failed} of {len(files)} files could not be classified", file=sys.stderr)
+        done = "classified" if predictor.classes else "read"
+        print(f"sightline: {failed} of {len(files)} files could not be {done}", file=sys.stderr)
     return 2 if failed else 0
 
 
@@ -85,23 +94,3 @@ def expand(paths: Sequence[str]) -> list[Path]:
                 raise DataError(f"'{word}' does not exist and matches nothing.{nearest(path.name, siblings)}")
         found |= dict.fromkeys(inside)
     return list(found)
-
-
-def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(highlight=False)
-    header = ("image", "prediction", "confidence", "next")
-    if not console.is_terminal:  # for another program: tabs, and nothing cut
-        for row in (header, *rows):
-            print("\t".join(row))
-        return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in header:
-        table.add_column(name, overflow="fold", justify="right" if name == "confidence" else "left")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    console.print(table)

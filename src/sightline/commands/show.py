@@ -32,11 +32,13 @@ def main(words: Sequence[str]) -> int:
         raise ConfigError(f"--out: there is no directory '{out.parent}'.")
     user_code()
     from sightline.config.data import build_loaders, config_source, open_data
+    from sightline.config.weights import with_expected_pictures
     from sightline.engine.runtime import Runtime
     from sightline.runs.sheet import draw_sheet, picture_formats
 
     if out.suffix.lower() not in picture_formats():
         raise ConfigError(f"--out: '{out}' has no suffix of a picture format; call it '{out.stem}.png'.")
+    config = with_expected_pictures(config)
     source = config_source(config)
     data, preprocess = open_data(config, source)
     loader, _ = build_loaders(config, data, preprocess, Runtime("cpu", seed=config.seed))

@@ -16,12 +16,15 @@ def main(words: Sequence[str]) -> int:
     from dataclasses import asdict
 
     from sightline.config.data import config_source
+    from sightline.config.weights import with_expected_pictures
     from sightline.data.packing import decoder_for
     from sightline.models.probe import summary
     from sightline.models.spec import build_model
 
+    config = with_expected_pictures(config)
     source = config_source(config)
     preprocess = decoder_for(source.splits["train"], asdict(config.data.preprocess), config.data.on_bad)
-    model, _ = build_model(config.module.network, preprocess.shape, len(source.info.classes), outputs="logits")
+    outputs = "logits" if source.info.classes else "values"
+    model, _ = build_model(config.module.network, preprocess.shape, source.info.outputs, outputs=outputs)
     print(summary(model, preprocess.shape))
     return 0

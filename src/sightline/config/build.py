@@ -4,47 +4,42 @@ export."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-from sightline import locate
 from sightline.config.checks import (
     PARTS,
     check_given,
     check_given_again,
-    check_loss,
-    check_monitors,
     check_same_config,
     check_same_data,
-    check_targets,
 )
-from sightline.config.data import build_loaders, data_record, data_source, loader_workers, open_data
+from sightline.config.data import loader_workers
+from sightline.config.meters import Meters
+from sightline.config.module import (
+    better_direction,
+)
+from sightline.config.parts import build_parts
 from sightline.config.schema import TrainConfig
 from sightline.data.packed import PackedDataset
 from sightline.data.preprocess import Preprocess
-from sightline.engine.callbacks import Checkpointer, StopOnSignal
+from sightline.engine.callbacks import Checkpointer, EarlyStopping, StopOnSignal
 from sightline.engine.checkpoint import load_checkpoint, load_weights
-from sightline.engine.progress import Progress
+from sightline.engine.progress import Progress, plain_console
 from sightline.engine.runtime import Runtime
-from sightline.engine.tasks import SupervisedTask
 from sightline.engine.trainer import Trainer, check_callbacks
-from sightline.errors import ArtifactError, ConfigError, RunFailedError, SightlineError
-from sightline.files import expanded, locked
-from sightline.metrics import Meter, better_when
-from sightline.models.spec import ModelSpec, build_model, describe_model
-from sightline.optim import build_optimizer, build_schedule
+from sightline.errors import ArtifactError, RunFailedError, SightlineError
+from sightline.files import locked
+from sightline.models.spec import ModelSpec
 from sightline.runs.artifact import add_metrics, export_model, load
 from sightline.runs.console import left_out, show_results
 from sightline.runs.directory import Run, check_free, check_place
 from sightline.runs.environment import environment
 from sightline.runs.evaluate import SplitResult, evaluate_split, write_predictions
 from sightline.runs.recorders import JsonlRecorder, Tee, TensorBoardRecorder
-from sightline.types import FitResult, Recorder, Schedule, TrainState
+from sightline.types import FitResult, Recorder
 from sightline.yamlfile import read_yaml
 
 
@@ -60,6 +55,7 @@ class Assembly:
     runtime: Runtime
     trainer: Trainer
     run: Run
+    meters: Meters
 
     def fit(self) -> FitResult:
         """Trains to the end, exports the best weights, and measures them as exported. When interrupted, returns after
@@ -108,7 +104,9 @@ class Assembly:
         for split in splits:
             size = self.config.data.eval_batch_size
             workers = loader_workers(self.config.data)
-            results[split] = evaluate_split(predictor, self.data[split], self.loss, size, workers)
+            results[split] = evaluate_split(
+                predictor, self.data[split], self.loss, size, workers, self.meters.evaluation
+            )
             write_predictions(run.predictions(split), results[split])
         add_metrics(run.exported, {split: found.metrics for split, found in results.items()})
         if self.config.trainer.progress:
@@ -133,14 +131,6 @@ def assemble(config: TrainConfig | Mapping[str, Any] | str | Path, **given: Any)
     if config.run.name is not None:
         check_free(config.run.dir, config.run.name)
     return _assemble(config, given, None)
-
-
-def _with_absolute_root(config: TrainConfig) -> TrainConfig:
-    """A run may be resumed or measured from another directory, where a relative path may be other data."""
-    root = config.data.root
-    if root is None:
-        return config
-    return replace(config, data=replace(config.data, root=str(expanded(root).absolute())))
 
 
 def resume(path: str | Path, changes: Mapping[str, Any] | None = None, **given: Any) -> Assembly:
@@ -172,116 +162,54 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     return result
 
 
-def build_loss(config: TrainConfig, device: torch.device, allow: Sequence[str] | None = None) -> Any:
-    """The loss the config describes, on the device. `allow` limits what it may name, see `locate`."""
-    loss = locate.instantiate(config.module.loss, key="module.loss", allow=allow)
-    return loss.to(device) if isinstance(loss, nn.Module) else loss
-
-
 def _assemble(config: TrainConfig, given: Mapping[str, Any], run: Run | None) -> Assembly:
-    module, settings = config.module, config.trainer
-    check_targets(config)
-    runtime = Runtime(settings.device, seed=config.seed, threads=settings.threads, deterministic=settings.deterministic)
     check_callbacks(given.get("callbacks", ()))
-    source = data_source(config, given.get("source"))
-    config = _with_absolute_root(config)
-    data, preprocess = open_data(config, source)
-    record = data_record(data, source)
-    if run is not None:
-        check_same_data(run, record)
-    train, evals = build_loaders(config, data, preprocess, runtime)
-    with runtime.active():
-        model, spec = _model(config, given.get("model"), preprocess, len(source.info.classes))
-    model.to(runtime.device)
-    loss = given.get("loss") or build_loss(config, runtime.device)
-    optimizer = given.get("optimizer")
-    if optimizer is None:
-        target, arguments = _by_name(module.optimizer, "module.optimizer")
-        optimizer = build_optimizer(target, arguments, model, "module.optimizer")
-    elif not {id(p) for group in optimizer.param_groups for p in group["params"]} <= set(map(id, model.parameters())):
-        raise TypeError("the given optimizer has parameters that are not the model's; give its model too.")
-    state = TrainState(model, optimizer, _schedules(config, optimizer, len(train)), config=config.to_dict())
-    task = given.get("task")
-    if task is None:
-        check_monitors(config, evals)
-        check_loss(loss, model, spec, runtime)
-        task = SupervisedTask(loss, spec.outputs)
+    parts = build_parts(config, given, fresh=run is None)
+    config, state, data = parts.config, parts.state, parts.data
+    module, settings = config.module, config.trainer
     if run is None:
-        run = Run.create(config.run.dir, config.run.name, source.info.name)
-        run.write_json(run.data, record)
-        run.write_json(run.environment, environment() | {"given": sorted(set(PARTS) & set(given))})
+        run = Run.create(config.run.dir, config.run.name, parts.source.info.name)
+        run.write_json(run.data, parts.record)
+        run.write_json(
+            run.environment, environment() | {"given": sorted(set(PARTS) & set(given)), "runtime": parts.chosen}
+        )
         resumed_at = None
     else:
+        check_same_data(run, parts.record)
         check_same_config(run, config)
-        state.meters["train"] = Meter()
+        state.meters["train"] = parts.meters.train()
         load_checkpoint(run.last, state)
         resumed_at = (state.step, state.epoch)
     run.write_config(config.to_dict())
-    better = _better(config, module.monitor)
+    better = better_direction(config, module.monitor)
     keeper = Checkpointer(run.last, run.best, module.monitor, better, settings.checkpoint_every)
+    callbacks = [StopOnSignal(), keeper, *_early_stopping(config, parts.meters.better), *given.get("callbacks", ())]
     recorders: list[Recorder] = [JsonlRecorder(run.log, resumed_at)]
     recorders.append(TensorBoardRecorder(run.tensorboard, list(data), resumed_at and resumed_at[0]))
     if "recorder" in given:
         recorders.append(given["recorder"])
     trainer = Trainer(
-        task,
+        parts.task,
         state,
-        train,
-        evals,
+        parts.train,
+        parts.evals,
         max_epochs=settings.max_epochs,
         eval_every=settings.eval_every,
         log_every=settings.log_every,
-        runtime=runtime,
-        callbacks=(StopOnSignal(), keeper, *given.get("callbacks", ()), *([Progress()] if settings.progress else ())),
+        runtime=parts.runtime,
+        callbacks=(*callbacks, *([Progress()] if settings.progress else ())),
         recorder=Tee(*recorders),
+        meter=parts.meters.train,
+        eval_meter=parts.meters.evaluation,
     )
-    return Assembly(config, data, preprocess, spec, loss, runtime, trainer, run)
+    return Assembly(config, data, parts.preprocess, parts.spec, parts.loss, parts.runtime, trainer, run, parts.meters)
 
 
-def _by_name(node: Mapping[str, Any], key: str) -> tuple[Any, dict[str, Any]]:
-    """(callable, arguments) of a node whose first argument is ours to give."""
-    target, args, arguments = locate.unfold(node, key=key)
-    if args:
-        raise ConfigError(f"{key}._args_: its first argument is given to it, so give the others by name; found {args}.")
-    return target, arguments
-
-
-def _model(
-    config: TrainConfig, given: nn.Module | None, preprocess: Preprocess, num_classes: int
-) -> tuple[nn.Module, ModelSpec]:
-    module = config.module
-    if given is not None:
-        network = {"object": f"{type(given).__module__}.{type(given).__qualname__}"}
-        return given, describe_model(given, network, preprocess.shape, num_classes, module.outputs, "model")
-    torch.manual_seed(config.seed)
-    return build_model(module.network, preprocess.shape, num_classes, outputs=module.outputs)
-
-
-def _schedules(config: TrainConfig, optimizer: Any, steps_per_epoch: int) -> list[Schedule]:
-    nodes = config.module.lr_scheduler or []
-    schedules = []
-    for position, node in enumerate(nodes if isinstance(nodes, list) else [nodes]):
-        key = f"module.lr_scheduler[{position}]" if isinstance(nodes, list) else "module.lr_scheduler"
-        target, arguments = _by_name(node, key)
-        given = arguments.pop("monitor", None)
-        monitor = given or config.module.monitor
-        schedules.append(
-            build_schedule(
-                target,
-                arguments,
-                optimizer,
-                steps_per_epoch=steps_per_epoch,
-                epochs=config.trainer.max_epochs,
-                monitor=monitor,
-                better=_better(config, monitor),
-                key=key,
-            )
-        )
-        if given is not None and schedules[-1].monitor is None:
-            raise ConfigError(f"{key}.monitor: only ReduceLROnPlateau watches a metric; this schedule would ignore it.")
-    return schedules
-
-
-def _better(config: TrainConfig, monitor: str) -> str:
-    given = config.module.monitor_mode
-    return given if given != "auto" and monitor == config.module.monitor else better_when(monitor)
+def _early_stopping(config: TrainConfig, known: Mapping[str, str]) -> list[EarlyStopping]:
+    settings = config.trainer.early_stopping
+    if settings.patience is None:
+        return []
+    monitor = settings.monitor or config.module.monitor
+    tell = plain_console().print if config.trainer.progress else None
+    better = better_direction(config, monitor, known)
+    return [EarlyStopping(monitor, better, settings.patience, settings.min_delta, tell)]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from sightline import locate
+from sightline.config.meters import Meters
 from sightline.config.schema import TrainConfig
+from sightline.data.packed import PackedDataset
 from sightline.engine.checkpoint import read_checkpoint
 from sightline.engine.runtime import Runtime
-from sightline.errors import ArtifactError, ConfigError, listing, nearest
+from sightline.errors import ArtifactError, ConfigError, DataError, listing, nearest
 from sightline.metrics import metric_names
 from sightline.models.spec import ModelSpec, answer_to_noise
 from sightline.runs.directory import Run
@@ -22,8 +24,29 @@ GIVEN = ("source", "model", "loss", "optimizer", "task", "callbacks", "recorder"
 """The parts a caller may hand over instead of describing them."""
 PARTS = GIVEN[:5]
 """Those of them that make the training what it is: to resume, they must be handed over again."""
+FAR = 100.0
+"""Labels whose mean or deviation is beyond this are warned of."""
+_STEPS = (
+    "trainer.precision",
+    "trainer.accumulate_grad_batches",
+    "trainer.gradient_clip_val",
+    "trainer.gradient_clip_algorithm",
+)
+UPDATES = (
+    *_STEPS,
+    "trainer.channels_last",
+    "trainer.compile",
+    "module.freeze_epochs",
+    "module.freeze",
+    "module.class_weights",
+    "module.mixup",
+    "module.cutmix",
+    "module.ema",
+)
+"""Keys that are about the update, which a task that was handed over does itself."""
 MAY_CHANGE = ("trainer.", "run.", "data.root", "data.workers", "data.prefetch", "data.cache")
-"""Keys that may differ when a run is resumed: the data is compared pixel by pixel in any case."""
+"""Keys that may differ when a run is resumed, but for those that make another step: the data is compared pixel by pixel
+in any case."""
 
 
 def check_targets(config: TrainConfig) -> None:
@@ -36,17 +59,46 @@ def check_targets(config: TrainConfig) -> None:
         "module.loss": [module.loss],
         "module.optimizer": [module.optimizer],
         "module.lr_scheduler": [node for node in schedulers if node],
+        **{f"module.metrics.{name}": [node] for name, node in module.metrics.items()},
     }.items():
         for node in nodes:
             if isinstance(node.get("_target_"), str):
                 locate.resolve(node["_target_"], key=f"{key}._target_")
 
 
-def check_monitors(config: TrainConfig, evals: Mapping[str, Any]) -> None:
+def check_owned(config: TrainConfig, given: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a key that says how to make, or how to use, a part that was handed over ready-made: it
+    would be ignored."""
+    keys: dict[str, Sequence[str]] = {
+        "task": UPDATES,
+        "loss": ["module.class_weights"],
+        "optimizer": ["module.layer_decay", "module.param_groups", "module.decay_1d"],
+        "model": ["module.pretrained", "module.weights"],
+    }
+    now, usual = dict(_leaves(config.to_dict())), dict(_leaves(TrainConfig().to_dict()))
+    for part, names in keys.items():
+        for name in names:
+            if part in given and now.get(name) != usual.get(name):
+                what = "does the update itself" if part == "task" else "is used as it is"
+                raise ConfigError(
+                    f"{name}: the {part} was handed over in Python and {what}, so {now.get(name)} would have no "
+                    f"effect. Leave the key out, or leave the {part} to the config."
+                )
+
+
+def check_precision(config: TrainConfig, runtime: Runtime) -> None:
+    """Raises ConfigError for a precision the device does not have."""
+    if config.trainer.precision == "bf16" and runtime.device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise ConfigError("trainer.precision: this CUDA device has no bf16; use fp16 or fp32.")
+
+
+def check_monitors(config: TrainConfig, evals: Mapping[str, Any], meters: Meters) -> None:
     """Before epoch 0: a monitor that no metric will ever match would silently keep the wrong checkpoint."""
-    names = metric_names(evals)
+    names = metric_names(evals, meters.measured, meters.at_evaluation)
     schedulers = config.module.lr_scheduler or []
     wanted = {"module.monitor": config.module.monitor}
+    if config.trainer.early_stopping.patience is not None:
+        wanted["trainer.early_stopping.monitor"] = config.trainer.early_stopping.monitor or config.module.monitor
     for position, node in enumerate(schedulers if isinstance(schedulers, list) else [schedulers]):
         if "monitor" in node:
             if not isinstance(node["monitor"], str):
@@ -64,16 +116,22 @@ def check_monitors(config: TrainConfig, evals: Mapping[str, Any]) -> None:
 def check_loss(loss: Any, model: nn.Module, spec: ModelSpec, runtime: Runtime) -> None:
     """Tries the loss on an answer of the right shape, before the first step would fail on it."""
     classes = spec.num_classes
+    numbers = spec.outputs == "values"
     output = torch.full((classes + 1, classes), 1 / classes, device=runtime.device, requires_grad=True)
     target = torch.zeros(classes + 1, dtype=torch.int64, device=runtime.device)  # a length that broadcasts with nothing
+    if numbers:  # between 0 and 1, which is all that some losses take
+        target = torch.tensor([[0.3], [0.5], [0.7]], device=runtime.device)
+        output = torch.full_like(target, 0.4, requires_grad=True)
+    told = "numbers, float32 [batch, 1]" if numbers else "class indices, int64 [batch]"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            value, doubled = loss(output, target), loss(output.repeat(2, 1), target.repeat(2))
+            value = loss(output, target)
+            doubled = loss(output.repeat(2, 1), target.repeat(2, 1) if numbers else target.repeat(2))
     except Exception as error:  # whatever the loss's own code raises is about these arguments
         raise ConfigError(
             f"module.loss: {type(loss).__name__} cannot compare the network's output, float32 [batch, {classes}], with "
-            f"class indices, int64 [batch]: {error}"
+            f"{told}: {error}"
         ) from error
     if not isinstance(value, torch.Tensor) or value.ndim:
         found = f"a tensor {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
@@ -82,6 +140,9 @@ def check_loss(loss: Any, model: nn.Module, spec: ModelSpec, runtime: Runtime) -
         raise ConfigError(
             "module.loss: it grows with the size of the batch; set reduction: mean, the mean over samples."
         )
+    if numbers:
+        _check_least_at_target(loss, target)
+        return
     if isinstance(loss, nn.NLLLoss):
         sums = answer_to_noise(model, spec.shape).exp().sum(1)
         if not torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
@@ -94,6 +155,38 @@ def check_loss(loss: Any, model: nn.Module, spec: ModelSpec, runtime: Runtime) -
             "the network ends in a softmax and the loss is cross entropy, which applies a softmax of its own: the loss "
             "cannot fall below about 1.46 for 10 classes. Take the softmax out of the network, or set "
             "module.loss._target_=sightline.models.losses.ProbabilityNLL.",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def _check_least_at_target(loss: Any, target: torch.Tensor) -> None:
+    """What the network answers is taken for the number itself; cross entropy, for one, is 0 whatever it answers."""
+    with torch.no_grad():
+        at, above, below = (float(loss(target + shift, target)) for shift in (0.0, 0.2, -0.2))
+    if not (at < above and at < below):
+        raise ConfigError(
+            f"module.loss: {type(loss).__name__} is not least where the network answers with the label itself, so what "
+            f"it trains is no prediction of the number. Take torch.nn.MSELoss, L1Loss or SmoothL1Loss."
+        )
+
+
+def check_labels(data: PackedDataset) -> None:
+    """Raises DataError for numbers that leave nothing to learn, and warns of those that are far from where a network
+    begins; nothing is scaled without being asked."""
+    if data.classes:
+        return
+    if data.spread["min"] == data.spread["max"]:
+        raise DataError(
+            f"data.target=number: all {len(data)} training labels are {data.spread['min']:.6g}, which leaves "
+            f"nothing to learn. Is data.label_column the right one?"
+        )
+    deviation, mean = (float(value) for value in torch.std_mean(data.labels.double()))
+    if deviation > FAR or abs(mean) > FAR:
+        warnings.warn(
+            f"data.target=number: the training labels have a mean of {mean:.4g} and a standard deviation of "
+            f"{deviation:.4g}. A network begins near 0 and learns numbers of about 1 best; write such labels in larger "
+            f"units, such as thousands, or minus their mean.",
             UserWarning,
             stacklevel=2,
         )
@@ -119,10 +212,11 @@ def check_given_again(run: Run, given: Mapping[str, Any]) -> None:
 
 def check_same_config(run: Run, config: TrainConfig) -> None:
     """Raises ArtifactError naming the keys that differ from what the run began with and may not."""
-    before = dict(_leaves(read_checkpoint(run.last)["config"]))
+    # a key that is newer than the checkpoint had the value it has when nobody names it
+    before = dict(_leaves(TrainConfig.from_dict(read_checkpoint(run.last)["config"]).to_dict()))
     now = dict(_leaves(config.to_dict()))
     differ = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-    differ = [key for key in differ if not key.startswith(MAY_CHANGE)]
+    differ = [key for key in differ if not key.startswith(MAY_CHANGE) or key in _STEPS]
     if differ:
         told = listing(f"{key} (was {before.get(key)}, is {now.get(key)})" for key in differ)
         raise ArtifactError(

@@ -39,6 +39,7 @@ def config_source(config: TrainConfig) -> DataSource:
         val=data.val,
         test=data.test,
         seed=config.seed,
+        numbers=data.target == "number",
     )
 
 
@@ -51,13 +52,15 @@ def data_source(config: TrainConfig, given: Any = None) -> DataSource:
     for name in _WHERE:
         if getattr(data, name) is not None:
             raise ConfigError(f"data.{name}: the source was handed over in Python, so it says nothing; leave it out.")
-    return as_source(given, classes=data.classes, val=data.val, test=data.test, seed=config.seed)
+    numbers = data.target == "number"
+    return as_source(given, classes=data.classes, val=data.val, test=data.test, seed=config.seed, numbers=numbers)
 
 
 def open_data(
     config: TrainConfig, source: DataSource, preprocess: Preprocess | None = None, only: Collection[str] | None = None
 ) -> tuple[dict[str, PackedDataset], Preprocess]:
-    """Every split of the source (or those in `only`), packed, and the finished preprocessing."""
+    """Every split of the source (or those in `only`), packed, and the finished preprocessing. A network that
+    starts from weights has its say in the config before, see `with_expected_pictures`."""
     shown = config.trainer.progress
     given = preprocess or asdict(config.data.preprocess)
     with decoding_bar(sum(len(samples) for samples in source.splits.values()), shown) as progress:
@@ -77,8 +80,9 @@ def build_loaders(
     train = BatchLoader(
         data["train"],
         preprocess,
-        settings.batch_size,
+        settings.batch_size * config.trainer.accumulate_grad_batches,
         shuffle=True,
+        balanced=settings.sampler == "balanced",
         augment=build_augmentations(settings),
         seed=config.seed,
         **ahead,
@@ -104,13 +108,18 @@ def build_augmentations(data: DataConfig) -> Sequence[Augmentation]:
 
 
 def data_record(data: Mapping[str, PackedDataset], source: DataSource) -> dict[str, Any]:
-    """What `data.json` says: where the data came from, its classes and counts, its fingerprints, what was left out."""
+    """What `data.json` says: where the data came from, its classes and counts, or how far its numbers spread, its
+    fingerprints, what was left out."""
     prints = {split: packed.fingerprint() for split, packed in data.items()}
     return {
         "name": source.info.name,
         "root": str(source.info.root.resolve()) if source.info.root else None,
         "classes": list(source.info.classes),
-        "splits": {split: {"images": len(packed), "classes": packed.counts} for split, packed in data.items()},
+        "splits": {
+            split: {"images": len(packed)}
+            | ({"classes": packed.counts} if packed.classes else {"labels": packed.spread})
+            for split, packed in data.items()
+        },
         "fingerprint": prints,
         "left_out": [
             {"split": split, "id": name, "reason": reason}

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from sightline.config.schema import AugmentConfig, ModuleConfig, TrainConfig
 
 
+_CLASS_LOSSES = (
+    "CrossEntropyLoss", "NLLLoss", "FocalLoss", "ProbabilityNLL", "BCEWithLogitsLoss", "MultiMarginLoss",
+    "MultiLabelMarginLoss", "MultiLabelSoftMarginLoss", "LabelSmoothingCrossEntropy", "SoftTargetCrossEntropy",
+)  # fmt: skip
+
+
 def check_ranges(config: TrainConfig) -> None:
     """Raises ConfigError naming the key, what was found and what was expected."""
     data, trainer = config.data, config.trainer
@@ -21,7 +27,14 @@ def check_ranges(config: TrainConfig) -> None:
         ("data.batch_size", data.batch_size, 1), ("data.eval_batch_size", data.eval_batch_size, 1),
         ("data.augment.shift", data.augment.shift, 0), ("trainer.max_epochs", trainer.max_epochs, 1),
         ("trainer.eval_every", trainer.eval_every, 1), ("trainer.log_every", trainer.log_every, 1),
-        ("trainer.checkpoint_every", trainer.checkpoint_every, 1), ("trainer.threads", trainer.threads, 1),
+        ("trainer.checkpoint_every", trainer.checkpoint_every, 1),
+        ("trainer.threads", None if trainer.threads == "auto" else trainer.threads, 1),
+        ("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, 1),
+        ("trainer.early_stopping.patience", trainer.early_stopping.patience, 1),
+        ("trainer.early_stopping.min_delta", trainer.early_stopping.min_delta, 0),
+        ("module.freeze_epochs", config.module.freeze_epochs, 0), ("module.mixup", config.module.mixup, 0),
+        ("module.cutmix", config.module.cutmix, 0),
+        *(("module.top_k", k, 1) for k in config.module.top_k),
         ("data.preprocess.background", data.preprocess.background, 0), ("data.prefetch", data.prefetch, 0),
         ("data.workers", None if data.workers == "auto" else data.workers, 0),
         ("data.cache_limit", data.cache_limit, 0),
@@ -58,8 +71,57 @@ def check_ranges(config: TrainConfig) -> None:
     if not isinstance(std, str) and any(value <= 0 for value in std):
         raise ConfigError(f"data.preprocess.std: every value must be above 0, found {std}.")
     _check_source(config)
+    if data.target == "number":
+        _check_number(config)
+    _check_training(config)
     check_augment(config.data.augment)
     _check_nodes(config.module)
+
+
+def _check_training(config: TrainConfig) -> None:
+    module, trainer = config.module, config.trainer
+    clip = trainer.gradient_clip_val
+    if clip is not None and not 0 < clip < math.inf:
+        raise ConfigError(f"trainer.gradient_clip_val: expected a number above 0, or null for none, found {clip}.")
+    if module.ema is not None and not 0 < module.ema < 1:
+        raise ConfigError(
+            f"module.ema: expected a decay between 0 and 1, such as 0.999, or null for none, found {module.ema}."
+        )
+    if not 0 < module.layer_decay <= 1:
+        raise ConfigError(
+            f"module.layer_decay: expected a factor above 0 and at most 1, such as 0.75, found {module.layer_decay}."
+        )
+    if not 0 <= module.mix_probability <= 1:
+        raise ConfigError(
+            f"module.mix_probability: expected a probability between 0 and 1, found {module.mix_probability}."
+        )
+    for name, alpha in (("mixup", module.mixup), ("cutmix", module.cutmix)):
+        if not math.isfinite(alpha):
+            raise ConfigError(f"module.{name}: expected a number, found {alpha}.")
+    weights = module.class_weights
+    if isinstance(weights, list) and not all(0 <= weight < math.inf for weight in weights):
+        raise ConfigError(f"module.class_weights: expected numbers of at least 0, found {weights}.")
+    if module.pretrained and module.weights is not None:
+        raise ConfigError(
+            "module.weights: a network starts from one set of weights, and module.pretrained asks for the published "
+            "ones; leave one of the two out."
+        )
+    if module.freeze_epochs >= trainer.max_epochs and module.freeze_epochs:
+        raise ConfigError(
+            f"module.freeze_epochs: the head alone would be trained for all {trainer.max_epochs} epochs; set it below "
+            f"trainer.max_epochs, or name what is never trained in module.freeze."
+        )
+    for position, group in enumerate(module.param_groups):
+        if not isinstance(group.get("match"), str) or len(group) < 2:
+            raise ConfigError(
+                f"module.param_groups[{position}]: expected 'match' with a name or pattern of parameters, and at least "
+                f"one argument of the optimiser, such as {{match: 'head.*', lr: 0.01}}, found {group}."
+            )
+    if module.class_weights is not None and config.data.sampler == "balanced":
+        raise ConfigError(
+            "module.class_weights: data.sampler=balanced shows every class equally often already; with both, rare "
+            "classes would count twice. Leave one of the two out."
+        )
 
 
 def _check_source(config: TrainConfig) -> None:
@@ -69,6 +131,29 @@ def _check_source(config: TrainConfig) -> None:
             "data.dataset: data.source=torchvision needs the name of its data set, such as data.dataset=CIFAR10."
             if data.dataset is None
             else f"data.dataset: '{data.dataset}' is looked for with data.source=torchvision alone."
+        )
+
+
+def _check_number(config: TrainConfig) -> None:
+    """What is about classes alone says nothing of numbers; left standing it would promise what nobody does."""
+    data, module = config.data, config.module
+    given: dict[str, tuple[bool, str]] = {
+        "data.classes": (data.classes is not None, "leave it out"),
+        "data.sampler": (data.sampler == "balanced", "set data.sampler=shuffle"),
+        "module.class_weights": (module.class_weights is not None, "leave it out"),
+        "module.top_k": (bool(module.top_k), "leave it out; mse and mae are measured"),
+        "module.per_class": (module.per_class, "leave it out; mse and mae are measured"),
+        "module.outputs": (module.outputs != "auto", "leave it at auto"),
+    }
+    for key, (wrong, advice) in given.items():
+        if wrong:
+            raise ConfigError(f"{key}: with data.target=number there are no classes; {advice}.")
+    target = module.loss.get("_target_", module.loss.get("class"))
+    name = str(getattr(target, "__name__", target)).rpartition(".")[2]
+    if name in _CLASS_LOSSES:
+        raise ConfigError(
+            f"module.loss: {name} compares classes, and with data.target=number labels are numbers. Leave it out for "
+            f"torch.nn.MSELoss, or take torch.nn.L1Loss or torch.nn.SmoothL1Loss."
         )
 
 
@@ -104,6 +189,7 @@ def _check_nodes(module: ModuleConfig) -> None:
         f"module.lr_scheduler[{i}]" if isinstance(scheduler, list) else "module.lr_scheduler": node
         for i, node in enumerate(schedulers)
     }
+    nodes |= {f"module.metrics.{name}": node for name, node in module.metrics.items()}
     if "layers" in module.network:
         layers = module.network["layers"]
         extra = set(module.network) - {"layers"}

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from sightline.config import typed
 from sightline.config.ranges import check_ranges
+from sightline.config.shorthand import expand
 from sightline.config.typed import Node, build, key_field, plain
 
 Auto = Literal["auto"]
@@ -22,24 +23,27 @@ class PreprocessConfig:
 
     size: Auto | int | list[int] = key_field(
         "auto",
-        "Height and width in pixels, one number for a square; `auto` takes the first training image's and asks every other to have it.",
+        "Height and width in pixels, one number for a square; `auto` takes the first training image's and asks every other to have it, or, with pretrained weights, the size these were trained with.",
     )
     channels: Auto | Literal[1, 3] = key_field(
-        "auto", "1 for gray, 3 for RGB; `auto` takes the first training image's."
+        "auto", "1 for gray, 3 for RGB; `auto` takes the first training image's, or what pretrained weights take."
     )
     resize: Literal["stretch", "crop", "pad"] = key_field(
         "stretch",
         "How another shape becomes `size`: `stretch` ignores the aspect ratio, `crop` scales the shorter side and cuts the centre, `pad` scales the longer side and fills with `background`.",
     )
-    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = key_field(
-        "bilinear", "The resampling filter, antialiased (except `nearest`)."
+    interpolation: Literal["auto", "nearest", "bilinear", "bicubic", "lanczos"] = key_field(
+        "auto",
+        "The resampling filter, antialiased (except `nearest`); `auto` is what pretrained weights were trained with, else `bilinear`.",
     )
     background: int = key_field(255, "The gray level, 0 to 255, behind transparent pixels and around padded images.")
     mean: Auto | list[float] = key_field(
-        "auto", "Subtracted per channel, in units of 0..1; `auto` measures the training split."
+        "auto",
+        "Subtracted per channel, in units of 0..1; `auto` measures the training split, or takes the pretrained weights' own.",
     )
     std: Auto | list[float] = key_field(
-        "auto", "Divided by per channel, in units of 0..1; `auto` measures the training split."
+        "auto",
+        "Divided by per channel, in units of 0..1; `auto` measures the training split, or takes the pretrained weights' own.",
     )
 
 
@@ -100,6 +104,10 @@ class DataConfig:
     label_column: str | None = key_field(
         None, "The CSV column of labels; by default `type`, `label`, `target` or `class`."
     )
+    target: Literal["class", "number"] = key_field(
+        "class",
+        "What a label is: the name or the index of a class, or a number to predict, such as an age or a share. With numbers the network has one output, the loss is `torch.nn.MSELoss` unless another is chosen, and `mse` and `mae` are measured.",
+    )
     split_column: str | None = key_field(
         None, "The column that says `train`, `val` or `test` for each row, where the table itself holds the splits."
     )
@@ -138,6 +146,10 @@ class DataConfig:
         "Threads that make batches ahead of the step; `auto` is one a core, 0 makes them when they are asked for.",
     )
     prefetch: int = key_field(2, "How many batches ahead they may work.")
+    sampler: Literal["shuffle", "balanced"] = key_field(
+        "shuffle",
+        "Which training images an epoch shows: every one once, in random order, or as many of each class as of the others (rare classes repeat, common ones take turns), as many in all.",
+    )
     batch_size: int = key_field(64, "Images per training step.")
     eval_batch_size: int = key_field(256, "Images per step of evaluation and prediction.")
     preprocess: PreprocessConfig = key_field(PreprocessConfig(), "See `data.preprocess`.")
@@ -156,7 +168,8 @@ class ModuleConfig:
         "auto", "What the network answers; `auto` looks at its answer to a test input."
     )
     loss: Node = key_field(
-        {"_target_": "torch.nn.CrossEntropyLoss"}, "A node for the loss, called with (output [B,classes], target [B])."
+        {"_target_": "torch.nn.CrossEntropyLoss"},
+        "A node for the loss, called with (output [B,classes], target [B]); with `data.target=number` by default `torch.nn.MSELoss`, called with (output [B,1], target [B,1]).",
     )
     optimizer: Node = key_field(
         {"_target_": "torch.optim.AdamW", "lr": 0.003, "weight_decay": 0.01},
@@ -166,10 +179,68 @@ class ModuleConfig:
         {"_target_": "torch.optim.lr_scheduler.OneCycleLR", "max_lr": "auto", "total_steps": "auto"},
         "A node, or a list of nodes, for any torch scheduler; the optimiser is given to it. Beside its arguments: `interval` (`step` or `epoch`) and, for a plateau, `monitor`. `total_steps`, `T_max` and `steps_per_epoch` may be `auto` (the length of the run), `max_lr` too (the optimiser's `lr`).",
     )
+    weights: str | None = key_field(
+        None,
+        "A file of weights to start from (`.safetensors`, or a checkpoint of torch or timm), or the directory of a run: all but the head is loaded, the head where its classes fit.",
+    )
+    pretrained: bool = key_field(
+        False, "Start from the published weights of a timm or torchvision network, with a new head for these classes."
+    )
+    freeze_epochs: int = key_field(0, "Train the head alone for so many epochs first; then everything.")
+    freeze: list[str] = key_field(
+        [],
+        "Layers that are never trained, by name or pattern (`features.0`, `layer[12].*`); their running statistics stay too.",
+    )
+    layer_decay: float = key_field(
+        1.0,
+        "The learning rate of each block is this times that of the block above it, from the head down: below 1 the early layers of a pretrained network change less.",
+    )
+    param_groups: list[Node] = key_field(
+        [],
+        "Arguments of the optimiser for parts of the network: `{match: 'head.*', lr: 0.01}`. The first entry that matches a parameter counts.",
+    )
+    decay_1d: bool = key_field(
+        True, "Whether weight decay acts on biases and on the scales of normalisation layers, too."
+    )
+    class_weights: Auto | list[float] | None = key_field(
+        None,
+        "How much each class counts in the loss, in class order; `auto` is inverse to its share of the training images.",
+    )
+    mixup: float = key_field(0.0, "Blend pairs of training images, by shares drawn from Beta(mixup, mixup); 0 is off.")
+    cutmix: float = key_field(
+        0.0, "Put a rectangle of one training image into another, its area from Beta(cutmix, cutmix); 0 is off."
+    )
+    mix_probability: float = key_field(
+        1.0, "The share of batches that are mixed; with both, each mixed batch takes one of the two at random."
+    )
+    ema: float | None = key_field(
+        None,
+        "Keep a moving average of the weights, of this decay per step (0.99 to 0.9999), and evaluate and export that.",
+    )
+    ema_warmup: bool = key_field(
+        True, "Let the average follow faster at first: a decay of at most (1 + step) / (10 + step)."
+    )
+    top_k: list[int] = key_field([], "Also measure how often the right class is among the first k.")
+    per_class: bool = key_field(False, "Also record precision, recall and F1 of every class at each evaluation.")
+    metrics: dict[str, Node] = key_field(
+        {},
+        "Further metrics by name: nodes of torchmetrics objects, such as `{auroc: {_target_: torchmetrics.AUROC, task: multiclass, num_classes: auto}}`.",
+    )
     monitor: str = key_field("val_loss", "The metric that picks the best checkpoint, `<split>_<metric>`.")
     monitor_mode: Literal["auto", "min", "max"] = key_field(
         "auto", "Whether lower or higher is better; `auto` knows from the name."
     )
+
+
+@dataclass(frozen=True)
+class EarlyStoppingConfig:
+    """When to end a run that no longer gets better. What is exported is the best epoch in any case."""
+
+    patience: int | None = key_field(
+        None, "End after so many evaluations in a row without a better value; null never does."
+    )
+    min_delta: float = key_field(0.0, "What is better by no more than this is not better.")
+    monitor: str | None = key_field(None, "The metric to watch; by default `module.monitor`.")
 
 
 @dataclass(frozen=True)
@@ -182,9 +253,30 @@ class TrainerConfig:
     checkpoint_every: int | None = key_field(
         None, "Also write `last.ckpt` every so many steps, for epochs that last hours."
     )
+    precision: Literal["fp32", "bf16", "fp16"] = key_field(
+        "fp32",
+        "The type of the large products: `bf16` or `fp16` by automatic mixed precision (`fp16` with loss scaling); weights, losses and what is exported stay float32.",
+    )
+    accumulate_grad_batches: int = key_field(
+        1, "Batches of `data.batch_size` that make one step, as if it were one batch so many times as large."
+    )
+    gradient_clip_val: float | None = key_field(None, "Limit the gradients of each step to this.")
+    gradient_clip_algorithm: Literal["norm", "value"] = key_field(
+        "norm", "Whether it limits the norm of all gradients together, or each value."
+    )
+    early_stopping: EarlyStoppingConfig = key_field(EarlyStoppingConfig(), "See `trainer.early_stopping`.")
     device: str = key_field("auto", "`auto` (cuda, then mps, then cpu), or a torch device such as `cpu` or `cuda:1`.")
-    threads: int | None = key_field(
-        None, "CPU threads of torch; by default torch's own choice. The same number is needed for the same bits."
+    channels_last: Auto | bool = key_field(
+        False,
+        "Keep images and weights of convolutions with the channels last in memory: the same arithmetic, faster on most hardware. `auto` times a few steps of both.",
+    )
+    compile: Auto | bool = key_field(
+        False,
+        "Compile the network with `torch.compile`; takes a minute at the start. `auto` tries it where the run is long enough to pay for that.",
+    )
+    threads: Auto | int | None = key_field(
+        None,
+        "CPU threads of torch; by default torch's own choice, `auto` times a few steps. The same number is needed for the same bits.",
     )
     progress: bool = key_field(True, "Show a bar on a terminal, a line an epoch elsewhere, and the tables at the end.")
     deterministic: bool = key_field(
@@ -206,6 +298,12 @@ class RunConfig:
 class TrainConfig:
     """Everything a training run is made from. `TrainConfig()` trains the embedded digits."""
 
+    model: str | None = key_field(
+        None,
+        "A network by one word: `timm/resnet18`, `torchvision/resnet18`, or the dotted name of a class. It becomes `module.network`, whose further arguments stay.",
+    )
+    pretrained: bool | None = key_field(None, "Short for `module.pretrained`.")
+    weights: str | None = key_field(None, "Short for `module.weights`.")
     seed: int = key_field(
         0, "All randomness is a function of it: initial weights, splits, order, augmentation, dropout."
     )
@@ -219,7 +317,7 @@ class TrainConfig:
         """Checks a plain mapping against the schema. `also` are further names to suggest at the top level.
 
         Raises ConfigError naming the key, what was found, what was expected and the nearest valid name."""
-        config: TrainConfig = build(cls, values, also=also)
+        config: TrainConfig = build(cls, expand(values), also=also)
         check_ranges(config)
         return config
 

@@ -13,11 +13,18 @@ from sightline.errors import DataError
 
 
 def array_rows(
-    images: Any, labels: Any, split: str, where: Callable[[int], str], name: str, label_name: str
+    images: Any,
+    labels: Any,
+    split: str,
+    where: Callable[[int], str],
+    name: str,
+    label_name: str,
+    numbers: bool = False,
 ) -> list[Row]:
-    """One row per image. `where` says where image i is, the names are what messages call the arrays."""
+    """One row per image. `where` says where image i is, the names are what messages call the arrays; with `numbers`,
+    labels may have any type of number."""
     pixels = image_array(images, name)
-    texts = label_texts(labels, label_name)
+    texts = label_texts(labels, label_name, numbers)
     if len(pixels) != len(texts):
         raise DataError(f"{name} has {len(pixels)} images, but {label_name} has {len(texts)} labels.")
     if not texts:
@@ -46,18 +53,25 @@ def image_array(images: Any, name: str) -> NDArray[np.uint8]:
     )
 
 
-def label_texts(labels: Any, name: str) -> list[str]:
-    """One text for each label of an array [N] or [N,1] of whole numbers or text."""
+def label_texts(labels: Any, name: str, numbers: bool = False) -> list[str]:
+    """One text for each label of an array [N] or [N,1] of whole numbers or text, or with `numbers` of any numbers."""
     array = to_numpy(labels, name)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1:
-        hint = " Several columns are one-hot or several labels at once; for one-hot, hand over argmax(1)."
+        hint = (
+            " One number for each image is predicted, not several."
+            if numbers
+            else " Several columns are one-hot or several labels at once; for one-hot, hand over argmax(1)."
+        )
         raise DataError(
             f"{name}: found the shape {list(array.shape)}; expected [N] or [N,1].{hint if array.ndim == 2 else ''}"
         )
-    if array.dtype.kind not in "iuU":
-        raise DataError(f"{name}: expected whole numbers or text, found {array.dtype}; convert with astype('int64').")
+    if array.dtype.kind not in ("iufU" if numbers else "iuU"):
+        told = "numbers" if numbers else "whole numbers or text"
+        advice = ", or set data.target=number to predict numbers" if array.dtype.kind == "f" else ""
+        convert = "float32" if numbers else "int64"
+        raise DataError(f"{name}: expected {told}, found {array.dtype}; convert with astype('{convert}'){advice}.")
     return [str(label) for label in array.tolist()]
 
 

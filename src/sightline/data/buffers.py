@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 from typing import Any
@@ -30,12 +31,21 @@ class Buffers:
             for at in free:
                 if len(self._arrays[at]) >= count:
                     return torch.from_numpy(self._arrays[at])[:count]
-            array = np.empty((count, *self._shape), self._dtype)
+            array = _aligned((count, *self._shape), self._dtype)
             if free:  # too small; batches of the usual size come more often
                 self._arrays[free[0]] = array
             elif len(self._arrays) < _MOST:
                 self._arrays.append(array)
             return torch.from_numpy(array)
+
+
+def _aligned(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """Memory that begins at a multiple of 64 bytes, as torch's own does: libraries may add up in another order where it
+    does not, and the same batch would make another step."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    whole = np.empty(size + 63, np.uint8)
+    begin = -whole.ctypes.data % 64
+    return whole[begin : begin + size].view(dtype).reshape(shape)
 
 
 def _references(arrays: list[NDArray[Any]], position: int) -> int:

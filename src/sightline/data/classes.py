@@ -71,7 +71,8 @@ def label_name(value: Any, own: Sequence[str] | None, where: str) -> str:
     if value is None or value == "" or (own is not None and value == -1):
         raise DataError(f"{where}: no label.")
     if not isinstance(value, int | str) or isinstance(value, bool):
-        raise DataError(f"{where}: the label {value!r} is neither a whole number nor text.")
+        advice = "; to predict numbers, set data.target=number" if isinstance(value, float) else ""
+        raise DataError(f"{where}: the label {value!r} is neither a whole number nor text{advice}.")
     if own is None or isinstance(value, str):
         return str(value)
     if not 0 <= value < len(own):

@@ -21,17 +21,19 @@ def as_source(
     test: float = 0.2,
     seed: int = 0,
     name: str | None = None,
+    numbers: bool = False,
 ) -> DataSource:
     """The source of a tuple (images, labels) of uint8 arrays or tensors, a map-style torch Dataset, a Hugging Face
-    Dataset, or a mapping from split names to these; a source is returned as it is. `classes`, `val`, `test` and `seed`
-    are as in `open_source`.
+    Dataset, or a mapping from split names to these; a source is returned as it is. `classes`, `val`, `test`, `seed`
+    and `numbers` are as in `open_source`.
 
     Raises DataError for anything else, and for what cannot be trained on as it is."""
     if isinstance(getattr(data, "info", None), DataInfo) and isinstance(getattr(data, "splits", None), Mapping):
         source: DataSource = data
+        _check_target(source.info, numbers)
         return source
     parts = _by_split(data) if isinstance(data, Mapping) else {"train": data}
-    found = {split: _rows(part, split) for split, part in parts.items()}
+    found = {split: _rows(part, split, numbers) for split, part in parts.items()}
     own = {split: names for split, (_, names) in found.items()}
     for split, names in own.items():
         if classes is None and names is not None and own["train"] is not None and set(names) - set(own["train"]):
@@ -39,7 +41,20 @@ def as_source(
             raise DataError(f"the {split} data set names classes that train has not: {listing(extra)}.")
     splits = {split: rows for split, (rows, _) in found.items()}
     name = name or short_name(parts["train"])
-    return assemble(Found(splits, own["train"]), name, classes=classes, val=val, test=test, seed=seed)
+    found_all = Found(splits, own["train"])
+    return assemble(found_all, name, classes=classes, val=val, test=test, seed=seed, numbers=numbers)
+
+
+def _check_target(info: DataInfo, numbers: bool) -> None:
+    if numbers and info.classes:
+        raise DataError(
+            f"data.target=number: the source '{info.name}' has the classes {listing(info.classes)}; one whose labels "
+            f"are numbers has none, DataInfo(name, ())."
+        )
+    if not numbers and not info.classes:
+        raise DataError(
+            f"the source '{info.name}' has no classes, so its labels are numbers to predict; set data.target=number."
+        )
 
 
 def _by_split(data: Mapping[Any, Any]) -> dict[str, Any]:
@@ -59,14 +74,15 @@ def _by_split(data: Mapping[Any, Any]) -> dict[str, Any]:
     return found
 
 
-def _rows(data: Any, split: str) -> tuple[list[Row], tuple[str, ...] | None]:
+def _rows(data: Any, split: str, numbers: bool) -> tuple[list[Row], tuple[str, ...] | None]:
     if is_hugging_face(data):
-        return hugging_face_rows(data, split)
+        return hugging_face_rows(data, split, numbers)
     if isinstance(data, tuple):
         if len(data) != 2 or not all(hasattr(part, "__len__") for part in data):
             raise DataError(f"{split}: a tuple of {len(data)}; expected (images, labels), two arrays.")
         images, labels = data
-        return array_rows(images, labels, split, lambda _: "", f"the {split} images", f"the {split} labels"), None
+        names = f"the {split} images", f"the {split} labels"
+        return array_rows(images, labels, split, lambda _: "", *names, numbers), None
     if type(data).__name__ == "DataLoader" and hasattr(data, "dataset"):
         raise DataError(f"{split}: a DataLoader; hand over its data set (loader.dataset), the batches are made here.")
     if isinstance(data, str | bytes) or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
@@ -75,4 +91,4 @@ def _rows(data: Any, split: str) -> tuple[list[Row], tuple[str, ...] | None]:
             f"labels) of uint8 arrays, a torch Dataset with __getitem__ and __len__, a Hugging Face Dataset, or a "
             f"mapping from split names to these. What can only be iterated must be made into a list or files first."
         )
-    return dataset_rows(data, split)
+    return dataset_rows(data, split, numbers)

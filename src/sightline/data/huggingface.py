@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.data.classes import label_name
+from sightline.data.numbers import number
 from sightline.data.rows import NO_COLUMNS, Row
 from sightline.errors import DataError, listing
 
@@ -49,8 +50,9 @@ def is_hugging_face(data: Any) -> bool:
     return any(f"{kind.__module__}.{kind.__name__}" == "datasets.arrow_dataset.Dataset" for kind in type(data).__mro__)
 
 
-def hugging_face_rows(data: Any, split: str) -> tuple[list[Row], tuple[str, ...] | None]:
-    """The rows of a data set and, where its label column names them, the classes in order."""
+def hugging_face_rows(data: Any, split: str, numbers: bool = False) -> tuple[list[Row], tuple[str, ...] | None]:
+    """The rows of a data set and, where its label column names them, the classes in order. With `numbers`, the label
+    column is one of plain values."""
     name = f"the {split} data set"
     if (data.format or {}).get("type") == "custom":
         raise DataError(
@@ -61,9 +63,8 @@ def hugging_face_rows(data: Any, split: str) -> tuple[list[Row], tuple[str, ...]
     data = data.with_format(None)
     features: Mapping[str, Any] = data.features
     image = _column(features, "Image", IMAGE_COLUMNS, name, "cast one with .cast_column(name, datasets.Image())")
-    label = _column(
-        features, "ClassLabel", LABEL_COLUMNS, name, "name the one to use with .rename_column(name, 'label')"
-    )
+    kind = "Value" if numbers else "ClassLabel"
+    label = _column(features, kind, LABEL_COLUMNS, name, "name the one to use with .rename_column(name, 'label')")
     if type(features[image]).__name__ != "Image":
         raise DataError(f"{name}: the column '{image}' is no Image; use .cast_column('{image}', datasets.Image()).")
     names = getattr(features[label], "names", None)
@@ -79,13 +80,14 @@ def hugging_face_rows(data: Any, split: str) -> tuple[list[Row], tuple[str, ...]
     rows = []
     for i, value in enumerate(cells[label]):
         where = f"{name}, row {i}"
+        place = f"{where}, column '{label}'"
         facts = {key: "" if cells[key][i] is None else str(cells[key][i]) for key in extra} if extra else NO_COLUMNS
         reference = HubImage(encoded, image, i, where, identity)
         rows.append(
             Row(
                 f"{split}/{i:0{width}d}",
                 reference,
-                label_name(value, classes, f"{where}, column '{label}'"),
+                repr(number(value, place)) if numbers else label_name(value, classes, place),
                 where,
                 facts,
             )

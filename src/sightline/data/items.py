@@ -15,6 +15,7 @@ from PIL import Image
 from torch.utils.data import Subset
 
 from sightline.data.classes import label_name
+from sightline.data.numbers import number
 from sightline.data.pixels import plain_label, to_pixels
 from sightline.data.rows import Row
 from sightline.data.targets import dataset_classes, quick_labels
@@ -43,11 +44,11 @@ class ItemImage:
 
 
 class Items:
-    """A data set and its labels. Only data sets that are known to bear it are read by several threads at once; others
-    may hold an open file whose position they share."""
+    """A data set and its labels, with `numbers` of any type of number. Only data sets that are known to bear it are
+    read by several threads at once; others may hold an open file whose position they share."""
 
-    def __init__(self, dataset: Any, name: str) -> None:
-        self.dataset, self.name = dataset, name
+    def __init__(self, dataset: Any, name: str, numbers: bool = False) -> None:
+        self.dataset, self.name, self.numbers = dataset, name, numbers
         alone = all(type(part).__module__.partition(".")[0] in ("torch", "torchvision") for part in _parts(dataset))
         self._lock: AbstractContextManager[Any] = nullcontext() if alone else threading.Lock()
         self._refuse_random()
@@ -66,8 +67,8 @@ class Items:
             )
         return to_pixels(image, f"{self.name}, item {index}")
 
-    def item(self, index: int) -> tuple[Any, int | str]:
-        """(image, label) of an item, the label as a whole number or text."""
+    def item(self, index: int) -> tuple[Any, int | float | str]:
+        """(image, label) of an item, the label as a number or text."""
         where = f"{self.name}, item {index}"
         try:
             with self._lock:
@@ -78,9 +79,9 @@ class Items:
             missing = [key for key in ("image", "label") if key not in item]
             if missing:
                 raise DataError(f"{where}: no key '{missing[0]}', only {listing(map(str, item))}.")
-            return item["image"], plain_label(item["label"], where)
+            return item["image"], plain_label(item["label"], where, self.numbers)
         if isinstance(item, tuple | list) and len(item) == 2:
-            return item[0], plain_label(item[1], where)
+            return item[0], plain_label(item[1], where, self.numbers)
         count = f" of {len(item)}" if isinstance(item, tuple | list) else ""
         raise DataError(
             f"{where}: a {type(item).__name__}{count}; expected (image, label), or a dict with 'image' and 'label'."
@@ -107,25 +108,26 @@ class Items:
                 return True
         return False
 
-    def _labels(self) -> list[int | str]:
+    def _labels(self) -> list[int | float | str]:
         quick = quick_labels(self.dataset)
         if quick is not None and all(quick[i] == self.item(i)[1] for i in range(min(_PROBES, len(self)))):
             return quick
         return [self.item(index)[1] for index in range(len(self))]
 
 
-def dataset_rows(dataset: Any, split: str) -> tuple[list[Row], tuple[str, ...] | None]:
+def dataset_rows(dataset: Any, split: str, numbers: bool = False) -> tuple[list[Row], tuple[str, ...] | None]:
     """The items of a data set and, where it names them, its classes in order."""
     name = f"the {split} data set ({type(dataset).__name__})"
     if not len(dataset):
         raise DataError(f"{name} has no items.")
-    items = Items(dataset, name)
+    items = Items(dataset, name, numbers)
     classes = dataset_classes(dataset, name)
     width = max(5, len(str(len(items) - 1)))
     rows = []
     for i, label in enumerate(items.labels):
         where = f"{name}, item {i}"
-        rows.append(Row(f"{split}/{i:0{width}d}", ItemImage(items, i), label_name(label, classes, where), where))
+        told = repr(number(label, where)) if numbers else label_name(label, classes, where)
+        rows.append(Row(f"{split}/{i:0{width}d}", ItemImage(items, i), told, where))
     return rows, classes
 
 

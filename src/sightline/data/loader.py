@@ -16,29 +16,22 @@ from sightline.data.buffers import Buffers
 from sightline.data.packed import EncodedImages, PackedDataset
 from sightline.data.parallel import cores, in_order, pool, settle
 from sightline.data.preprocess import Preprocess
-from sightline.random import Permutation, derive
+from sightline.data.sampling import Piece, Plan
 from sightline.types import Augmentation, Batch
 
 _RESIDENT_BYTES = 1 << 30
-_BLOCK = 1 << 16
 _RANKED = 1 << 24  # four bytes each; above, the order of the list counts
 _PART_BYTES = 1 << 19
+_PIECE_BATCHES = 16
+_ALIGNED = 16  # float32 numbers of the 64 bytes at which memory is aligned
 _GROUP = 8  # images a thread decodes before it looks for more work
 
 
-class _Piece(NamedTuple):
-    """A batch to make: rows of the data set, what is drawn by for each of them, and the epoch."""
-
-    rows: NDArray[np.int64]
-    keys: NDArray[np.int64]
-    epoch: int
-
-
 class _Prepared(NamedTuple):
-    """A batch on its way: its images, which it is, and whether they are augmented and normalised."""
+    """Batches on their way: their images, which they are, and whether they are augmented and normalised."""
 
     images: Tensor
-    piece: _Piece
+    piece: Piece
     done: bool
 
 
@@ -51,11 +44,15 @@ class BatchLoader:
     in which the data is listed. `seek` starts any epoch at any batch in constant time; an iteration without a `seek`
     before it goes on with the epoch after the last one.
 
+    With `balanced`, for training, an epoch has as many images, but of each class that occurs as many as of any other,
+    give or take one: see `Balanced`. Where an image comes several times, each time is augmented in its own way.
+
     Of `world_size` loaders that differ in `rank` alone, each gives its part of every step: together they visit every
     row once, in the same number of steps. `batch_size` is for each of them, and the last step is shared evenly.
 
     `workers` threads (None: the cores there are) work up to `prefetch` batches ahead; with 0 of either, all is done
-    when a batch is asked for. Neither changes a batch. Data of up to 1 GiB is kept on another device than the CPU.
+    when a batch is asked for. Small batches that are not augmented are made a few at a time, of 512 KiB of pixels at
+    most. None of this changes a batch. Data of up to 1 GiB is kept on another device than the CPU.
 
     Where images are encoded and the first augmentation has `boxes`, as `RandomResizedCrop` has, the crop is taken from
     the original picture while it is decoded.
@@ -69,6 +66,7 @@ class BatchLoader:
         batch_size: int,
         *,
         shuffle: bool = False,
+        balanced: bool = False,
         augment: Sequence[Augmentation] = (),
         seed: int = 0,
         device: torch.device | str = "cpu",
@@ -83,6 +81,10 @@ class BatchLoader:
             raise ValueError(f"rank must be one of 0 to {world_size - 1}, not {rank}")
         if 0 < len(dataset) < world_size:
             raise ValueError(f"{len(dataset)} images cannot be shared by {world_size} processes")
+        if balanced and not shuffle:
+            raise ValueError("balanced says what an epoch of training shows; it needs shuffle=True")
+        if balanced and dataset.labels.is_floating_point():
+            raise ValueError("balanced needs labels that are classes, and these are numbers to predict")
         self.dataset = dataset
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -103,20 +105,29 @@ class BatchLoader:
         # what has been packed is shuffled by content, so that the order it was listed in makes no other training
         by_content = shuffle and dataset.facts is not None and len(dataset) <= _RANKED
         self._ranked = dataset.canonical().astype(np.int32) if by_content else None
+        self._plan = Plan(
+            len(dataset),
+            batch_size,
+            seed=seed,
+            shuffle=shuffle,
+            ranked=self._ranked,
+            balance=dataset.labels.numpy() if balanced else None,
+            rank=rank,
+            world_size=world_size,
+        )
         self._boxes, self._steps = _crop_while_decoding(dataset, self.augment)
+        self._together = self._batches_of_a_piece()
         self._epoch, self._batch = 0, 0
 
     def __len__(self) -> int:
         """Steps of an epoch: a rest that cannot give every rank an image joins the step before it."""
-        images, together = len(self.dataset), self.batch_size * self.world_size
-        whole, rest = divmod(images, together)
-        return whole + (rest >= self.world_size or (rest > 0 and whole == 0))
+        return len(self._plan)
 
     def look(self, rows: Sequence[int] | NDArray[np.int64], epoch: int = 0) -> Batch:
-        """These rows of the data set as that epoch shows them."""
+        """These rows of the data set as that epoch shows them (if several times, the first)."""
         samples = np.asarray(rows, np.int64)
         ranks = samples if self._ranked is None else np.argsort(self._ranked)[samples]
-        return self._finish(self._prepare(_Piece(samples, ranks, epoch), map))
+        return self._finish(self._prepare(Piece(samples, ranks, (len(samples),), epoch), map))[0]
 
     def seek(self, epoch: int, batch: int = 0) -> None:
         """Makes the next iteration epoch `epoch` from batch `batch` on."""
@@ -125,10 +136,10 @@ class BatchLoader:
     def __iter__(self) -> Iterator[Batch]:
         epoch, first = self._epoch, self._batch
         self._epoch, self._batch = epoch + 1, 0
-        plan = self._plan(epoch, first)
+        plan = self._plan.pieces(epoch, first, self._together)
         if self._resident is not None or not self.workers or not self.prefetch:
             for piece in plan:
-                yield self._finish(self._prepare(piece, map))
+                yield from self._finish(self._prepare(piece, map))
             return
         encoded = isinstance(self.dataset.images, EncodedImages)
         decoders = pool(self.workers) if encoded else None
@@ -140,36 +151,29 @@ class BatchLoader:
                     lambda piece: self._prepare(piece, each),
                     plan,
                     threads=min(self.workers, 2),
-                    ahead=self.prefetch + 1,
+                    ahead=1 + math.ceil(self.prefetch / self._together),
                 )
             ) as ready:
                 for prepared in ready:
-                    yield self._finish(prepared)
+                    yield from self._finish(prepared)
         finally:
             if decoders is not None:
                 decoders.shutdown(wait=True, cancel_futures=True)
                 settle()
 
-    def _plan(self, epoch: int, first: int) -> Iterator[_Piece]:
-        """Each of this rank's batches, from batch `first` on. The order is worked out a piece at a time:
-        memory stays flat."""
-        images, steps, together = len(self.dataset), len(self), self.batch_size * self.world_size
-        order = Permutation(images, derive(self.seed, epoch, "order")) if self.shuffle else None
-        block = max(1, _BLOCK // together)
-        for begin in range(first, steps, block):
-            end = min(begin + block, steps)
-            low, high = begin * together, images if end == steps else end * together
-            rows = np.arange(low, high) if order is None else order[low:high]
-            for step in range(begin, end):
-                start = step * together - low
-                shared = rows[start:] if step == steps - 1 else rows[start : start + together]
-                part, more = divmod(len(shared), self.world_size)
-                mine = self.rank * part + min(self.rank, more)
-                keys = shared[mine : mine + part + (self.rank < more)]
-                yield _Piece(keys if self._ranked is None else self._ranked[keys].astype(np.int64), keys, epoch)
+    def _batches_of_a_piece(self) -> int:
+        """How many batches are made in one go. Of small ones that are only gathered and normalised, calling the
+        operations and handing a batch over to another thread takes longer than the work."""
+        images = self.dataset.images
+        if self.device.type != "cpu" or self._steps or not isinstance(images, Tensor):
+            return 1
+        numbers = self.batch_size * math.prod(self.dataset.shape[1:])
+        if numbers % _ALIGNED:  # the next batch would not lie in memory as the first one does
+            return 1
+        return max(1, min(_PIECE_BATCHES, _PART_BYTES // numbers))
 
-    def _prepare(self, piece: _Piece, each: Callable[..., Any]) -> _Prepared:
-        """The batch as far as a thread ahead of the step may go: on the CPU to its end, unless a step of the
+    def _prepare(self, piece: Piece, each: Callable[..., Any]) -> _Prepared:
+        """The batches as far as a thread ahead of the step may go: on the CPU to its end, unless a step of the
         augmentation wants the caller's own thread; for another device, to where the bytes are handed over."""
         if self._resident is not None:
             rows = torch.from_numpy(piece.rows).to(self.device)
@@ -181,14 +185,18 @@ class BatchLoader:
             return _Prepared(images, piece, False)
         return _Prepared(self._change(images, piece), piece, True)
 
-    def _finish(self, prepared: _Prepared) -> Batch:
+    def _finish(self, prepared: _Prepared) -> list[Batch]:
         images, piece, done = prepared
         index = torch.from_numpy(piece.rows).to(self.device)
         if not done:
             images = self._change(images.to(self.device, non_blocking=self.device.type == "cuda"), piece)
-        return Batch(images, self._labels.index_select(0, index), index=index)
+        labels = self._labels.index_select(0, index)
+        if len(piece.sizes) == 1:
+            return [Batch(images, labels, index=index)]
+        parts = (whole.split_with_sizes(piece.sizes) for whole in (images, labels, index))
+        return [Batch(x, y, index=rows) for x, y, rows in zip(*parts, strict=True)]
 
-    def _change(self, images: Tensor, piece: _Piece) -> Tensor:
+    def _change(self, images: Tensor, piece: Piece) -> Tensor:
         if self.device.type != "cpu":
             return self._normalize(self._augmented(images, piece.keys, piece.epoch))
         # in parts that stay in the processor's cache, whose temporaries are small enough not to leave holes
@@ -204,8 +212,8 @@ class BatchLoader:
             images = step(images, keys, self.seed, epoch)
         return images
 
-    def _read(self, piece: _Piece, each: Callable[..., Any]) -> Tensor:
-        rows, keys, epoch = piece
+    def _read(self, piece: Piece, each: Callable[..., Any]) -> Tensor:
+        rows, keys, _, epoch = piece
         images, places = self.dataset.images, self.dataset.places(rows)
         found = self._bytes.take(len(rows))
         if isinstance(images, Tensor):

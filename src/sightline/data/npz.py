@@ -24,9 +24,9 @@ def is_array_file(path: Path) -> bool:
     return path.suffix.lower() in (".npz", ".npy")
 
 
-def read_npz(root: Path) -> Found:
+def read_npz(root: Path, numbers: bool = False) -> Found:
     """The arrays in an .npz file, in the only one of a folder, or in the .npy files of a folder, by the names that
-    Keras (x_train, y_train, …) and MedMNIST (train_images, train_labels, …) use."""
+    Keras (x_train, y_train, …) and MedMNIST (train_images, train_labels, …) use. `numbers` is as in `array_rows`."""
     arrays, source = _arrays(root)
     pairs: dict[str, dict[str, str]] = {}
     for key in arrays:
@@ -52,7 +52,7 @@ def read_npz(root: Path) -> Found:
         labels = _load(arrays[label_key], label_key, source)
         place = f"{source}, {image_key}"
         found[split] = array_rows(
-            images, labels, split, f"{place}[{{}}]".format, f"'{source}', {image_key}", f"{label_key}"
+            images, labels, split, f"{place}[{{}}]".format, f"'{source}', {image_key}", f"{label_key}", numbers
         )
     return Found(found)
 

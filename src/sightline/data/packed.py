@@ -49,7 +49,8 @@ class EncodedImages:
 @dataclass(frozen=True)
 class PackedDataset:
     """One split. `images` is uint8 [M,C,H,W] or `EncodedImages`; sample i is image `rows[i]`, or image i where there
-    are no rows. `labels` is int64 [N], `ids` N texts, all in the source's order. `columns` are further facts of the
+    are no rows. `labels` is int64 [N], or float32 [N,1] where there are no `classes` and labels are numbers to predict;
+    `ids` are N texts, all in the source's order. `columns` are further facts of the
     samples by name; `left_out` the (id, reason) of images that could not be read."""
 
     images: Tensor | EncodedImages
@@ -71,9 +72,19 @@ class PackedDataset:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many images each class has, in class order."""
+        """How many images each class has, in class order; nothing where labels are numbers."""
+        if not self.classes:
+            return {}
         numbers = torch.bincount(self.labels, minlength=len(self.classes)).tolist()
         return dict(zip(self.classes, numbers, strict=True))
+
+    @property
+    def spread(self) -> dict[str, float]:
+        """Least, greatest and mean of labels that are numbers."""
+        numbers = self.labels.double()
+        if not len(numbers):
+            return {}
+        return {"min": numbers.min().item(), "max": numbers.max().item(), "mean": numbers.mean().item()}
 
     def places(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """The rows of `images` that hold these samples."""
@@ -101,7 +112,7 @@ class PackedDataset:
     def canonical(self) -> NDArray[np.int64]:
         """The samples in an order that is theirs, whatever order they were listed in."""
         words = self._digests().view("<u8")
-        return np.lexsort((self.labels.numpy(), words[:, 1], words[:, 0]))  # of equal images, by label
+        return np.lexsort((self.labels.flatten().numpy(), words[:, 1], words[:, 0]))  # of equal images, by label
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """(mean, standard deviation) per channel over all pixels, in units of 0..1. Exact: whole numbers are summed.

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from sightline.data.cache import Cache
 from sightline.data.decode import is_gray, open_image, sample_name, size_of
 from sightline.data.decoding import NAME
+from sightline.data.numbers import is_number, number
 from sightline.data.packed import PackedDataset
 from sightline.data.parallel import cores, quick_turns
 from sightline.data.preprocess import Preprocess
@@ -262,10 +263,16 @@ def _split(
         left_out = _bad(built, samples, rows)
         kept = [sample for sample, good in zip(samples, fine, strict=True) if good]
         rows = rows[np.array(fine, dtype=bool)]
-    labels = torch.tensor([sample.label for sample in kept], dtype=torch.int64)
-    if left_out:
+    if classes:
+        labels = torch.tensor([sample.label for sample in kept], dtype=torch.int64)
+    else:  # [N,1] as the network's answers: against [N] a loss would compare each answer with every label
+        found = [s.label if is_number(s.label) else number(s.label, sample_name(s)) for s in kept]
+        labels = torch.tensor(found, dtype=torch.float32).reshape(-1, 1)
+    if left_out and not classes and not kept:
+        raise DataError(f"no image in the {split} split can be read; the first of {len(left_out)}: {left_out[0][1]}")
+    if left_out and classes:
         there = set(labels.tolist())
-        lost = [classes[label] for label in sorted({sample.label for sample in samples} - there)]
+        lost = [classes[int(label)] for label in sorted({sample.label for sample in samples} - there)]
         if not kept or (split == "train" and lost):
             raise DataError(
                 f"no image of {listing(lost)} in the {split} split can be read; the first of {len(left_out)}: "

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.data.classes import label_name
+from sightline.data.numbers import number
 from sightline.data.rows import NO_COLUMNS, SPLIT_NAMES, Found, Row, by_split, split_named
 from sightline.data.tables import IMAGE_COLUMNS, LABEL_COLUMNS, Columns, Files, find_column
 from sightline.data.trees import Directory
@@ -147,7 +148,8 @@ class _Table:
         folder = inside.rpartition("/")[0]
         for row, value in enumerate(cells[self.label]):
             where = f"{self.path}, row {row}"
-            label = label_name(value, self.classes, f"{where}, column '{self.label}'")
+            place = f"{where}, column '{self.label}'"
+            label = repr(number(value, place)) if self.columns.numbers else label_name(value, self.classes, place)
             facts: Mapping[str, str] = {name: _text(cells[name][row]) for name in extra} if extra else NO_COLUMNS
             split = split_named(_text(cells[self.columns.split][row]), where) if self.columns.split else ""
             if self.paths:
@@ -162,6 +164,8 @@ class _Table:
 
     def _labels(self) -> list[str]:
         named = [name for name, feature in self._features.items() if feature.get("_type") == "ClassLabel"]
+        if self.columns.numbers:
+            return [name for name in LABEL_COLUMNS if name not in named]
         return [*named[:1], *LABEL_COLUMNS] if len(named) == 1 else [*LABEL_COLUMNS, *named]
 
 

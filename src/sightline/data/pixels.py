@@ -11,13 +11,16 @@ from PIL import Image
 from sightline.errors import DataError
 
 
-def plain_label(label: Any, where: str) -> int | str:
-    """A label as a whole number or text. Raises DataError for anything else, such as one-hot."""
+def plain_label(label: Any, where: str, numbers: bool = False) -> int | float | str:
+    """A label as a whole number or text, or with `numbers` as any number. Raises DataError for anything else, such as
+    one-hot."""
     value = label.item() if getattr(label, "ndim", None) == 0 or getattr(label, "shape", None) == (1,) else label
-    if isinstance(value, int | str) and not isinstance(value, bool):
+    if isinstance(value, int | float | str if numbers else int | str) and not isinstance(value, bool):
         return value
     shape = f" of shape {list(label.shape)}" if hasattr(label, "shape") else ""
-    raise DataError(f"{where}: the label is a {type(label).__name__}{shape}; expected a whole number or text.")
+    told = "a number" if numbers else "a whole number or text"
+    advice = " To predict numbers, set data.target=number." if isinstance(value, float) and not numbers else ""
+    raise DataError(f"{where}: the label is a {type(label).__name__}{shape}; expected {told}.{advice}")
 
 
 def to_pixels(image: Any, where: str) -> NDArray[np.uint8] | Image.Image:

@@ -39,7 +39,7 @@ def redraw(
     home = np.repeat(np.arange(len(names)), [len(parts[split].rows) for split in names])[order]
     good = ~np.isin(rows, np.fromiter(bad, np.int64, len(bad)))
     keys = content[rows].astype(np.uint64)
-    labels = np.array([sample.label for sample in samples])
+    labels = np.array([sample.label if drawn.by_class else 0 for sample in samples])
     train = names.index("train")
     left = np.flatnonzero(good)
     after = np.where(good, train, home)

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from sightline.data.classes import class_names, label_index
+from sightline.data.numbers import check_numbers, numbered
 from sightline.data.splits import split_groups, split_rows
 from sightline.errors import DataError, listing, nearest
 from sightline.types import DataInfo, Reference, Sample
@@ -48,10 +49,12 @@ class Found(NamedTuple):
 
 class Drawn(NamedTuple):
     """How splits were set aside by row from one list: for each of them, and for what is left to train on, the places of
-    its samples in that list. Packing, which knows what the images show, draws anew by it."""
+    its samples in that list; `by_class` says whether each class gave its share. Packing, which knows what the images
+    show, draws anew by it."""
 
     seed: int
     places: dict[str, list[int]]
+    by_class: bool = True
 
 
 @dataclass(frozen=True)
@@ -73,24 +76,33 @@ def assemble(
     test: float = 0.2,
     seed: int = 0,
     group_column: str | None = None,
+    numbers: bool = False,
 ) -> ListSource:
     """The source of what was found: labels become numbers, and `val` and `test` are set aside where the data has no
-    such split (a part below 1 or a number of images).
+    such split (a part below 1 or a number of images). With `numbers`, labels are numbers to predict and there are no
+    classes.
 
-    Raises DataError for a single class, a class that only an evaluation split has, a label out of range, a group that
-    lies in two splits."""
-    names = class_names(found.splits, found.classes, classes)
-    index = label_index(names, given=classes is not None, own=found.classes)
+    Raises DataError for a single class, a class that only an evaluation split has, a label out of range or that is no
+    number, a group that lies in two splits."""
+    names: tuple[str, ...] = ()
+    index: Mapping[str, int | float]
+    if numbers:
+        found = found._replace(splits={split: numbered(rows) for split, rows in found.splits.items()})
+        check_numbers(found, classes)
+        index = {row.label: float(row.label) for rows in found.splits.values() for row in rows}
+    else:
+        names = class_names(found.splits, found.classes, classes)
+        index = label_index(names, given=classes is not None, own=found.classes)
     if group_column is not None:
         _check_groups(found.splits, group_column)
-    rows, places = _with_missing_splits(found.splits, val, test, seed, group_column)
+    rows, places = _with_missing_splits(found.splits, val, test, seed, group_column, by_class=not numbers)
     splits = {
         split: [Sample(row.id, row.image, index[row.label], row.where, row.columns) for row in rows[split]]
         for split in ("train", "val", "test")
         if rows.get(split)
     }
     by_row = len(places) > 1 and group_column is None
-    return ListSource(DataInfo(name, names, root), splits, Drawn(seed, places) if by_row else None)
+    return ListSource(DataInfo(name, names, root), splits, Drawn(seed, places, not numbers) if by_row else None)
 
 
 def split_named(value: str, where: str) -> str:
@@ -130,7 +142,7 @@ def _check_groups(splits: Mapping[str, Sequence[Row]], column: str) -> None:
 
 
 def _with_missing_splits(
-    found: Mapping[str, list[Row]], val: float, test: float, seed: int, group_column: str | None
+    found: Mapping[str, list[Row]], val: float, test: float, seed: int, group_column: str | None, by_class: bool
 ) -> tuple[dict[str, list[Row]], dict[str, list[int]]]:
     """The rows of every split; and of those that come out of one list, the places they had in it."""
     rows = dict(found)
@@ -139,7 +151,7 @@ def _with_missing_splits(
     for split, share in (("test", test), ("val", val)):
         if split not in rows and share and not (split == "test" and "val" in found):
             train = rows["train"]
-            labels = [row.label for row in train]
+            labels = [row.label if by_class else "" for row in train]
             count = round(share * total) if share < 1 else int(share)
             if group_column is None:
                 kept, taken = split_rows(labels, count, seed, split)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sightline.data.archives import Archive, is_archive
 from sightline.data.folders import read_folders
@@ -40,15 +41,17 @@ def open_source(
     seed: int = 0,
     dataset: str | None = None,
     download: bool = False,
+    numbers: bool = False,
 ) -> ListSource:
     """Reads the layout of a data set and returns its samples by split.
 
     `kind` is one of KINDS; "auto" looks at what is there. `val` and `test` say what to set aside where the data itself
     has no such split (a part below 1 or a number of images), stratified by class and drawn from `seed`; with
-    `group_column`, images of one group stay together. `dataset` and `download` are for torchvision.
+    `group_column`, images of one group stay together. `dataset` and `download` are for torchvision. With `numbers`,
+    labels are numbers to predict and there are no classes.
 
     Raises DataError for a path that does not exist, an empty folder, a single class, a class that only an evaluation
-    split has, a label out of range, a table row without its file, a damaged file."""
+    split has, a label out of range or that is no number, a table row without its file, a damaged file."""
     if kind not in KINDS:
         raise DataError(f"data.source: no source '{kind}'.{nearest(kind, KINDS)} Expected one of {listing(KINDS)}.")
     path = tree = None
@@ -60,14 +63,21 @@ def open_source(
         tree = _tree(path)
     if kind == "auto":
         kind = "digits" if path is None or tree is None else _detect(path, tree, csv)
+    if numbers and kind in ("digits", "folder"):
+        told = "the embedded digits have" if kind == "digits" else f"'{path}' has folders of pictures, which are"
+        raise DataError(
+            f"data.target=number: {told} classes, not numbers. Set data.root to a CSV or Parquet file with a column of "
+            f"numbers beside the pictures, or to NumPy's arrays."
+        )
     for key, column in (("split_column", split_column), ("group_column", group_column)):
         if column is not None and kind not in _TABLES:
             raise DataError(f"data.{key}: '{column}' cannot be had, the source '{kind}' has no table with columns.")
     if kind == "torchvision":
         from sightline.data.vision import open_torchvision
 
-        return open_torchvision(dataset, root, download, classes=classes, val=val, test=test, seed=seed)
-    columns = Columns(image_column, label_column, split_column, group_column)
+        how: dict[str, Any] = {"classes": classes, "val": val, "test": test, "seed": seed, "numbers": numbers}
+        return open_torchvision(dataset, root, download, **how)
+    columns = Columns(image_column, label_column, split_column, group_column, numbers)
     found = Found({"train": digits_rows()}) if path is None else _read(kind, path, tree, csv, images, columns)
     return assemble(
         found,
@@ -78,6 +88,7 @@ def open_source(
         test=test,
         seed=seed,
         group_column=group_column,
+        numbers=numbers,
     )
 
 
@@ -99,7 +110,7 @@ def _read(kind: str, path: Path, tree: Tree | None, csv: str | None, images: str
     if kind == "idx":
         return read_idx(path)
     if kind == "npz":
-        return read_npz(path)
+        return read_npz(path, columns.numbers)
     if kind == "parquet" or tree is None:
         return read_parquet(path, columns)
     if kind == "folder":

@@ -83,6 +83,11 @@ def split_groups(
         if not possible:
             group = order[0]
             whole = next(label for label, n in members[group].items() if n == sizes[label])
+            if len(sizes) == 1:
+                raise DataError(
+                    f"data.{purpose}: no group can be set aside for {purpose}: all {len(labels)} images are in one "
+                    f"group, '{group}'. Set data.{purpose}=0 or another data.group_column."
+                )
             raise DataError(
                 f"data.{purpose}: no group can be set aside for {purpose}: each of the {len(order)} groups has all "
                 f"images of some class, such as '{group}' of the class '{whole}'. Set data.{purpose}=0 or another "
@@ -129,5 +134,6 @@ def _check_count(count: int, total: int, classes: int, purpose: str) -> None:
     if count > total - classes:
         raise DataError(
             f"data.{purpose}: {count} of {total} images cannot be set aside for {purpose}: "
-            f"each of the {classes} classes must keep one to train on."
+            + ("one must be left" if classes == 1 else f"each of the {classes} classes must keep one")
+            + " to train on."
         )

@@ -21,12 +21,13 @@ LABEL_COLUMNS = ("type", "label", "target", "class")
 
 
 class Columns(NamedTuple):
-    """The columns that the config names, where it does."""
+    """The columns that the config names, where it does; `numbers` says that labels are numbers to predict."""
 
     image: str | None = None
     label: str | None = None
     split: str | None = None
     group: str | None = None
+    numbers: bool = False
 
     def facts(self, header: Sequence[str], image: str, label: str) -> list[str]:
         """The columns that are facts to keep: all but those read already and the index that pandas writes."""

@@ -30,7 +30,7 @@ def dataset_classes(dataset: Any, name: str) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def quick_labels(dataset: Any) -> list[int | str] | None:
+def quick_labels(dataset: Any) -> list[int | float | str] | None:
     """Every label without reading an item, where a data set keeps them and leaves them as they are; else None."""
     if isinstance(dataset, Subset):
         inner = quick_labels(dataset.dataset)
@@ -52,4 +52,4 @@ def quick_labels(dataset: Any) -> list[int | str] | None:
     found = found.tolist() if hasattr(found, "tolist") else found
     if not isinstance(found, list | tuple) or len(found) != len(dataset):
         return None
-    return list(found) if all(type(label) in (int, str) for label in found) else None
+    return list(found) if all(type(label) in (int, float, str) for label in found) else None

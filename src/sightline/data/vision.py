@@ -26,6 +26,7 @@ def open_torchvision(
     val: float,
     test: float,
     seed: int,
+    numbers: bool = False,
 ) -> ListSource:
     """The splits that a data set of torchvision has.
 
@@ -52,7 +53,7 @@ def open_torchvision(
         parts = _by_split(kind, given)
     else:
         parts = {"train": _make(kind, given)}
-    source = as_source(parts, classes=classes, val=val, test=test, seed=seed, name=dataset)
+    source = as_source(parts, classes=classes, val=val, test=test, seed=seed, name=dataset, numbers=numbers)
     place = Path(given["root"]) if "root" in given else None
     assert isinstance(source, ListSource)
     return replace(source, info=replace(source.info, root=place))

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -84,19 +85,60 @@ class Checkpointer(Callback):
         return on_step_end
 
     def _save(self, trainer: Trainer, path: Path) -> None:
-        for name, value in trainer.state.model.state_dict().items():
+        state = trainer.state
+        weights = [*state.model.state_dict().items(), *(state.ema.state_dict().items() if state.ema else ())]
+        for name, value in weights:
             if name not in self._meant and not _finite(value):
                 raise NonFiniteLossError(
-                    f"'{name}' holds NaN or infinite values after step {trainer.state.step}, so no checkpoint was "
+                    f"'{name}' holds NaN or infinite values after step {state.step}, so no checkpoint was "
                     f"written over the last good one. Try a lower learning rate."
                 )
         own_state = getattr(trainer.train, "state_dict", None)
-        trainer.state.loader = own_state() if own_state is not None else {}
-        save_checkpoint(path, trainer.state)
+        state.loader = own_state() if own_state is not None else {}
+        save_checkpoint(path, state)
 
 
 def _finite(value: torch.Tensor) -> bool:
     return not value.is_floating_point() or bool(torch.isfinite(value).all())
+
+
+class EarlyStopping(Callback):
+    """Ends the run when `monitor` has not become better by more than `min_delta` for `patience` evaluations in a row.
+
+    `better` is "min" or "max". What it has seen is in the checkpoint, so a resumed run stops where an uninterrupted one
+    does; an evaluation whose value is NaN counts as no better. `tell` is called with one line when it ends the run."""
+
+    def __init__(
+        self,
+        monitor: str,
+        better: str,
+        patience: int,
+        min_delta: float = 0.0,
+        tell: Callable[[str], None] | None = None,
+    ):
+        self.monitor = monitor
+        self.better = better
+        self.patience = patience
+        self.min_delta = min_delta
+        self.tell = tell
+
+    def on_eval_end(self, trainer: Trainer, record: dict[str, float]) -> None:
+        """Compares, counts, and asks for the end."""
+        if self.monitor not in record:
+            return
+        seen = trainer.state.callbacks.setdefault("early_stopping", {"best": None, "waited": 0})
+        value = record[self.monitor] * (1 if self.better == "max" else -1)
+        if math.isfinite(value) and (seen["best"] is None or value > seen["best"] + self.min_delta):
+            seen["best"], seen["waited"] = value, 0
+            return
+        seen["waited"] += 1
+        if seen["waited"] >= self.patience and not trainer.should_stop:
+            trainer.should_stop = True
+            if self.tell is not None:
+                self.tell(
+                    f"stopping after epoch {trainer.state.epoch + 1}: {self.monitor} has not become better for "
+                    f"{seen['waited']} evaluations"
+                )
 
 
 class StopOnSignal(Callback):

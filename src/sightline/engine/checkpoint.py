@@ -54,7 +54,7 @@ def load_checkpoint(path: Path, state: TrainState) -> None:
             _check_length(path, schedule.scheduler, saved)
             schedule.scheduler.load_state_dict(saved)
         for name in ("ema", "scaler"):
-            if getattr(state, name) is not None:
+            if getattr(state, name) is not None and content[name] is not None:
                 getattr(state, name).load_state_dict(content[name])
     except (RuntimeError, ValueError, KeyError) as error:
         raise ArtifactError(f"'{path}' belongs to another network, optimiser or schedule: {error}") from error
@@ -65,8 +65,9 @@ def load_checkpoint(path: Path, state: TrainState) -> None:
 
 
 def load_weights(path: Path, model: torch.nn.Module) -> None:
-    """Only the model's weights of a checkpoint."""
-    model.load_state_dict(read_checkpoint(path)["model"])
+    """Only the weights of a checkpoint that are evaluated: their average where it has one, else the model's."""
+    content = read_checkpoint(path)
+    model.load_state_dict(content["ema"] or content["model"])
 
 
 def _check_length(path: Path, scheduler: Any, saved: Mapping[str, Any]) -> None:
@@ -79,7 +80,7 @@ def _check_length(path: Path, scheduler: Any, saved: Mapping[str, Any]) -> None:
             )
 
 
-def _numpy_values() -> list[Any]:
+def numpy_values() -> list[Any]:
     """What numpy's arrays and numbers are made of: plain values, in which loaders keep their place."""
     core = np._core.multiarray  # type: ignore[attr-defined]
     kinds = [kind for kind in vars(np.dtypes).values() if isinstance(kind, type) and issubclass(kind, np.dtype)]
@@ -91,7 +92,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ArtifactError(f"there is no checkpoint '{path}'.")
     try:
-        with torch.serialization.safe_globals(_numpy_values()):
+        with torch.serialization.safe_globals(numpy_values()):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
         raise ArtifactError(f"'{path}' is no checkpoint, or a damaged one: {error}") from error

@@ -49,7 +49,7 @@ class Progress(Callback):
         shown = [
             f"{name} {value:.4f}"
             for name, value in record.items()
-            if name.endswith(("_loss", "_accuracy")) or not name.startswith(("train_", *trainer.evals))
+            if name.endswith(("_loss", "_accuracy", "_mae")) or not name.startswith(("train_", *trainer.evals))
             if name != "epoch"
         ]
         width = len(str(trainer.max_epochs))
@@ -85,7 +85,7 @@ class Progress(Callback):
             f"{name} {log[name]:.4f}"
             for name in (
                 "loss" if "loss" in log else "train_loss",  # a short epoch may end before the first log point
-                *(f"{split}_accuracy" for split in trainer.evals),
+                *(f"{split}_{metric}" for split in trainer.evals for metric in ("accuracy", "mae")),
             )
             if name in log
         ]

@@ -2,41 +2,170 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from sightline.engine.averaging import Average
+from sightline.engine.mixing import Mix
 from sightline.types import Batch, StepOutput, Tensors, TrainState
+
+LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class EpochStart(Protocol):
+    """Sets the network up for an epoch, as a function of the epoch alone; what `Freeze` is."""
+
+    def apply(self, model: nn.Module, epoch: int) -> None: ...
 
 
 class SupervisedTask:
     """Training on labelled images. `loss(output [B,...], target [B])` gives a scalar, the mean over the batch;
-    `outputs` says whether the network answers with "logits" or "probabilities".
+    `outputs` says whether the network answers with "logits", "probabilities" or "values".
 
-    The three steps are the engine's whole contact with the network; nothing in them is read back from the device."""
+    `precision` "bf16" or "fp16" runs the network under torch's autocast (Micikevicius et al., "Mixed Precision
+    Training", 2018); the loss is float32. For fp16, `state.scaler` holds a GradScaler. `accumulate` goes through a
+    batch in so many equal parts, one after the other: the memory of a part, the gradients of the whole. `clip` limits
+    the norm of all gradients together, or, with `clip_algorithm` "value", each of them. `average` keeps `state.ema`,
+    which is then what is evaluated. `mix` is mixup or CutMix. `freeze` says, epoch by epoch, what is not trained.
 
-    def __init__(self, loss: Callable[[Any, Any], Tensor], outputs: str = "logits"):
+    The steps are the engine's whole contact with the network; nothing in them is read back from the device, but by a
+    GradScaler, which must know whether a step overflowed."""
+
+    def __init__(
+        self,
+        loss: Callable[[Any, Any], Tensor],
+        outputs: str = "logits",
+        *,
+        precision: str = "fp32",
+        channels_last: bool = False,
+        accumulate: int = 1,
+        clip: float | None = None,
+        clip_algorithm: str = "norm",
+        average: Average | None = None,
+        mix: Mix | None = None,
+        freeze: EpochStart | None = None,
+    ):
+        if precision not in ("fp32", *LOW_PRECISION):
+            raise ValueError(f"precision must be 'fp32', 'bf16' or 'fp16', not {precision!r}")
+        if clip_algorithm not in ("norm", "value"):
+            raise ValueError(f"clip_algorithm must be 'norm' or 'value', not {clip_algorithm!r}")
         self.loss = loss
         self.outputs = outputs
+        self.precision = precision
+        self.channels_last = channels_last
+        self.accumulate = accumulate
+        self.clip = clip
+        self.clip_algorithm = clip_algorithm
+        self.average = average
+        self.mix = mix
+        self.freeze = freeze
+        self._contexts: dict[str, contextlib.AbstractContextManager[Any]] = {}
+
+    def begin_epoch(self, state: TrainState) -> None:
+        """Freezes and unfreezes what the epoch asks for; called before its first batch, and when one is resumed."""
+        if self.freeze is not None:
+            self.freeze.apply(state.model, state.epoch)
 
     def train_step(self, state: TrainState, batch: Batch) -> StepOutput:
-        """One update of the weights."""
-        x, y, _, _ = batch
-        output = state.model(x)
-        loss = self.loss(output, y)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer: Any = state.optimizer
-        optimizer.step()
-        optimizer.zero_grad()
-        return StepOutput(loss.detach(), len(y), output.detach(), y)
+        """One update of the weights. With mixup, the metrics count the target that has the larger share."""
+        x, y, partner, share = batch.x, batch.y, None, 1.0
+        if self.mix is not None:
+            x, partner, share = self.mix(x, y, state.step)
+        total, outputs = None, []
+        for part in self._parts(x, y, partner):
+            with self._autocast(part.x):
+                output = state.model(self._arranged(part.x))
+            output = self._full(output)
+            loss = self.loss(output, part.y)
+            if part.partner is not None:
+                loss = share * loss + (1 - share) * self.loss(output, part.partner)
+            if part.weight != 1.0:
+                loss = loss * part.weight
+            (loss if state.scaler is None else state.scaler.scale(loss)).backward()
+            total = loss.detach() if total is None else total + loss.detach()
+            outputs.append(output.detach())
+        self._update(state)
+        target = y if partner is None or share >= 0.5 else partner
+        return StepOutput(total, len(y), outputs[0] if len(outputs) == 1 else torch.cat(outputs), target)
 
     def eval_step(self, state: TrainState, batch: Batch) -> StepOutput:
         """Loss and output of one batch; the trainer has switched gradients off and the model to evaluation."""
-        output = state.model(batch.x)
+        output = self._answer(state, batch.x)
         return StepOutput(self.loss(output, batch.y), len(batch.y), output, batch.y)
 
     def predict_step(self, state: TrainState, x: Tensors) -> Tensor:
-        """Probabilities float32 [B,C]."""
-        output: Tensor = state.model(x)
-        return output if self.outputs == "probabilities" else output.softmax(1)
+        """Probabilities float32 [B,C], or the values of a network that answers with values."""
+        output: Tensor = self._answer(state, x)
+        return output.softmax(1) if self.outputs == "logits" else output
+
+    def _answer(self, state: TrainState, x: Tensors) -> Any:
+        with self._autocast(x):
+            output = state.eval_model(self._arranged(x))
+        return self._full(output)
+
+    def _update(self, state: TrainState) -> None:
+        optimizer: Any = state.optimizer
+        scaler = state.scaler
+        if self.clip is not None:
+            if scaler is not None:
+                scaler.unscale_(optimizer)
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            if self.clip_algorithm == "norm":
+                nn.utils.clip_grad_norm_(parameters, self.clip)
+            else:
+                nn.utils.clip_grad_value_(parameters, self.clip)
+        if scaler is None:
+            optimizer.step()
+        else:
+            scaler.step(optimizer)
+            scaler.update()
+        optimizer.zero_grad()
+        if self.average is not None and state.ema is not None:
+            self.average.update(state.ema, state.model, state.step)
+
+    def _parts(self, x: Tensors, y: Tensors, partner: Tensors | None) -> Iterator[_Part]:
+        """The batch in `accumulate` parts that differ in size by one at most; no more than there are samples."""
+        count = min(self.accumulate, len(_first(y)))
+        if count <= 1:
+            yield _Part(x, y, partner, 1.0)
+            return
+        total = len(_first(y))
+        for i in range(count):
+            part = slice(i * total // count, (i + 1) * total // count)
+            cut = None if partner is None else _sliced(partner, part)
+            yield _Part(_sliced(x, part), _sliced(y, part), cut, (part.stop - part.start) / total)
+
+    def _arranged(self, x: Tensors) -> Tensors:
+        if self.channels_last and isinstance(x, Tensor) and x.ndim == 4:
+            return x.contiguous(memory_format=torch.channels_last)
+        return x
+
+    def _autocast(self, x: Tensors) -> contextlib.AbstractContextManager[Any]:
+        device = _first(x).device.type
+        if device not in self._contexts:
+            low = LOW_PRECISION.get(self.precision)
+            self._contexts[device] = torch.autocast(device, low) if low is not None else contextlib.nullcontext()
+        return self._contexts[device]
+
+    def _full(self, output: Any) -> Any:
+        """float32, in which losses and metrics are worked out."""
+        return output.float() if self.precision != "fp32" and isinstance(output, Tensor) else output
+
+
+class _Part(NamedTuple):
+    x: Tensors
+    y: Tensors
+    partner: Tensors | None
+    weight: float
+
+
+def _first(value: Tensors) -> Tensor:
+    return value[0] if isinstance(value, tuple) else value
+
+
+def _sliced(value: Tensors, part: slice) -> Tensors:
+    return tuple(item[part] for item in value) if isinstance(value, tuple) else value[part]

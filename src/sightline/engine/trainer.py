@@ -28,6 +28,7 @@ class Trainer:
         on_fit_start
         while epoch < max_epochs and not should_stop:
             on_epoch_start
+            task.begin_epoch(state), where it has one
             for batch in train:
                 task.train_step(state, batch); step += 1; batch += 1
                 per-step schedules step; every log_every steps: losses are read back, checked and recorded
@@ -40,9 +41,9 @@ class Trainer:
         on_fit_end
 
     `train` and the values of `evals` are iterables of `Batch`; with a `seek(epoch, batch)` method, an epoch begins in
-    mid-way in constant time. `meter` makes the object that collects an epoch's step outputs. `log_every` also bounds
-    how late a NaN loss is noticed. `state` is all that is needed to go on: load a checkpoint into it, then call
-    `fit`."""
+    mid-way in constant time. `meter` makes the object that collects an epoch's step outputs, `eval_meter` that of an
+    evaluation where it is another. `log_every` also bounds how late a NaN loss is noticed. `state` is all that is
+    needed to go on: load a checkpoint into it, then call `fit`."""
 
     def __init__(
         self,
@@ -58,6 +59,7 @@ class Trainer:
         log_every: int = 50,
         runtime: Runtime | None = None,
         meter: Callable[[], Meter] = Meter,
+        eval_meter: Callable[[], Meter] | None = None,
     ):
         self.task = task
         self.state = state
@@ -73,6 +75,7 @@ class Trainer:
         self.last_log: dict[str, float] = {}
         self.samples = 0
         self._meter = meter
+        self._eval_meter = eval_meter or meter
         self._fitting = False
         self.state.meters.setdefault("train", meter())
         check_callbacks(callbacks)
@@ -129,8 +132,8 @@ class Trainer:
     def evaluate(self, split: str) -> dict[str, float]:
         """The metrics of one split of `evals`, over each sample once. Leaves weights, buffers and every submodule's
         train/eval mode as they were."""
-        meter = self._meter()
-        with evaluating(self.state.model), torch.inference_mode():
+        meter = self._eval_meter()
+        with evaluating(self.state.eval_model), torch.inference_mode():
             for number, batch in enumerate(self._epoch_of(self.evals[split]), start=1):
                 meter.update(self.task.eval_step(self.state, batch))
                 if number % self.log_every == 0:
@@ -145,7 +148,7 @@ class Trainer:
     def predict(self, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
         """(probabilities float32 [N,C], index int64 [N]) on the CPU, for every batch in order."""
         outputs, index = [], []
-        with evaluating(self.state.model), torch.inference_mode():
+        with evaluating(self.state.eval_model), torch.inference_mode():
             for batch in batches:
                 outputs.append(self.task.predict_step(self.state, batch.x).float().cpu())
                 index.append(batch.index.cpu() if batch.index is not None else torch.arange(len(outputs[-1])))
@@ -169,6 +172,8 @@ class Trainer:
         meter = state.meters["train"]
         schedules, observers = self._step_schedules, self._handlers["on_step_end"]
         self._mark = (time.perf_counter(), self.samples)
+        if hasattr(self.task, "begin_epoch"):
+            self.task.begin_epoch(state)
         reseed(state.epoch, "loader")  # the order of a loader that draws it from torch's generator is then the epoch's
         for batch in self._epoch_of(self.train, state.epoch, state.batch):
             log = (state.step + 1) % log_every == 0  # decided before the step, so that no step is read back for it

@@ -19,6 +19,8 @@ from sightline.modes import evaluating
 CLASS_ARGUMENTS = ("num_classes", "n_classes", "classes", "out_features")
 CHANNEL_ARGUMENTS = ("in_channels", "in_chans", "channels")
 SIZE_ARGUMENTS = ("image_size", "img_size", "input_size")
+OUTPUTS = ("logits", "probabilities", "values")
+"""What a network may answer with."""
 _DOWNLOADS = {
     "pretrained": False,
     "weights": None,
@@ -33,7 +35,8 @@ _DOWNLOADS = {
 class ModelSpec:
     """How to make a network. `network` is `{_target_: ..., arguments}`, `{layers: [nodes]}`, or `{object: name}` for
     one that was handed over ready-made and can only be filled with weights again. `shape` is (C, H, W) of its input,
-    `outputs` says whether it answers with "logits" or "probabilities"."""
+    `outputs` says whether it answers with "logits", with "probabilities", or with "values": one number to predict, so
+    that `num_classes`, how many numbers it gives for an image, is 1."""
 
     network: Mapping[str, Any]
     shape: tuple[int, int, int]
@@ -93,9 +96,13 @@ def describe_model(
     answer = trace(model, shape).output
     if answer != (num_classes,):
         found = " x ".join(map(str, answer)) or "no tensor"
+        if outputs == "values":
+            asked, expected = "the labels are numbers", "1 number, [batch, 1]"
+        else:
+            asked, expected = f"the data has {num_classes} classes", f"{num_classes} numbers"
         raise ModelError(
-            f"{key}: the network answers with {found} for each image, the data has {num_classes} classes. "
-            f"Its last layer must give {num_classes} numbers; the value auto stands for that number "
+            f"{key}: the network answers with {found} for each image, {asked}. "
+            f"Its last layer must give {expected}; the value auto stands for that number "
             f"({' or '.join(CLASS_ARGUMENTS[:2])} for most networks, out_features for a linear layer)."
         )
     if outputs == "auto":

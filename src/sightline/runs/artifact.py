@@ -19,12 +19,10 @@ from sightline import locate
 from sightline.data.preprocess import Preprocess
 from sightline.engine.runtime import find_device
 from sightline.errors import ArtifactError, DataError, SightlineError
-from sightline.files import beside, read_json, sha256, write_json
-from sightline.models.spec import ModelSpec, build_model, describe_model, without_downloads
+from sightline.files import beside, sha256, write_json
+from sightline.models.spec import OUTPUTS, ModelSpec, build_model, describe_model, without_downloads
+from sightline.runs.manifest import FORMAT, MANIFEST, WEIGHTS, read_manifest
 
-FORMAT = 1
-WEIGHTS = "model.safetensors"
-MANIFEST = "sightline.json"
 ImageLike = Path | str | bytes | NDArray[np.uint8] | Image.Image
 
 
@@ -34,6 +32,16 @@ class Prediction(NamedTuple):
     label: str
     confidence: float
     probabilities: tuple[float, ...]
+
+
+class Value(NamedTuple):
+    """One answer of a model that predicts a number."""
+
+    value: float
+
+
+Answer = Prediction | Value
+"""What a model answers for an image: a `Value` where it was trained with `data.target=number`."""
 
 
 def export_model(
@@ -86,23 +94,6 @@ def add_metrics(directory: Path, metrics: Mapping[str, Mapping[str, float]]) -> 
     write_json(directory / MANIFEST, manifest | {"metrics": {split: dict(values) for split, values in metrics.items()}})
 
 
-def read_manifest(directory: Path) -> dict[str, Any]:
-    """The artifact's description; raises ArtifactError when it is missing, damaged or of a later format."""
-    path = directory / MANIFEST
-    if not path.is_file():
-        raise ArtifactError(
-            f"there is no exported model in '{directory}': '{MANIFEST}' is missing. Has the run finished?"
-        )
-    try:
-        manifest: dict[str, Any] = read_json(path)
-        version = manifest["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"'{path}' is damaged: {error}.") from error
-    if version != FORMAT:
-        raise ArtifactError(f"'{path}' is of format {version}; this version of Sightline reads format {FORMAT}.")
-    return manifest
-
-
 def load(
     path: str | Path, *, device: str = "cpu", model: nn.Module | None = None, allow: Sequence[str] | None = ()
 ) -> Predictor:
@@ -125,7 +116,9 @@ def load(
         classes = tuple(manifest["classes"])
     except (KeyError, TypeError, ValueError, AttributeError, DataError) as error:
         raise ArtifactError(f"'{directory / MANIFEST}' is damaged: {error}.") from error
-    if not isinstance(spec.network, dict) or len(classes) != spec.num_classes or spec.shape != preprocess.shape:
+    counts = (1, 0) if spec.outputs == "values" else (len(classes), len(classes))
+    known = spec.outputs in OUTPUTS and (spec.num_classes, len(classes)) == counts
+    if not isinstance(spec.network, dict) or not known or spec.shape != preprocess.shape:
         raise ArtifactError(f"'{directory / MANIFEST}' is damaged: its network, classes and preprocessing disagree.")
     if not weights.is_file():
         raise ArtifactError(f"'{weights}' is missing.")
@@ -149,7 +142,8 @@ def load(
 class Predictor:
     """An exported model that answers. The way from a file to a probability is the one training and evaluation took.
 
-    `classes` are the class names in output order; `manifest` is the artifact's description, provenance and metrics."""
+    `classes` are the class names in output order, none where it predicts a number; `manifest` is the artifact's
+    description, provenance and metrics."""
 
     def __init__(
         self,
@@ -182,16 +176,27 @@ class Predictor:
 
     def probabilities(self, pixels: Tensor) -> Tensor:
         """Probabilities float32 [B,C] on the CPU for decoded images, uint8 [B,C,H,W]."""
+        if not self.classes:
+            raise ValueError("the model predicts a number and has no classes; ask for values() or predict()")
+        return self.to_probabilities(self._forward(pixels)).cpu()
+
+    def values(self, pixels: Tensor) -> Tensor:
+        """The predicted numbers float32 [B] on the CPU for decoded images, uint8 [B,C,H,W]."""
+        if self.classes:
+            raise ValueError(f"the model has {len(self.classes)} classes; ask for probabilities() or predict()")
+        return self._forward(pixels).float().flatten().cpu()
+
+    def _forward(self, pixels: Tensor) -> Tensor:
         if pixels.dtype != torch.uint8 or tuple(pixels.shape[1:]) != self.preprocess.shape:
             expected = [None, *self.preprocess.shape]
             raise ValueError(f"expected uint8 {expected}, found {pixels.dtype} {list(pixels.shape)}")
-        return self.to_probabilities(self.outputs(self._normalize(pixels.to(self.device)))).cpu()
+        return self.outputs(self._normalize(pixels.to(self.device)))
 
-    def predict(self, images: ImageLike | Sequence[ImageLike], batch_size: int = 256) -> list[Prediction]:
+    def predict(self, images: ImageLike | Sequence[ImageLike], batch_size: int = 256) -> list[Answer]:
         """One prediction for each image: a file, encoded bytes, uint8 pixels [H,W] or [H,W,C] in RGB order, or a Pillow
         image. Raises DataError naming the first one that is no image."""
         listed = images if isinstance(images, list | tuple) else [images]
-        answers: list[Prediction] = []
+        answers: list[Answer] = []
         for start in range(0, len(listed), batch_size):
             part = listed[start : start + batch_size]
             decoded = [self._decode(image, f"image {start + i}") for i, image in enumerate(part)]
@@ -200,7 +205,7 @@ class Predictor:
 
     def predict_each(
         self, paths: Sequence[Path], batch_size: int = 256
-    ) -> Iterator[tuple[Path, Prediction | SightlineError]]:
+    ) -> Iterator[tuple[Path, Answer | SightlineError]]:
         """(path, prediction) for each file; for one that is no image, (path, the error) in its place."""
         for start in range(0, len(paths), batch_size):
             part = paths[start : start + batch_size]
@@ -220,10 +225,13 @@ class Predictor:
             return self.preprocess.decode(Path(image), f"'{image}'")
         return self.preprocess.decode(image, name)
 
-    def _answers(self, decoded: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
+    def _answers(self, decoded: Sequence[NDArray[np.uint8]]) -> list[Answer]:
         if not decoded:
             return []
-        rows = self.probabilities(torch.from_numpy(np.stack(decoded))).tolist()
+        pixels = torch.from_numpy(np.stack(decoded))
+        if not self.classes:
+            return [Value(value) for value in self.values(pixels).tolist()]
+        rows = self.probabilities(pixels).tolist()
         best = [max(range(len(row)), key=row.__getitem__) for row in rows]
         return [Prediction(self.classes[i], row[i], tuple(row)) for i, row in zip(best, rows, strict=True)]
 

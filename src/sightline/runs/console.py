@@ -58,10 +58,11 @@ def show_results(
     console = console or plain_console()
     for position, (split, result) in enumerate(results.items()):
         last = position == len(results) - 1
-        values = "  ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
+        whole = {name: value for name, value in result.metrics.items() if "/" not in name}  # not of single classes
+        values = "  ".join(f"{name} {value:.4f}" for name, value in whole.items())
         title = Text.assemble("\n", (split, "bold"), f"  {len(result.ids):,} images  {values}")
         console.print(title, soft_wrap=True)
-        if last:
+        if last and result.classes:
             table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
             table.add_column("class")
             for name in ("images", "precision", "recall", "f1"):

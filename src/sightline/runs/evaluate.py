@@ -6,7 +6,7 @@ import copy
 import csv
 import io
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from sightline.data.loader import BatchLoader
 from sightline.data.packed import PackedDataset
 from sightline.files import write_text
-from sightline.metrics import Meter, per_class
+from sightline.metrics import Meter
 from sightline.runs.artifact import Predictor
+from sightline.scores import per_class
 from sightline.types import StepOutput
 
 
@@ -25,7 +26,7 @@ from sightline.types import StepOutput
 class SplitResult:
     """Every sample of a split with its answer. `probabilities` float32 [N,C], `losses` float32 [N], `labels` int64 [N],
     all on the CPU in the data's order; `metrics` over the split, `classes` per class; `columns` what else a table
-    said."""
+    said. Where labels are numbers, they and the predicted `values` are float32 [N], and there are no classes."""
 
     ids: Sequence[str]
     labels: Tensor
@@ -35,6 +36,7 @@ class SplitResult:
     metrics: dict[str, float]
     classes: list[dict[str, float]]
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    values: Tensor | None = None
 
 
 def evaluate_split(
@@ -43,31 +45,35 @@ def evaluate_split(
     loss: Callable[[Tensor, Tensor], Tensor],
     batch_size: int,
     workers: int | None = None,
+    meter: Callable[[], Meter] = Meter,
 ) -> SplitResult:
-    """Runs every sample through the predictor once, in order. `workers` is as in `BatchLoader`."""
+    """Runs every sample through the predictor once, in order. `workers` is as in `BatchLoader`; `meter` makes
+    what collects the metrics."""
     loader = BatchLoader(data, predictor.preprocess, batch_size, device=predictor.device, workers=workers)
     if isinstance(loss, nn.Module):
         loss = copy.deepcopy(loss).to(predictor.device).eval()
-    meter = Meter()
-    probabilities, losses = [], []
+    measure = meter()
+    answers, losses = [], []
     with torch.inference_mode():
         for batch in loader:
             output = predictor.outputs(batch.x)  # type: ignore[arg-type]
             target: Tensor = batch.y  # type: ignore[assignment]
-            meter.update(StepOutput(loss(output, target), len(target), output, target))
-            probabilities.append(predictor.to_probabilities(output).cpu())
+            measure.update(StepOutput(loss(output, target), len(target), output, target))
+            answers.append((predictor.to_probabilities(output) if data.classes else output.float()).cpu())
             losses.append(per_sample_loss(loss, output, target).float().cpu())
-    metrics = meter.compute()
-    classes = per_class(meter.counts) if meter.counts is not None else []
+    metrics = measure.compute()
+    classes = per_class(measure.counts) if measure.counts is not None else []
+    answered = torch.cat(answers)
     return SplitResult(
         data.ids,
-        data.labels,
-        torch.cat(probabilities),
+        data.labels.flatten(),
+        answered if data.classes else answered[:, :0],
         torch.cat(losses),
         data.classes,
         metrics,
         classes,
         data.columns,
+        None if data.classes else answered.flatten(),
     )
 
 
@@ -78,34 +84,36 @@ def per_sample_loss(loss: Callable[[Tensor, Tensor], Tensor], output: Tensor, ta
         single.reduction = "none"
         values = single(output, target)
         if values.shape == target.shape:
-            return values
+            return values.flatten()
     return torch.stack([loss(output[i : i + 1], target[i : i + 1]) for i in range(len(target))])
 
 
 def write_predictions(path: Path, result: SplitResult) -> None:
     """The per-sample table: `id,label,prediction,confidence,loss`, one probability `p_…` for each class, named by it,
-    and the data's own further columns as `data_…`. Numbers have nine digits, enough to give back the same float32."""
+    and the data's own further columns as `data_…`. Where labels are numbers, `id,label,prediction,error,loss`, the
+    error being prediction minus label. Numbers have nine digits, enough to give back the same float32."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    names = result.class_names
-    writer.writerow(
-        [
-            "id",
-            "label",
-            "prediction",
-            "confidence",
-            "loss",
-            *(f"p_{name}" for name in names),
-            *(f"data_{name}" for name in result.columns),
-        ]
-    )
-    best = result.probabilities.argmax(1).tolist()
-    rows = zip(
-        result.ids, result.labels.tolist(), best, result.probabilities.tolist(), result.losses.tolist(), strict=True
-    )
+    score = "error" if result.values is not None else "confidence"
+    head = ["id", "label", "prediction", score, "loss", *(f"p_{name}" for name in result.class_names)]
+    writer.writerow([*head, *(f"data_{name}" for name in result.columns)])
     further = zip(*result.columns.values(), strict=True) if result.columns else itertools.repeat(())
-    for (sample, label, answer, row, loss), told in zip(rows, further, strict=False):
-        numbers = (row[answer], loss, *row)
-        writer.writerow([sample, names[label], names[answer], *(f"{number:.9g}" for number in numbers), *told])
+    cells = _class_cells(result) if result.values is None else _number_cells(result, result.values)
+    for row, told in zip(cells, further, strict=False):
+        writer.writerow([*row, *told])
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text.getvalue())
+
+
+def _class_cells(result: SplitResult) -> Iterator[list[str]]:
+    names = result.class_names
+    best = result.probabilities.argmax(1).tolist()
+    columns = (result.ids, result.labels.tolist(), best, result.probabilities.tolist(), result.losses.tolist())
+    for sample, label, answer, row, loss in zip(*columns, strict=True):
+        yield [sample, names[label], names[answer], *(f"{number:.9g}" for number in (row[answer], loss, *row))]
+
+
+def _number_cells(result: SplitResult, values: Tensor) -> Iterator[list[str]]:
+    columns = (result.ids, result.labels.tolist(), values.tolist(), result.losses.tolist())
+    for sample, label, answer, loss in zip(*columns, strict=True):
+        yield [sample, *(f"{number:.9g}" for number in (label, answer, answer - label, loss))]

@@ -50,7 +50,8 @@ def draw_sheet(
             cell = _fitted(picture)
             left = _GAP + position * (_CELL + _GAP)
             sheet.paste(cell, (left + (_CELL - cell.width) // 2, top + (_CELL - cell.height) // 2))
-        draw.text((_GAP, top + _CELL + 1), f"{dataset.classes[sample.label]}   {sample.id}", _INK, font)
+        label = dataset.classes[int(sample.label)] if dataset.classes else f"{sample.label:.6g}"
+        draw.text((_GAP, top + _CELL + 1), f"{label}   {sample.id}", _INK, font)
     return sheet
 
 

@@ -1,0 +1,276 @@
+"""What the settings of speed and precision give on a convolutional network, beside a plain loop, in one process.
+
+    python benchmarks/compute.py [--rounds 7] [--seeds 5] [--only speed accuracy deterministic features] [--check]
+
+Four tables, all for the four-block network of 406,218 parameters on 28 x 28 digits, batches of 512, Adam, on the CPU.
+`speed`: milliseconds a step of the loop one writes by hand (eager, float32, channels first, ready batches) and of
+Sightline, loader included, as it comes, with runtime=auto, with bf16, and with both. `accuracy`: the test accuracy
+after 6 epochs over several seeds, of the loop and of Sightline with both. `deterministic`: what
+trainer.deterministic=true costs. `features`: what a step costs with one feature of training at a time. Medians of
+interleaved rounds, and medians of the ratios within a round.
+
+The digits are read from `$SIGHTLINE_SHARED/data/mnist10k-png.tar.gz` (default ../shared). With --check, exits 1 when
+runtime=auto is less than 1.3 times as fast as the loop, runtime=auto with bf16 less than 2 times, or the mean
+accuracies differ by more than half a point."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sightline.config.build import as_config, merged
+from sightline.config.parts import Parts, build_parts
+from sightline.engine.trainer import Trainer
+from sightline.types import Batch
+
+TARGET_AUTO, TARGET_BOTH, TARGET_ACCURACY = 1.3, 2.0, 0.005
+BATCH, EPOCHS = 512, 6
+AUTO = {"trainer": {"channels_last": "auto", "threads": "auto", "compile": "auto"}}
+BF16 = {"trainer": {"precision": "bf16"}}
+
+
+def block(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> list[dict[str, Any]]:
+    """Convolution, batch normalisation, ELU, pooling."""
+    return [
+        {"_target_": "torch.nn.Conv2d", "in_channels": in_channels, "out_channels": out_channels,
+         "kernel_size": kernel, "stride": stride},
+        {"_target_": "torch.nn.BatchNorm2d", "num_features": out_channels},
+        {"_target_": "torch.nn.ELU"},
+        {"_target_": "torch.nn.MaxPool2d", "kernel_size": 2, "stride": 1},
+    ]  # fmt: skip
+
+
+LAYERS = [
+    *block(1, 32, 5, 2), *block(32, 64, 4), *block(64, 128, 3), *block(128, 256, 3),
+    {"_target_": "torch.nn.Flatten"},
+    {"_target_": "torch.nn.Linear", "in_features": 256, "out_features": 10},
+]  # fmt: skip
+
+
+def config(digits: Path, seed: int = 0, *changes: Mapping[str, Any]) -> dict[str, Any]:
+    """8,000 digits to train on and 2,000 to test, without augmentation, at a constant learning rate."""
+    made: dict[str, Any] = {
+        "seed": seed,
+        "data": {
+            "source": "csv", "root": str(digits), "test": 2000, "val": 0, "batch_size": BATCH,
+            "augment": {"shift": 0}, "cache_dir": str(digits.parent / "cache"),
+        },
+        "module": {
+            "network": {"layers": LAYERS},
+            "optimizer": {"_target_": "torch.optim.Adam", "lr": 1e-3},
+            "lr_scheduler": None,
+            "monitor": "train_loss",
+        },
+        "trainer": {"device": "cpu", "max_epochs": EPOCHS, "progress": False},
+    }  # fmt: skip
+    for change in changes:
+        made = merged(made, change)
+    return made
+
+
+def parts_of(digits: Path, seed: int, *changes: Mapping[str, Any]) -> Parts:
+    """Network, optimiser, loaders and task as a run has them, without a run's directory."""
+    return build_parts(as_config(config(digits, seed, *changes)), {})
+
+
+def epoch_of(parts: Parts) -> Callable[[], None]:
+    """A function that trains the next epoch by the engine's loop, with everything a run does within a step."""
+    trainer = Trainer(parts.task, parts.state, parts.train, max_epochs=0, runtime=parts.runtime)
+
+    def epoch() -> None:
+        trainer.max_epochs += 1
+        with parts.runtime.active():
+            trainer.fit()
+
+    return epoch
+
+
+def plain_loop(parts: Parts) -> Callable[[], None]:
+    """The loop one writes by hand, over batches that are ready."""
+    model, optimizer = parts.state.model, parts.state.optimizer
+    loss = nn.CrossEntropyLoss()
+    assert optimizer is not None
+    ready = [(batch.x, batch.y) for batch in parts.train]
+
+    def epoch() -> None:
+        for x, y in ready:
+            optimizer.zero_grad()
+            loss(model(x), y).backward()
+            optimizer.step()
+
+    return epoch
+
+
+def seconds(work: Callable[[], None]) -> float:
+    """Of one call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def table(works: Mapping[str, Callable[[], None]], steps: int, rounds: int) -> dict[str, float]:
+    """Prints a row for each, and gives how many times as fast as the first it is."""
+    found: dict[str, list[float]] = {name: [] for name in works}
+    for number in range(rounds + 1):
+        for name, work in works.items():
+            took = seconds(work)
+            if number:  # the first round is a warm-up
+                found[name].append(took)
+    first = next(iter(found.values()))
+    ratios = {
+        name: statistics.median(base / own for base, own in zip(first, times, strict=True))
+        for name, times in found.items()
+    }
+    width = max(map(len, works))
+    print(f"  {'':<{width}}  ms a step  images/s  times as fast")
+    for name, times in found.items():
+        step = statistics.median(times) / steps
+        print(f"  {name:<{width}}  {step * 1000:9.1f}  {BATCH / step:8,.0f}  {ratios[name]:13.2f}", flush=True)
+    return ratios
+
+
+def speed(digits: Path, rounds: int) -> list[str]:
+    """Table 1; what was missed."""
+    print("speed: one step of 512 digits, forward, backward and update")
+    loop = parts_of(digits, 0)
+    both = parts_of(digits, 0, AUTO, BF16)
+    auto = parts_of(digits, 0, AUTO)
+    print(f"  runtime=auto chose {auto.chosen}")
+    print(f"  with bf16 it chose {both.chosen}")
+    works = {
+        "plain loop, eager float32": plain_loop(loop),
+        "Sightline": epoch_of(parts_of(digits, 0)),
+        "Sightline, runtime=auto": epoch_of(auto),
+        "Sightline, bf16": epoch_of(parts_of(digits, 0, BF16)),
+        "Sightline, runtime=auto and bf16": epoch_of(both),
+    }
+    ratios = table(works, len(loop.train), rounds)
+    missed = []
+    for name, target in (("Sightline, runtime=auto", TARGET_AUTO), ("Sightline, runtime=auto and bf16", TARGET_BOTH)):
+        if ratios[name] < target:
+            missed.append(f"{name}: {ratios[name]:.2f} times as fast, the target is {target}")
+    return missed
+
+
+def accuracy_on(parts: Parts, low: bool) -> float:
+    """Of the network as it is, on the test split."""
+    right = 0
+    parts.state.model.eval()
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=low):
+        for start in range(0, len(parts.data["test"]), BATCH):
+            shown = test_batch(parts, start)
+            right += int((parts.state.model(shown.x).argmax(1) == shown.y).sum())
+    parts.state.model.train()
+    return right / len(parts.data["test"])
+
+
+def test_batch(parts: Parts, start: int) -> Batch:
+    """Some of the test split, normalised as in training."""
+    rows = range(start, min(start + BATCH, len(parts.data["test"])))
+    pixels = torch.from_numpy(parts.data["test"].pixels(rows))
+    labels: Tensor = parts.data["test"].labels[rows.start : rows.stop]
+    return Batch(parts.preprocess.normalizer()(pixels), labels)
+
+
+def accuracy(digits: Path, seeds: int) -> list[str]:
+    """Table 2; what was missed."""
+    print(f"accuracy: 2,000 test digits after {EPOCHS} epochs, seeds 0 to {seeds - 1}")
+    found: dict[str, list[float]] = {"plain loop, eager float32": [], "Sightline, runtime=auto and bf16": []}
+    for seed in range(seeds):
+        loop, both = parts_of(digits, seed), parts_of(digits, seed, AUTO, BF16)
+        work, ours = plain_loop(loop), epoch_of(both)
+        for _ in range(EPOCHS):
+            work()
+            ours()
+        for values, parts, low in zip(found.values(), (loop, both), (False, True), strict=True):
+            values.append(accuracy_on(parts, low))
+    for name, values in found.items():
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        print(f"  {name:<34}  {statistics.mean(values):.4f} +- {spread:.4f}  ({', '.join(f'{v:.4f}' for v in values)})")
+    plain, low = (statistics.mean(values) for values in found.values())
+    if abs(plain - low) > TARGET_ACCURACY:
+        return [f"the mean accuracies differ by {abs(plain - low):.4f}, the target is {TARGET_ACCURACY}"]
+    return []
+
+
+def deterministic(digits: Path, rounds: int) -> list[str]:
+    """Table 3."""
+    print("deterministic: trainer.deterministic=true beside false, everything else as it comes")
+    off = {"trainer": {"deterministic": False}}
+    works = {
+        "false": epoch_of(parts_of(digits, 0, off)),
+        "true": epoch_of(parts_of(digits, 0)),
+        "false, bf16 and channels last": epoch_of(parts_of(digits, 0, off, BF16, {"trainer": {"channels_last": True}})),
+        "true, bf16 and channels last": epoch_of(parts_of(digits, 0, BF16, {"trainer": {"channels_last": True}})),
+    }
+    table(works, -(-8000 // BATCH), rounds)
+    return []
+
+
+def features(digits: Path, rounds: int) -> list[str]:
+    """Table 4."""
+    print("features: one at a time, in float32 and channels first")
+    quarter = {"data": {"batch_size": BATCH // 4}, "trainer": {"accumulate_grad_batches": 4}}
+    changes: dict[str, Mapping[str, Any]] = {
+        "none": {},
+        "module.ema=0.999": {"module": {"ema": 0.999}},
+        "module.mixup=0.2": {"module": {"mixup": 0.2}},
+        "module.cutmix=1": {"module": {"cutmix": 1.0}},
+        "trainer.gradient_clip_val=1": {"trainer": {"gradient_clip_val": 1.0}},
+        "trainer.accumulate_grad_batches=4": quarter,
+        "module.class_weights=auto": {"module": {"class_weights": "auto"}},
+        "module.loss=FocalLoss": {"module": {"loss": {"_target_": "sightline.models.losses.FocalLoss"}}},
+        "data.sampler=balanced": {"data": {"sampler": "balanced"}},
+        "module.top_k=[5]": {"module": {"top_k": [5]}},
+    }
+    works = {name: epoch_of(parts_of(digits, 0, change)) for name, change in changes.items()}
+    table(works, -(-8000 // BATCH), rounds)
+    return []
+
+
+def main() -> int:
+    """Prints the tables; 1 when --check finds a target missed."""
+    options = argparse.ArgumentParser(description="What the settings of speed and precision give.")
+    options.add_argument("--rounds", type=int, default=7)
+    options.add_argument("--seeds", type=int, default=5)
+    options.add_argument("--only", nargs="+", choices=["speed", "accuracy", "deterministic", "features"])
+    options.add_argument("--check", action="store_true", help="exit 1 when a target is missed")
+    found = options.parse_args()
+    shared = Path(os.environ.get("SIGHTLINE_SHARED") or Path(__file__).parents[2] / "shared")
+    archive = shared / "data" / "mnist10k-png.tar.gz"
+    if not archive.is_file():
+        print(f"there is no '{archive}'; set SIGHTLINE_SHARED", file=sys.stderr)
+        return 2
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
+    wanted = found.only or ["speed", "accuracy", "deterministic", "features"]
+    missed: list[str] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        with tarfile.open(archive) as opened:
+            opened.extractall(scratch, filter="data")
+        digits = Path(scratch) / "mnist10k"
+        if "speed" in wanted:
+            missed += speed(digits, found.rounds)
+        if "accuracy" in wanted:
+            missed += accuracy(digits, found.seeds)
+        if "deterministic" in wanted:
+            missed += deterministic(digits, found.rounds)
+        if "features" in wanted:
+            missed += features(digits, found.rounds)
+    for line in missed:
+        print(f"missed: {line}")
+    return 1 if found.check and missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

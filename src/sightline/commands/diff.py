@@ -1,0 +1,114 @@
+"""`sightline diff A B`: what is different between two runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from sightline.commands.table import print_sections
+
+if TYPE_CHECKING:
+    from sightline.runs.compare import Changes, Comparison, Pair
+
+
+def main(words: Sequence[str]) -> int:
+    """Prints the differences, section by section; 0 whatever they are, unless the exit code was asked to tell."""
+    options = argparse.ArgumentParser(
+        "sightline diff", description="Show what differs between two runs: config, data, environment, metrics."
+    )
+    options.add_argument("a", metavar="A", help="a run's directory, or its exported folder")
+    options.add_argument("b", metavar="B", help="the run to compare it with")
+    options.add_argument("--json", action="store_true", help="one JSON object with every difference")
+    options.add_argument("--exit-code", action="store_true", help="end with 1 when config or data differ")
+    given = options.parse_args(words)
+    from sightline.runs.compare import compare, open_record
+
+    found = compare(open_record(given.a), open_record(given.b))
+    if given.json:
+        print(json.dumps(found.to_dict(), indent=2, ensure_ascii=False, default=str))
+    else:
+        print_sections(_heads(found), _sections(found))
+    return 1 if given.exit_code and not found.same_input else 0
+
+
+def _heads(found: Comparison) -> list[str]:
+    from sightline.runs.listing import time_words
+
+    sides = (("A", found.a), ("B", found.b))
+    facts = [
+        (
+            side,
+            str(record.run.path),
+            record.state,
+            f"{record.epoch}/{record.max_epochs} epochs",
+            time_words(record.began),
+        )
+        for side, record in sides
+    ]
+    widths = [max(map(len, column)) for column in zip(*facts, strict=True)]
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in facts]
+
+
+def _sections(found: Comparison) -> dict[str, list[str]]:
+    return {
+        "config": _pairs(found.config),
+        "data": _data(found),
+        "environment": _pairs(found.environment),
+        "training": _pairs({key: _rounded(pair) for key, pair in found.training.items()}),
+        "metrics": _metrics(found),
+    }
+
+
+def _say(value: Any) -> str:
+    from sightline.runs.compare import MISSING
+    from sightline.runs.listing import words
+
+    return "(none)" if value is MISSING else words(value)
+
+
+def _rounded(pair: Pair) -> Pair:
+    """Four digits, if they tell the two apart."""
+    a, b = (float(f"{side:.4g}") if isinstance(side, float) else side for side in pair)
+    return pair if a == b else (a, b)
+
+
+def _pairs(changes: Changes) -> list[str]:
+    width = max(map(len, changes), default=0)
+    return [f"{key:<{width}}  {_say(a)} -> {_say(b)}" for key, (a, b) in changes.items()]
+
+
+def _data(found: Comparison) -> list[str]:
+    """What differs, and then every split, for it matters as much which of them are equal."""
+    if not found.data:
+        return []
+    lines = _pairs({key: pair for key, pair in found.data.items() if key in ("name", "root", "left_out")})
+    if "classes" in found.data:
+        a, b = (side if isinstance(side, list) else [] for side in found.data["classes"])
+        added, removed = [name for name in b if name not in a], [name for name in a if name not in b]
+        lines += [f"classes added: {', '.join(map(str, added))}"] if added else []
+        lines += [f"classes removed: {', '.join(map(str, removed))}"] if removed else []
+        lines += [] if added or removed else ["classes: the same in another order"]
+    width = max(map(len, found.splits), default=0)
+    for name, ((a, b), same) in found.splits.items():
+        counts = _say(b) if a == b else f"{_say(a)} -> {_say(b)}"
+        lines.append(f"{name:<{width}}  {counts} images, {'the same' if same else 'other pictures or labels'}")
+    return lines
+
+
+def _metrics(found: Comparison) -> list[str]:
+    """A small table, for numbers are compared at a glance; only those that differ."""
+    from sightline.runs.compare import MISSING
+
+    if not (found.a.metrics or found.b.metrics):
+        return ["neither run has measured an exported model yet"]
+    if not found.metrics:
+        return []
+    width = max(map(len, found.metrics))
+    lines = [f"{'':<{width}}  {'A':>8}  {'B':>8}  {'B - A':>9}"]
+    for name, (a, b) in found.metrics.items():
+        cells = ["-" if side is MISSING else f"{side:.4f}" for side in (a, b)]
+        change = "" if MISSING in (a, b) else f"{b - a:+.4f}" if abs(b - a) >= 5e-5 else f"{b - a:+.1e}"
+        lines.append(f"{name:<{width}}  {cells[0]:>8}  {cells[1]:>8}  {change:>9}".rstrip())
+    return lines

@@ -1,0 +1,131 @@
+"""`sightline load RUN`: check an exported model, and say what it is."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sightline.commands.options import add_model_options
+from sightline.errors import ArtifactError, listing
+
+if TYPE_CHECKING:
+    from sightline.runs.artifact import Predictor
+
+
+def main(words: Sequence[str]) -> int:
+    """Loads the model as `predict` does, with every check, lets it answer once, and prints what it is."""
+    options = argparse.ArgumentParser(
+        "sightline load", description="Check an exported model and say what it is.", allow_abbrev=False
+    )
+    options.add_argument("run", metavar="RUN", help="a run's directory, or its exported folder")
+    add_model_options(options)
+    found = options.parse_args(words)
+    from sightline.runs.directory import Run
+
+    path = Path(found.run)
+    if not path.is_dir():
+        Run.open(path)
+    if found.allow:
+        from sightline.commands.compose import user_code
+
+        user_code()
+    from sightline.runs.artifact import load
+    from sightline.runs.manifest import MANIFEST
+
+    predictor = load(path, device=found.device, allow=found.allow)
+    directory = path if (path / MANIFEST).is_file() else Run(path).exported
+    answer = _answer(predictor)  # before anything is printed: a model that fails is no model to describe
+    for name, value in _facts(predictor, directory, answer):
+        print(f"{name:<12} {value}")
+    return 0
+
+
+def _facts(predictor: Predictor, directory: Path, answer: str) -> Iterator[tuple[str, str]]:
+    """(name, value) of each line; of what the file may lack or have in another form, as much as is there."""
+    from sightline.runs.manifest import WEIGHTS
+
+    spec, preprocess, manifest = predictor.spec, predictor.preprocess, predictor.manifest
+    count = sum(parameter.numel() for parameter in predictor.model.parameters())
+    numbers = {name: ", ".join(f"{value:.4g}" for value in getattr(preprocess, name)) for name in ("mean", "std")}
+    yield "model", str(directory)
+    yield "network", _network(spec.network)
+    yield "parameters", f"{count:,}"
+    yield "input", f"{preprocess.channels} x {preprocess.height} x {preprocess.width} (channels x height x width)"
+    yield "resize", f"{preprocess.resize}, {preprocess.interpolation}, background {preprocess.background}"
+    yield "normalise", f"mean {numbers['mean']}  std {numbers['std']}"
+    yield "outputs", spec.outputs
+    yield (
+        "classes",
+        f"{len(predictor.classes)}: {listing(predictor.classes)}" if predictor.classes else "none: a number",
+    )
+    yield "weights", f"{WEIGHTS}, {(directory / WEIGHTS).stat().st_size:,} bytes"
+    yield "sha256", f"{manifest['weights_sha256']}  as noted at the export"
+    metrics = _mapping(manifest.get("metrics"))
+    for split, values in metrics.items():
+        yield split, "  ".join(_metric(name, value) for name, value in _mapping(values).items())
+    if not metrics:
+        yield "metrics", "none: it has not been measured"
+    yield from _origin(_mapping(manifest.get("provenance")), directory)
+    yield "answers", answer
+
+
+def _origin(provenance: Mapping[str, Any], directory: Path) -> Iterator[tuple[str, str]]:
+    """Where the model came from: its run, the data's fingerprints, and, in the run's own directory, the versions."""
+    from sightline.files import read_json
+    from sightline.runs.directory import Run
+
+    if "run" in provenance:
+        yield "run", str(provenance["run"])
+    for split, fingerprint in _mapping(provenance.get("data")).items():
+        yield f"data {split}", str(fingerprint)
+    try:
+        found = _mapping(read_json(Run(directory.absolute().parent).environment))
+    except (OSError, ValueError):
+        return
+    packages = _mapping(found.get("packages"))
+    versions = {"python": found.get("python"), "torch": _mapping(found.get("torch")).get("version")}
+    versions |= {name: packages.get(name) for name in ("sightline", "torchvision", "timm")}
+    yield "made with", "  ".join(f"{name} {version}" for name, version in versions.items() if version)
+    commit = _mapping(found.get("git")).get("commit")
+    if commit:
+        yield "commit", str(commit)
+
+
+def _answer(predictor: Predictor) -> str:
+    """One answer to noise. Raises ArtifactError where there is none, or one that is no number."""
+    import torch
+
+    noise = torch.randint(
+        256, (1, *predictor.preprocess.shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
+    began = time.perf_counter()
+    try:
+        answer = (predictor.probabilities if predictor.classes else predictor.values)(noise)
+    except Exception as error:  # the network's own code, which an allowed model may bring
+        raise ArtifactError(
+            f"the model cannot answer: it fails on noise with {type(error).__name__}: {error}"
+        ) from error
+    took = (time.perf_counter() - began) * 1000
+    if not bool(torch.isfinite(answer).all()):
+        raise ArtifactError("the model answers with NaN or infinite numbers to noise; its weights are of no use.")
+    return f"yes: tried with noise on {predictor.device}, {took:.1f} ms"
+
+
+def _network(network: Mapping[str, Any]) -> str:
+    """A target with its arguments, or the kinds of a list of layers."""
+    if "layers" in network:
+        kinds = [str(_mapping(node).get("_target_", node)).rpartition(".")[2] for node in network["layers"]]
+        return f"{len(kinds)} layers: {listing(kinds)}"
+    arguments = [f"{name}={value}" for name, value in network.items() if name != "_target_"]
+    return f"{network.get('_target_', 'handed over')}({listing(arguments)})"
+
+
+def _metric(name: str, value: Any) -> str:
+    return f"{name} {value:.4f}" if isinstance(value, int | float) else f"{name} {value}"
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

@@ -1,0 +1,64 @@
+"""The learning-rate finder on a config: every part as a run has it, and no run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sightline.config.build import as_config
+from sightline.config.parts import build_parts
+from sightline.config.checks import check_given
+from sightline.config.schema import TrainConfig
+from sightline.engine.lrfind import LRCurve, check_range, find_lr
+from sightline.errors import RunFailedError, SightlineError
+
+
+def lr_find(
+    config: TrainConfig | Mapping[str, Any] | str | Path,
+    *,
+    low: float = 1e-7,
+    high: float = 10.0,
+    steps: int = 100,
+    stop_factor: float = 4.0,
+    on_step: Callable[[int, float, float], None] | None = None,
+    **given: Any,
+) -> LRCurve:
+    """The loss over growing learning rates, and the one it suggests, for what the config describes: its network, data,
+    optimiser, precision and augmentation. Makes no run and writes nothing but the data cache.
+
+    `given` are parts as `assemble` takes them; a network or optimiser that is handed over is left as it was. Callbacks
+    and a recorder are not called. See `find_lr` for the rest."""
+    check_range(low, high, steps, stop_factor)
+    config = as_config(config)
+    check_given(given)
+    parts = build_parts(config, given)
+    done = 0
+
+    def count(number: int, lr: float, smoothed: float) -> None:
+        nonlocal done
+        done = number
+        if on_step is not None:
+            on_step(number, lr, smoothed)
+
+    options: dict[str, Any] = {"low": low, "high": high, "steps": steps, "stop_factor": stop_factor, "on_step": count}
+    try:
+        with parts.runtime.active():
+            return find_lr(parts.task, parts.state, parts.train, runtime=parts.runtime, **options)
+    except SightlineError:
+        raise
+    except Exception as error:  # the network's or the loss's own code
+        told = f"step {done + 1} of the learning-rate finder failed with {type(error).__name__}: {error}"
+        raise RunFailedError(told) from error
+
+
+def lr_key(config: TrainConfig) -> str:
+    """The key to set to the learning rate found: the optimiser's, unless a schedule has a `max_lr` of its own."""
+    module = config.module
+    nodes = module.lr_scheduler or []
+    for position, node in enumerate(nodes if isinstance(nodes, list) else [nodes]):
+        where = f"module.lr_scheduler[{position}]" if isinstance(nodes, list) else "module.lr_scheduler"
+        arguments = node.get("kwargs") or {} if "class" in node else node
+        if arguments.get("max_lr", "auto") != "auto":
+            return f"{where}{'.kwargs' if 'class' in node else ''}.max_lr"
+    return f"module.optimizer{'.kwargs' if 'class' in module.optimizer else ''}.lr"

@@ -1,0 +1,219 @@
+"""The module node of a config -> network, loss, optimiser and schedules; the part of the composition root that is about
+what is trained and how."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+
+from sightline import locate
+from sightline.config.schema import TrainConfig
+from sightline.config.weights import build_from_weights
+from sightline.data.loader import BatchLoader
+from sightline.data.preprocess import Preprocess
+from sightline.engine.averaging import Average
+from sightline.engine.freezing import Freeze
+from sightline.engine.mixing import Mix
+from sightline.engine.runtime import Runtime
+from sightline.engine.tasks import SupervisedTask
+from sightline.engine.tuning import tune
+from sightline.errors import ConfigError, listing
+from sightline.models.groups import parameter_groups
+from sightline.models.spec import ModelSpec, build_model, describe_model, without_downloads
+from sightline.models.structure import depths, head_of
+from sightline.monitors import better_when
+from sightline.optim import build_optimizer, build_schedule
+from sightline.types import Schedule
+
+
+def build_loss(config: TrainConfig, device: torch.device, allow: Sequence[str] | None = None) -> Any:
+    """The loss the config describes, on the device. `allow` limits what it may name, see `locate`."""
+    node, weights = config.module.loss, config.module.class_weights
+    if weights is None:
+        loss = locate.instantiate(node, key="module.loss", allow=allow)
+        return loss.to(device) if isinstance(loss, nn.Module) else loss
+    target, args, arguments = locate.unfold(node, key="module.loss", allow=allow)
+    name = getattr(target, "__name__", str(target))
+    takes = "weight" in inspect.signature(target).parameters
+    if not takes or arguments.get("weight") is not None:
+        reason = "has a weight of its own" if takes else "takes no class weights"
+        raise ConfigError(
+            f"module.class_weights: the loss {name} {reason}; torch.nn.CrossEntropyLoss and "
+            f"sightline.models.losses.FocalLoss take them, as the argument weight."
+        )
+    arguments["weight"] = torch.tensor(weights, dtype=torch.float32)
+    loss = locate.call(target, args, arguments, key="module.loss")
+    return loss.to(device)
+
+
+def with_class_weights(config: TrainConfig, counts: Mapping[str, int]) -> TrainConfig:
+    """The config with `module.class_weights: auto` as numbers: for each class, images / (classes * images of it) in the
+    training split, so that each class counts the same in all (scikit-learn's "balanced"); a class without images
+    counts as one with a single image. Raises ConfigError for a list of another length than the classes."""
+    weights = config.module.class_weights
+    if weights == "auto":
+        total = sum(counts.values())
+        weights = [total / (len(counts) * max(count, 1)) for count in counts.values()]
+    elif weights is not None and len(weights) != len(counts):
+        raise ConfigError(
+            f"module.class_weights: {len(weights)} numbers for {len(counts)} classes; give one for each, in this "
+            f"order: {listing(counts)}."
+        )
+    return replace(config, module=replace(config.module, class_weights=weights))
+
+
+def build_task(config: TrainConfig, loss: Any, spec: ModelSpec, freeze: Freeze | None = None) -> SupervisedTask:
+    """What a batch means under this config."""
+    module, trainer = config.module, config.trainer
+    mixes = module.mixup or module.cutmix
+    return SupervisedTask(
+        loss,
+        spec.outputs,
+        precision=trainer.precision,
+        channels_last=trainer.channels_last is True,
+        accumulate=trainer.accumulate_grad_batches,
+        clip=trainer.gradient_clip_val,
+        clip_algorithm=trainer.gradient_clip_algorithm,
+        average=None if module.ema is None else Average(module.ema, module.ema_warmup),
+        mix=Mix(module.mixup, module.cutmix, module.mix_probability, config.seed) if mixes else None,
+        freeze=freeze,
+    )
+
+
+def tuned(
+    config: TrainConfig, model: nn.Module, loss: Any, train: BatchLoader, runtime: Runtime
+) -> tuple[TrainConfig, str]:
+    """The config with every `auto` of the trainer's speed settings replaced by what a few timed steps chose, and the
+    choice in words; empty when there was nothing to choose."""
+    trainer = config.trainer
+    if "auto" not in (trainer.channels_last, trainer.compile, trainer.threads):
+        return config, ""
+    with runtime.active():
+        found = tune(
+            model,
+            loss,
+            train.look(range(min(train.batch_size // trainer.accumulate_grad_batches, len(train.dataset)))),
+            precision=trainer.precision,
+            channels_last=trainer.channels_last,
+            threads=trainer.threads,
+            compile=trainer.compile,
+            steps=trainer.max_epochs * len(train) * trainer.accumulate_grad_batches,
+        )
+    chosen = found.setting
+    pinned = replace(trainer, channels_last=chosen.channels_last, threads=chosen.threads, compile=chosen.compile)
+    return replace(config, trainer=pinned), found.words
+
+
+def _by_name(node: Mapping[str, Any], key: str) -> tuple[Any, dict[str, Any]]:
+    """(callable, arguments) of a node whose first argument is ours to give."""
+    target, args, arguments = locate.unfold(node, key=key)
+    if args:
+        raise ConfigError(f"{key}._args_: its first argument is given to it, so give the others by name; found {args}.")
+    return target, arguments
+
+
+def build_network(
+    config: TrainConfig, given: nn.Module | None, preprocess: Preprocess, num_classes: int, fresh: bool = True
+) -> tuple[nn.Module, ModelSpec]:
+    """The network on the CPU, with its first weights, and its spec; one that was handed over is described as it is.
+    Without `fresh`, weights that it starts from are not looked for: a checkpoint will fill it."""
+    module = config.module
+    outputs = "values" if config.data.target == "number" else module.outputs
+    if given is not None:
+        network = {"object": f"{type(given).__module__}.{type(given).__qualname__}"}
+        return given, describe_model(given, network, preprocess.shape, num_classes, outputs, "model")
+    torch.manual_seed(config.seed)
+    if not fresh:
+        plain = without_downloads(module.network)
+        return build_model(plain, preprocess.shape, num_classes, outputs=outputs)
+    model, spec, loaded = build_from_weights(module, preprocess.shape, num_classes, outputs)
+    if loaded is not None and config.trainer.progress:
+        print(loaded)
+    return model, spec
+
+
+def make_optimizer(config: TrainConfig, given: Any, model: nn.Module, shape: tuple[int, int, int]) -> Any:
+    """The optimiser over the model's parameters, or the one handed over, if its parameters are the model's. `shape`
+    (C, H, W) is that of an image."""
+    module = config.module
+    in_use = [
+        name
+        for name, used in (
+            ("layer_decay", module.layer_decay != 1),
+            ("param_groups", bool(module.param_groups)),
+            ("decay_1d", not module.decay_1d),
+        )
+        if used
+    ]
+    if given is None:
+        target, arguments = _by_name(module.optimizer, "module.optimizer")
+        groups = None
+        if in_use:
+            groups = parameter_groups(
+                model,
+                target,
+                arguments,
+                depths=depths(model, shape) if module.layer_decay != 1 else None,
+                layer_decay=module.layer_decay,
+                overrides=module.param_groups,
+                decay_1d=module.decay_1d,
+            )
+        return build_optimizer(target, arguments, model, "module.optimizer", groups)
+    if in_use:
+        raise ConfigError(
+            f"module.{in_use[0]}: the optimiser was handed over in Python with groups of its own; leave this out."
+        )
+    if not {id(p) for group in given.param_groups for p in group["params"]} <= set(map(id, model.parameters())):
+        raise TypeError("the given optimizer has parameters that are not the model's; give its model too.")
+    return given
+
+
+def make_freeze(config: TrainConfig, model: nn.Module, shape: tuple[int, int, int]) -> Freeze | None:
+    """What is not trained, and for how long; None where everything is, always. `shape` (C, H, W) is that of an image.
+    Raises ConfigError for a name that stands for no layer, and where nothing would be left to train."""
+    module = config.module
+    if not module.freeze_epochs and not module.freeze:
+        return None
+    freeze = Freeze(head_of(model, shape) if module.freeze_epochs else (), module.freeze_epochs, module.freeze)
+    freeze.check(model)
+    return freeze
+
+
+def make_schedules(
+    config: TrainConfig, optimizer: Any, steps_per_epoch: int, known: Mapping[str, str] = MappingProxyType({})
+) -> list[Schedule]:
+    """Every schedule of the config, over a run of `trainer.max_epochs` epochs. `known` is as in `better_direction`."""
+    nodes = config.module.lr_scheduler or []
+    schedules = []
+    for position, node in enumerate(nodes if isinstance(nodes, list) else [nodes]):
+        key = f"module.lr_scheduler[{position}]" if isinstance(nodes, list) else "module.lr_scheduler"
+        target, arguments = _by_name(node, key)
+        given = arguments.pop("monitor", None)
+        monitor = given or config.module.monitor
+        schedules.append(
+            build_schedule(
+                target,
+                arguments,
+                optimizer,
+                steps_per_epoch=steps_per_epoch,
+                epochs=config.trainer.max_epochs,
+                monitor=monitor,
+                better=better_direction(config, monitor, known),
+                key=key,
+            )
+        )
+        if given is not None and schedules[-1].monitor is None:
+            raise ConfigError(f"{key}.monitor: only ReduceLROnPlateau watches a metric; this schedule would ignore it.")
+    return schedules
+
+
+def better_direction(config: TrainConfig, monitor: str, known: Mapping[str, str] = MappingProxyType({})) -> str:
+    """ "min" or "max": which values of the metric are the better ones. `known` is what `Meters.better` says."""
+    given = config.module.monitor_mode
+    return given if given != "auto" and monitor == config.module.monitor else better_when(monitor, known)

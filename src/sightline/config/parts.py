@@ -1,0 +1,123 @@
+"""Everything a run computes with, made in one straight line: data -> network -> loss -> task -> optimiser. Nothing is
+written but the data cache; what a run leaves is `build.py`'s."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from sightline.config.checks import (
+    check_labels,
+    check_loss,
+    check_monitors,
+    check_owned,
+    check_precision,
+    check_targets,
+)
+from sightline.config.data import build_loaders, data_record, data_source, open_data
+from sightline.config.meters import Meters, build_meters, with_known_direction
+from sightline.config.module import (
+    build_loss,
+    build_network,
+    build_task,
+    make_freeze,
+    make_optimizer,
+    make_schedules,
+    tuned,
+    with_class_weights,
+)
+from sightline.config.schema import TrainConfig
+from sightline.config.weights import with_expected_pictures
+from sightline.data.loader import BatchLoader
+from sightline.data.packed import PackedDataset
+from sightline.data.preprocess import Preprocess
+from sightline.engine.averaging import Average
+from sightline.engine.runtime import Runtime
+from sightline.files import expanded
+from sightline.models.spec import ModelSpec
+from sightline.types import DataSource, Task, TrainState
+
+
+@dataclass
+class Parts:
+    """What a run computes with, before anything is written: `train` and `evals` are the loaders, `record` is what
+    `data.json` will say, `chosen` which settings were chosen by timing them."""
+
+    config: TrainConfig
+    source: DataSource
+    data: dict[str, PackedDataset]
+    record: dict[str, Any]
+    preprocess: Preprocess
+    spec: ModelSpec
+    loss: Any
+    runtime: Runtime
+    train: BatchLoader
+    evals: dict[str, BatchLoader]
+    state: TrainState
+    task: Task
+    meters: Meters
+    chosen: str = ""
+
+
+def build_parts(config: TrainConfig, given: Mapping[str, Any], fresh: bool = True) -> Parts:
+    """Everything that computes, from the config and what was handed over; `assemble` says what may be. Nothing is
+    written but the data cache. Without `fresh`, a checkpoint will fill the network, and the weights that it once began
+    with need not be there any more."""
+    check_targets(config)
+    check_owned(config, given)
+    settings = config.trainer
+    threads = None if settings.threads == "auto" else settings.threads
+    runtime = Runtime(settings.device, seed=config.seed, threads=threads, deterministic=settings.deterministic)
+    check_precision(config, runtime)
+    source = data_source(config, given.get("source"))
+    config = _with_absolute_root(with_expected_pictures(config) if fresh else config)
+    data, preprocess = open_data(config, source)
+    record = data_record(data, source)
+    train, evals = build_loaders(config, data, preprocess, runtime)
+    with runtime.active():
+        model, spec = build_network(config, given.get("model"), preprocess, source.info.outputs, fresh)
+    model.to(runtime.device)
+    tried = given.get("task") is None  # another task's outputs may be anything
+    meters = build_meters(config, spec, source.info.classes, runtime.device, probe=tried)
+    config = with_known_direction(config, meters)
+    if "loss" not in given:
+        config = with_class_weights(config, data["train"].counts)
+    loss = given.get("loss") or build_loss(config, runtime.device)
+    task, chosen = given.get("task"), ""
+    if task is None:
+        check_monitors(config, evals, meters)
+        check_loss(loss, model, spec, runtime)
+        check_labels(data["train"])
+        config, chosen = tuned(config, model, loss, train, runtime)
+        if chosen and settings.progress:
+            print(f"runtime: {chosen}", file=sys.stderr)
+        task = build_task(config, loss, spec, make_freeze(config, model, spec.shape))
+    settings = config.trainer
+    runtime.threads = settings.threads  # type: ignore[assignment]
+    if settings.channels_last:
+        model.to(memory_format=torch.channels_last)
+    optimizer = make_optimizer(config, given.get("optimizer"), model, spec.shape)
+    state = TrainState(
+        model, optimizer, make_schedules(config, optimizer, len(train), meters.better), config=config.to_dict()
+    )
+    if config.module.ema is not None:
+        state.ema = Average.start(model)
+    if settings.precision == "fp16":
+        state.scaler = torch.amp.GradScaler(runtime.device.type)
+    if settings.compile:
+        model.compile()
+    return Parts(
+        config, source, data, record, preprocess, spec, loss, runtime, train, evals, state, task, meters, chosen
+    )
+
+
+def _with_absolute_root(config: TrainConfig) -> TrainConfig:
+    """A run may be resumed or measured from another directory, where a relative path may be other data."""
+    root = config.data.root
+    if root is None:
+        return config
+    return replace(config, data=replace(config.data, root=str(expanded(root).absolute())))

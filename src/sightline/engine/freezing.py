@@ -1,0 +1,83 @@
+"""Parts of a network that are not trained: for the first epochs, or ever."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+
+from torch import nn
+
+from sightline.errors import ConfigError, listing
+from sightline.locate import below, matching
+
+
+class Freeze:
+    """For the first `epochs` epochs everything but the layers named in `heads` is frozen; what `patterns` match (names
+    or patterns of layers or parameters, see `locate.matching`) is frozen always.
+
+    A frozen parameter has no gradient, and an optimiser leaves it alone; a frozen layer is in evaluation mode, so that
+    its running statistics stay and its dropout is off. Both are bit for bit what they were."""
+
+    def __init__(self, heads: Sequence[str], epochs: int = 0, patterns: Sequence[str] = ()):
+        self.heads = tuple(heads)
+        self.epochs = epochs
+        self.patterns = tuple(patterns)
+        self._model: weakref.ref[nn.Module] | None = None
+        self._trained: dict[str, bool] = {}
+        self._modes: dict[str, bool] = {}
+
+    def check(self, model: nn.Module) -> None:
+        """Raises ConfigError for a pattern that matches nothing, and where nothing would be left to train."""
+        if self.epochs and not self.heads:
+            raise ConfigError(
+                "module.freeze_epochs: it cannot be told which layer of this network is its head. Leave it at 0, and "
+                "name what is not to be trained in module.freeze."
+            )
+        for epoch in {0, self.epochs}:
+            frozen, _ = self.frozen(model, epoch)
+            if all(name in frozen or not parameter.requires_grad for name, parameter in model.named_parameters()):
+                key = "module.freeze_epochs" if epoch < self.epochs and not self.patterns else "module.freeze"
+                raise ConfigError(
+                    f"{key}: nothing would be left to train in epoch {epoch}: {listing(self.patterns)}"
+                    f"{' and all but the head' if epoch < self.epochs else ''} is the whole network. Freeze less."
+                )
+
+    def apply(self, model: nn.Module, epoch: int) -> None:
+        """Freezes what is frozen in `epoch`, and gives back what is no longer: what the user had frozen himself, or put
+        into evaluation mode, stays so. Calling it again changes nothing."""
+        model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+        if self._model is None or self._model() is not model:
+            self._model = weakref.ref(model)
+            self._trained, self._modes = {}, {}
+        parameters, layers = dict(model.named_parameters()), dict(model.named_modules())
+        frozen, resting = self.frozen(model, epoch)
+        for name in [name for name in self._trained if name not in frozen]:
+            parameters[name].requires_grad_(self._trained.pop(name))
+        for name in [name for name in self._modes if name not in resting]:
+            layers[name].training = self._modes.pop(name)
+        for name in frozen:
+            self._trained.setdefault(name, parameters[name].requires_grad)
+            parameters[name].requires_grad_(False)
+            parameters[name].grad = None
+        for name in resting:
+            self._modes.setdefault(name, layers[name].training)
+            layers[name].training = False
+
+    def frozen(self, model: nn.Module, epoch: int) -> tuple[set[str], set[str]]:
+        """The names of the parameters and of the layers that are frozen in `epoch`."""
+        parameters = [name for name, _ in model.named_parameters()]
+        layers = dict(model.named_modules())
+        found: set[str] = set()
+        for position, pattern in enumerate(self.patterns):
+            found.update(matching(pattern, [*parameters, *layers], key=f"module.freeze[{position}]"))
+        if epoch < self.epochs:
+            # what holds the head is not at rest: it may act on its own mode
+            holders = {name for name in layers if any(below(head, [name]) for head in self.heads)}
+            found.update(name for name in (*parameters, *layers) if not below(name, self.heads) and name not in holders)
+        frozen = found & set(parameters)
+        resting = found & set(layers)
+        for name, layer in layers.items():
+            own = [f"{name}.{item}" if name else item for item, _ in layer.named_parameters(recurse=False)]
+            if own and set(own) <= frozen and not any(True for _ in layer.children()):
+                resting.add(name)  # all its parameters were named one by one
+        return frozen, resting

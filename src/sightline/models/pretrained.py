@@ -1,0 +1,220 @@
+"""Weights out of a file, put into a network whole or not at all."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sightline.errors import ConfigError, listing, nearest
+from sightline.locate import below
+from sightline.models.structure import first_convolution, head_of
+
+KEY = "module.weights"
+_INSIDE = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "model_state_dict", "module", "net")
+"""Where the weights are in the checkpoints of torch's users, best first: an average is what was evaluated."""
+_FEW = 4
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors by name, what they are called in messages, and the network that made them, where the file says so."""
+
+    tensors: Mapping[str, Tensor]
+    source: str
+    network: str = ""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What became of them: `loaded` of the network's `total` tensors; `new` are the names of the others, which have
+    their first random values."""
+
+    source: str
+    loaded: int
+    total: int
+    new: tuple[str, ...]
+
+    def __str__(self) -> str:
+        new = f"; new: {listing(self.new, _FEW)}" if self.new else ""
+        return f"weights: {self.loaded} of {self.total} tensors from {self.source}{new}"
+
+
+def read_weights(path: Path, also: Sequence[Any] = ()) -> Weights:
+    """The tensors of a `.safetensors` file or of a checkpoint written by torch, on the CPU. Of a checkpoint only plain
+    values are read, never code; `also` are further classes of plain values that may be in it.
+
+    Raises ConfigError when the file is missing, damaged, or holds no weights."""
+    if not path.is_file():
+        there = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise ConfigError(f"{KEY}: there is no file or run '{path}'.{nearest(path.name, there)}")
+    try:
+        if path.suffix == ".safetensors":
+            return Weights(load_file(path, device="cpu"), path.name)
+        # timm keeps its command line in the checkpoint, as an argparse.Namespace
+        with torch.serialization.safe_globals([argparse.Namespace, *also]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"{KEY}: '{path}' is damaged, or no file of weights: {_line(error)}") from error
+    except Exception as error:  # torch raises many kinds for a damaged file, and for one with more than plain values
+        if "weights_only" in str(error) or "Unsupported" in str(error):
+            raise ConfigError(
+                f"{KEY}: '{path}' holds Python objects beside its weights, and loading those runs code. Where you "
+                f"trust it, load it yourself and save the weights alone: torch.save(model.state_dict(), FILE)."
+            ) from error
+        raise ConfigError(f"{KEY}: '{path}' is damaged, or no file of weights: {_line(error)}") from error
+    tensors = _inside(content)
+    if tensors is None:
+        found = (
+            f"the keys {listing(map(str, content))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+        )
+        raise ConfigError(f"{KEY}: '{path}' holds no weights by name, but {found}. Save model.state_dict().")
+    return Weights(tensors, path.name, _made_by(content))
+
+
+def load_into(model: nn.Module, weights: Weights, shape: tuple[int, ...]) -> Loaded:
+    """Puts the weights into `model`, a network for images of `shape` (C, H, W): all of them or, with an error, none.
+
+    Every tensor must be there by name and shape, but for three things: a head for other classes, or none, leaves the
+    network's own as it is; a first convolution for other channels is adapted as timm does (summed for one channel, else
+    repeated and scaled); a count of batches may be missing, as in the files of old versions of torch. A word that all
+    names begin with, such as `module.`, is dropped where the network's do not.
+
+    Raises ConfigError naming what does not fit."""
+    network = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    heads, first = head_of(model, shape), first_convolution(model, shape)
+    given = _renamed(weights.tensors, network)
+    match = _Match(network, given, heads, first)
+    if match.wrong:  # timm's networks can read the forms of their papers' own files, and resize embeddings of positions
+        rewrite = getattr(sys.modules.get(type(model).__module__), "checkpoint_filter_fn", None)
+        if rewrite is not None:
+            match = _rewritten(rewrite, given, model, heads, first) or match
+    if match.wrong:
+        raise ConfigError(
+            f"{KEY}: '{weights.source}' does not fit the network: {match.fitting} of its {len(network)} tensors are in "
+            f"the file by name and shape. {' '.join(match.wrong)} {_hint(weights)}"
+        )
+    model.load_state_dict(network | match.found)
+    new = tuple(name for name in network if name not in match.found and below(name, heads))
+    return Loaded(weights.source, len(network) - len(new), len(network), new)
+
+
+class _Match:
+    """What of a network's tensors is `found` in a file, and in words what is `wrong`."""
+
+    def __init__(
+        self, network: Mapping[str, Tensor], given: Mapping[str, Tensor], heads: Sequence[str], first: str | None
+    ):
+        self.found = {
+            name: given[name] for name in network if name in given and given[name].shape == network[name].shape
+        }
+        self.fitting = len(self.found)
+        head = {name for name in network if below(name, heads)}
+        if not head <= set(self.found):  # a head is taken whole or not at all
+            self.found = {name: value for name, value in self.found.items() if name not in head}
+        entry = f"{first}.weight" if first else "weight"
+        if entry in network and entry in given and entry not in self.found:
+            adapted = adapt_channels(given[entry], network[entry].shape)
+            self.found |= {entry: adapted} if adapted is not None else {}
+        kept = {network[name].data_ptr() for name in self.found}
+        missing, other = [], []
+        for name, value in network.items():
+            tied = name not in given and value.numel() > 0 and value.data_ptr() in kept
+            if name in self.found or name in head or tied or name.endswith("num_batches_tracked"):
+                continue
+            if name in given:
+                there, here = (" x ".join(map(str, item.shape)) or "1" for item in (given[name], value))
+                other.append(f"{name} ({there} in the file, {here} in the network)")
+            else:
+                missing.append(name)
+        unexpected = [name for name in given if name not in network and not below(name, [h for h in heads if h])]
+        parts = (("Not in the file", missing), ("Of another shape", other), ("Not in the network", unexpected))
+        self.wrong = [f"{title}: {listing(names, _FEW)}." for title, names in parts if names]
+
+
+def adapt_channels(weight: Tensor, shape: Sequence[int]) -> Tensor | None:
+    """The weight [O,I,H,W] of a convolution, for the input channels of `shape`; None where more than they differ. For
+    one channel they are summed; else repeated in turn and scaled, so that the same picture in every channel gives the
+    same answer (timm's rule)."""
+    if weight.ndim != 4 or len(shape) != 4 or (weight.shape[0], *weight.shape[2:]) != (shape[0], *shape[2:]):
+        return None
+    before, after = weight.shape[1], shape[1]
+    if after == 1:
+        return weight.float().sum(1, keepdim=True).to(weight.dtype)
+    repeated = weight.float().repeat(1, math.ceil(after / before), 1, 1)[:, :after]
+    return (repeated * (before / after)).to(weight.dtype)
+
+
+def _rewritten(
+    rewrite: Any, given: Mapping[str, Tensor], model: nn.Module, heads: Sequence[str], first: str | None
+) -> _Match | None:
+    network = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    try:
+        match = _Match(network, rewrite(dict(given), model), heads, first)
+    except Exception:  # it was written for other files than this one
+        return None
+    return None if match.wrong else match
+
+
+def _inside(content: Any) -> dict[str, Tensor] | None:
+    """The state dict in a checkpoint, at any depth; None when there is none."""
+    if not isinstance(content, Mapping):
+        return None
+    for name in _INSIDE:
+        if isinstance(content.get(name), Mapping):
+            found = _inside(content[name])
+            if found is not None:
+                return found
+    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    tensors.pop("n_averaged", None)  # torch's AveragedModel counts beside the weights
+    return {name: value.detach() for name, value in tensors.items()} or None
+
+
+def _renamed(given: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without the words that all names begin with, as long as none is a name of the network."""
+    named = dict(given)
+    while named and not any(name in network for name in named):
+        first = next(iter(named)).partition(".")[0] + "."
+        if not all(name.startswith(first) and len(name) > len(first) for name in named):
+            return dict(given)
+        named = {name[len(first) :]: value for name, value in named.items()}
+    return named
+
+
+def _made_by(content: Mapping[str, Any]) -> str:
+    """The network a checkpoint names: timm's has `arch`, ours the whole config."""
+    if isinstance(content.get("arch"), str):
+        return str(content["arch"])
+    config: Any = content.get("config")
+    try:
+        node = config["module"]["network"]
+        return str(node.get("model_name") or node.get("_target_") or "a list of layers")
+    except (KeyError, TypeError, AttributeError):
+        return ""
+
+
+def _hint(weights: Weights) -> str:
+    if weights.network:
+        return f"The file was made with {weights.network}: name that as model=, or give another file."
+    stem = re.sub(r"[^a-z0-9]+", "_", weights.source.lower())
+    for library, listed in (("timm", "list_models"), ("torchvision.models", "list_models")):
+        if library in sys.modules:
+            known = [name for name in getattr(sys.modules[library], listed)() if stem.startswith(f"{name.lower()}_")]
+            if known:
+                name = max(known, key=len)
+                return f"By its name the file is of {library.partition('.')[0]}/{name}."
+    return "Name the network that the file was made with as model=, or give another file."
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,161 @@
+"""The weights that timm and torchvision publish: what pictures they expect, and how a network gets them."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from sightline import locate
+from sightline.errors import ConfigError, nearest
+from sightline.locate import below
+from sightline.models.pretrained import Loaded, Weights, load_into
+from sightline.models.spec import CHANNEL_ARGUMENTS, SIZE_ARGUMENTS, ModelSpec, build_model, without_downloads
+from sightline.models.structure import head_of
+
+KEY = "module.pretrained"
+_FILTERS = ("nearest", "bilinear", "bicubic", "lanczos")
+_WAIT = 5.0
+"""Seconds to wait for an answer, where the libraries' own retries take most of a minute to say that there is none."""
+
+
+def published_name(network: Mapping[str, Any]) -> tuple[str, str] | None:
+    """(library, model) of a node of timm or torchvision; None for any other."""
+    target, args, kwargs = locate.split_node(network, "module.network")
+    name = target if isinstance(target, str) else f"{target.__module__}.{target.__qualname__}"
+    library, last = name.partition(".")[0], name.rpartition(".")[2]
+    if library == "timm" or (library == "torchvision" and name.startswith("torchvision.models.")):
+        if last in ("create_model", "get_model"):
+            named = kwargs.get("model_name", kwargs.get("name", args[0] if args else None))
+            return (library, named) if isinstance(named, str) else None
+        return library, last
+    return None
+
+
+def expected_pictures(network: Mapping[str, Any]) -> dict[str, Any]:
+    """What a network's published weights were trained with, as keys of `data.preprocess`: `size` [H,W], `channels`,
+    `mean`, `std`, `interpolation`. Nothing is built or fetched; empty where nothing is published."""
+    if "layers" in network or "object" in network:
+        return {}
+    named = published_name(network)
+    if named is None:
+        return {}
+    found = _of_timm(named[1]) if named[0] == "timm" else _of_torchvision(named[1])
+    _, _, arguments = locate.split_node(network, "module.network")
+    for names, key in ((SIZE_ARGUMENTS, "size"), (CHANNEL_ARGUMENTS, "channels")):
+        told = [arguments[name] for name in names if isinstance(arguments.get(name), int | list | tuple)]
+        if found and told:  # the user has built it for other pictures
+            found[key] = list(told[0]) if isinstance(told[0], tuple) else told[0]
+    return found
+
+
+def _of_timm(name: str) -> dict[str, Any]:
+    found = locate.require("timm").get_pretrained_cfg(name)
+    if found is None:
+        return {}
+    channels, height, width = found.input_size
+    told = {"size": [height, width], "channels": channels, "mean": list(found.mean), "std": list(found.std)}
+    return told | ({"interpolation": found.interpolation} if found.interpolation in _FILTERS else {})
+
+
+def _of_torchvision(name: str) -> dict[str, Any]:
+    weights = _torchvision_weights(name)
+    pictures: Any = weights.transforms() if weights is not None else None
+    if not hasattr(pictures, "crop_size") or not hasattr(pictures, "mean"):  # of a network that is no classifier
+        return {}
+    side = pictures.crop_size
+    told = {"size": list(side) * (2 // len(side)), "channels": len(pictures.mean)}
+    told |= {"mean": list(pictures.mean), "std": list(pictures.std)}
+    interpolation = pictures.interpolation.value
+    return told | ({"interpolation": interpolation} if interpolation in _FILTERS else {})
+
+
+def _torchvision_weights(name: str) -> Any:
+    """The default member of a model's enumeration of weights; None where there is none."""
+    models = locate.require("torchvision.models")
+    try:
+        return getattr(models.get_model_weights(name), "DEFAULT", None)
+    except ValueError:
+        return None
+
+
+def build_published(
+    network: Mapping[str, Any], shape: tuple[int, int, int], num_classes: int, *, outputs: str = "auto"
+) -> tuple[nn.Module, ModelSpec, Loaded]:
+    """The network of a node with its published weights and a new head for `num_classes`, its spec, which asks for no
+    weights, and what was loaded. timm and torchvision fetch them, or find them where they were fetched before.
+
+    Raises ConfigError where nothing is published, or nothing can be fetched."""
+    named = None if {"layers", "object"} & set(network) else published_name(network)
+    if named is None:
+        raise ConfigError(
+            f"{KEY}: weights are published for the networks of timm and torchvision (model=timm/NAME, "
+            f"model=torchvision/NAME) alone. For another network give a file: weights=FILE."
+        )
+    library, name = named
+    plain = without_downloads(network)
+    if library == "torchvision":
+        chosen = _torchvision_weights(name)
+        if chosen is None:
+            raise ConfigError(f"{KEY}: torchvision publishes no weights for '{name}'. Leave module.pretrained out.")
+        model, spec = build_model(plain, shape, num_classes, outputs=outputs)
+        with _without_long_waits():
+            try:
+                state = chosen.get_state_dict(progress=False, check_hash=True)
+            except Exception as error:  # of the network, the disk, or a file that is not what it should be
+                raise _not_fetched(f"torchvision/{name} ({chosen.name})", error) from error
+        return model, spec, load_into(model, Weights(state, f"torchvision/{name} ({chosen.name})"), shape)
+    timm = locate.require("timm")
+    found = timm.get_pretrained_cfg(name)
+    if found is None or not found.has_weights:
+        raise ConfigError(
+            f"{KEY}: timm publishes no weights for '{name}'.{nearest(name, timm.list_models(pretrained=True))}"
+        )
+    title = f"timm/{found.architecture}.{found.tag}"
+    try:
+        with _without_long_waits():
+            model, spec = build_model({**plain, KEY.rpartition(".")[2]: True}, shape, num_classes, outputs=outputs)
+    except ConfigError as error:
+        if error.__cause__ is None:
+            raise
+        build_model(plain, shape, num_classes, outputs=outputs)  # when the arguments are at fault, this says so
+        raise _not_fetched(title, error.__cause__) from error
+    names = list(model.state_dict())
+    new = tuple(item for item in names if below(item, head_of(model, shape)) and found.num_classes != num_classes)
+    return model, replace(spec, network=plain), Loaded(title, len(names) - len(new), len(names), new)
+
+
+def _not_fetched(title: str, error: BaseException) -> ConfigError:
+    told = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return ConfigError(
+        f"{KEY}: the weights {title} are not on this machine and could not be fetched: {told}. Give a file that you "
+        f"have, weights=FILE, or run this once on a machine with a network and take its cache along."
+    )
+
+
+@contextmanager
+def _without_long_waits() -> Iterator[None]:
+    """Where the hub that timm fetches from does not answer at once, what is on this machine is looked at alone; no
+    other connection waits for long either."""
+    try:
+        hub = locate.require("huggingface_hub")
+        constants, session = hub.constants, hub.utils.get_session
+    except Exception:  # timm can do without it
+        hub = None
+    timeout, offline = socket.getdefaulttimeout(), hub is not None and constants.HF_HUB_OFFLINE
+    if hub is not None and not offline:
+        try:
+            session().head(constants.ENDPOINT, timeout=_WAIT)
+        except Exception:  # its own kinds, by the library that its version of the hub is built on
+            constants.HF_HUB_OFFLINE = True
+    socket.setdefaulttimeout(2 * _WAIT)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(timeout)
+        if hub is not None:
+            constants.HF_HUB_OFFLINE = offline

@@ -1,0 +1,16 @@
+"""Which values of a metric are the better ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+
+def better_when(monitor: str, known: Mapping[str, str] = MappingProxyType({})) -> str:
+    """ "min" for a metric that is better when lower (a loss, an error), "max" for the rest. `monitor` is
+    `<split>_<metric>` or the metric alone; `known` says it of metrics whose name does not tell."""
+    metric = monitor.partition("_")[2] or monitor
+    if metric in known:
+        return known[metric]
+    name = metric.rpartition("_")[2]
+    return "min" if name in ("loss", "error", "mse", "mae", "nll", "brier", "ece") else "max"

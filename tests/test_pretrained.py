@@ -1,0 +1,486 @@
+"""Starting from weights: what is read, what must fit, what pictures they expect, and the whole job by one command."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import sightline
+from conftest import Command, run_command
+from sightline import cli
+from sightline.config.schema import TrainConfig
+from sightline.config.weights import build_from_weights, with_expected_pictures
+from sightline.errors import ConfigError
+from sightline.models.networks import SmallCNN
+from sightline.models.pretrained import Weights, adapt_channels, load_into, read_weights
+from sightline.models.published import expected_pictures
+from sightline.models.structure import depths, first_convolution, head_of
+
+TIMM = {"_target_": "timm.create_model", "model_name": "test_resnet", "num_classes": "auto", "in_chans": "auto"}
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """A copy, with every value its own: a tensor that went elsewhere would be seen."""
+    return {name: torch.randn_like(value) if value.is_floating_point() else value.clone() + 3
+            for name, value in model.state_dict().items()}  # fmt: skip
+
+
+def same(model: nn.Module, tensors: dict[str, Tensor], but: tuple[str, ...] = ()) -> bool:
+    now = model.state_dict()
+    return all(torch.equal(now[name], tensors[name]) == (name not in but) for name in now)
+
+
+# --- files
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth", ".bin", ".ckpt"])
+def test_every_kind_of_file_is_read(tmp_path: Path, suffix: str) -> None:
+    tensors = weights_of(SmallCNN())
+    file = tmp_path / f"weights{suffix}"
+    save_file(tensors, file) if suffix == ".safetensors" else torch.save(tensors, file)
+    model = SmallCNN()
+    loaded = load_into(model, read_weights(file), (1, 8, 8))
+    assert same(model, tensors)
+    assert str(loaded) == f"weights: 26 of 26 tensors from weights{suffix}"
+
+
+def wrapped(tensors: dict[str, Tensor], how: str) -> dict[str, Any]:
+    """The state dict as a checkpoint of one kind or another keeps it."""
+    if how.endswith("."):
+        return {f"{how}{name}": value for name, value in tensors.items()}
+    if how == "timm":
+        old = {name: torch.zeros_like(value) for name, value in tensors.items()}
+        return {"epoch": 3, "arch": "x", "args": argparse.Namespace(lr=1), "state_dict": old, "state_dict_ema": tensors}
+    if how == "lightning":
+        return {"epoch": 3, "state_dict": wrapped(tensors, "model."), "optimizer_states": []}
+    if how == "averaged":
+        return {"ema": {"n_averaged": torch.tensor(3), **wrapped(tensors, "module.")}, "model": None}
+    return {how: tensors}
+
+
+@pytest.mark.parametrize(
+    "how", ["module.", "_orig_mod.module.", "model", "state_dict", "ema", "timm", "lightning", "averaged"]
+)
+def test_weights_are_found_where_others_keep_them(tmp_path: Path, how: str) -> None:
+    tensors = weights_of(SmallCNN())
+    torch.save(wrapped(tensors, how), tmp_path / "a.pth")
+    model = SmallCNN()
+    load_into(model, read_weights(tmp_path / "a.pth"), (1, 8, 8))
+    assert same(model, tensors)
+
+
+class Code:
+    """What a pickle may hold that is no plain value."""
+
+
+@pytest.mark.parametrize(
+    ("write", "told"),
+    [
+        (lambda file: None, r"there is no file or run '.*weights\.pt'"),
+        (lambda file: file.write_bytes(b""), "is damaged, or no file of weights"),
+        (lambda file: file.write_bytes(b"no weights at all"), r"is damaged|holds Python objects"),
+        (
+            lambda file: torch.save({"a": Code()}, file),
+            "holds Python objects beside its weights, and loading those runs",
+        ),
+        (lambda file: torch.save([1, 2], file), r"holds no weights by name, but a list\. Save model\.state_dict\(\)"),
+        (lambda file: torch.save({"epoch": 1}, file), r"holds no weights by name, but the keys epoch"),
+        (lambda file: file.mkdir(), r"the directory '.*' is no run with a checkpoint and no exported model"),
+    ],
+)
+def test_a_file_that_is_none_is_told(tmp_path: Path, write: Any, told: str) -> None:
+    file = tmp_path / "weights.pt"
+    write(file)
+    config = TrainConfig.from_dict({"module": {"weights": str(file)}})
+    with pytest.raises(ConfigError, match=rf"^module\.weights: .*{told}"):
+        build_from_weights(config.module, (1, 8, 8), 10, "auto")
+
+
+def test_a_cut_file_of_safetensors_is_told_and_a_slip_of_the_name(tmp_path: Path) -> None:
+    save_file(weights_of(SmallCNN()), tmp_path / "small.safetensors")
+    whole = (tmp_path / "small.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ConfigError, match=r"^module\.weights: '.*cut\.safetensors' is damaged"):
+        read_weights(tmp_path / "cut.safetensors")
+    with pytest.raises(ConfigError, match=r"Did you mean 'small\.safetensors'\?"):
+        read_weights(tmp_path / "smal.safetensors")
+
+
+# --- what must fit
+
+
+def test_a_head_for_other_classes_stays_new(tmp_path: Path) -> None:
+    tensors = weights_of(SmallCNN(num_classes=1000))
+    model = SmallCNN(num_classes=3)
+    loaded = load_into(model, Weights(tensors, "x.pth"), (1, 8, 8))
+    assert same(model, {**tensors, **{name: torch.zeros(()) for name in loaded.new}}, but=loaded.new)
+    assert str(loaded) == "weights: 24 of 26 tensors from x.pth; new: head.weight, head.bias"
+    del tensors["head.bias"]  # a head is taken whole or not at all
+    assert load_into(SmallCNN(num_classes=1000), Weights(tensors, ""), (1, 8, 8)).new == ("head.weight", "head.bias")
+
+
+@pytest.mark.parametrize(("before", "after"), [(3, 1), (1, 3), (3, 4), (3, 2)])
+def test_the_first_convolution_is_adapted_as_timm_does(before: int, after: int) -> None:
+    tensors = weights_of(SmallCNN(before))
+    model = SmallCNN(after)
+    assert load_into(model, Weights(tensors, ""), (after, 8, 8)).new == ()
+    found = model.state_dict()["features.0.weight"]
+    if before == 3:
+        adapt = pytest.importorskip("timm.models").adapt_input_conv
+        torch.testing.assert_close(found, adapt(after, tensors["features.0.weight"]))
+    else:  # the same gray in every channel gives what gray gave
+        torch.testing.assert_close(found.sum(1, keepdim=True), tensors["features.0.weight"])
+
+
+def test_other_differences_than_channels_are_not_adapted() -> None:
+    assert adapt_channels(torch.zeros(8, 3, 3, 3), (8, 1, 5, 5)) is None
+    assert adapt_channels(torch.zeros(8, 3), (8, 1)) is None
+
+
+def test_a_count_of_batches_may_be_missing() -> None:
+    tensors = {name: value for name, value in weights_of(SmallCNN()).items() if "num_batches" not in name}
+    model = SmallCNN()
+    load_into(model, Weights(tensors, ""), (1, 8, 8))
+    assert torch.equal(model.features[1].running_mean, tensors["features.1.running_mean"])
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"features.4.weight": None}, r"25 of its 26 tensors.*Not in the file: features\.4\.weight\."),
+        ({"more.weight": torch.zeros(1)}, r"Not in the network: more\.weight\."),
+        ({"features.4.weight": torch.zeros(3)}, r"shape: features\.4\.weight \(3 in the file, 32 in the network\)"),
+    ],
+)
+def test_what_does_not_fit_is_named_and_nothing_is_half_loaded(change: dict[str, Any], told: str) -> None:
+    tensors = weights_of(SmallCNN()) | change
+    tensors = {name: value for name, value in tensors.items() if value is not None}
+    model = SmallCNN()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ConfigError, match=rf"^module\.weights: 'a\.pt' does not fit the network: .*{told}"):
+        load_into(model, Weights(tensors, "a.pt"), (1, 8, 8))
+    assert same(model, before)
+
+
+def test_weights_of_another_network_are_told_with_its_name(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(ConfigError, match=r"0 of its 26 tensors.*was made with resnet18: name that as model="):
+        load_into(SmallCNN(), Weights({"a": torch.zeros(1)}, "a.pth", "resnet18"), (1, 8, 8))
+    import timm
+
+    model = timm.create_model("test_resnet", num_classes=3)
+    with pytest.raises(ConfigError, match=r"By its name the file is of timm/resnet34\."):
+        load_into(model, Weights({"a": torch.zeros(1)}, "resnet34-b627a593.pth"), (3, 32, 32))
+
+
+def test_tied_weights_need_be_there_once() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    model[2].weight = model[1].weight
+    tensors = weights_of(model)
+    del tensors["2.weight"]
+    load_into(model, Weights(tensors, ""), (1, 2, 2))
+    assert torch.equal(model[2].weight, tensors["1.weight"])
+
+
+# --- what pictures they expect
+
+
+def filled(**values: Any) -> Any:
+    return with_expected_pictures(TrainConfig.from_dict(values)).data.preprocess
+
+
+def test_published_weights_say_what_pictures_they_expect() -> None:
+    pytest.importorskip("timm")
+    found = filled(model="timm/resnet18", pretrained=True)
+    assert (found.size, found.channels, found.interpolation) == ([224, 224], 3, "bicubic")
+    assert (found.mean, found.std) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    other = filled(model="torchvision/resnet18", pretrained=True)
+    assert (other.size, other.mean, other.interpolation) == ([224, 224], found.mean, "bilinear")
+
+
+def test_what_the_user_says_is_not_changed() -> None:
+    pytest.importorskip("timm")
+    own = {"size": 64, "mean": [0.5], "interpolation": "nearest", "resize": "crop"}
+    found = filled(model="timm/resnet18", pretrained=True, data={"preprocess": own})
+    assert (found.size, found.mean, found.interpolation, found.resize) == (64, [0.5], "nearest", "crop")
+    assert (found.channels, found.std) == (3, [0.229, 0.224, 0.225])
+
+
+def test_gray_pictures_are_normalised_as_the_gray_of_the_colours() -> None:
+    pytest.importorskip("timm")
+    found = filled(model="timm/resnet18", pretrained=True, data={"preprocess": {"channels": 1}})
+    assert found.mean == pytest.approx([0.299 * 0.485 + 0.587 * 0.456 + 0.114 * 0.406])
+    assert len(found.std) == 1
+
+
+@pytest.mark.parametrize("values", [{}, {"model": "timm/resnet18"}])
+def test_without_weights_auto_stays(values: dict[str, Any]) -> None:
+    assert filled(**values) == TrainConfig().data.preprocess
+
+
+def test_networks_for_which_nothing_is_published_expect_nothing() -> None:
+    pytest.importorskip("timm")
+    assert expected_pictures({"_target_": "timm.create_model", "model_name": "nonsense"}) == {}
+    assert expected_pictures({"_target_": "torchvision.models.nonsense"}) == {}
+    assert expected_pictures({"_target_": "sightline.models.networks.SmallCNN"}) == {}
+    assert expected_pictures({"layers": [{"_target_": "torch.nn.Flatten"}]}) == {}
+    assert expected_pictures({**TIMM, "img_size": 96})["size"] == 96
+
+
+def test_a_run_of_ours_says_what_pictures_it_expects(digits_run: Path) -> None:
+    manifest = json.loads((digits_run / "exported" / "sightline.json").read_text())["preprocess"]
+    for place in (digits_run, digits_run / "exported", digits_run / "exported" / "model.safetensors"):
+        found = filled(weights=str(place))
+        assert (found.size, found.channels) == ([8, 8], 1)
+        assert (found.mean, found.std, found.interpolation) == (manifest["mean"], manifest["std"], "bilinear")
+
+
+# --- what a network is made of
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "first", "top"),
+    [
+        ("timm/resnet18", ("fc",), "conv1", 9),
+        ("torchvision/resnet18", ("fc",), "conv1", 9),
+        ("torchvision/squeezenet1_1", ("classifier.1",), "features.0", 9),
+    ],
+)
+def test_head_and_depths(name: str, head: tuple[str, ...], first: str, top: int) -> None:
+    library, _, inner = name.partition("/")
+    if library == "timm":
+        model = pytest.importorskip("timm").create_model(inner, num_classes=3)
+    else:
+        model = getattr(pytest.importorskip("torchvision").models, inner)(num_classes=3)
+    shape = (3, 64, 64)
+    assert head_of(model, shape) == head
+    assert first_convolution(model, shape) == first
+    found = depths(model, shape)
+    assert found[f"{head[0]}.weight"] == top == max(found.values())
+    assert found[f"{first}.weight"] == 0
+    assert set(found) == {item for item, _ in model.named_parameters()}
+
+
+def test_the_blocks_of_a_network_of_ones_own() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+            self.top = nn.Linear(8, 3)  # registered first, run last
+            self.second, self.norm, self.first = nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(4, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            answer: Tensor = self.top(self.norm(self.second(self.first(x.flatten(1) * self.scale))))
+            return answer
+
+    found = depths(Own(), (1, 2, 2))
+    assert [found[f"{name}.weight"] for name in ("first", "second", "norm", "top")] == [0, 1, 1, 2]
+    assert found["scale"] == 0
+
+
+# --- by command
+
+
+def pictures(folder: Path, count: int = 201, side: int = 40) -> Path:
+    """Three classes that a colour tells apart."""
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        pixels = rng.integers(0, 120, (side, side, 3), dtype=np.uint8)
+        pixels[:, :, number % 3] += 100
+        file = folder / "abc"[number % 3] / f"{number:03}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(file)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `pictures`, a file of weights for 1000 classes, and the run that one command made of them."""
+    timm = pytest.importorskip("timm")
+    folder = tmp_path_factory.mktemp("tuned")
+    pictures(folder / "pictures")
+    torch.manual_seed(7)
+    save_file(timm.create_model("test_resnet", num_classes=1000).state_dict(), folder / "w.safetensors")
+    done = run_command(
+        "train", "data=folder", "data.root=pictures", "model=timm/test_resnet", "weights=w.safetensors",
+        "module.freeze_epochs=1", "module.layer_decay=0.7", "module.decay_1d=false", "lr_scheduler=cosine",
+        "trainer.max_epochs=2", "data.preprocess.size=32", "run.name=tuned", cwd=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout").write_text(done.stdout)
+    return folder
+
+
+def test_one_command_tunes_a_network_of_timm(tuned: Path) -> None:
+    told = (tuned / "stdout").read_text().splitlines()
+    line = next(line for line in told if line.startswith("weights: "))
+    assert line.endswith("tensors from w.safetensors; new: fc.weight, fc.bias")
+    assert told.index(line) < next(number for number, text in enumerate(told) if text.startswith("epoch 1/2"))
+    manifest = json.loads((tuned / "runs/tuned/exported/sightline.json").read_text())
+    assert manifest["preprocess"]["mean"] == manifest["preprocess"]["std"] == [0.5, 0.5, 0.5]  # the network's own
+    assert manifest["preprocess"]["interpolation"] == "bilinear"
+    assert "pretrained" not in manifest["model"]["network"]
+    groups = torch.load(tuned / "runs/tuned/checkpoints/last.ckpt", weights_only=True)["optimizer"]["param_groups"]
+    assert [group["name"] for group in groups[:2]] == ["head", "head, no decay"]
+    assert groups[0]["initial_lr"] * 0.7 == pytest.approx(groups[2]["initial_lr"])
+
+
+def test_frozen_layers_are_those_of_the_file_to_the_bit_and_then_all_are_trained(tuned: Path) -> None:
+    given = load_file(tuned / "w.safetensors")
+    config = {
+        "data": {"source": "folder", "root": str(tuned / "pictures"), "preprocess": {"size": 32}},
+        "model": "timm/test_resnet", "weights": str(tuned / "w.safetensors"),
+        "module": {"freeze_epochs": 1}, "trainer": {"max_epochs": 2, "progress": False},
+        "run": {"dir": str(tuned / "other")},
+    }  # fmt: skip
+    after: list[dict[str, Tensor]] = []
+
+    class Look(sightline.Callback):
+        def on_epoch_end(self, trainer: Any, record: dict[str, float]) -> None:
+            after.append({name: value.clone() for name, value in trainer.state.model.state_dict().items()})
+
+    sightline.fit(config, callbacks=[Look()])
+    body = [name for name in given if not name.startswith("fc.")]
+    assert all(torch.equal(after[0][name], given[name]) for name in body)
+    assert not any(torch.equal(after[1][name], given[name]) for name in body)
+
+
+def test_the_model_answers_without_its_data_its_weights_and_a_network(
+    tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a network was asked for")
+
+    for name in ("create_connection", "getaddrinfo"):
+        monkeypatch.setattr(socket, name, refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    run = shutil.copytree(tuned / "runs/tuned", tmp_path / "run")
+    picture = shutil.copy(tuned / "pictures/b/001.png", tmp_path)
+    for name in ("pictures", "w.safetensors"):
+        (tuned / name).rename(tuned / f"{name}.away")
+    try:
+        predictor = sightline.load(run)
+        assert predictor.predict([picture])[0].label in ("a", "b", "c")
+        assert predictor.preprocess.shape == (3, 32, 32)
+    finally:
+        for name in ("pictures", "w.safetensors"):
+            (tuned / f"{name}.away").rename(tuned / name)
+
+
+def test_an_interrupted_run_needs_its_weights_no_more(tuned: Path, tmp_path: Path) -> None:
+    save_file(weights_of(SmallCNN(num_classes=5)), tmp_path / "w.safetensors")
+    config = {
+        "weights": str(tmp_path / "w.safetensors"), "module": {"freeze": ["features.0"]},
+        "trainer": {"max_epochs": 1, "progress": False}, "run": {"dir": str(tmp_path), "name": "a"},
+    }  # fmt: skip
+    first = sightline.fit(config)
+    (tmp_path / "w.safetensors").unlink()
+    assert first.run is not None
+    shutil.rmtree(first.run / "exported")
+    again = sightline.resume(first.run).fit()
+    assert again.metrics == first.metrics
+
+
+def test_a_run_starts_from_another_run(digits_run: Path, tmp_path: Path) -> None:
+    expected = load_file(digits_run / "exported" / "model.safetensors")
+    for place in (digits_run, digits_run / "exported", digits_run / "checkpoints" / "best.ckpt"):
+        config = TrainConfig.from_dict({"weights": str(place)})
+        model, _, loaded = build_from_weights(config.module, (1, 8, 8), 10, "auto")
+        assert loaded is not None
+        assert loaded.new == ()
+        assert same(model, expected)
+    copied = shutil.copytree(digits_run / "exported", tmp_path / "exported")
+    save_file({name: value + 1 for name, value in expected.items()}, copied / "model.safetensors")
+    config = TrainConfig.from_dict({"weights": str(copied)})
+    with pytest.raises(ConfigError, match=r"^module\.weights: .* is not the file the model was exported with"):
+        build_from_weights(config.module, (1, 8, 8), 10, "auto")
+
+
+def test_without_a_network_the_two_ways_out_are_told_at_once(tmp_path: Path, sightline: Command) -> None:
+    pytest.importorskip("timm")
+    # an address that refuses at once stands for a network that is not there, wherever the test runs
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    nowhere |= {"HF_HOME": str(tmp_path / "cache"), "no_proxy": "", "NO_PROXY": ""}
+    done = sightline("train", "model=timm/resnet10t", "pretrained=true", env=nowhere, timeout=60)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert done.stderr.startswith("sightline: module.pretrained: the weights timm/resnet10t.c3_in1k are not on this ")
+    assert "and could not be fetched: " in done.stderr
+    assert "weights=FILE, or run this once on a machine with a network" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_torchvision_cannot_fetch_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = pytest.importorskip("torchvision").models
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise URLError("no such host")
+
+    monkeypatch.setattr(models.SqueezeNet1_1_Weights, "get_state_dict", fail)
+    module = TrainConfig.from_dict({"model": "torchvision/squeezenet1_1", "pretrained": True}).module
+    told = (
+        r"^module\.pretrained: the weights torchvision/squeezenet1_1 \(IMAGENET1K_V1\) .*: <urlopen error no such host>"
+    )
+    with pytest.raises(ConfigError, match=told):
+        build_from_weights(module, (3, 64, 64), 3, "auto")
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({}, r"published for the networks of timm and torchvision .*alone.*weights=FILE"),
+        ({"model": "timm/test_mambaout"}, "timm publishes no weights for 'test_mambaout'"),
+        ({"model": "timm/resnt18"}, r"timm publishes no weights for 'resnt18'\. Did you mean 'resnet18"),
+    ],
+)
+def test_networks_without_published_weights_are_told(values: dict[str, Any], told: str) -> None:
+    pytest.importorskip("timm")
+    config = TrainConfig.from_dict({"pretrained": True, **values})
+    with pytest.raises(ConfigError, match=rf"^module\.pretrained: .*{told}"):
+        build_from_weights(config.module, (3, 64, 64), 3, "auto")
+
+
+@pytest.mark.parametrize("key", [{"pretrained": True}, {"weights": "w.pt"}])
+def test_a_network_that_is_handed_over_has_weights_of_its_own(key: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"^module\.{next(iter(key))}: the model was handed over in Python"):
+        sightline.assemble({**key, "run": {"dir": str(tmp_path)}}, model=SmallCNN())
+
+
+@pytest.mark.parametrize("command", ["train", "summary", "show"])
+def test_weights_that_are_not_there_are_told_before_the_data_is_read(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pictures(tmp_path / "pictures", 6)
+    with pytest.raises(SystemExit) as left:
+        cli.main([command, "data=folder", "data.root=pictures", "weights=nowhere.pth"])
+    assert left.value.code == 2
+    assert "module.weights: there is no file or run 'nowhere.pth'." in capsys.readouterr().err
+
+
+def test_fetched_weights_arrive_and_the_head_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision's own way of fetching, answered by a state dict made here."""
+    models = pytest.importorskip("torchvision").models
+    state = weights_of(models.squeezenet1_1(num_classes=1000))
+    monkeypatch.setattr(models.SqueezeNet1_1_Weights, "get_state_dict", lambda *_, **__: state)
+    module = TrainConfig.from_dict({"model": "torchvision/squeezenet1_1", "pretrained": True}).module
+    model, spec, loaded = build_from_weights(module, (3, 64, 64), 3, "auto")
+    assert loaded is not None
+    assert loaded.new == ("classifier.1.weight", "classifier.1.bias")
+    assert torch.equal(model.state_dict()["features.0.weight"], state["features.0.weight"])
+    assert (
+        spec.network == {"_target_": "torchvision.models.squeezenet1_1", "num_classes": 3}
+        or "weights" not in spec.network
+    )

@@ -132,7 +132,7 @@ def _test_accuracy(model: nn.Module, parts: Parts) -> float:
     with torch.inference_mode():
         for start in range(0, len(data), 500):
             stop = min(start + 500, len(data))
-            x = preprocess.normalizer()(torch.from_numpy(data.pixels(range(start, stop))))
+            x = preprocess.normalizer()(data.pixels(range(start, stop)))
             right += int((model(x).argmax(1) == data.labels[start:stop]).sum())
     return right / len(data)
 

@@ -169,7 +169,8 @@ def test_a_run_that_skips_leaves_out_exactly_those(
 ) -> None:
     data = {"on_bad": "skip", "store": store, "cache": cache, "cache_dir": str(tmp_path / "cache")}
     result = sightline.fit(
-        config(tmp_path, data=data, trainer={"max_epochs": 1, "progress": True}), source=Listed(listed(pictures))
+        config(tmp_path, data={**data, "val": 0}, trainer={"max_epochs": 1, "progress": True}),
+        source=Listed(listed(pictures)),
     )
     record = json.loads((tmp_path / "run" / "data.json").read_text())
     assert [item["id"] for item in record["left_out"]] == list(BAD)

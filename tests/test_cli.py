@@ -20,6 +20,8 @@ import torch
 from PIL import Image
 
 from conftest import Command
+from sightline.commands import evaluate
+from sightline.errors import ConfigError
 
 SMALL = ("trainer.max_epochs=1", "module.network.width=4", "data.preprocess.size=8")
 
@@ -359,6 +361,10 @@ def test_evaluate_runs_no_code_that_the_runs_config_names(digits_run: Path, sigh
     (copied / "config.yaml").write_text(text.replace("_target_: torch.nn.CrossEntropyLoss", node))
     refused(sightline("evaluate", copied), "module.loss._target_: 'os.mkdir' is not on the list")
     assert not (tmp_path / "executed").exists()
+    node = "_target_: torch.nn.Sequential\n    _args_: [{_target_: timm.create_model, model_name: 'hf-hub:a/b'}]"
+    (copied / "config.yaml").write_text(text.replace("_target_: torch.nn.CrossEntropyLoss", node))
+    with pytest.raises(ConfigError, match=r"^module\.loss\._args_\[0\]\._target_: 'timm\.create_model' is not on the"):
+        evaluate.main([str(copied)])
 
 
 def test_evaluate_asks_for_data_that_was_handed_over(digits_run: Path, sightline: Command, tmp_path: Path) -> None:

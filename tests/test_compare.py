@@ -19,6 +19,7 @@ from sightline.monitors import better_when
 from sightline.runs.compare import MISSING, compare, open_record
 from sightline.runs.directory import Run
 from sightline.runs.listing import find_runs, list_runs
+from sightline.runs.manifest import read_manifest
 from sightline.runs.record import flat, lower_is_better, read_record
 
 Make = Callable[..., Path]
@@ -244,8 +245,12 @@ def test_on_a_terminal_a_table_with_the_best_in_bold(
 
 
 def test_a_run_is_the_same_as_its_copy(make: Make, sightline: Command) -> None:
+    def environment(content: dict[str, Any]) -> None:
+        content["began"] = "2020-01-01T00:00:00+00:00"
+        content["runtime"] = "channels first: 7.21 ms a step"
+
     make("a")
-    make("b")
+    make("b", environment=environment)
     done = sightline("diff", "runs/a/exported", "runs/b", "--exit-code")
     assert done.returncode == 0, done.stderr
     heads, *sections = done.stdout.strip().split("\n\n")
@@ -372,3 +377,14 @@ def test_the_direction_of_a_metric_is_that_of_training(metric: str) -> None:
 def test_flat_keeps_every_leaf() -> None:
     nested = {"a": {"b": 1, "c": {}}, "d": [{"e": [1, 2]}, 3], "f": []}
     assert flat(nested) == {"a.b": 1, "a.c": {}, "d[0].e": [1, 2], "d[1]": 3, "f": []}
+
+
+def test_a_manifest_that_the_system_does_not_give_out_is_told(
+    digits_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("sightline.runs.manifest.read_json", refused)
+    with pytest.raises(ArtifactError, match=r"cannot be read: .*Permission denied"):
+        read_manifest(digits_run / "exported")

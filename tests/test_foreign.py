@@ -6,6 +6,7 @@ import io
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from images import noise, write_folders
+from sightline.config.data import data_source
+from sightline.config.schema import DataConfig, TrainConfig
 from sightline.data.foreign import as_source
 from sightline.data.pixels import to_pixels
 from sightline.data.sources import open_source
 from sightline.data.targets import quick_labels
-from sightline.errors import DataError, MissingExtraError
+from sightline.errors import ConfigError, DataError, MissingExtraError
 from sightline.types import Sample
 
 ALL = {"val": 0, "test": 0}
@@ -350,9 +353,34 @@ def test_what_is_wrong_with_a_hugging_face_data_set_is_told() -> None:
         as_source(hub(label=[0, 1, -1, *LABELS[3:]]))
     with pytest.raises(DataError, match=r"row 0, column 'label': the label 0\.5 is neither"):
         as_source(datasets.Dataset.from_dict({"img": [None], "label": [0.5]}).cast_column("img", datasets.Image()))
+    with pytest.raises(DataError, match=r"labels that are classes, label, and beside them row; which is the number"):
+        as_source(hub(row=list(range(12))), numbers=True)
+    aged = as_source(hub(row=list(range(12)), target=[0.5] * 12), **ALL, numbers=True)
+    assert [sample.label for sample in aged.splits["train"]] == [0.5] * 12
     empty = as_source(hub(image=[None, *({"bytes": png(i), "path": None} for i in range(1, 12))]), **ALL)
     with pytest.raises(DataError, match="row 0: no image in column 'image'"):
         empty.splits["train"][0].image.read()  # type: ignore[union-attr]
+
+
+# --- what a config says of it
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("source", "folder"), ("root", "x"), ("group_column", "x"), ("download", True)]
+)
+def test_where_the_data_lies_says_nothing_of_data_that_is_at_hand(key: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"^data\.{key}: the source was handed over in Python, so it says nothing"):
+        data_source(TrainConfig(data=replace(DataConfig(), **{key: value})), (PIXELS, LABELS))
+
+
+@pytest.mark.parametrize(("key", "value"), [("classes", 3), ("val", 0.5), ("test", 4)])
+def test_a_source_of_ones_own_has_its_classes_and_splits(key: str, value: Any) -> None:
+    config = TrainConfig(data=replace(DataConfig(), **{key: value}))
+    own = as_source((PIXELS, LABELS), **ALL)
+    with pytest.raises(ConfigError, match=rf"^data\.{key}: the source that was handed over brings classes and splits"):
+        data_source(config, own)
+    data_source(config, (PIXELS.repeat(9, 0), LABELS * 9))
+    assert data_source(TrainConfig(data=replace(DataConfig(), val=0, test=0)), own) is own
 
 
 # --- torchvision

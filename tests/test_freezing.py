@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sightline.config.module import make_freeze
+from sightline.config.schema import TrainConfig
 from sightline.engine.freezing import Freeze
 from sightline.engine.tasks import SupervisedTask
 from sightline.engine.trainer import Trainer
@@ -146,3 +148,12 @@ def test_a_mistake_is_told_before_training(freeze: Freeze, told: str) -> None:
 def test_names_do_not_reach_their_longer_neighbours() -> None:
     frozen, _ = Freeze((), patterns=["features.1"]).frozen(SmallCNN(), 0)
     assert frozen == {"features.1.weight", "features.1.bias"}
+
+
+def test_a_compiled_network_is_frozen_by_its_own_names() -> None:
+    config = TrainConfig.from_dict({"module": {"freeze_epochs": 1, "freeze": ["features.0"]}})
+    model = SmallCNN()
+    made = make_freeze(config, torch.compile(model), (1, 8, 8))  # type: ignore[arg-type]
+    assert made is not None
+    assert made.heads == ("head",)
+    assert "features.0.weight" in made.frozen(model, 1)[0]

@@ -16,7 +16,7 @@ from torch import nn
 
 from sightline import locate
 from sightline.errors import ConfigError, MissingExtraError
-from sightline.locate import TRUSTED, instantiate, require, resolve, unfold
+from sightline.locate import LOSSES, TRUSTED, instantiate, require, resolve, unfold
 
 
 @pytest.fixture
@@ -126,6 +126,31 @@ def test_a_package_whose_own_requirement_is_missing_names_that(packages: Path) -
     write_package(packages, "needy_package", "import sightline_absent_too\n")
     with pytest.raises(MissingExtraError, match="'needy_package' needs 'sightline_absent_too', which is not installed"):
         require("needy_package")
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("def broken(:\n", "SyntaxError"),
+        ("raise KeyError('no such key')\n", "KeyError"),
+        ("raise RuntimeError('not today')\n", "RuntimeError"),
+        ("from math import nonsense\n", "ImportError"),
+    ],
+)
+def test_code_of_the_users_own_that_cannot_be_imported_is_told(code: str, kind: str, packages: Path) -> None:
+    write_package(packages, "own_package", code)
+    with pytest.raises(ConfigError, match=rf"^module\.network: importing 'own_package' failed: {kind}: ."):
+        resolve("own_package.Net", key="module.network")
+
+
+def test_a_stored_loss_may_hold_no_network() -> None:
+    node = {"_target_": "torch.nn.Sequential", "_args_": [{"_target_": "timm.create_model", "pretrained": True}]}
+    assert r"module.network._args_[0]._target_: 'timm.create_model' is not on the list" in told(node, allow=LOSSES)
+    for name in ("torch.nn.functional.cross_entropy", "torch.nn.init.ones_", "sightline.models.networks.SmallCNN"):
+        with pytest.raises(ConfigError, match="is not on the list"):
+            resolve(name, key="module.loss", allow=LOSSES)
+    for name in ("torch.nn.CrossEntropyLoss", "sightline.models.losses.FocalLoss"):
+        assert resolve(name, key="module.loss", allow=LOSSES) is resolve(name, key="module.loss")
 
 
 def test_every_extra_named_is_one_that_can_be_installed() -> None:

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
-from sightline.models.losses import FocalLoss, ProbabilityNLL
+from sightline.models.losses import ClassWeighted, FocalLoss, ProbabilityNLL
+from sightline.runs.evaluate import per_sample_loss
 
 REDUCTIONS = st.sampled_from(["mean", "sum", "none"])
 
@@ -110,3 +111,41 @@ def test_a_probability_of_0_is_a_large_loss_and_no_infinity() -> None:
     loss.backward()
     assert loss.item() == pytest.approx(-math.log(1e-12), rel=1e-5)
     assert torch.isfinite(probabilities.grad).all()
+
+
+@settings(deadline=None, max_examples=30)
+@given(answer=answers(), cut=st.integers(1, 8), seed=st.integers(0, 1000))
+def test_class_weights_do_not_depend_on_the_batch(answer: tuple[Tensor, Tensor], cut: int, seed: int) -> None:
+    logits, target = answer
+    weight = torch.rand(logits.shape[1], generator=torch.Generator().manual_seed(seed))
+    for inner in (nn.CrossEntropyLoss(label_smoothing=0.1), FocalLoss(), nn.MultiMarginLoss()):
+        loss = ClassWeighted(inner, weight)
+        whole = loss(logits, target) * len(target)
+        parts = [loss(*pair) * len(pair[1]) for pair in zip(logits.split(cut), target.split(cut), strict=True)]
+        torch.testing.assert_close(whole, torch.stack(parts).sum())
+        assert inner.reduction == "mean"  # what was given is not changed
+
+
+def test_class_weights_by_hand() -> None:
+    loss = ClassWeighted(ProbabilityNLL(), [1.0, 3.0])
+    probabilities, target = torch.tensor([[0.5, 0.5], [0.9, 0.1]]), torch.tensor([0, 1])
+    each = [-math.log(0.5), -3 * math.log(0.1)]
+    assert loss(probabilities, target).item() == pytest.approx(sum(each) / 2)
+    assert per_sample_loss(loss, probabilities, target).tolist() == pytest.approx(each)
+    assert loss.weight.tolist() == [1.0, 3.0]
+    # the same losses as torch.nn's, before the mean is taken
+    logits = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+    ours = per_sample_loss(ClassWeighted(nn.CrossEntropyLoss(), [1.0, 3.0]), logits, torch.tensor([0, 1, 1, 0]))
+    theirs = F.cross_entropy(logits, torch.tensor([0, 1, 1, 0]), torch.tensor([1.0, 3.0]), reduction="none")
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_a_loss_that_gives_one_number_whatever_it_is_told_takes_no_class_weights() -> None:
+    class Stubborn(nn.Module):
+        reduction = "mean"
+
+        def forward(self, output: Tensor, target: Tensor) -> Tensor:
+            return F.cross_entropy(output, target)
+
+    with pytest.raises(ValueError, match=r"it gave \[\] and not one loss for each of the 3 samples"):
+        ClassWeighted(Stubborn(), [1.0, 1.0])(torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import sightline as package
@@ -33,6 +34,7 @@ from sightline.engine.runtime import Runtime
 from sightline.engine.tasks import SupervisedTask
 from sightline.engine.trainer import Trainer
 from sightline.errors import ConfigError, DataError, NonFiniteLossError, RunFailedError
+from sightline.models.networks import SmallCNN
 from sightline.types import Batch, Schedule, TrainState
 
 
@@ -344,6 +346,38 @@ def test_a_model_that_is_handed_over_is_as_it_was() -> None:
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
+def test_an_optimiser_that_is_handed_over_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 10))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    before, names = copy.deepcopy((model.state_dict(), optimizer.state_dict())), set(vars(optimizer))
+    strides = [parameter.stride() for parameter in model.parameters()]
+    objects = [*map(id, (*model.parameters(), *model.buffers()))]
+
+    def same() -> bool:
+        weights = all(torch.equal(before[0][name], value) for name, value in model.state_dict().items())
+        return (
+            weights
+            and optimizer.state_dict() == before[1]
+            and set(vars(optimizer)) == names  # no step that a schedule has wrapped
+            and [parameter.stride() for parameter in model.parameters()] == strides
+            and [*map(id, (*model.parameters(), *model.buffers()))] == objects
+            and model._compiled_call_impl is None
+        )
+
+    config = {"trainer": {"channels_last": True}}
+    package.lr_find(config, model=model, optimizer=optimizer, steps=20)
+    assert same()
+
+    def failing(*_: Any, **__: Any) -> LRCurve:
+        assert model._compiled_call_impl is not None
+        raise DataError("no step is taken")
+
+    monkeypatch.setattr("sightline.config.find.find_lr", failing)
+    with pytest.raises(DataError, match="no step is taken"):
+        package.lr_find({"trainer": {"channels_last": True, "compile": True}}, model=model, optimizer=optimizer)
+    assert same()
+
+
 @pytest.mark.parametrize(
     ("module", "key"),
     [
@@ -418,6 +452,14 @@ def test_the_extra_that_is_missing_is_named() -> None:
         "try:\n    locate.require('matplotlib.figure')\nexcept Exception as error:\n    print(error)"
     )
     assert "sightline[report]" in python(code)
+
+
+def test_a_frozen_start_is_told(here: Any, tmp_path: Path) -> None:
+    save_file(SmallCNN().state_dict(), tmp_path / "w.safetensors")
+    words = ("weights=w.safetensors", "module.freeze_epochs=1", "--steps", "40", "--low", "1e-4", "--high", "1")
+    code, out, _ = here(*words)
+    assert code == 0
+    assert "note: it is that of the first epochs, in which module.freeze_epochs trains the head alone" in out
 
 
 def test_a_loss_that_does_not_fall_is_told(here: Any) -> None:

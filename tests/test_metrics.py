@@ -212,6 +212,18 @@ def test_a_network_that_says_the_same_of_every_class_is_right_by_chance_alone() 
 
 
 @settings(deadline=None, max_examples=40)
+@given(outs=steps(), ks=st.sets(st.integers(1, 6), min_size=1))
+def test_of_equal_scores_the_lower_index_comes_first(outs: list[StepOutput], ks: set[int]) -> None:
+    outs = [out._replace(output=out.output.round()) for out in outs]  # many are equal
+    found = measured(outs, top_k=[1, *ks]).compute()
+    assert found["top1"] == found["accuracy"]
+    scores, target = (torch.cat([getattr(out, key) for out in outs]) for key in ("output", "target"))
+    order = scores.sort(dim=1, descending=True, stable=True).indices
+    for k in ks:
+        assert found[f"top{k}"] == (order[:, :k] == target[:, None]).any(1).double().mean().item()
+
+
+@settings(deadline=None, max_examples=40)
 @given(outs=steps(), size=st.integers(1, 30))
 def test_how_samples_are_batched_does_not_matter(outs: list[StepOutput], size: int) -> None:
     output, target = torch.cat([out.output for out in outs]), torch.cat([out.target for out in outs])
@@ -306,6 +318,10 @@ def test_the_names_a_monitor_can_have() -> None:
         ("val_r2", "max"),
         ("val_top5", "max"),
         ("val_recall/loss", "max"),
+        ("val_recall/read_error", "max"),
+        ("recall/read_error", "max"),
+        ("val_mse/0", "min"),
+        ("mse/0", "min"),
     ],
 )
 def test_which_direction_is_better_is_known_from_the_name(monitor: str, better: str) -> None:

@@ -509,6 +509,13 @@ def test_probabilities_are_told_from_logits(last: nn.Module, outputs: str) -> No
     assert describe_model(model, {"object": "x"}, DIGIT, 10, outputs="logits").outputs == "logits"
 
 
+def test_an_answer_without_a_dimension_of_its_own_is_told() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 1), nn.Flatten(0))
+    told = r"answers with one number without a dimension of its own for each image, .*Leave out squeeze\(\)"
+    with pytest.raises(ModelError, match=told):
+        describe_model(model, {"object": "x"}, DIGIT, 1, "values")
+
+
 # --- stored specs
 
 

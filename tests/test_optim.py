@@ -199,6 +199,22 @@ def test_one_cycle_takes_each_groups_own_rate() -> None:
     assert (low, high) == (0.1, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("target", "arguments", "told"),
+    [
+        (lr_scheduler.OneCycleLR, {"max_lr": 0.5, "total_steps": "auto"}, r"k\.max_lr: .* would undo\. Set it to auto"),
+        (lr_scheduler.CyclicLR, {"base_lr": 0.1, "max_lr": [0.2, 2.0]}, r"k\.base_lr: .* Give a list of 2 numbers"),
+    ],
+)  # fmt: skip
+def test_one_rate_for_groups_of_several_is_refused(target: Any, arguments: dict[str, Any], told: str) -> None:
+    model = SmallCNN()
+    groups = parameter_groups(model, torch.optim.SGD, {"lr": 0.1}, overrides=[{"match": "head", "lr": 1.0}])
+    optimizer = build_optimizer(torch.optim.SGD, {"lr": 0.1}, model, "k", groups)
+    how: dict[str, Any] = {"steps_per_epoch": 7, "epochs": 5, "monitor": "val_loss", "better": "min", "key": "k"}
+    with pytest.raises(ConfigError, match=told):
+        build_schedule(target, arguments, optimizer, **how)
+
+
 # --- schedules
 
 

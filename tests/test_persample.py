@@ -139,7 +139,7 @@ def test_what_may_not_come_back_is_told(transform: Callable[[Any], Any], kind: s
         PerSample(transform, kind)(picture(2, 3, 4, 6), np.array([41, 42]), 0, 0)
     message = str(caught.value)
     name = "to_float" if transform is to_float else "<lambda>"
-    assert f"{name} was given a uint8 tensor [3, 4, 6] (row 41 of the data set) and gave back {told}." in message
+    assert f"{name} was given a uint8 tensor [3, 4, 6] and gave back {told}." in message
     assert "leave ToTensor, ToDtype and Normalize out" in message
     assert "data.preprocess.size" in message
     assert torch.equal(torch.get_rng_state(), state)
@@ -158,9 +158,9 @@ class Failing:
         return image
 
 
-def test_an_exception_names_the_transform_and_the_row_and_the_generators_are_put_back() -> None:
+def test_an_exception_names_the_transform_and_its_picture_and_the_generators_are_put_back() -> None:
     states = torch.get_rng_state(), random.getstate(), repr(np.random.get_state())  # noqa: NPY002
-    with pytest.raises(DataError, match=r"Failing failed on row 9 of the data set, .*: KeyError: 'no such") as caught:
+    with pytest.raises(DataError, match=r"Failing failed on a uint8 tensor \[1, 2, 2\]: KeyError: 'no such") as caught:
         PerSample(Failing())(picture(3, 1, 2, 2), np.array([8, 9, 10]), 0, 0)
     assert isinstance(caught.value.__cause__, KeyError)
     assert torch.equal(torch.get_rng_state(), states[0])

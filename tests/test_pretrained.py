@@ -22,11 +22,14 @@ from conftest import Command, run_command
 from sightline import cli
 from sightline.config.schema import TrainConfig
 from sightline.config.weights import build_from_weights, with_expected_pictures
-from sightline.errors import ConfigError
+from sightline.data.preprocess import Preprocess
+from sightline.errors import ArtifactError, ConfigError, ModelError
 from sightline.models.networks import SmallCNN
 from sightline.models.pretrained import Weights, adapt_channels, load_into, read_weights
 from sightline.models.published import expected_pictures
+from sightline.models.spec import describe_model
 from sightline.models.structure import depths, first_convolution, head_of
+from sightline.runs.artifact import export_model, load
 
 TIMM = {"_target_": "timm.create_model", "model_name": "test_resnet", "num_classes": "auto", "in_chans": "auto"}
 
@@ -90,7 +93,8 @@ class Code:
     [
         (lambda file: None, r"there is no file or run '.*weights\.pt'"),
         (lambda file: file.write_bytes(b""), "is damaged, or no file of weights"),
-        (lambda file: file.write_bytes(b"no weights at all"), r"is damaged|holds Python objects"),
+        (lambda file: file.write_bytes(b"no weights at all"), r"' is damaged, or no file of weights\.$"),
+        (lambda file: Image.new("RGB", (4, 4)).save(file, "PNG"), r"' is damaged, or no file of weights\.$"),
         (
             lambda file: torch.save({"a": Code()}, file),
             "holds Python objects beside its weights, and loading those runs",
@@ -174,6 +178,89 @@ def test_what_does_not_fit_is_named_and_nothing_is_half_loaded(change: dict[str,
     assert same(model, before)
 
 
+def test_a_head_that_takes_something_else_does_not_fit() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Linear(8, 3))
+    tensors = weights_of(nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Linear(9, 5)))
+    with pytest.raises(ConfigError, match=r"shape: 2\.weight \(5 x 9 in the file, 3 x 8 in the network\)"):
+        load_into(model, Weights(tensors, "a.pt"), (1, 4, 4))
+
+
+def test_a_load_of_nothing_is_an_error() -> None:
+    tensors = weights_of(nn.Sequential(nn.Flatten(), nn.Linear(16, 5)))
+    with pytest.raises(ConfigError, match=r"'a\.pt' does not fit the network: 0 of its 2 .*Nothing of it would be"):
+        load_into(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), Weights(tensors, "a.pt"), (1, 4, 4))
+
+
+def test_a_network_that_asks_for_its_version_is_filled_and_exported(tmp_path: Path) -> None:
+    model = pytest.importorskip("torchvision").models.mnasnet0_5(num_classes=3)
+    tensors = weights_of(model)
+    network = {"_target_": "torchvision.models.mnasnet0_5", "num_classes": 3}
+    assert load_into(model, Weights(tensors, "a.pt"), (3, 32, 32)).new == ()
+    assert same(model, tensors)
+    spec = describe_model(model, network, (3, 32, 32), 3)
+    export_model(tmp_path / "exported", model, spec, Preprocess(32, 32, 3, (0.5,) * 3, (0.5,) * 3), "abc", {})
+    assert same(load(tmp_path / "exported").model, tensors)
+
+
+def test_an_exported_model_must_fit_the_network_that_is_handed_over(tmp_path: Path) -> None:
+    def tied(tie: bool = True) -> nn.Sequential:
+        model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+        if tie:
+            model[2].weight = model[1].weight
+        return model
+
+    model = tied()
+    spec = describe_model(model, {"object": "own"}, (1, 2, 2), 2)
+    export_model(tmp_path / "exported", model, spec, Preprocess(2, 2, 1, (0.5,), (0.5,)), "ab", {})
+    again = load(tmp_path / "exported", model=tied()).model
+    assert same(again, model.state_dict())
+    with pytest.raises(ArtifactError, match=r"does not fit the network: it has no [12]\.weight"):
+        load(tmp_path / "exported", model=tied(False))
+    bigger = nn.Sequential(*tied(), nn.Identity(), nn.Linear(2, 2))
+    with pytest.raises(ArtifactError, match=r"does not fit the network: it has no 5\.weight, 5\.bias"):
+        load(tmp_path / "exported", model=bigger)
+
+
+def renamed(tensors: dict[str, Tensor], pairs: dict[str, str]) -> dict[str, Tensor]:
+    """With each text in the names replaced."""
+    for new, old in pairs.items():
+        tensors = {name.replace(new, old): value for name, value in tensors.items()}
+    return tensors
+
+
+def test_old_names_of_torchvision_are_todays() -> None:
+    models = pytest.importorskip("torchvision").models
+    dense = models.DenseNet(4, (1, 1), 8, num_classes=3)
+    tensors = weights_of(dense)
+    old = renamed(tensors, {f"layer1.{kind}{n}.": f"layer1.{kind}.{n}." for kind in ("norm", "conv") for n in (1, 2)})
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    load_into(dense, Weights(old, "a.pt"), (3, 32, 32))
+    assert same(dense, tensors)
+    vit = models.VisionTransformer(32, 16, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=16, num_classes=3)
+    tensors = weights_of(vit)
+    old = renamed(tensors, {".mlp.0.": ".mlp.linear_1.", ".mlp.3.": ".mlp.linear_2."})
+    assert "encoder.layers.encoder_layer_0.mlp.linear_2.bias" in old
+    load_into(vit, Weights(old, "a.pt"), (3, 32, 32))
+    assert same(vit, tensors)
+
+
+def test_the_arguments_are_told_in_which_a_network_of_the_same_class_is_another(tmp_path: Path) -> None:
+    network = {"_target_": "sightline.models.networks.SmallCNN", "width": 8, "num_classes": 10, "in_channels": "auto"}
+    stored = {"module": {"network": network}, "data": {"preprocess": {"size": "auto"}}}
+    torch.save({"model": SmallCNN(width=8).state_dict(), "config": stored}, tmp_path / "a.ckpt")
+    config = TrainConfig.from_dict({"weights": str(tmp_path / "a.ckpt"), "module": {"network": {"width": 16}}})
+    with pytest.raises(ConfigError, match=r"with sightline\.models\.networks\.SmallCNN too, with width=8 \(here 16"):
+        build_from_weights(config.module, (1, 8, 8), 10, "auto")
+
+
+def test_the_network_of_a_checkpoint_of_timm_is_told_as_model_takes_it(tmp_path: Path) -> None:
+    content = {"arch": "resnet18", "state_dict": {"a": torch.zeros(1)}}
+    torch.save({**content, "args": argparse.Namespace(lr=1)}, tmp_path / "a.pth")
+    assert read_weights(tmp_path / "a.pth").network == "timm/resnet18"
+    torch.save(content, tmp_path / "a.pth")  # as torch's own example for ImageNet writes it
+    assert read_weights(tmp_path / "a.pth").network == "timm/resnet18 or torchvision/resnet18"
+
+
 def test_weights_of_another_network_are_told_with_its_name(tmp_path: Path) -> None:
     pytest.importorskip("timm")
     with pytest.raises(ConfigError, match=r"0 of its 26 tensors.*was made with resnet18: name that as model="):
@@ -247,7 +334,54 @@ def test_a_run_of_ours_says_what_pictures_it_expects(digits_run: Path) -> None:
         assert (found.mean, found.std, found.interpolation) == (manifest["mean"], manifest["std"], "bilinear")
 
 
+def test_a_checkpoint_of_ours_says_what_pictures_it_expects(digits_run: Path, tmp_path: Path) -> None:
+    manifest = json.loads((digits_run / "exported" / "sightline.json").read_text())["preprocess"]
+    words = {"model": "timm/resnet18", "weights": str(digits_run / "checkpoints" / "best.ckpt")}
+    found = filled(**words)
+    assert (found.size, found.channels, found.mean) == ([8, 8], 1, manifest["mean"])
+    run = tmp_path / "run"  # one that was not finished: what its config says, and nothing of the publisher's
+    (run / "checkpoints").mkdir(parents=True)
+    shutil.copy(digits_run / "checkpoints" / "best.ckpt", run / "checkpoints")
+    content = torch.load(run / "checkpoints" / "best.ckpt", weights_only=False)
+    content["config"]["data"]["preprocess"] |= {"size": 48, "mean": [0.25], "std": "auto"}
+    torch.save(content, run / "checkpoints" / "best.ckpt")
+    for place in (run, run / "checkpoints" / "best.ckpt"):
+        found = filled(model="timm/resnet18", weights=str(place))
+        assert (found.size, found.mean, found.std) == (48, [0.25], "auto")
+
+
+def test_a_slip_in_the_weights_is_told_before_decoding_though_all_else_is_given() -> None:
+    whole = {"size": 8, "channels": 1, "mean": [0.5], "std": [0.5], "interpolation": "bilinear"}
+    with pytest.raises(ConfigError, match=r"^module\.weights: there is no file or run 'nowhere\.pth'"):
+        filled(weights="nowhere.pth", data={"preprocess": whole})
+
+
 # --- what a network is made of
+
+
+def test_a_normalisation_after_the_last_layer_belongs_to_the_head() -> None:
+    body = [nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8)]
+    assert head_of(nn.Sequential(*body, nn.Linear(8, 10), nn.BatchNorm1d(10)), (1, 4, 4)) == ("3", "4")
+    assert head_of(nn.Sequential(*body), (1, 4, 4)) == ("1", "2")
+    assert head_of(nn.Sequential(*body[:2], nn.Unflatten(1, (2, 4)), nn.Flatten()), (1, 4, 4)) == ("1",)
+    wide = nn.Sequential(nn.Conv2d(1, 7, 3, padding=1), nn.AdaptiveAvgPool2d((1, 4)), nn.Flatten(), nn.AvgPool1d(7))
+    assert head_of(wide, (1, 4, 4)) == ()  # 4 answers, and 4 is the width of the map and no number of channels
+
+
+def test_only_a_network_of_timm_is_asked_for_its_classifier() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.top = nn.Linear(16, 8), nn.Linear(8, 3)
+
+        def get_classifier(self, name: str) -> nn.Module:
+            raise AssertionError(name)
+
+        def forward(self, x: Tensor) -> Tensor:
+            answer: Tensor = self.top(self.body(x.flatten(1)))
+            return answer
+
+    assert head_of(Own(), (1, 4, 4)) == ("top",)
 
 
 @pytest.mark.parametrize(
@@ -443,6 +577,8 @@ def test_what_torchvision_cannot_fetch_is_told_too(monkeypatch: pytest.MonkeyPat
         ({}, r"published for the networks of timm and torchvision .*alone.*weights=FILE"),
         ({"model": "timm/test_mambaout"}, "timm publishes no weights for 'test_mambaout'"),
         ({"model": "timm/resnt18"}, r"timm publishes no weights for 'resnt18'\. Did you mean 'resnet18"),
+        ({"model": "torchvision/googlenet"}, r"of torchvision/googlenet are .*Choose another network, such as torchv"),
+        ({"model": "torchvision/inception_v3"}, r"of torchvision/inception_v3 .*such as timm/inception_v3"),
     ],
 )
 def test_networks_without_published_weights_are_told(values: dict[str, Any], told: str) -> None:
@@ -450,6 +586,40 @@ def test_networks_without_published_weights_are_told(values: dict[str, Any], tol
     config = TrainConfig.from_dict({"pretrained": True, **values})
     with pytest.raises(ConfigError, match=rf"^module\.pretrained: .*{told}"):
         build_from_weights(config.module, (3, 64, 64), 3, "auto")
+
+
+def test_a_wrong_tag_of_timm_gets_the_nearest() -> None:
+    pytest.importorskip("timm")
+    values = {"model": "timm/resnet18.a9_in1k", "pretrained": True}
+    told = r"^module\.network: timm .* 'resnet18\.a9_in1k'\. Did you mean 'resnet18\.a\d_in1k'\? There are: resnet18\."
+    with pytest.raises(ConfigError, match=told):
+        filled(**values)
+    with pytest.raises(ConfigError, match=told):
+        build_from_weights(TrainConfig.from_dict(values).module, (3, 64, 64), 3, "auto")
+
+
+def test_an_answer_of_several_heads_in_training_is_told(tmp_path: Path) -> None:
+    pytest.importorskip("torchvision")
+    config = {
+        "model": "torchvision/googlenet", "data": {"preprocess": {"size": 32, "channels": 3}},
+        "module": {"network": {"init_weights": False}}, "run": {"dir": str(tmp_path)},
+    }  # fmt: skip
+    with pytest.raises(ModelError, match=r"^module\.network: while it is trained.* GoogLeNetOutputs.*aux_logits: fal"):
+        sightline.assemble(config)
+    config["module"] = {"network": {"init_weights": False, "aux_logits": False}}
+    sightline.assemble(config)
+
+
+@pytest.mark.parametrize("network", [{}, {"model": "torchvision/squeezenet1_1"}, {"model": "timm/test_resnet"}])
+def test_a_head_is_not_trained_on_random_weights(network: dict[str, Any]) -> None:
+    config = TrainConfig.from_dict({**network, "module": {"freeze_epochs": 1}})
+    with pytest.raises(ConfigError, match=r"^module\.freeze_epochs: .*random weights.*pretrained=true or weights=FILE"):
+        build_from_weights(config.module, (3, 64, 64), 3, "auto")
+
+
+def test_a_network_that_begins_with_weights_of_its_own_may_be_frozen() -> None:
+    config = TrainConfig.from_dict({"model": "test_pretrained.SmallCNN", "module": {"freeze_epochs": 1}})
+    assert build_from_weights(config.module, (1, 8, 8), 10, "auto")[2] is None
 
 
 @pytest.mark.parametrize("key", [{"pretrained": True}, {"weights": "w.pt"}])
@@ -474,13 +644,13 @@ def test_fetched_weights_arrive_and_the_head_is_new(monkeypatch: pytest.MonkeyPa
     """torchvision's own way of fetching, answered by a state dict made here."""
     models = pytest.importorskip("torchvision").models
     state = weights_of(models.squeezenet1_1(num_classes=1000))
-    monkeypatch.setattr(models.SqueezeNet1_1_Weights, "get_state_dict", lambda *_, **__: state)
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(models.SqueezeNet1_1_Weights, "get_state_dict", lambda _, **words: asked.update(words) or state)
     module = TrainConfig.from_dict({"model": "torchvision/squeezenet1_1", "pretrained": True}).module
     model, spec, loaded = build_from_weights(module, (3, 64, 64), 3, "auto")
     assert loaded is not None
     assert loaded.new == ("classifier.1.weight", "classifier.1.bias")
     assert torch.equal(model.state_dict()["features.0.weight"], state["features.0.weight"])
-    assert (
-        spec.network == {"_target_": "torchvision.models.squeezenet1_1", "num_classes": 3}
-        or "weights" not in spec.network
-    )
+    assert spec.network == {"_target_": "torchvision.models.squeezenet1_1", "num_classes": 3}
+    assert asked["weights_only"] is True  # or the file could bring code to run
+    assert asked["check_hash"] is True

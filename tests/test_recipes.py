@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import sightline
+from sightline.commands.compose import PRESETS, checked
 from sightline.config.build import merged
+from sightline.config.checks import check_targets
 from sightline.config.schema import TrainConfig
 from sightline.config.shorthand import network_node
+from sightline.engine.averaging import Average
 from sightline.engine.callbacks import Callback
 from sightline.engine.checkpoint import read_checkpoint
 from sightline.engine.tasks import SupervisedTask
 from sightline.engine.trainer import Trainer
 from sightline.errors import ArtifactError, ConfigError
+from sightline.locate import resolve
+from sightline.models.networks import SmallCNN
 from sightline.types import StepOutput
 from sightline.yamlfile import read_yaml
 
+CNN = {"_target_": "sightline.models.networks.SmallCNN", "in_channels": "auto", "num_classes": "auto"}
 EVERYTHING: dict[str, Any] = {
-    "module": {"ema": 0.9, "mixup": 0.4, "cutmix": 1.0, "mix_probability": 0.8, "loss": {"label_smoothing": 0.1}},
+    "module": {
+        "ema": 0.9,
+        "mixup": 0.4,
+        "cutmix": 1.0,
+        "mix_probability": 0.8,
+        "loss": {"label_smoothing": 0.1},
+        "freeze_epochs": 1,
+        "class_weights": "auto",
+    },
     "trainer": {
+        "eval_every": 2,
         "precision": "bf16",
         "channels_last": True,
         "accumulate_grad_batches": 2,
@@ -57,10 +74,18 @@ class StopAt(Callback):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def everything(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Every feature, with weights to start from: what is frozen at first is not to be random."""
+    file = tmp_path_factory.mktemp("weights") / "w.safetensors"
+    save_file(SmallCNN(width=8).state_dict(), file)
+    return merged(EVERYTHING, {"module": {"weights": str(file)}})
+
+
+@pytest.fixture(scope="module")
+def whole(everything: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with every feature at once, to its end."""
     place = tmp_path_factory.mktemp("recipes")
-    result = sightline.fit(config(place, "whole", EVERYTHING))
+    result = sightline.fit(config(place, "whole", everything))
     assert result.run is not None
     return result.run
 
@@ -75,8 +100,10 @@ def flat(state: Any, path: str = "") -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("step", [2, 3, 5])
-def test_with_every_feature_resumed_equals_uninterrupted(whole: Path, step: int, tmp_path: Path) -> None:
-    stopped = sightline.fit(config(tmp_path, "parted", EVERYTHING), callbacks=[StopAt(step)])
+def test_with_every_feature_resumed_equals_uninterrupted(
+    everything: dict[str, Any], whole: Path, step: int, tmp_path: Path
+) -> None:
+    stopped = sightline.fit(config(tmp_path, "parted", everything), callbacks=[StopAt(step)])
     assert stopped.interrupted
     assert stopped.run is not None
     assert not sightline.resume(stopped.run).fit().interrupted
@@ -100,8 +127,8 @@ def test_the_average_is_what_is_exported(whole: Path) -> None:
     assert sightline.load(whole).classes == tuple("0123456789")
 
 
-def test_what_makes_another_step_may_not_change_on_the_way(whole: Path, tmp_path: Path) -> None:
-    stopped = sightline.fit(config(tmp_path, "parted", EVERYTHING), callbacks=[StopAt(2)])
+def test_what_makes_another_step_may_not_change_on_the_way(everything: dict[str, Any], tmp_path: Path) -> None:
+    stopped = sightline.fit(config(tmp_path, "parted", everything), callbacks=[StopAt(2)])
     assert stopped.run is not None
     for changes in ({"precision": "fp32"}, {"accumulate_grad_batches": 1}, {"gradient_clip_val": None}):
         with pytest.raises(ArtifactError, match=f"trainer.{next(iter(changes))}"):
@@ -134,9 +161,24 @@ def test_early_stopping_ends_the_run_and_is_remembered(tmp_path: Path) -> None:
     assert result.run is not None
     kept = read_checkpoint(result.run / "checkpoints" / "last.ckpt")
     assert kept["stopped"] is True
-    assert kept["callbacks"]["early_stopping"]["waited"] == 2
+    assert kept["callbacks"]["early_stopping/val_accuracy"]["waited"] == 2
     again = sightline.resume(result.run).fit()
     assert again.epochs == result.epochs
+    patient = {"early_stopping": {"patience": 3}}
+    longer = sightline.resume(result.run, {"trainer": patient}).fit()
+    assert longer.epochs == result.epochs + 1  # what it has waited counts
+    assert sightline.resume(result.run, {"trainer": {"early_stopping": {"patience": None}, "max_epochs": 9}}).fit()
+    assert read_checkpoint(result.run / "checkpoints" / "last.ckpt")["epoch"] == 9
+
+
+def test_a_run_that_ended_early_goes_on_when_it_is_given_more_epochs(tmp_path: Path) -> None:
+    settings = {
+        "module": {"optimizer": {"lr": 0.0, "weight_decay": 0.0}, "lr_scheduler": None, "monitor": "val_accuracy"},
+        "trainer": {"max_epochs": 9, "early_stopping": {"patience": 1}},
+    }
+    result = sightline.fit(config(tmp_path, "stopped", settings))
+    assert result.run is not None
+    assert sightline.resume(result.run, {"trainer": {"max_epochs": 10}}).fit().epochs == result.epochs + 1
 
 
 def test_patience_counts_across_a_resume(tmp_path: Path) -> None:
@@ -165,7 +207,22 @@ def test_an_improvement_must_exceed_min_delta() -> None:
         stopping.on_eval_end(trainer, {"val_loss": value})
         assert trainer.should_stop is stop
     assert told == ["stopping after epoch 1: val_loss has not become better for 2 evaluations"]
-    stopping.on_eval_end(trainer, {"other": 1.0})  # an evaluation without the metric is none
+    with pytest.raises(ConfigError, match=r"did not measure 'val_loss'.*Did you mean 'val_los'\? There are: val_los\."):
+        stopping.on_eval_end(trainer, {"epoch": 1, "val_los": 1.0})
+
+
+def test_two_that_stop_early_do_not_share_a_count() -> None:
+    from types import SimpleNamespace
+
+    from sightline.engine.callbacks import EarlyStopping
+
+    trainer: Any = SimpleNamespace(should_stop=False, state=SimpleNamespace(callbacks={}, epoch=0))
+    both = EarlyStopping("val_loss", "min", patience=3), EarlyStopping("val_accuracy", "max", patience=3)
+    for _ in range(3):
+        for stopping in both:
+            stopping.on_eval_end(trainer, {"val_loss": 1.0, "val_accuracy": 0.5})
+    assert not trainer.should_stop  # each has waited for two evaluations
+    assert sorted(trainer.state.callbacks) == ["early_stopping/val_accuracy", "early_stopping/val_loss"]
 
 
 def test_fp16_trains_and_its_scale_is_in_the_checkpoint(tmp_path: Path) -> None:
@@ -192,16 +249,35 @@ def test_class_weights_from_the_counts(tmp_path: Path) -> None:
     )
 
 
+FOCAL = "sightline.models.losses.FocalLoss"
+PLATEAU = "torch.optim.lr_scheduler.ReduceLROnPlateau"
 WRONG = [
     ({"module": {"class_weights": [1.0, 2.0]}}, "module.class_weights: 2 numbers for 10 classes"),
     ({"module": {"class_weights": [1.0, -2.0]}}, "module.class_weights: expected numbers of at least 0"),
     (
-        {"module": {"class_weights": "auto", "loss": {"_target_": "torch.nn.MultiMarginLoss", "weight": [1.0] * 10}}},
-        "has a weight of its own",
+        {"module": {"class_weights": "auto", "loss": {"_target_": FOCAL, "weight": [1.0] * 10}}},
+        "the loss FocalLoss has a weight of its own",
     ),
     (
-        {"module": {"class_weights": "auto", "loss": {"_target_": "sightline.models.losses.ProbabilityNLL"}}},
-        "takes no class weights",
+        {"module": {"class_weights": "auto", "loss": {"_target_": "torch.nn.CosineSimilarity"}}},
+        "the loss CosineSimilarity takes no class weights",
+    ),
+    (
+        {"module": {"class_weights": "auto", "loss": {"_target_": FOCAL, "_partial_": True}}},
+        "the loss partial takes no class weights",
+    ),
+    ({"module": {"class_weights": [0.0] * 10}}, "module.class_weights: expected a number above 0 for some class"),
+    (
+        {"module": {"class_weights": "auto", "loss": {"_target_": "torch.nn.NLLLoss"}}},
+        "NLLLoss takes log-probabilities",
+    ),
+    (
+        {"module": {"lr_scheduler": {"class": PLATEAU, "kwargs": {"monitor": "val_los"}}}},
+        "module.lr_scheduler.monitor: there will be no metric 'val_los'. Did you mean 'val_loss'",
+    ),
+    (
+        {"module": {"lr_scheduler": [{"_target_": PLATEAU, "monitor": "val_los"}]}},
+        r"module.lr_scheduler\[0\].monitor: there will be no metric 'val_los'",
     ),
     ({"module": {"class_weights": "auto"}, "data": {"sampler": "balanced"}}, "rare classes would count twice"),
     ({"module": {"ema": 1.0}}, "module.ema: expected a decay between 0 and 1"),
@@ -247,7 +323,12 @@ class OwnStep(SupervisedTask):
         ("task", {"module": {"mixup": 0.2}}, "module.mixup"),
         ("task", {"module": {"cutmix": 1.0}}, "module.cutmix"),
         ("task", {"module": {"freeze": ["features.*"]}}, "module.freeze"),
+        ("task", {"module": {"mix_probability": 0.5}}, "module.mix_probability"),
+        ("task", {"module": {"ema_warmup": False}}, "module.ema_warmup"),
         ("loss", {"module": {"class_weights": "auto"}}, "module.class_weights"),
+        ("loss", {"module": {"loss": {"label_smoothing": 0.1}}}, "module.loss"),
+        ("optimizer", {"module": {"optimizer": {"lr": 0.1}}}, "module.optimizer"),
+        ("model", {}, "module.network"),
         ("optimizer", {"module": {"layer_decay": 0.5}}, "module.layer_decay"),
         ("optimizer", {"module": {"decay_1d": False}}, "module.decay_1d"),
         ("model", {"module": {"pretrained": True}}, "module.pretrained"),
@@ -267,6 +348,49 @@ def test_a_part_of_ones_own_is_never_half_configured(
         sightline.assemble(config(tmp_path, "own", changes), **{part: given[part]})
 
 
+def test_threads_are_not_timed_with_a_task_of_ones_own(tmp_path: Path) -> None:
+    task = OwnStep(nn.CrossEntropyLoss())
+    with pytest.raises(ConfigError, match=r"trainer.threads: auto times steps of the config's own task"):
+        sightline.assemble(config(tmp_path, "own", {"trainer": {"threads": "auto"}}), task=task)
+
+
+def test_a_task_of_ones_own_has_its_average_and_its_scaler(tmp_path: Path) -> None:
+    task = SupervisedTask(nn.CrossEntropyLoss(), average=Average(0.9), precision="fp16")
+    made = sightline.assemble(config(tmp_path, "own", {"trainer": {"max_epochs": 1}}), task=task)
+    state = made.trainer.state
+    assert state.scaler is not None
+    assert state.ema is not None
+    assert state.eval_model is state.ema
+    first = [parameter.clone() for parameter in state.ema.parameters()]
+    made.fit()
+    assert any(not torch.equal(a, b) for a, b in zip(first, state.ema.parameters(), strict=True))
+
+
+def test_an_average_of_a_network_that_cannot_be_copied(tmp_path: Path) -> None:
+    class Locked(nn.Sequential):
+        def __deepcopy__(self, memo: Any) -> Any:
+            if not memo:  # its shapes are found out with stand-ins for the weights, which the memo holds
+                raise TypeError("cannot pickle '_thread.lock' object")
+            return nn.Sequential(*copy.deepcopy(list(self), memo))
+
+    settings = config(tmp_path, "locked") | {"module": {"ema": 0.9}}
+    with pytest.raises(ConfigError, match=r"module.ema: this network cannot be copied: TypeError: cannot pickle"):
+        sightline.assemble(settings, model=Locked(nn.Flatten(), nn.Linear(64, 10)))
+
+
+def test_the_loss_with_class_weights_does_not_depend_on_how_samples_are_batched(tmp_path: Path) -> None:
+    found = []
+    for size in (7, 64):
+        changes = {
+            "data": {"eval_batch_size": size},
+            "module": {"class_weights": [0.0, *(float(i) for i in range(1, 10))]},
+            "trainer": {"max_epochs": 1},
+        }
+        found.append(sightline.fit(config(tmp_path, str(size), changes)))
+    assert found[0].history[0]["val_loss"] == pytest.approx(found[1].history[0]["val_loss"], rel=1e-5)
+    assert found[0].metrics["test"]["loss"] == pytest.approx(found[1].metrics["test"]["loss"], rel=1e-5)
+
+
 def test_the_short_words_for_a_network() -> None:
     timm = {"_target_": "timm.create_model", "model_name": "resnet18", "num_classes": "auto", "in_chans": "auto"}
     assert network_node("timm/resnet18") == timm
@@ -279,9 +403,37 @@ def test_the_short_words_for_a_network() -> None:
     assert made.module.weights == "x.pt"
     assert (made.model, made.weights, made.pretrained) == (None, None, None)
     assert TrainConfig.from_dict(made.to_dict()) == made
-    # a preset's own network gives way whole, arguments and all
-    other = TrainConfig.from_dict({"model": "timm/resnet18", "module": {"network": {"_target_": "x.Y", "width": 3}}})
-    assert other.module.network == timm
+    for other in ({"_target_": "x.Y", "width": 3}, {"class": "x.Y"}, {"layers": []}):
+        with pytest.raises(
+            ConfigError, match=r"model: 'timm/resnet18' names the network, and module.network describes"
+        ):
+            TrainConfig.from_dict({"model": "timm/resnet18", "module": {"network": other}})
+
+
+SMALL = "sightline.models.networks.SmallCNN"
+RESNET = network_node("timm/resnet18")
+
+
+@pytest.mark.parametrize(
+    ("words", "network"),
+    [
+        (["experiment=finetune"], RESNET),
+        (["experiment=finetune", f"module.network._target_={SMALL}"], {"_target_": SMALL}),
+        ([f"module.network={{class:{SMALL}}}", "experiment=folder"], {"class": SMALL}),
+        (["experiment=finetune", "module.network.drop_rate=0.3"], {**RESNET, "drop_rate": 0.3}),
+        (["experiment=cifar10", "model=timm/resnet18", "module.network.drop_rate=0.3"], {**RESNET, "drop_rate": 0.3}),
+        (["experiment=fashionmnist", f"model={SMALL}"], {"_target_": SMALL}),
+        (["experiment=fashionmnist", "module.network.width=8"], {**CNN, "width": 8}),
+        (["experiment=finetune", "model=null"], CNN),
+    ],
+)
+def test_the_network_of_the_words_replaces_a_presets(words: list[str], network: dict[str, Any]) -> None:
+    assert checked(words).module.network == network
+
+
+def test_two_networks_in_the_words_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"model: 'timm/resnet18' names the network, and module.network describes"):
+        checked(["model=timm/resnet18", f"module.network._target_={SMALL}"])
 
 
 @pytest.mark.parametrize(
@@ -296,3 +448,20 @@ def test_the_short_words_for_a_network() -> None:
 def test_a_network_that_is_named_in_no_form(value: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         TrainConfig.from_dict({"model": value})
+
+
+@pytest.mark.rows("D03")
+@pytest.mark.parametrize("name", sorted(file.stem for file in (PRESETS / "experiment").glob("*.yaml")))
+@pytest.mark.parametrize("schedule", sorted(file.stem for file in (PRESETS / "lr_scheduler").glob("*.yaml")))
+def test_every_recipe_is_a_config_that_can_be_used_with_every_schedule(name: str, schedule: str) -> None:
+    made = checked([f"experiment={name}", f"lr_scheduler={schedule}", "runtime=auto"])
+    check_targets(made)  # every class it names is there
+    node = made.module.lr_scheduler
+    if schedule == "constant":
+        assert node is None
+    else:
+        assert isinstance(node, dict)
+        target = resolve(node["_target_"], key="module.lr_scheduler")
+        takes = set(inspect.signature(target).parameters)
+        assert set(node) - {"_target_"} <= takes  # none is left over from the recipe's own schedule
+    assert (made.trainer.channels_last, made.trainer.threads, made.trainer.compile) == ("auto",) * 3

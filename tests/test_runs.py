@@ -115,7 +115,7 @@ def test_given_parts_are_used(tmp_path: Path) -> None:
             seen.append("closed")
 
     result = sightline.fit(
-        quick(tmp_path, module={"lr_scheduler": None}, trainer={"max_epochs": 3}),
+        quick(tmp_path, trainer={"max_epochs": 3}) | {"module": {"lr_scheduler": None}},
         source=Arrays(),
         model=model,
         loss=nn.CrossEntropyLoss(label_smoothing=0.1),
@@ -404,7 +404,7 @@ def test_a_mask_of_minus_infinity_is_no_broken_weight(tmp_path: Path) -> None:
             super().__init__(nn.Flatten(), nn.Linear(64, 10))
             self.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
 
-    assert sightline.fit(quick(tmp_path), model=Masked()).run is not None
+    assert sightline.fit(quick(tmp_path) | {"module": {}}, model=Masked()).run is not None
 
 
 def test_parts_handed_over_must_be_handed_over_again(tmp_path: Path) -> None:

@@ -170,7 +170,9 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "module.layer_decay": st.floats(0.01, 1),
     "module.param_groups": st.lists(st.just({"match": "head.*", "lr": 0.1}), max_size=2),
     "module.decay_1d": st.booleans(),
-    "module.class_weights": st.none() | st.just("auto") | st.lists(st.floats(0, 100), min_size=1, max_size=3),
+    "module.class_weights": st.none()
+    | st.just("auto")
+    | st.lists(st.floats(0, 100), min_size=1, max_size=3).filter(any),
     "module.mixup": st.floats(0, 10),
     "module.cutmix": st.floats(0, 10),
     "module.mix_probability": PROBABILITY,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sightline.engine.averaging import Average
 from sightline.engine.mixing import Mix, rectangle
 from sightline.engine.tasks import SupervisedTask
+from sightline.errors import DataError
 from sightline.types import Batch, TrainState
 
 SIZE = 16
@@ -362,3 +363,20 @@ def test_what_cannot_be_mixed_is_refused() -> None:
 def test_wrong_arguments_are_refused(name: str, value: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be"):
         SupervisedTask(nn.CrossEntropyLoss(), **{name: value})
+
+
+def test_weights_of_samples_are_refused() -> None:
+    task, state = SupervisedTask(nn.CrossEntropyLoss()), state_of(network())
+    weighted = batch()._replace(weight=torch.ones(SIZE))
+    for step in (task.train_step, task.eval_step):
+        with pytest.raises(DataError, match="the batches carry weights of samples, which this task does not use"):
+            step(state, weighted)
+
+
+@pytest.mark.parametrize(("n", "sizes"), [(16, [4, 4, 4, 4]), (14, [3, 4, 3, 4]), (9, [3, 3, 3]), (4, [4]), (2, [2])])
+def test_a_small_last_batch_goes_in_as_many_parts_as_it_fills(n: int, sizes: list[int]) -> None:
+    seen: list[int] = []
+    model = network()
+    model.register_forward_pre_hook(lambda _, x: seen.append(len(x[0])))
+    SupervisedTask(nn.CrossEntropyLoss(), accumulate=4, part_size=4).train_step(state_of(model), batch(n))
+    assert seen == sizes

@@ -15,8 +15,8 @@ from sightline.data.augment import Flip, ShiftCrop
 from sightline.data.loader import BatchLoader
 from sightline.data.packed import PackedDataset
 from sightline.data.preprocess import Preprocess
-from sightline.engine.callbacks import EVENTS, Callback, Checkpointer
-from sightline.engine.checkpoint import load_checkpoint
+from sightline.engine.callbacks import EVENTS, Callback, Checkpointer, EarlyStopping
+from sightline.engine.checkpoint import load_checkpoint, save_checkpoint
 from sightline.engine.runtime import Runtime
 from sightline.engine.tasks import SupervisedTask
 from sightline.engine.trainer import Trainer
@@ -464,3 +464,44 @@ def test_a_log_point_does_not_depend_on_checkpoints_or_interrupts(tmp_path: Path
     resumed.fit()
     assert len(plain.rows) == 4
     assert plain.rows == kept.rows == first.rows + second.rows
+
+
+def test_an_epoch_that_was_asked_to_be_the_last_is_finished_after_an_interruption(tmp_path: Path) -> None:
+    class StopHere(Callback):
+        def on_step_end(self, trainer: Trainer, output: StepOutput) -> None:
+            if trainer.state.step == 2:
+                trainer.should_stop = True
+                trainer.interrupt()
+
+    first = make(tmp_path, epochs=3, callbacks=(StopHere(),)).fit()
+    assert (first.interrupted, first.epochs, first.steps) == (True, 0, 2)
+    second = make(tmp_path, epochs=3)
+    load_checkpoint(tmp_path / "last.ckpt", second.state)
+    result = second.fit()
+    assert (result.interrupted, result.epochs, result.steps) == (False, 1, 4)
+    assert "val_loss" in result.history[0]
+
+
+def test_without_evaluations_the_training_loss_can_end_a_run() -> None:
+    model = network()
+    state = TrainState(model, torch.optim.SGD(model.parameters(), lr=0.0))
+    stopping = EarlyStopping("train_loss", "min", patience=2, min_delta=10.0)
+    trainer = Trainer(
+        SupervisedTask(nn.CrossEntropyLoss()), state, loader(), max_epochs=9, eval_every=2, callbacks=(stopping,)
+    )
+    assert trainer.fit().epochs == 6  # the first evaluation counts as the best, two more do not
+
+
+@pytest.mark.parametrize("name", ["ema", "scaler"])
+def test_a_checkpoint_with_and_one_without_an_average_do_not_mix(name: str, tmp_path: Path) -> None:
+    def state(more: bool) -> TrainState:
+        made = make().state
+        if more:
+            setattr(made, name, network() if name == "ema" else torch.amp.GradScaler("cpu"))
+        return made
+
+    for has in (False, True):
+        save_checkpoint(tmp_path / "last.ckpt", state(has))
+        load_checkpoint(tmp_path / "last.ckpt", state(has))
+        with pytest.raises(ArtifactError, match=r"has none: they belong to different trainings\."):
+            load_checkpoint(tmp_path / "last.ckpt", state(not has))

@@ -135,3 +135,36 @@ def test_a_run_pins_and_notes_what_was_chosen(tmp_path: Path, capfd: pytest.Capt
     again = sightline.resume(made.run.path)
     assert again.config.trainer.threads == kept["threads"]
     assert not capfd.readouterr().err  # nothing is timed anew
+
+
+def test_one_copy_serves_every_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    copies: list[nn.Module] = []
+
+    class Counting(nn.Sequential):
+        def __deepcopy__(self, memo: Any) -> Any:
+            copies.append(self)
+            return network()
+
+    monkeypatch.setattr(tuning, "_thread_counts", lambda: [1, 1 + torch.get_num_threads()])
+    found = tune(Counting(*network()), nn.CrossEntropyLoss(), batch(), compile=False)
+    assert len(found.seconds) == 4
+    assert len(copies) == 2  # channels first and channels last
+
+
+def test_a_step_that_fails_while_it_is_timed_is_told(tmp_path: Path) -> None:
+    import sightline
+    from sightline.errors import RunFailedError
+
+    class Failing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(64, 10)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            if self.training:
+                raise RuntimeError("out of memory")
+            return self.layer(x.flatten(1))
+
+    config = {"run": {"dir": str(tmp_path)}, "trainer": {"threads": "auto", "progress": False}}
+    with pytest.raises(RunFailedError, match="timing the settings failed with RuntimeError: out of memory"):
+        sightline.assemble(config, model=Failing())

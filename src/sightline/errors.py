@@ -57,6 +57,11 @@ def nearest(name: str, options: Iterable[str]) -> str:
     return f" Did you mean '{match[0]}'?" if match else ""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says that is not blank, or its kind where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def listing(names: Iterable[str], limit: int = 12) -> str:
     """`a, b, c` with at most `limit` names, and how many more there are."""
     listed = list(names)

@@ -20,6 +20,9 @@ from typing import Any
 from sightline.errors import ConfigError, MissingExtraError, SightlineError, listing, nearest
 
 TRUSTED = ("torch.nn", "torchvision.models", "timm.models._factory.create_model", "sightline.models")
+LOSSES = ("torch.nn", "sightline.models.losses")
+"""What the loss of a stored config may name. A network has no place in it: its makers can fetch weights from
+elsewhere."""
 METRICS = tuple(
     f"torchmetrics.{part}" for part in ("classification", "regression", "collections", "wrappers", "aggregation")
 )
@@ -69,7 +72,7 @@ def resolve(name: str, *, key: str, allow: Sequence[str] | None = None) -> Any:
     home = _home(found)
     for prefix in allow:
         inside = home == prefix or home.startswith(prefix + ".")
-        if inside and (prefix not in (*TRUSTED, *METRICS) or _makes_a_network(found, home)):
+        if inside and (prefix not in (*TRUSTED, *LOSSES, *METRICS) or _makes_a_network(found, home)):
             return found
     parent = (home or name).rpartition(".")[0] or name
     raise ConfigError(
@@ -83,6 +86,11 @@ def _home(found: Any) -> str:
     """Where an object really lives, whatever it was called by; empty when it cannot say."""
     module, name = getattr(found, "__module__", None), getattr(found, "__qualname__", None)
     return f"{module}.{name}" if module and name else ""
+
+
+def target_name(target: Any) -> str:
+    """The dotted name of a node's target, which may be the object itself."""
+    return target if isinstance(target, str) else _home(target) or repr(target)
 
 
 def _makes_a_network(found: Any, home: str) -> bool:
@@ -118,7 +126,12 @@ def _walk(name: str, key: str) -> Any:
         except ModuleNotFoundError:  # the package exists, this is no module of it: a class inside a shorter path
             continue
         except MissingExtraError as error:
+            cause = error.__cause__
+            if parts[0] not in _EXTRAS and cause is not None and not isinstance(cause, ModuleNotFoundError):
+                raise _import_error(key, module_name, cause) from cause
             raise MissingExtraError(f"{key}: cannot load '{name}': {error}") from error
+        except Exception as error:  # whatever the module's own code raises
+            raise _import_error(key, module_name, error) from error
         for position, part in enumerate(parts[cut:], start=cut):
             if not hasattr(found, part):
                 where = ".".join(parts[:position])
@@ -127,6 +140,10 @@ def _walk(name: str, key: str) -> Any:
             found = getattr(found, part)
         return found
     raise ConfigError(f"{key}: no module '{parts[0]}' to find '{name}' in.")
+
+
+def _import_error(key: str, module: str, error: BaseException) -> ConfigError:
+    return ConfigError(f"{key}: importing '{module}' failed: {type(error).__name__}: {error}")
 
 
 def below(name: str, prefixes: Iterable[str]) -> bool:
@@ -177,7 +194,7 @@ def split_node(node: Mapping[str, Any], key: str) -> tuple[Any, list[Any], dict[
 
 def call(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], *, key: str, name: str | None = None) -> Any:
     """`function(*args, **kwargs)`, with a wrong or missing argument reported as a ConfigError at `key`."""
-    name = name or _home(function) or repr(function)
+    name = name or target_name(function)
     _check_arguments(function, name, key, args, kwargs)
     try:
         return function(*args, **kwargs)

@@ -88,9 +88,13 @@ class Meter:
             self._measure_more(output, target)
 
     def _measure_more(self, output: Tensor, target: Tensor) -> None:
-        if self._first and output.ndim == 2 and target.ndim == 1:
-            found = output.topk(min(self._first, output.shape[1])).indices == target.unsqueeze(1)
-            self._pending_hits.append((found.sum(0), len(target)))
+        if self._first and output.ndim == 2 and target.ndim == 1 and not target.is_floating_point():
+            label = target.long().unsqueeze(1)
+            own = output.gather(1, label)
+            place = torch.arange(output.shape[1], device=output.device)
+            # of equal scores the lower index comes first, as in arg-max: so top1 is the accuracy
+            rank = ((output > own) | (~(output < own) & (place < label))).sum(1, keepdim=True)
+            self._pending_hits.append(((rank == place[: self._first]).sum(0), len(target)))
         if self._further is not None:
             self._further.update(output, target)
 

@@ -100,7 +100,8 @@ def build_schedule(
 
     `interval` among the arguments ("step" or "epoch") says when; without it, the schedules torch documents so step with
     every batch. `auto` as total_steps, T_max, total_iters, epochs or steps_per_epoch is the length of the run in the
-    interval's unit, as max_lr the optimiser's own learning rate. A plateau watches `monitor`, whose better direction is
+    interval's unit, as max_lr the optimiser's own learning rate; a number there is refused where the groups of the
+    optimiser have several, which it would make one. A plateau watches `monitor`, whose better direction is
     `better` ("min" or "max"); a `mode` that contradicts it is refused, since it would lower the learning rate while the
     metric improves."""
     arguments = dict(arguments)
@@ -119,7 +120,15 @@ def build_schedule(
     length = steps_per_epoch * epochs if interval == "step" else epochs
     known: dict[str, Any] = dict.fromkeys(("total_steps", "T_max", "total_iters"), length)
     known |= {"epochs": epochs, "steps_per_epoch": steps_per_epoch}
-    known["max_lr"] = [group["lr"] for group in optimizer.param_groups]
+    known["max_lr"] = rates = [group["lr"] for group in optimizer.param_groups]
+    for argument in ("max_lr", "base_lr"):
+        value = arguments.get(argument)
+        if isinstance(value, int | float) and len({float(rate) for rate in rates}) > 1:
+            advice = "Set it to auto" if argument == "max_lr" else f"Give a list of {len(rates)} numbers"
+            raise ConfigError(
+                f"{key}.{argument}: the optimiser's {len(rates)} parameter groups have learning rates of their own "
+                f"(module.layer_decay, module.param_groups), which one number, {value}, would undo. {advice}."
+            )
     for argument, value in arguments.items():
         if value == "auto":
             if argument not in known:

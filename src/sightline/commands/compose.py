@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sightline.config.schema import TrainConfig, walk
-from sightline.errors import ConfigError, listing, nearest
+from sightline.config.shorthand import NAMING
+from sightline.errors import ConfigError, first_line, listing, nearest
 
 PRESETS = Path(__file__).parent.parent / "config" / "presets"
 _TEXTS = frozenset(key for key, item in walk() if str(item.type) in ("str", "str | None"))
@@ -34,17 +35,18 @@ def compose(words: Sequence[str], config_dir: str | None = None, config_name: st
     try:
         with hydra.initialize_config_dir(str(PRESETS), version_base="1.3"):
             config = hydra.compose(config_name, overrides=[*search, *_overrides(words, _groups(config_dir))])
-            plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+            values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+            assert isinstance(values, dict)
+            plain = _with_one_network({str(key): value for key, value in values.items()}, words, _groups(config_dir))
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise ConfigError(_first_line(error)) from error
-    assert isinstance(plain, dict)
+        raise ConfigError(first_line(error)) from error
     fields = {key.partition(".")[0] for key, _ in walk()}
     for group in plain:
         if group in _groups(config_dir) and group not in fields:
             raise ConfigError(
                 f"the preset of {group}= puts its keys under '{group}'; its first line must be: # @package _global_"
             )
-    return {str(key): value for key, value in plain.items()}
+    return plain
 
 
 def checked(words: Sequence[str], config_dir: str | None = None, config_name: str = "train") -> TrainConfig:
@@ -69,9 +71,39 @@ def changes(words: Sequence[str], allowed: Sequence[str], command: str) -> dict[
     try:
         plain = OmegaConf.to_container(made, resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(_first_line(error)) from error
+        raise ConfigError(first_line(error)) from error
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
+
+
+def _with_one_network(plain: dict[str, Any], words: Sequence[str], groups: Container[str]) -> dict[str, Any]:
+    """Of a network in a preset and another one in the words, by `model` or by its node, the words' stays: the preset's
+    goes with its arguments, which are of no use to another network."""
+    from omegaconf import OmegaConf
+
+    made = OmegaConf.create({})
+    for word in words:
+        override = _parsed(word)
+        key = override.key_or_group
+        if key not in groups and key.partition(".")[0] in ("model", "module") and not override.is_delete():
+            OmegaConf.update(made, key, override.value(), force_add=True)
+    own = OmegaConf.to_container(made)
+    assert isinstance(own, dict)
+    named = own.get("model") is not None
+    arguments = set(_network(own))
+    if plain.get("model") is not None and not named and NAMING & arguments:
+        plain["model"], named = None, True
+    if named and _network(plain):
+        kept = {key: value for key, value in _network(plain).items() if key in arguments}
+        plain["module"] = {**plain["module"], "network": kept}
+    return plain
+
+
+def _network(values: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """The node of the network; empty where there is none."""
+    module = values.get("module")
+    network = module.get("network") if isinstance(module, Mapping) else None
+    return network if isinstance(network, Mapping) else {}
 
 
 def user_code() -> None:
@@ -123,14 +155,10 @@ def _parsed(word: str) -> Any:
     try:
         (override,) = OverridesParser.create().parse_overrides([f"{key}={_quoted(text)}" if plain else word])
     except OverrideParseException as error:
-        raise ConfigError(f"'{word}' is no change of the config; expected key=value. {_first_line(error)}") from error
+        raise ConfigError(f"'{word}' is no change of the config; expected key=value. {first_line(error)}") from error
     if override.is_sweep_override():
         raise ConfigError(f"'{word}' names several values; one run has one. For a list, write {key}=[…].")
     return override
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _quoted(text: str) -> str:

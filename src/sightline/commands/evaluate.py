@@ -33,7 +33,7 @@ def main(words: Sequence[str]) -> int:
     from sightline.config.data import config_source, data_record, loader_workers, open_data
     from sightline.config.meters import build_meters
     from sightline.config.module import build_loss
-    from sightline.locate import METRICS, TRUSTED
+    from sightline.locate import LOSSES, METRICS
     from sightline.runs.artifact import load
     from sightline.runs.console import left_out, show_results
     from sightline.runs.directory import Run
@@ -65,8 +65,8 @@ def main(words: Sequence[str]) -> int:
     own = [name for name in run.read_given() if name in ("loss", "task")]
     if own:
         print(f"note: the run was made with its own {listing(own)}; the loss shown is the config's")
-    # a run's directory may come from elsewhere: its loss may name no more than its network, its metrics torchmetrics
-    loss = build_loss(config, predictor.device, allow=(*TRUSTED, *found.allow))
+    # a run's directory may come from elsewhere: its loss may name nothing but losses, its metrics torchmetrics
+    loss = build_loss(config, predictor.device, allow=(*LOSSES, *found.allow))
     meters = build_meters(config, predictor.spec, predictor.classes, predictor.device, allow=(*METRICS, *found.allow))
     results = {}
     for split in splits:

@@ -91,6 +91,8 @@ def _print(curve: LRCurve, config: TrainConfig, steps: int) -> None:
         print("note: that is an entry of a list, which is given whole, or in a preset")
     if any("lr" in group for group in config.module.param_groups):
         print("note: the learning rates in module.param_groups kept their ratio to this one; change them alike")
+    if config.module.freeze_epochs:
+        print("note: it is that of the first epochs, in which module.freeze_epochs trains the head alone")
     if curve.fall < _WEAK:
         print(f"note: the loss fell by {curve.fall:.1%} at most, so this means little; try more --steps")
 

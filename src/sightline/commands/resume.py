@@ -17,7 +17,8 @@ def main(words: Sequence[str]) -> int:
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="trainer.… keys, or data.root=PATH where the data has moved",
+        help="trainer.… keys (but precision, accumulate_grad_batches and gradient_clip_…, which make another step), or "
+        "data.root=PATH where the data has moved",
     )
     found = options.parse_intermixed_args(words)
     changed = changes(

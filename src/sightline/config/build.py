@@ -18,9 +18,7 @@ from sightline.config.checks import (
 )
 from sightline.config.data import loader_workers
 from sightline.config.meters import Meters
-from sightline.config.module import (
-    better_direction,
-)
+from sightline.config.module import better_direction
 from sightline.config.parts import build_parts
 from sightline.config.schema import TrainConfig
 from sightline.data.packed import PackedDataset
@@ -176,9 +174,11 @@ def _assemble(config: TrainConfig, given: Mapping[str, Any], run: Run | None) ->
         resumed_at = None
     else:
         check_same_data(run, parts.record)
-        check_same_config(run, config)
+        before = check_same_config(run, config).trainer
         state.meters["train"] = parts.meters.train()
         load_checkpoint(run.last, state)
+        if before.early_stopping != settings.early_stopping or before.max_epochs < settings.max_epochs:
+            state.stopped = False  # what ended it is no longer asked for, or is to be asked again
         resumed_at = (state.step, state.epoch)
     run.write_config(config.to_dict())
     better = better_direction(config, module.monitor)

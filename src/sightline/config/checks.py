@@ -17,8 +17,10 @@ from sightline.engine.checkpoint import read_checkpoint
 from sightline.engine.runtime import Runtime
 from sightline.errors import ArtifactError, ConfigError, DataError, listing, nearest
 from sightline.metrics import metric_names
+from sightline.models.losses import ClassWeighted
 from sightline.models.spec import ModelSpec, answer_to_noise
 from sightline.runs.directory import Run
+from sightline.runs.record import at
 
 GIVEN = ("source", "model", "loss", "optimizer", "task", "callbacks", "recorder")
 """The parts a caller may hand over instead of describing them."""
@@ -41,7 +43,9 @@ UPDATES = (
     "module.class_weights",
     "module.mixup",
     "module.cutmix",
+    "module.mix_probability",
     "module.ema",
+    "module.ema_warmup",
 )
 """Keys that are about the update, which a task that was handed over does itself."""
 MAY_CHANGE = ("trainer.", "run.", "data.root", "data.workers", "data.prefetch", "data.cache")
@@ -71,19 +75,27 @@ def check_owned(config: TrainConfig, given: Mapping[str, Any]) -> None:
     would be ignored."""
     keys: dict[str, Sequence[str]] = {
         "task": UPDATES,
-        "loss": ["module.class_weights"],
-        "optimizer": ["module.layer_decay", "module.param_groups", "module.decay_1d"],
-        "model": ["module.pretrained", "module.weights"],
+        "loss": ["module.class_weights", "module.loss"],
+        "optimizer": ["module.layer_decay", "module.param_groups", "module.decay_1d", "module.optimizer"],
+        "model": ["module.pretrained", "module.weights", "module.network"],
     }
-    now, usual = dict(_leaves(config.to_dict())), dict(_leaves(TrainConfig().to_dict()))
+    # with numbers as labels, the loss that nobody chose is another
+    usual = TrainConfig.from_dict({"data": {"target": config.data.target}}).to_dict()
+    now = config.to_dict()
     for part, names in keys.items():
-        for name in names:
-            if part in given and now.get(name) != usual.get(name):
+        for name in names if given.get(part) is not None else ():
+            value = at(now, *name.split("."))
+            if value != at(usual, *name.split(".")):
                 what = "does the update itself" if part == "task" else "is used as it is"
                 raise ConfigError(
-                    f"{name}: the {part} was handed over in Python and {what}, so {now.get(name)} would have no "
-                    f"effect. Leave the key out, or leave the {part} to the config."
+                    f"{name}: the {part} was handed over in Python and {what}, so {value} would have no effect. Leave "
+                    f"the key out, or leave the {part} to the config."
                 )
+    if given.get("task") is not None and config.trainer.threads == "auto":
+        raise ConfigError(
+            "trainer.threads: auto times steps of the config's own task, and the task was handed over in Python; give "
+            "a number, or leave it out for torch's own choice."
+        )
 
 
 def check_precision(config: TrainConfig, runtime: Runtime) -> None:
@@ -100,12 +112,12 @@ def check_monitors(config: TrainConfig, evals: Mapping[str, Any], meters: Meters
     if config.trainer.early_stopping.patience is not None:
         wanted["trainer.early_stopping.monitor"] = config.trainer.early_stopping.monitor or config.module.monitor
     for position, node in enumerate(schedulers if isinstance(schedulers, list) else [schedulers]):
-        if "monitor" in node:
-            if not isinstance(node["monitor"], str):
-                raise ConfigError(
-                    f"module.lr_scheduler.monitor: expected the name of a metric, found {node['monitor']!r}."
-                )
-            wanted[f"module.lr_scheduler[{position}].monitor"] = node["monitor"]
+        key = f"module.lr_scheduler[{position}]" if isinstance(schedulers, list) else "module.lr_scheduler"
+        arguments = locate.split_node(node, key)[2] if node else {}
+        if arguments.get("monitor") is not None:
+            if not isinstance(arguments["monitor"], str):
+                raise ConfigError(f"{key}.monitor: expected the name of a metric, found {arguments['monitor']!r}.")
+            wanted[f"{key}.monitor"] = arguments["monitor"]
     for key, name in wanted.items():
         if name not in names:
             missing = name.startswith("val_") and "val" not in evals
@@ -118,11 +130,13 @@ def check_loss(loss: Any, model: nn.Module, spec: ModelSpec, runtime: Runtime) -
     classes = spec.num_classes
     numbers = spec.outputs == "values"
     output = torch.full((classes + 1, classes), 1 / classes, device=runtime.device, requires_grad=True)
-    target = torch.zeros(classes + 1, dtype=torch.int64, device=runtime.device)  # a length that broadcasts with nothing
+    # every class, in a length that broadcasts with nothing
+    target = torch.arange(classes + 1, device=runtime.device) % classes
     if numbers:  # between 0 and 1, which is all that some losses take
         target = torch.tensor([[0.3], [0.5], [0.7]], device=runtime.device)
         output = torch.full_like(target, 0.4, requires_grad=True)
     told = "numbers, float32 [batch, 1]" if numbers else "class indices, int64 [batch]"
+    inner = loss.loss if isinstance(loss, ClassWeighted) else loss
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -130,8 +144,8 @@ def check_loss(loss: Any, model: nn.Module, spec: ModelSpec, runtime: Runtime) -
             doubled = loss(output.repeat(2, 1), target.repeat(2, 1) if numbers else target.repeat(2))
     except Exception as error:  # whatever the loss's own code raises is about these arguments
         raise ConfigError(
-            f"module.loss: {type(loss).__name__} cannot compare the network's output, float32 [batch, {classes}], with "
-            f"{told}: {error}"
+            f"module.loss: {type(inner).__name__} cannot compare the network's output, float32 [batch, {classes}], "
+            f"with {told}: {error}"
         ) from error
     if not isinstance(value, torch.Tensor) or value.ndim:
         found = f"a tensor {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
@@ -143,14 +157,14 @@ def check_loss(loss: Any, model: nn.Module, spec: ModelSpec, runtime: Runtime) -
     if numbers:
         _check_least_at_target(loss, target)
         return
-    if isinstance(loss, nn.NLLLoss):
+    if isinstance(inner, nn.NLLLoss):
         sums = answer_to_noise(model, spec.shape).exp().sum(1)
         if not torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
             raise ConfigError(
                 "module.loss: NLLLoss takes log-probabilities, and the network does not end in a LogSoftmax; "
                 "CrossEntropyLoss is the one for logits."
             )
-    if spec.outputs == "probabilities" and isinstance(loss, nn.CrossEntropyLoss):
+    if spec.outputs == "probabilities" and isinstance(inner, nn.CrossEntropyLoss):
         warnings.warn(
             "the network ends in a softmax and the loss is cross entropy, which applies a softmax of its own: the loss "
             "cannot fall below about 1.46 for 10 classes. Take the softmax out of the network, or set "
@@ -210,10 +224,12 @@ def check_given_again(run: Run, given: Mapping[str, Any]) -> None:
         )
 
 
-def check_same_config(run: Run, config: TrainConfig) -> None:
-    """Raises ArtifactError naming the keys that differ from what the run began with and may not."""
+def check_same_config(run: Run, config: TrainConfig) -> TrainConfig:
+    """The config that the last checkpoint was written under. Raises ArtifactError naming the keys that differ from it
+    and may not."""
     # a key that is newer than the checkpoint had the value it has when nobody names it
-    before = dict(_leaves(TrainConfig.from_dict(read_checkpoint(run.last)["config"]).to_dict()))
+    began = TrainConfig.from_dict(read_checkpoint(run.last)["config"])
+    before = dict(_leaves(began.to_dict()))
     now = dict(_leaves(config.to_dict()))
     differ = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     differ = [key for key in differ if not key.startswith(MAY_CHANGE) or key in _STEPS]
@@ -222,6 +238,7 @@ def check_same_config(run: Run, config: TrainConfig) -> None:
         raise ArtifactError(
             f"'{run.config}' is not the config the run began with: {told}. Start a new run for the new one."
         )
+    return began
 
 
 def _leaves(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:

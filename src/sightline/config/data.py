@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from sightline import locate
@@ -45,15 +45,23 @@ def config_source(config: TrainConfig) -> DataSource:
 
 def data_source(config: TrainConfig, given: Any = None) -> DataSource:
     """The source that was handed over, which may be any data set that `as_source` takes, or the one the config
-    describes."""
+    describes. Raises ConfigError for a key that would have no effect on it."""
     if given is None:
         return config_source(config)
     data = config.data
-    for name in _WHERE:
-        if getattr(data, name) is not None:
+    changed = [field.name for field in fields(data) if getattr(data, field.name) != getattr(DataConfig(), field.name)]
+    for name in ("source", *_WHERE, "download"):
+        if name in changed:
             raise ConfigError(f"data.{name}: the source was handed over in Python, so it says nothing; leave it out.")
     numbers = data.target == "number"
-    return as_source(given, classes=data.classes, val=data.val, test=data.test, seed=config.seed, numbers=numbers)
+    source = as_source(given, classes=data.classes, val=data.val, test=data.test, seed=config.seed, numbers=numbers)
+    for name in ("classes", "val", "test"):
+        if source is given and name in changed and getattr(data, name) != 0:  # 0 sets nothing aside, and nothing is
+            raise ConfigError(
+                f"data.{name}: the source that was handed over brings classes and splits of its own, so it says "
+                f"nothing; leave it out."
+            )
+    return source
 
 
 def open_data(

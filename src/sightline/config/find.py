@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from sightline.config.build import as_config
-from sightline.config.parts import build_parts
 from sightline.config.checks import check_given
+from sightline.config.parts import build_parts
 from sightline.config.schema import TrainConfig
 from sightline.engine.lrfind import LRCurve, check_range, find_lr
+from sightline.engine.snapshot import Snapshot
 from sightline.errors import RunFailedError, SightlineError
+from sightline.types import TrainState
 
 
 def lr_find(
@@ -27,12 +29,12 @@ def lr_find(
     """The loss over growing learning rates, and the one it suggests, for what the config describes: its network, data,
     optimiser, precision and augmentation. Makes no run and writes nothing but the data cache.
 
-    `given` are parts as `assemble` takes them; a network or optimiser that is handed over is left as it was. Callbacks
-    and a recorder are not called. See `find_lr` for the rest."""
+    `given` are parts as `assemble` takes them; a network and an optimiser that are handed over come back as they were,
+    down to device, memory format and learning rate. Callbacks and a recorder are not called. See `find_lr` for the
+    rest."""
     check_range(low, high, steps, stop_factor)
     config = as_config(config)
     check_given(given)
-    parts = build_parts(config, given)
     done = 0
 
     def count(number: int, lr: float, smoothed: float) -> None:
@@ -42,14 +44,20 @@ def lr_find(
             on_step(number, lr, smoothed)
 
     options: dict[str, Any] = {"low": low, "high": high, "steps": steps, "stop_factor": stop_factor, "on_step": count}
+    # making the parts moves and compiles a network, and a schedule sets its optimiser's learning rates
+    before = Snapshot(TrainState(given.get("model"), given.get("optimizer")))  # type: ignore[arg-type]
     try:
-        with parts.runtime.active():
-            return find_lr(parts.task, parts.state, parts.train, runtime=parts.runtime, **options)
-    except SightlineError:
-        raise
-    except Exception as error:  # the network's or the loss's own code
-        told = f"step {done + 1} of the learning-rate finder failed with {type(error).__name__}: {error}"
-        raise RunFailedError(told) from error
+        parts = build_parts(config, given)
+        try:
+            with parts.runtime.active():
+                return find_lr(parts.task, parts.state, parts.train, runtime=parts.runtime, **options)
+        except SightlineError:
+            raise
+        except Exception as error:  # the network's or the loss's own code
+            told = f"step {done + 1} of the learning-rate finder failed with {type(error).__name__}: {error}"
+            raise RunFailedError(told) from error
+    finally:
+        before.restore()
 
 
 def lr_key(config: TrainConfig) -> str:

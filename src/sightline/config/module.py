@@ -3,7 +3,6 @@ what is trained and how."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -23,8 +22,9 @@ from sightline.engine.mixing import Mix
 from sightline.engine.runtime import Runtime
 from sightline.engine.tasks import SupervisedTask
 from sightline.engine.tuning import tune
-from sightline.errors import ConfigError, listing
+from sightline.errors import ConfigError, RunFailedError, SightlineError, listing
 from sightline.models.groups import parameter_groups
+from sightline.models.losses import ClassWeighted
 from sightline.models.spec import ModelSpec, build_model, describe_model, without_downloads
 from sightline.models.structure import depths, head_of
 from sightline.monitors import better_when
@@ -35,21 +35,17 @@ from sightline.types import Schedule
 def build_loss(config: TrainConfig, device: torch.device, allow: Sequence[str] | None = None) -> Any:
     """The loss the config describes, on the device. `allow` limits what it may name, see `locate`."""
     node, weights = config.module.loss, config.module.class_weights
-    if weights is None:
-        loss = locate.instantiate(node, key="module.loss", allow=allow)
-        return loss.to(device) if isinstance(loss, nn.Module) else loss
-    target, args, arguments = locate.unfold(node, key="module.loss", allow=allow)
-    name = getattr(target, "__name__", str(target))
-    takes = "weight" in inspect.signature(target).parameters
-    if not takes or arguments.get("weight") is not None:
-        reason = "has a weight of its own" if takes else "takes no class weights"
-        raise ConfigError(
-            f"module.class_weights: the loss {name} {reason}; torch.nn.CrossEntropyLoss and "
-            f"sightline.models.losses.FocalLoss take them, as the argument weight."
-        )
-    arguments["weight"] = torch.tensor(weights, dtype=torch.float32)
-    loss = locate.call(target, args, arguments, key="module.loss")
-    return loss.to(device)
+    loss = locate.instantiate(node, key="module.loss", allow=allow)
+    if weights is not None:
+        weighted = getattr(loss, "weight", None) is not None
+        if weighted or not isinstance(getattr(loss, "reduction", None), str):
+            reason = "has a weight of its own" if weighted else "takes no class weights: it has no reduction"
+            raise ConfigError(
+                f"module.class_weights: the loss {type(loss).__name__} {reason}. Leave one of the two out, or take a "
+                f"loss such as torch.nn.CrossEntropyLoss or sightline.models.losses.FocalLoss."
+            )
+        loss = ClassWeighted(loss, weights)  # type: ignore[arg-type]
+    return loss.to(device) if isinstance(loss, nn.Module) else loss
 
 
 def with_class_weights(config: TrainConfig, counts: Mapping[str, int]) -> TrainConfig:
@@ -78,6 +74,7 @@ def build_task(config: TrainConfig, loss: Any, spec: ModelSpec, freeze: Freeze |
         precision=trainer.precision,
         channels_last=trainer.channels_last is True,
         accumulate=trainer.accumulate_grad_batches,
+        part_size=config.data.batch_size,
         clip=trainer.gradient_clip_val,
         clip_algorithm=trainer.gradient_clip_algorithm,
         average=None if module.ema is None else Average(module.ema, module.ema_warmup),
@@ -90,21 +87,26 @@ def tuned(
     config: TrainConfig, model: nn.Module, loss: Any, train: BatchLoader, runtime: Runtime
 ) -> tuple[TrainConfig, str]:
     """The config with every `auto` of the trainer's speed settings replaced by what a few timed steps chose, and the
-    choice in words; empty when there was nothing to choose."""
+    choice in words; empty when there was nothing to choose. Raises RunFailedError where a step fails."""
     trainer = config.trainer
     if "auto" not in (trainer.channels_last, trainer.compile, trainer.threads):
         return config, ""
-    with runtime.active():
-        found = tune(
-            model,
-            loss,
-            train.look(range(min(train.batch_size // trainer.accumulate_grad_batches, len(train.dataset)))),
-            precision=trainer.precision,
-            channels_last=trainer.channels_last,
-            threads=trainer.threads,
-            compile=trainer.compile,
-            steps=trainer.max_epochs * len(train) * trainer.accumulate_grad_batches,
-        )
+    try:
+        with runtime.active():
+            found = tune(
+                model,
+                loss,
+                train.look(range(min(train.batch_size // trainer.accumulate_grad_batches, len(train.dataset)))),
+                precision=trainer.precision,
+                channels_last=trainer.channels_last,
+                threads=trainer.threads,
+                compile=trainer.compile,
+                steps=trainer.max_epochs * len(train) * trainer.accumulate_grad_batches,
+            )
+    except SightlineError:
+        raise
+    except Exception as error:  # the network's or the loss's own code
+        raise RunFailedError(f"timing the settings failed with {type(error).__name__}: {error}") from error
     chosen = found.setting
     pinned = replace(trainer, channels_last=chosen.channels_last, threads=chosen.threads, compile=chosen.compile)
     return replace(config, trainer=pinned), found.words
@@ -180,6 +182,7 @@ def make_freeze(config: TrainConfig, model: nn.Module, shape: tuple[int, int, in
     module = config.module
     if not module.freeze_epochs and not module.freeze:
         return None
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps has the names that are asked for
     freeze = Freeze(head_of(model, shape) if module.freeze_epochs else (), module.freeze_epochs, module.freeze)
     freeze.check(model)
     return freeze

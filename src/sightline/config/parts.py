@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 
 from sightline.config.checks import (
     check_labels,
@@ -37,9 +39,12 @@ from sightline.data.packed import PackedDataset
 from sightline.data.preprocess import Preprocess
 from sightline.engine.averaging import Average
 from sightline.engine.runtime import Runtime
+from sightline.errors import ConfigError
 from sightline.files import expanded
-from sightline.models.spec import ModelSpec
+from sightline.models.spec import ModelSpec, check_training_answer
 from sightline.types import DataSource, Task, TrainState
+
+_SAMPLE = 4096
 
 
 @dataclass
@@ -80,16 +85,21 @@ def build_parts(config: TrainConfig, given: Mapping[str, Any], fresh: bool = Tru
     train, evals = build_loaders(config, data, preprocess, runtime)
     with runtime.active():
         model, spec = build_network(config, given.get("model"), preprocess, source.info.outputs, fresh)
+    if hasattr(model, "initialize_from") and "model" not in given and config.module.weights is None:
+        fitted: Any = model
+        fitted.initialize_from(_sample(data["train"], preprocess))
     model.to(runtime.device)
     tried = given.get("task") is None  # another task's outputs may be anything
     meters = build_meters(config, spec, source.info.classes, runtime.device, probe=tried)
     config = with_known_direction(config, meters)
-    if "loss" not in given:
+    loss = given.get("loss")
+    if loss is None:
         config = with_class_weights(config, data["train"].counts)
-    loss = given.get("loss") or build_loss(config, runtime.device)
+        loss = build_loss(config, runtime.device)
     task, chosen = given.get("task"), ""
     if task is None:
         check_monitors(config, evals, meters)
+        check_training_answer(model, spec)
         check_loss(loss, model, spec, runtime)
         check_labels(data["train"])
         config, chosen = tuned(config, model, loss, train, runtime)
@@ -104,9 +114,9 @@ def build_parts(config: TrainConfig, given: Mapping[str, Any], fresh: bool = Tru
     state = TrainState(
         model, optimizer, make_schedules(config, optimizer, len(train), meters.better), config=config.to_dict()
     )
-    if config.module.ema is not None:
-        state.ema = Average.start(model)
-    if settings.precision == "fp16":
+    if isinstance(getattr(task, "average", None), Average):  # a task that was handed over may have one, too
+        state.ema = _average_of(model)
+    if getattr(task, "precision", settings.precision) == "fp16":
         state.scaler = torch.amp.GradScaler(runtime.device.type)
     if settings.compile:
         model.compile()
@@ -115,9 +125,26 @@ def build_parts(config: TrainConfig, given: Mapping[str, Any], fresh: bool = Tru
     )
 
 
+def _average_of(model: nn.Module) -> nn.Module:
+    try:
+        return Average.start(model)
+    except Exception as error:  # a lock, a generator or an open file is not copied
+        raise ConfigError(
+            f"module.ema: this network cannot be copied: {type(error).__name__}: {error}. Leave the average out, or "
+            f"give the network a __deepcopy__."
+        ) from error
+
+
 def _with_absolute_root(config: TrainConfig) -> TrainConfig:
     """A run may be resumed or measured from another directory, where a relative path may be other data."""
     root = config.data.root
     if root is None:
         return config
     return replace(config, data=replace(config.data, root=str(expanded(root).absolute())))
+
+
+def _sample(data: PackedDataset, preprocess: Preprocess) -> Tensor:
+    """Training images for a network that begins with what it sees, float32 [N,C,H,W]: the same ones in whatever order
+    the data is listed."""
+    rows = data.canonical()[:_SAMPLE] if data.facts is not None else np.arange(min(_SAMPLE, len(data)))
+    return preprocess.normalizer()(data.pixels(rows))

@@ -101,6 +101,8 @@ def _check_training(config: TrainConfig) -> None:
     weights = module.class_weights
     if isinstance(weights, list) and not all(0 <= weight < math.inf for weight in weights):
         raise ConfigError(f"module.class_weights: expected numbers of at least 0, found {weights}.")
+    if isinstance(weights, list) and weights and not any(weights):
+        raise ConfigError(f"module.class_weights: expected a number above 0 for some class, found {weights}.")
     if module.pretrained and module.weights is not None:
         raise ConfigError(
             "module.weights: a network starts from one set of weights, and module.pretrained asks for the published "

@@ -10,13 +10,15 @@ from sightline.errors import ConfigError, nearest
 
 _SMALL = "sightline.models.networks"
 _LIBRARIES = ("timm", "torchvision")
+NAMING = frozenset(("_target_", "class", "layers"))
+"""What makes a node of a network more than arguments for another one."""
 _NUMBER_LOSS = {"_target_": "torch.nn.MSELoss"}
 """With `data.target=number`, the loss that stands in the place of the schema's, which is for classes."""
 
 
 def expand(values: Any) -> Any:
     """The config with its short words spelt out, ready to be checked; what is no mapping, or of a wrong type, is left
-    to that check. Raises ConfigError for a network that is named in no form."""
+    to that check. Raises ConfigError for a network that is named in no form, or twice."""
     if not isinstance(values, Mapping) or not isinstance(values.get("module", {}), Mapping):
         return values
     values, module = dict(values), dict(values.get("module", {}))
@@ -26,9 +28,13 @@ def expand(values: Any) -> Any:
             module[name], values[name] = given, None
     if isinstance(values.get("model"), str):
         network = module.get("network", {})
-        own = isinstance(network, Mapping) and not {"_target_", "class", "layers"} & set(network)
-        # a preset's network of its own gives way whole; arguments alone are meant for the network that is named
-        module["network"] = {**network_node(values["model"]), **(network if own else {})}
+        arguments = network if isinstance(network, Mapping) else {}
+        if NAMING & set(arguments):
+            raise ConfigError(
+                f"model: '{values['model']}' names the network, and module.network describes another; leave one of the "
+                f"two out."
+            )
+        module["network"] = {**network_node(values["model"]), **arguments}
         values["model"] = None
     data = values.get("data")
     if isinstance(data, Mapping) and data.get("target") == "number":

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from sightline import locate
 from sightline.config.schema import ModuleConfig, TrainConfig
 from sightline.data.preprocess import Preprocess
 from sightline.engine.checkpoint import numpy_values
@@ -17,10 +18,11 @@ from sightline.errors import ArtifactError, ConfigError
 from sightline.files import expanded, sha256
 from sightline.models.pretrained import KEY, Loaded, Weights, load_into, read_weights
 from sightline.models.published import build_published, expected_pictures
-from sightline.models.spec import ModelSpec, build_model
+from sightline.models.spec import ModelSpec, build_model, network_name, without_downloads
 from sightline.runs.directory import Run
 from sightline.runs.manifest import MANIFEST, WEIGHTS, read_manifest
 
+_KEYS = ("size", "channels", "mean", "std", "interpolation")
 _LUMA = (0.299, 0.587, 0.114)
 """How gray is made of red, green and blue, see `Preprocess`."""
 
@@ -33,15 +35,17 @@ def with_expected_pictures(config: TrainConfig) -> TrainConfig:
     module, given = config.module, asdict(config.data.preprocess)
     if not module.pretrained and module.weights is None:
         return config
-    if "auto" not in given.values():  # a run that is resumed needs its weights no more
-        return config
     place = None if module.weights is None else _place(module.weights)
-    artifact = None if place is None else _artifact(place)
-    expected = expected_pictures(module.network) if artifact is None else _of_artifact(artifact)
+    if "auto" not in given.values():
+        return config
+    expected = None if place is None else _of_run(place)
+    if expected is None:
+        expected = expected_pictures(module.network)
     filled = given | {name: value for name, value in expected.items() if given[name] == "auto"}
     for name in ("mean", "std"):
         values = filled[name]
-        if given[name] == "auto" and values != "auto" and len(values) not in (1, filled["channels"]):
+        known = values != "auto" and filled["channels"] != "auto"
+        if given[name] == "auto" and known and len(values) not in (1, filled["channels"]):
             gray = filled["channels"] == 1 and len(values) == len(_LUMA)
             filled[name] = [sum(share * value for share, value in zip(_LUMA, values, strict=True))] if gray else "auto"
     return replace(config, data=replace(config.data, preprocess=replace(config.data.preprocess, **filled)))
@@ -53,13 +57,28 @@ def build_from_weights(
     """The network of the config for images of `shape` (C, H, W), with the weights it starts from, its spec, and what
     was loaded; None where it starts from none. `outputs` is as in `build_model`.
 
-    Raises ConfigError for weights that are missing, damaged, or of another network."""
+    Raises ConfigError for weights that are missing, damaged, or of another network, and where a head would be trained
+    on random weights."""
+    _check_freeze(module)
     if module.pretrained:
         return build_published(module.network, shape, num_classes, outputs=outputs)
     model, spec = build_model(module.network, shape, num_classes, outputs=outputs)
     if module.weights is None:
         return model, spec, None
-    return model, spec, load_into(model, _read(_place(module.weights)), shape)
+    return model, spec, load_into(model, _read(_place(module.weights)), shape, spec.network)
+
+
+def _check_freeze(module: ModuleConfig) -> None:
+    """A network of somebody's own code may begin with weights that the config says nothing of; of these it is known."""
+    network = module.network
+    root = "torch" if "layers" in network else locate.target_name(locate.split_node(network, KEY)[0]).partition(".")[0]
+    known = root in ("torch", "torchvision", "timm", "sightline") and without_downloads(network) == dict(network)
+    if module.freeze_epochs and known and not module.pretrained and module.weights is None:
+        raise ConfigError(
+            f"module.freeze_epochs: the first {module.freeze_epochs} epochs would train the head on top of random "
+            f"weights, which are frozen. Say what the network starts from, pretrained=true or weights=FILE, or set "
+            f"module.freeze_epochs=0."
+        )
 
 
 def _place(weights: str) -> Path:
@@ -102,7 +121,7 @@ def _read(path: Path) -> Weights:
         if sha256(file) != manifest.get("weights_sha256"):
             raise ConfigError(f"{KEY}: '{file}' is not the file the model was exported with: its SHA-256 differs.")
         node = manifest.get("model", {}).get("network", {})
-        weights = replace(weights, network=str(node.get("model_name") or node.get("_target_") or "a list of layers"))
+        weights = replace(weights, network=network_name(node), node=node)
     return replace(weights, source=str(path)) if path.is_dir() else weights
 
 
@@ -111,6 +130,27 @@ def _manifest(artifact: Path) -> Mapping[str, Any]:
         return read_manifest(artifact)
     except ArtifactError as error:
         raise ConfigError(f"{KEY}: {error}") from error
+
+
+def _of_run(place: Path) -> dict[str, Any] | None:
+    """The keys of `data.preprocess` that a run of ours was trained with, as far as they are known; None for weights of
+    another origin."""
+    artifact = _artifact(place)
+    if artifact is None and place.is_file():
+        run = Run(place.parent.parent)  # a checkpoint has the pictures of its run
+        artifact = _artifact(run.path) if place.parent == run.checkpoints else None
+    if artifact is not None:
+        return _of_artifact(artifact)
+    file = _file(place) if place.is_dir() else place
+    pictures = {} if file.suffix == ".safetensors" else read_weights(file, numpy_values()).pictures
+    if not pictures:
+        return None
+    known = {name: pictures[name] for name in _KEYS if pictures.get(name, "auto") != "auto"}
+    try:
+        TrainConfig.from_dict({"data": {"preprocess": known}})
+    except ConfigError as error:
+        raise ConfigError(f"{KEY}: the config in '{file}' is damaged: {error}") from error
+    return known
 
 
 def _of_artifact(artifact: Path) -> dict[str, Any]:

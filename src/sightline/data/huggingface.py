@@ -99,6 +99,12 @@ def hugging_face_rows(data: Any, split: str, numbers: bool = False) -> tuple[lis
 
 def _column(features: Mapping[str, Any], kind: str, usual: tuple[str, ...], name: str, advice: str) -> str:
     typed = [key for key, feature in features.items() if type(feature).__name__ == kind]
+    named = [key for key, feature in features.items() if type(feature).__name__ == "ClassLabel"]
+    if kind == "Value" and typed and named and not set(typed) & set(usual):  # a number of the row, or a size, say
+        raise DataError(
+            f"{name} has labels that are classes, {listing(named)}, and beside them {listing(typed)}; which is the "
+            f"number to predict? Name it with .rename_column(name, 'target'), or leave data.target=number out."
+        )
     if len(typed) == 1:
         return typed[0]
     found = [key for key in usual if key in (typed or features)]

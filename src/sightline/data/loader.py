@@ -52,7 +52,8 @@ class BatchLoader:
 
     `workers` threads (None: the cores there are) work up to `prefetch` batches ahead; with 0 of either, all is done
     when a batch is asked for. Small batches that are not augmented are made a few at a time, of 512 KiB of pixels at
-    most. None of this changes a batch. Data of up to 1 GiB is kept on another device than the CPU.
+    most, and without threads where the pixels are no more than 1 GiB. None of this changes a batch. Data of up to 1 GiB
+    is kept on another device than the CPU.
 
     Where images are encoded and the first augmentation has `boxes`, as `RandomResizedCrop` has, the crop is taken from
     the original picture while it is decoded.
@@ -137,7 +138,7 @@ class BatchLoader:
         epoch, first = self._epoch, self._batch
         self._epoch, self._batch = epoch + 1, 0
         plan = self._plan.pieces(epoch, first, self._together)
-        if self._resident is not None or not self.workers or not self.prefetch:
+        if self._resident is not None or not self.workers or not self.prefetch or self._at_hand():
             for piece in plan:
                 yield from self._finish(self._prepare(piece, map))
             return
@@ -160,6 +161,12 @@ class BatchLoader:
             if decoders is not None:
                 decoders.shutdown(wait=True, cancel_futures=True)
                 settle()
+
+    def _at_hand(self) -> bool:
+        """Whether batches are so quickly made that threads would only take turns with the step at Python: small ones,
+        of pixels that are in memory, since all were looked at when the data was opened."""
+        images = self.dataset.images
+        return self._together > 1 and isinstance(images, Tensor) and images.numel() <= _RESIDENT_BYTES
 
     def _batches_of_a_piece(self) -> int:
         """How many batches are made in one go. Of small ones that are only gathered and normalised, calling the

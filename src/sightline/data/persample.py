@@ -51,21 +51,19 @@ class PerSample:
         out = torch.empty_like(images)
         keys = bits(derive(seed, epoch, "per sample"), index).tolist()
         with preserved():
-            for i, (image, row, key) in enumerate(zip(images.cpu(), index.tolist(), keys, strict=True)):
+            for i, (image, key) in enumerate(zip(images.cpu(), keys, strict=True)):
                 seed_all(key)
                 given = self._given(image)
                 try:
                     found = self.transform(given)
                 except Exception as error:
                     raise DataError(
-                        f"data.augment: {self._name} failed on row {row} of the data set, "
-                        f"{_told(image)}: {type(error).__name__}: {error}"
+                        f"data.augment: {self._name} failed on {_told(image)}: {type(error).__name__}: {error}"
                     ) from error
                 result = _tensor(found)
                 if result is None or result.dtype != torch.uint8 or result.shape != image.shape:
                     raise DataError(
-                        f"data.augment: {self._name} was given {_told(image)} (row {row} of the data set) and gave "
-                        f"back {_told(found)}. {_ADVICE}"
+                        f"data.augment: {self._name} was given {_told(image)} and gave back {_told(found)}. {_ADVICE}"
                     )
                 out[i] = result
         return out

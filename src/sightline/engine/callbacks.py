@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sightline.engine.checkpoint import save_checkpoint
-from sightline.errors import NonFiniteLossError
+from sightline.errors import ConfigError, NonFiniteLossError, listing, nearest
 from sightline.types import StepOutput
 
 if TYPE_CHECKING:
@@ -106,7 +106,8 @@ class EarlyStopping(Callback):
     """Ends the run when `monitor` has not become better by more than `min_delta` for `patience` evaluations in a row.
 
     `better` is "min" or "max". What it has seen is in the checkpoint, so a resumed run stops where an uninterrupted one
-    does; an evaluation whose value is NaN counts as no better. `tell` is called with one line when it ends the run."""
+    does; an evaluation whose value is NaN counts as no better. `tell` is called with one line when it ends the run.
+    Raises ConfigError at the first evaluation that does not measure `monitor`."""
 
     def __init__(
         self,
@@ -125,8 +126,12 @@ class EarlyStopping(Callback):
     def on_eval_end(self, trainer: Trainer, record: dict[str, float]) -> None:
         """Compares, counts, and asks for the end."""
         if self.monitor not in record:
-            return
-        seen = trainer.state.callbacks.setdefault("early_stopping", {"best": None, "waited": 0})
+            names = [name for name in record if name != "epoch"]
+            raise ConfigError(
+                f"trainer.early_stopping.monitor: the evaluation did not measure '{self.monitor}', so it would never "
+                f"end the run.{nearest(self.monitor, names)} There are: {listing(names, 40)}."
+            )
+        seen = trainer.state.callbacks.setdefault(f"early_stopping/{self.monitor}", {"best": None, "waited": 0})
         value = record[self.monitor] * (1 if self.better == "max" else -1)
         if math.isfinite(value) and (seen["best"] is None or value > seen["best"] + self.min_delta):
             seen["best"], seen["waited"] = value, 0

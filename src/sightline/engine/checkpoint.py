@@ -44,8 +44,16 @@ def save_checkpoint(path: Path, state: TrainState) -> None:
 def load_checkpoint(path: Path, state: TrainState) -> None:
     """Puts a saved state into `state`, whose model, optimiser and schedules are made of the same config.
 
-    Raises ArtifactError when the file is missing, damaged, or of another network or optimiser."""
+    Raises ArtifactError when the file is missing, damaged, or of another network or optimiser, and where only one of
+    the two has an average or a scaler."""
     content = read_checkpoint(path)
+    for name, what in (("ema", "an average of the weights"), ("scaler", "a gradient scaler")):
+        if (content[name] is None) != (getattr(state, name) is None):
+            has, lacks = ("the state", f"'{path}'") if content[name] is None else (f"'{path}'", "the state")
+            raise ArtifactError(
+                f"{has} has {what} and {lacks} has none: they belong to different trainings. Go on with the settings, "
+                f"or the task, that the run began with."
+            )
     try:
         state.model.load_state_dict(content["model"])
         if state.optimizer is not None and content["optimizer"] is not None:
@@ -54,7 +62,7 @@ def load_checkpoint(path: Path, state: TrainState) -> None:
             _check_length(path, schedule.scheduler, saved)
             schedule.scheduler.load_state_dict(saved)
         for name in ("ema", "scaler"):
-            if getattr(state, name) is not None and content[name] is not None:
+            if content[name] is not None:
                 getattr(state, name).load_state_dict(content[name])
     except (RuntimeError, ValueError, KeyError) as error:
         raise ArtifactError(f"'{path}' belongs to another network, optimiser or schedule: {error}") from error

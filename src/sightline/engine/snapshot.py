@@ -17,15 +17,16 @@ from sightline.types import TrainState
 class Snapshot:
     """Remembers a state, its task and its loader; `restore` puts every bit of them back, in place.
 
-    That is: parameters, their gradients and whether they are trained; buffers; every submodule's mode and further
-    attributes; the optimiser with its groups; average, scaler, schedules and counters; the loader's place; and the
-    generators of torch, `random` and numpy. Objects stay the same objects, so whoever holds one sees it as it was.
+    That is: parameters, their gradients and whether they are trained; buffers; where both are and their memory format;
+    every submodule's mode and further attributes, compilation among them; the optimiser with its groups; average,
+    scaler, schedules and counters; the loader's place; and the generators of torch, `random` and numpy. Objects stay
+    the same objects, so whoever holds one sees it as it was.
 
     Not remembered is what nobody can take back: batches read from a generator. A loader's pixels, which are not
     copied, must not be changed. Copies of tensors are on the CPU, since a device may be nearly full."""
 
     def __init__(self, state: TrainState, task: Any = None, train: Any = None):
-        self._tensors: list[tuple[Tensor, Tensor, Tensor | None, bool]] = []
+        self._tensors: list[tuple[Tensor, Tensor, Tensor, Tensor | None, bool]] = []
         self._dicts: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
         self._lists: list[tuple[list[Any], list[Any]]] = []
         self._calls: list[Callable[[], object]] = []
@@ -48,7 +49,9 @@ class Snapshot:
             live.update(saved)
         for items, kept in self._lists:
             items[:] = kept
-        for tensor, value, grad, trained in self._tensors:
+        for tensor, place, value, grad, trained in self._tensors:
+            if tensor.device != place.device or tensor.stride() != place.stride():  # it was moved or arranged anew
+                tensor.data = place
             tensor.copy_(value)
             if tensor.is_leaf:
                 tensor.requires_grad_(trained)
@@ -93,7 +96,8 @@ class Snapshot:
         grad = tensor.grad if tensor.is_leaf else None
         if grad is not None:
             self._follow(grad)
-        self._tensors.append((tensor, tensor.detach().to("cpu", copy=True), grad, tensor.requires_grad))
+        value = tensor.detach().to("cpu", copy=True)
+        self._tensors.append((tensor, tensor.data, value, grad, tensor.requires_grad))
 
     def _generators(self) -> None:
         state, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 the generator that others draw from

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sightline.engine.averaging import Average
 from sightline.engine.mixing import Mix
+from sightline.errors import DataError
 from sightline.types import Batch, StepOutput, Tensors, TrainState
 
 LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -28,9 +29,11 @@ class SupervisedTask:
 
     `precision` "bf16" or "fp16" runs the network under torch's autocast (Micikevicius et al., "Mixed Precision
     Training", 2018); the loss is float32. For fp16, `state.scaler` holds a GradScaler. `accumulate` goes through a
-    batch in so many equal parts, one after the other: the memory of a part, the gradients of the whole. `clip` limits
-    the norm of all gradients together, or, with `clip_algorithm` "value", each of them. `average` keeps `state.ema`,
-    which is then what is evaluated. `mix` is mixup or CutMix. `freeze` says, epoch by epoch, what is not trained.
+    batch in so many equal parts, one after the other: the memory of a part, the gradients of the whole. With
+    `part_size`, a batch that is smaller than usual, as the last of an epoch, goes in no more parts of so many samples
+    than it fills. `clip` limits the norm of all gradients together, or, with `clip_algorithm` "value", each of them.
+    `average` keeps `state.ema`, which is then what is evaluated. `mix` is mixup or CutMix. `freeze` says, epoch by
+    epoch, what is not trained. A batch with weights of samples is refused with a DataError.
 
     The steps are the engine's whole contact with the network; nothing in them is read back from the device, but by a
     GradScaler, which must know whether a step overflowed."""
@@ -43,6 +46,7 @@ class SupervisedTask:
         precision: str = "fp32",
         channels_last: bool = False,
         accumulate: int = 1,
+        part_size: int | None = None,
         clip: float | None = None,
         clip_algorithm: str = "norm",
         average: Average | None = None,
@@ -58,6 +62,7 @@ class SupervisedTask:
         self.precision = precision
         self.channels_last = channels_last
         self.accumulate = accumulate
+        self.part_size = part_size
         self.clip = clip
         self.clip_algorithm = clip_algorithm
         self.average = average
@@ -72,6 +77,8 @@ class SupervisedTask:
 
     def train_step(self, state: TrainState, batch: Batch) -> StepOutput:
         """One update of the weights. With mixup, the metrics count the target that has the larger share."""
+        if batch.weight is not None:
+            raise _weights_of_samples()
         x, y, partner, share = batch.x, batch.y, None, 1.0
         if self.mix is not None:
             x, partner, share = self.mix(x, y, state.step)
@@ -94,6 +101,8 @@ class SupervisedTask:
 
     def eval_step(self, state: TrainState, batch: Batch) -> StepOutput:
         """Loss and output of one batch; the trainer has switched gradients off and the model to evaluation."""
+        if batch.weight is not None:
+            raise _weights_of_samples()
         output = self._answer(state, batch.x)
         return StepOutput(self.loss(output, batch.y), len(batch.y), output, batch.y)
 
@@ -128,12 +137,13 @@ class SupervisedTask:
             self.average.update(state.ema, state.model, state.step)
 
     def _parts(self, x: Tensors, y: Tensors, partner: Tensors | None) -> Iterator[_Part]:
-        """The batch in `accumulate` parts that differ in size by one at most; no more than there are samples."""
-        count = min(self.accumulate, len(_first(y)))
+        """The batch in `accumulate` parts that differ in size by one at most; no more than there are samples, or than
+        they fill of `part_size`."""
+        total = len(_first(y))
+        count = min(self.accumulate, -(-total // self.part_size) if self.part_size else total)
         if count <= 1:
             yield _Part(x, y, partner, 1.0)
             return
-        total = len(_first(y))
         for i in range(count):
             part = slice(i * total // count, (i + 1) * total // count)
             cut = None if partner is None else _sliced(partner, part)
@@ -154,6 +164,13 @@ class SupervisedTask:
     def _full(self, output: Any) -> Any:
         """float32, in which losses and metrics are worked out."""
         return output.float() if self.precision != "fp32" and isinstance(output, Tensor) else output
+
+
+def _weights_of_samples() -> DataError:
+    return DataError(
+        "the batches carry weights of samples, which this task does not use; let the loader give (images, labels) "
+        "alone, or train with a task of your own whose step takes them."
+    )
 
 
 class _Part(NamedTuple):

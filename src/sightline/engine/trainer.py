@@ -26,15 +26,16 @@ class Trainer:
     """Drives a task over batches. The seven events and the loop around them:
 
         on_fit_start
-        while epoch < max_epochs and not should_stop:
+        while epoch < max_epochs and (in mid-epoch or not should_stop):
             on_epoch_start
             task.begin_epoch(state), where it has one
             for batch in train:
                 task.train_step(state, batch); step += 1; batch += 1
                 per-step schedules step; every log_every steps: losses are read back, checked and recorded
                 on_step_end
-            every eval_every epochs, and after the last: for each split: evaluate
-            on_eval_end
+            every eval_every epochs, and after the last:
+                for each split, if there are any: evaluate
+                on_eval_end
             per-epoch schedules step; epoch += 1; batch = 0
             on_epoch_end
         on_exception, if anything was raised            (Ctrl-C between two steps is no exception)
@@ -105,10 +106,11 @@ class Trainer:
                 self.train.load_state_dict(self.state.loader)
             if not self.state.model.training:  # else every submodule keeps its mode: what the user froze stays frozen
                 self.state.model.train()
-            while self.state.epoch < self.max_epochs and not self.should_stop:
+            # an epoch that was interrupted is finished, even if it is to be the last
+            while self.state.epoch < self.max_epochs and (self.state.batch or not self.should_stop):
                 self._emit("on_epoch_start")
                 record = {"epoch": self.state.epoch, **_prefixed("train", self._train_epoch())}
-                if self.evals and self._eval_due():
+                if self._eval_due():
                     for split in self.evals:
                         record |= _prefixed(split, self.evaluate(split))
                     self._emit("on_eval_end", record)

@@ -96,7 +96,6 @@ def _compiled(
     try:
         seconds |= _timed(model, loss, batch, precision, [compiled])
     except Exception as error:  # a missing C++ compiler, a network it cannot follow: training goes on without it
-        seconds.pop(compiled, None)
         first = next(iter(str(error).splitlines()), "")
         return best, f"not compiled, torch.compile fails here: {type(error).__name__}: {first}"
     took = time.perf_counter() - began
@@ -117,7 +116,10 @@ def _timed(
     rounds = (2, 3) if len(settings) == 1 and not settings[0].compile else _ROUNDS
     found: dict[Setting, list[float]] = {setting: [] for setting in settings}
     with _put_back():
-        steps = {setting: _step(model, loss, batch, precision, setting) for setting in settings}
+        # the number of threads is no property of a copy
+        made = {(setting.channels_last, setting.compile): setting for setting in settings}
+        copies = {kind: _step(model, loss, batch, precision, setting) for kind, setting in made.items()}
+        steps = {setting: copies[setting.channels_last, setting.compile] for setting in settings}
         began = time.perf_counter()
         for number in range(rounds[1] + 1):
             if number > rounds[0] and time.perf_counter() - began > _BUDGET:

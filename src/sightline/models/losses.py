@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -47,6 +50,32 @@ class ProbabilityNLL(nn.Module):
     def forward(self, probabilities: Tensor, target: Tensor) -> Tensor:
         chosen = probabilities.gather(1, target[:, None]).squeeze(1)
         return reduce(-chosen.clamp_min(1e-12).log(), self.reduction)
+
+
+class ClassWeighted(nn.Module):
+    """`loss`, any with a `reduction`, where a sample counts as much as its class: `weight` float32 [C]. The mean is
+    over the batch size and not, as torch.nn's own, over the weights that happen to be in the batch: so it is the same
+    however samples are put into batches. The loss's own reduction is taken over.
+
+    output float32 [B,C], target int64 [B] -> scalar, or [B] with reduction "none"."""
+
+    weight: Tensor
+
+    def __init__(self, loss: Any, weight: Tensor | list[float]):
+        super().__init__()
+        self.reduction = _checked(loss.reduction)
+        self.loss = copy.copy(loss)
+        self.loss.reduction = "none"
+        self.register_buffer("weight", torch.as_tensor(weight, dtype=torch.float32))
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        losses = self.loss(output, target)
+        if losses.shape != target.shape:
+            raise ValueError(
+                f"with reduction 'none' it gave {list(losses.shape)} and not one loss for each of the {len(target)} "
+                f"samples, which class weights need"
+            )
+        return reduce(losses * self.weight[target], self.reduction)
 
 
 def _checked(reduction: str) -> str:

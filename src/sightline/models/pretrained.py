@@ -7,7 +7,7 @@ import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +16,34 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sightline.errors import ConfigError, listing, nearest
+from sightline import locate
+from sightline.errors import ConfigError, first_line, listing, nearest
 from sightline.locate import below
+from sightline.models.spec import CHANNEL_ARGUMENTS, CLASS_ARGUMENTS, network_name
 from sightline.models.structure import first_convolution, head_of
 
 KEY = "module.weights"
 _INSIDE = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "model_state_dict", "module", "net")
 """Where the weights are in the checkpoints of torch's users, best first: an average is what was evaluated."""
+_OLD_NAMES = (
+    (re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.(?=[12]\.)"), r"\1"),
+    (re.compile(r"\bmlp\.linear_1\."), "mlp.0."),
+    (re.compile(r"\bmlp\.linear_2\."), "mlp.3."),
+)
+"""Names in files that torchvision publishes, and what its networks, DenseNet and ViT, call the same tensors today."""
 _FEW = 4
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors by name, what they are called in messages, and the network that made them, where the file says so."""
+    """Tensors by name, what they are called in messages, and what the file says of the network that made them: its name
+    as `model=` takes it and, where a run of ours wrote it, its node and the run's `data.preprocess`."""
 
     tensors: Mapping[str, Tensor]
     source: str
     network: str = ""
+    node: Mapping[str, Any] = field(default_factory=dict)
+    pictures: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,48 +76,76 @@ def read_weights(path: Path, also: Sequence[Any] = ()) -> Weights:
         with torch.serialization.safe_globals([argparse.Namespace, *also]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError) as error:
-        raise ConfigError(f"{KEY}: '{path}' is damaged, or no file of weights: {_line(error)}") from error
-    except Exception as error:  # torch raises many kinds for a damaged file, and for one with more than plain values
-        if "weights_only" in str(error) or "Unsupported" in str(error):
+        raise ConfigError(f"{KEY}: '{path}' is damaged, or no file of weights: {first_line(error)}") from error
+    except Exception as error:  # torch raises many kinds for a damaged file, most of which say nothing to a reader
+        if re.search(r"unsupported (global|class)", str(error), re.IGNORECASE):
             raise ConfigError(
                 f"{KEY}: '{path}' holds Python objects beside its weights, and loading those runs code. Where you "
                 f"trust it, load it yourself and save the weights alone: torch.save(model.state_dict(), FILE)."
             ) from error
-        raise ConfigError(f"{KEY}: '{path}' is damaged, or no file of weights: {_line(error)}") from error
+        raise ConfigError(f"{KEY}: '{path}' is damaged, or no file of weights.") from error
     tensors = _inside(content)
     if tensors is None:
         found = (
             f"the keys {listing(map(str, content))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
         )
         raise ConfigError(f"{KEY}: '{path}' holds no weights by name, but {found}. Save model.state_dict().")
-    return Weights(tensors, path.name, _made_by(content))
+    run = _config_of(content)
+    node = run.get("module", {}).get("network", {})
+    return Weights(
+        tensors,
+        path.name,
+        network_name(node) if node else _architecture(content),
+        node,
+        run.get("data", {}).get("preprocess", {}),
+    )
 
 
-def load_into(model: nn.Module, weights: Weights, shape: tuple[int, ...]) -> Loaded:
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], whole: bool = False) -> None:
+    """Puts tensors into a network by their names. With `whole`, all of its tensors must be there, those that share
+    their memory once. Raises RuntimeError for what does not fit, and what the network's own code raises."""
+    state = model.state_dict()  # and with it the versions of its parts, which some ask for and tensors alone have not
+    if whole:
+        own = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        kept = {value.untyped_storage().data_ptr() for name, value in own.items() if name in tensors}
+        missing = [
+            name
+            for name, value in own.items()
+            if name not in tensors and not (value.numel() and value.untyped_storage().data_ptr() in kept)
+        ]
+        if missing:
+            raise RuntimeError(f"it has no {listing(missing, _FEW)}")
+    state.update(tensors)
+    model.load_state_dict(state)
+
+
+def load_into(
+    model: nn.Module, weights: Weights, shape: tuple[int, ...], network: Mapping[str, Any] | None = None
+) -> Loaded:
     """Puts the weights into `model`, a network for images of `shape` (C, H, W): all of them or, with an error, none.
 
     Every tensor must be there by name and shape, but for three things: a head for other classes, or none, leaves the
     network's own as it is; a first convolution for other channels is adapted as timm does (summed for one channel, else
     repeated and scaled); a count of batches may be missing, as in the files of old versions of torch. A word that all
-    names begin with, such as `module.`, is dropped where the network's do not.
+    names begin with, such as `module.`, is dropped where the network's do not. `network` is the model's node.
 
-    Raises ConfigError naming what does not fit."""
-    network = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    Raises ConfigError naming what does not fit, and where nothing at all would be loaded."""
+    tensors = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     heads, first = head_of(model, shape), first_convolution(model, shape)
-    given = _renamed(weights.tensors, network)
-    match = _Match(network, given, heads, first)
+    given = _renamed(weights.tensors, tensors)
+    match = _Match(tensors, given, heads, first)
     if match.wrong:  # timm's networks can read the forms of their papers' own files, and resize embeddings of positions
         rewrite = getattr(sys.modules.get(type(model).__module__), "checkpoint_filter_fn", None)
         if rewrite is not None:
             match = _rewritten(rewrite, given, model, heads, first) or match
     if match.wrong:
         raise ConfigError(
-            f"{KEY}: '{weights.source}' does not fit the network: {match.fitting} of its {len(network)} tensors are in "
-            f"the file by name and shape. {' '.join(match.wrong)} {_hint(weights)}"
+            f"{KEY}: '{weights.source}' does not fit the network: {match.fitting} of its {len(tensors)} tensors are in "
+            f"the file by name and shape. {' '.join(match.wrong)} {_hint(weights, network or {})}"
         )
-    model.load_state_dict(network | match.found)
-    new = tuple(name for name in network if name not in match.found and below(name, heads))
-    return Loaded(weights.source, len(network) - len(new), len(network), new)
+    fill(model, match.found)
+    new = tuple(name for name in tensors if name not in match.found and below(name, heads))
+    return Loaded(weights.source, len(tensors) - len(new), len(tensors), new)
 
 
 class _Match:
@@ -130,7 +169,9 @@ class _Match:
         missing, other = [], []
         for name, value in network.items():
             tied = name not in given and value.numel() > 0 and value.data_ptr() in kept
-            if name in self.found or name in head or tied or name.endswith("num_batches_tracked"):
+            # a head for other classes has another first dimension; another width of what reaches it is no head's affair
+            head_fits = name in head and (name not in given or given[name].shape[1:] == value.shape[1:])
+            if name in self.found or head_fits or tied or name.endswith("num_batches_tracked"):
                 continue
             if name in given:
                 there, here = (" x ".join(map(str, item.shape)) or "1" for item in (given[name], value))
@@ -140,6 +181,8 @@ class _Match:
         unexpected = [name for name in given if name not in network and not below(name, [h for h in heads if h])]
         parts = (("Not in the file", missing), ("Of another shape", other), ("Not in the network", unexpected))
         self.wrong = [f"{title}: {listing(names, _FEW)}." for title, names in parts if names]
+        if not self.found and not self.wrong:
+            self.wrong = ["Nothing of it would be loaded: all that the network has is a head, and that is another."]
 
 
 def adapt_channels(weight: Tensor, shape: Sequence[int]) -> Tensor | None:
@@ -181,40 +224,68 @@ def _inside(content: Any) -> dict[str, Tensor] | None:
 
 
 def _renamed(given: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without the words that all names begin with, as long as none is a name of the network."""
+    """Without the words that all names begin with, as long as none is a name of the network, and with today's names for
+    old ones."""
     named = dict(given)
     while named and not any(name in network for name in named):
         first = next(iter(named)).partition(".")[0] + "."
         if not all(name.startswith(first) and len(name) > len(first) for name in named):
             return dict(given)
         named = {name[len(first) :]: value for name, value in named.items()}
-    return named
+    return {_todays(name, network): value for name, value in named.items()}
 
 
-def _made_by(content: Mapping[str, Any]) -> str:
-    """The network a checkpoint names: timm's has `arch`, ours the whole config."""
-    if isinstance(content.get("arch"), str):
-        return str(content["arch"])
+def _todays(name: str, network: Mapping[str, Tensor]) -> str:
+    if name in network:
+        return name
+    found = [pattern.sub(new, name) for pattern, new in _OLD_NAMES]
+    return next((item for item in found if item in network), name)
+
+
+def _config_of(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config in a checkpoint of ours; empty in any other."""
     config: Any = content.get("config")
     try:
-        node = config["module"]["network"]
-        return str(node.get("model_name") or node.get("_target_") or "a list of layers")
-    except (KeyError, TypeError, AttributeError):
+        network_name(config["module"]["network"])
+        return config if isinstance(config["data"]["preprocess"], Mapping) else {}
+    except (ConfigError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _architecture(content: Mapping[str, Any]) -> str:
+    """What a checkpoint of timm says that it was made with; torch's own example writes such a name of torchvision."""
+    name = content.get("arch")
+    if not isinstance(name, str):
         return ""
+    return f"timm/{name}" if {"args", "version"} & set(content) else f"timm/{name} or torchvision/{name}"
 
 
-def _hint(weights: Weights) -> str:
+def _hint(weights: Weights, network: Mapping[str, Any]) -> str:
+    if "layers" in weights.node:
+        return "The file was made with a list of layers: take module.network from its run's config.yaml."
+    if weights.node and network and network_name(network) == weights.network:
+        differ = _other_arguments(weights.node, network)
+        told = f", with {listing(differ)}" if differ else ""
+        return f"The file was made with {weights.network} too{told}."
     if weights.network:
         return f"The file was made with {weights.network}: name that as model=, or give another file."
     stem = re.sub(r"[^a-z0-9]+", "_", weights.source.lower())
-    for library, listed in (("timm", "list_models"), ("torchvision.models", "list_models")):
+    for library in ("timm", "torchvision.models"):
         if library in sys.modules:
-            known = [name for name in getattr(sys.modules[library], listed)() if stem.startswith(f"{name.lower()}_")]
+            known = [name for name in sys.modules[library].list_models() if stem.startswith(f"{name.lower()}_")]
             if known:
                 name = max(known, key=len)
                 return f"By its name the file is of {library.partition('.')[0]}/{name}."
     return "Name the network that the file was made with as model=, or give another file."
 
 
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _other_arguments(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """The arguments that two nodes of one network do not share, in words; not those for which a network is adapted."""
+    (_, _, before), (_, _, now) = locate.split_node(there, ""), locate.split_node(here, "")
+    adapted = {*CLASS_ARGUMENTS, *CHANNEL_ARGUMENTS}
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name) and name not in adapted]
+    return [
+        f"{name}={before.get(name, 'its default')} (here {now.get(name, 'its default')})"
+        for name in names
+        if "auto" not in (before.get(name), now.get(name))
+    ]

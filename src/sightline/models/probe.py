@@ -29,12 +29,14 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class Trace:
-    """A network's layers in the order they ran. `parameters` counts each shared weight once."""
+    """A network's layers in the order they ran. `output` is the shape of its answer to one image, empty where that is a
+    single number or no tensor, which `answers` tells apart. `parameters` counts each shared weight once."""
 
     layers: tuple[LayerRow, ...]
     output: tuple[int, ...]
     parameters: int
     multiply_adds: int
+    answers: bool = True
 
 
 def trace(model: nn.Module, shape: tuple[int, ...], fits: Callable[[int], bool] | None = None) -> Trace:
@@ -140,7 +142,8 @@ def _observe(probe: nn.Module, shape: tuple[int, ...], device: torch.device) -> 
         raise _explain(error, current) from error
     total = counter.get_total_flops() // 2 // _BATCH
     parameters = sum(parameter.numel() for parameter in probe.parameters())
-    return Trace(tuple(rows), tuple(output.shape[1:]) if isinstance(output, Tensor) else (), parameters, total)
+    answers = isinstance(output, Tensor)
+    return Trace(tuple(rows), tuple(output.shape[1:]) if answers else (), parameters, total, answers)
 
 
 def _explain(error: Exception, current: list[tuple[str, nn.Module, Any]]) -> _LayerError:

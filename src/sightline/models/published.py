@@ -11,36 +11,33 @@ from typing import Any
 from torch import nn
 
 from sightline import locate
-from sightline.errors import ConfigError, nearest
+from sightline.errors import ConfigError, first_line, listing, nearest
 from sightline.locate import below
 from sightline.models.pretrained import Loaded, Weights, load_into
-from sightline.models.spec import CHANNEL_ARGUMENTS, SIZE_ARGUMENTS, ModelSpec, build_model, without_downloads
+from sightline.models.spec import (
+    CHANNEL_ARGUMENTS,
+    SIZE_ARGUMENTS,
+    ModelSpec,
+    build_model,
+    published_name,
+    without_downloads,
+)
 from sightline.models.structure import head_of
 
 KEY = "module.pretrained"
 _FILTERS = ("nearest", "bilinear", "bicubic", "lanczos")
+_OF_THEIR_OWN = {
+    "googlenet": "torchvision/resnet18 or timm/resnet18",
+    "inception_v3": "timm/inception_v3 or torchvision/resnet50",
+}
+"""Networks of torchvision that change with their weights, and what to take in their place."""
 _WAIT = 5.0
 """Seconds to wait for an answer, where the libraries' own retries take most of a minute to say that there is none."""
-
-
-def published_name(network: Mapping[str, Any]) -> tuple[str, str] | None:
-    """(library, model) of a node of timm or torchvision; None for any other."""
-    target, args, kwargs = locate.split_node(network, "module.network")
-    name = target if isinstance(target, str) else f"{target.__module__}.{target.__qualname__}"
-    library, last = name.partition(".")[0], name.rpartition(".")[2]
-    if library == "timm" or (library == "torchvision" and name.startswith("torchvision.models.")):
-        if last in ("create_model", "get_model"):
-            named = kwargs.get("model_name", kwargs.get("name", args[0] if args else None))
-            return (library, named) if isinstance(named, str) else None
-        return library, last
-    return None
 
 
 def expected_pictures(network: Mapping[str, Any]) -> dict[str, Any]:
     """What a network's published weights were trained with, as keys of `data.preprocess`: `size` [H,W], `channels`,
     `mean`, `std`, `interpolation`. Nothing is built or fetched; empty where nothing is published."""
-    if "layers" in network or "object" in network:
-        return {}
     named = published_name(network)
     if named is None:
         return {}
@@ -54,12 +51,26 @@ def expected_pictures(network: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_timm(name: str) -> dict[str, Any]:
-    found = locate.require("timm").get_pretrained_cfg(name)
+    found = _timm_weights(name)
     if found is None:
         return {}
     channels, height, width = found.input_size
     told = {"size": [height, width], "channels": channels, "mean": list(found.mean), "std": list(found.std)}
     return told | ({"interpolation": found.interpolation} if found.interpolation in _FILTERS else {})
+
+
+def _timm_weights(name: str) -> Any:
+    """What timm notes of a model's weights; None for a model that it does not know."""
+    timm = locate.require("timm")
+    try:
+        return timm.get_pretrained_cfg(name)
+    except RuntimeError as error:  # it knows the model, and no weights of this tag
+        published = timm.list_models(pretrained=True)
+        same = [known for known in published if known.partition(".")[0] == name.partition(".")[0]]
+        raise ConfigError(
+            f"module.network: timm publishes no weights of the name '{name}'.{nearest(name, same or published)} There "
+            f"are: {listing(same) or 'none for this network'}."
+        ) from error
 
 
 def _of_torchvision(name: str) -> dict[str, Any]:
@@ -90,7 +101,7 @@ def build_published(
     weights, and what was loaded. timm and torchvision fetch them, or find them where they were fetched before.
 
     Raises ConfigError where nothing is published, or nothing can be fetched."""
-    named = None if {"layers", "object"} & set(network) else published_name(network)
+    named = published_name(network)
     if named is None:
         raise ConfigError(
             f"{KEY}: weights are published for the networks of timm and torchvision (model=timm/NAME, "
@@ -99,22 +110,26 @@ def build_published(
     library, name = named
     plain = without_downloads(network)
     if library == "torchvision":
+        if name in _OF_THEIR_OWN:
+            raise ConfigError(
+                f"{KEY}: the weights of torchvision/{name} are for pictures normalised in another way "
+                f"(transform_input) and bring heads that are used in training alone (aux_logits). Choose another "
+                f"network, such as {_OF_THEIR_OWN[name]}."
+            )
         chosen = _torchvision_weights(name)
         if chosen is None:
             raise ConfigError(f"{KEY}: torchvision publishes no weights for '{name}'. Leave module.pretrained out.")
         model, spec = build_model(plain, shape, num_classes, outputs=outputs)
         with _without_long_waits():
             try:
-                state = chosen.get_state_dict(progress=False, check_hash=True)
+                state = chosen.get_state_dict(progress=False, check_hash=True, weights_only=True, map_location="cpu")
             except Exception as error:  # of the network, the disk, or a file that is not what it should be
                 raise _not_fetched(f"torchvision/{name} ({chosen.name})", error) from error
         return model, spec, load_into(model, Weights(state, f"torchvision/{name} ({chosen.name})"), shape)
-    timm = locate.require("timm")
-    found = timm.get_pretrained_cfg(name)
+    found = _timm_weights(name)
     if found is None or not found.has_weights:
-        raise ConfigError(
-            f"{KEY}: timm publishes no weights for '{name}'.{nearest(name, timm.list_models(pretrained=True))}"
-        )
+        published = locate.require("timm").list_models(pretrained=True)
+        raise ConfigError(f"{KEY}: timm publishes no weights for '{name}'.{nearest(name, published)}")
     title = f"timm/{found.architecture}.{found.tag}"
     try:
         with _without_long_waits():
@@ -130,7 +145,7 @@ def build_published(
 
 
 def _not_fetched(title: str, error: BaseException) -> ConfigError:
-    told = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    told = first_line(error).rstrip(".")
     return ConfigError(
         f"{KEY}: the weights {title} are not on this machine and could not be fetched: {told}. Give a file that you "
         f"have, weights=FILE, or run this once on a machine with a network and take its cache along."

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from sightline import locate
 from sightline.errors import ConfigError, ModelError, listing
-from sightline.models.probe import trace
+from sightline.models.probe import meta_copy, trace
 from sightline.modes import evaluating
 
 CLASS_ARGUMENTS = ("num_classes", "n_classes", "classes", "out_features")
@@ -93,21 +93,42 @@ def describe_model(
     key: str = "module.network",
 ) -> ModelSpec:
     """Checks that `model` takes images of `shape` and answers with `num_classes` numbers; returns its spec."""
-    answer = trace(model, shape).output
+    ran = trace(model, shape)
+    answer = ran.output
     if answer != (num_classes,):
-        found = " x ".join(map(str, answer)) or "no tensor"
+        squeezed = ran.answers and not answer
+        found = "one number without a dimension of its own" if squeezed else " x ".join(map(str, answer)) or "no tensor"
         if outputs == "values":
             asked, expected = "the labels are numbers", "1 number, [batch, 1]"
         else:
             asked, expected = f"the data has {num_classes} classes", f"{num_classes} numbers"
+        advice = "Leave out squeeze() or flatten(0). " if squeezed else ""
         raise ModelError(
             f"{key}: the network answers with {found} for each image, {asked}. "
-            f"Its last layer must give {expected}; the value auto stands for that number "
+            f"{advice}Its last layer must give {expected}; the value auto stands for that number "
             f"({' or '.join(CLASS_ARGUMENTS[:2])} for most networks, out_features for a linear layer)."
         )
     if outputs == "auto":
         outputs = "probabilities" if answers_probabilities(model, shape) else "logits"
     return ModelSpec(network, shape, num_classes, outputs)
+
+
+def check_training_answer(model: nn.Module, spec: ModelSpec, key: str = "module.network") -> None:
+    """Raises ModelError where the network answers with something else while it is trained than when it is measured,
+    such as the answers of auxiliary heads beside its own. The model itself is not touched."""
+    plain: nn.Module = getattr(model, "_orig_mod", model)  # what torch.compile wraps would be compiled once more
+    with torch.no_grad(), torch.random.fork_rng():
+        try:
+            answer = meta_copy(plain).train()(torch.zeros((2, *spec.shape), device="meta"))
+        except Exception:  # it looks at its numbers, which are not there; or it fails, and the first step will say how
+            return
+    if not isinstance(answer, Tensor) or tuple(answer.shape[1:]) != (spec.num_classes,):
+        found = " x ".join(map(str, answer.shape[1:])) if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
+        raise ModelError(
+            f"{key}: while it is trained, the network answers with {found}, and not with {spec.num_classes} numbers "
+            f"for each image as in evaluation. Switch its auxiliary heads off (aux_logits: false for torchvision's), "
+            f"or hand over a task of your own that takes this answer, task=."
+        )
 
 
 def answers_probabilities(model: nn.Module, shape: tuple[int, int, int]) -> bool:
@@ -125,6 +146,31 @@ def answer_to_noise(model: nn.Module, shape: tuple[int, int, int]) -> Tensor:
     with evaluating(model), torch.no_grad(), torch.random.fork_rng():
         answer: Tensor = model(noise).float()
     return answer
+
+
+def published_name(network: Mapping[str, Any]) -> tuple[str, str] | None:
+    """(library, model) of a node of timm or torchvision; None for any other."""
+    if "layers" in network or "object" in network:
+        return None
+    target, args, kwargs = locate.split_node(network, "module.network")
+    name = locate.target_name(target)
+    library, last = name.partition(".")[0], name.rpartition(".")[2]
+    if library == "timm" or (library == "torchvision" and name.startswith("torchvision.models.")):
+        if last in ("create_model", "get_model"):
+            named = kwargs.get("model_name", kwargs.get("name", args[0] if args else None))
+            return (library, named) if isinstance(named, str) else None
+        return library, last
+    return None
+
+
+def network_name(network: Mapping[str, Any]) -> str:
+    """What a node's network is called in messages: as `model=` takes it, where that can be."""
+    named = published_name(network)
+    if named is not None:
+        return "/".join(named)
+    if "layers" in network:
+        return "a list of layers"
+    return str(network["object"]) if "object" in network else locate.target_name(network.get("_target_", "?"))
 
 
 def without_downloads(network: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,7 +195,7 @@ def _made(
     """The network or layer a node describes, and the node as it is stored: a class given as an object by its name."""
     node = {"_target_": target, **({"_args_": args} if args else {}), **kwargs}
     made = locate.instantiate(node, key=key, allow=allow)
-    name = target if isinstance(target, str) else f"{target.__module__}.{target.__qualname__}"
+    name = locate.target_name(target)
     if not isinstance(made, nn.Module):
         raise ConfigError(f"{key}._target_: '{name}' made a {type(made).__name__}, not a torch.nn.Module.")
     return made, {**node, "_target_": name}

@@ -16,21 +16,26 @@ def head_of(model: nn.Module, shape: tuple[int, ...]) -> tuple[str, ...]:
     """The names of the layers that answer with one number per class, for images of `shape` (C, H, W): nearly always
     one, of a distilled transformer two, none where the network does not have its answer from a layer.
 
-    A timm network says so itself; of another it is the last layer with parameters, in the order in which they run,
-    provided that its output is one number, or one map, per class."""
+    A timm network says so itself; of another it is the last layer with weights, in the order in which they run,
+    provided that its output is one number, or one map, per class. What comes after it and only scales and shifts, such
+    as a normalisation, belongs to it."""
     names = {id(module): name for name, module in model.named_modules()}
     classifier = getattr(model, "get_classifier", None)
-    if callable(classifier):
+    if callable(classifier) and any(kind.__module__.startswith("timm.") for kind in type(model).__mro__):
         said: Any = classifier()
         layers = said if isinstance(said, tuple | list) else [said]
         found = [names[id(layer)] for layer in layers if id(layer) in names and any(True for _ in layer.parameters())]
         if found:
             return tuple(found)
-    ran = trace(model, shape)
-    last = next((row for row in reversed(ran.layers) if row.parameters), None)
-    if last is None or not last.shape or not ran.output or ran.output[-1] not in (last.shape[0], last.shape[-1]):
-        return ()
-    return (last.name if last.name in names.values() else "",)  # the network may be a single layer, which has no name
+    ran, modules = trace(model, shape), dict(model.named_modules())
+    found = []
+    for row in reversed([row for row in ran.layers if row.parameters]):
+        name = row.name if row.name in modules else ""  # the network may be a single layer, which has no name
+        found.append(name)
+        if any(parameter.ndim > 1 for parameter in modules[name].parameters()):
+            width = row.shape[0 if len(row.shape) == 3 else -1] if row.shape else None
+            return tuple(dict.fromkeys(reversed(found))) if ran.output and ran.output[-1] == width else ()
+    return ()
 
 
 def first_convolution(model: nn.Module, shape: tuple[int, ...]) -> str | None:

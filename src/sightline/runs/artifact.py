@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, save_model
 from torch import Tensor, nn
 
 from sightline import locate
@@ -20,6 +20,7 @@ from sightline.data.preprocess import Preprocess
 from sightline.engine.runtime import find_device
 from sightline.errors import ArtifactError, DataError, SightlineError
 from sightline.files import beside, sha256, write_json
+from sightline.models.pretrained import fill
 from sightline.models.spec import OUTPUTS, ModelSpec, build_model, describe_model, without_downloads
 from sightline.runs.manifest import FORMAT, MANIFEST, WEIGHTS, read_manifest
 
@@ -133,8 +134,8 @@ def load(
     else:
         describe_model(model, spec.network, spec.shape, spec.num_classes, spec.outputs, "model")
     try:
-        load_model(model, str(weights))
-    except RuntimeError as error:
+        fill(model, load_file(weights), whole=True)
+    except (RuntimeError, ValueError) as error:  # a network's own code may be in it
         raise ArtifactError(f"'{weights}' does not fit the network: {error}") from error
     return Predictor(model, spec, preprocess, classes, device=device, manifest=manifest)
 

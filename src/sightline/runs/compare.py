@@ -107,8 +107,10 @@ def _data(record: RunRecord) -> dict[str, Any]:
 
 
 def _environment(record: RunRecord) -> dict[str, Any]:
-    """All but the command, whose words are in the config. What git knows may be long: a checksum tells it apart."""
-    state = flat({key: value for key, value in record.environment.items() if key not in ("command", "git")})
+    """All but the command and what was chosen by timing, which are in the config, and the time. What git knows may be
+    long: a checksum tells it apart."""
+    elsewhere = ("command", "runtime", "began", "git")
+    state = flat({key: value for key, value in record.environment.items() if key not in elsewhere})
     git = record.environment.get("git")
     if isinstance(git, Mapping):
         untracked = git.get("untracked")

@@ -23,8 +23,8 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = read_json(path)
         version = manifest["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"'{path}' is damaged: {error}.") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"'{path}' is damaged, or cannot be read: {error}.") from error
     if version != FORMAT:
         raise ArtifactError(f"'{path}' is of format {version}; this version of Sightline reads format {FORMAT}.")
     return manifest

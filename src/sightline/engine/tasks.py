@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from sightline.errors import DataError
 from sightline.types import Batch, StepOutput, Tensors, TrainState
 
 LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_NOTHING = contextlib.nullcontext()
+_Part: TypeAlias = "tuple[Tensors, Tensors, Tensors | None, float]"
 
 
 class EpochStart(Protocol):
@@ -83,15 +85,15 @@ class SupervisedTask:
         if self.mix is not None:
             x, partner, share = self.mix(x, y, state.step)
         total, outputs = None, []
-        for part in self._parts(x, y, partner):
-            with self._autocast(part.x):
-                output = state.model(self._arranged(part.x))
+        for part_x, part_y, part_partner, weight in self._parts(x, y, partner):
+            with self._autocast(part_x):
+                output = state.model(self._arranged(part_x))
             output = self._full(output)
-            loss = self.loss(output, part.y)
-            if part.partner is not None:
-                loss = share * loss + (1 - share) * self.loss(output, part.partner)
-            if part.weight != 1.0:
-                loss = loss * part.weight
+            loss = self.loss(output, part_y)
+            if part_partner is not None:
+                loss = share * loss + (1 - share) * self.loss(output, part_partner)
+            if weight != 1.0:
+                loss = loss * weight
             (loss if state.scaler is None else state.scaler.scale(loss)).backward()
             total = loss.detach() if total is None else total + loss.detach()
             outputs.append(output.detach())
@@ -136,18 +138,23 @@ class SupervisedTask:
         if self.average is not None and state.ema is not None:
             self.average.update(state.ema, state.model, state.step)
 
-    def _parts(self, x: Tensors, y: Tensors, partner: Tensors | None) -> Iterator[_Part]:
+    def _parts(self, x: Tensors, y: Tensors, partner: Tensors | None) -> list[_Part]:
         """The batch in `accumulate` parts that differ in size by one at most; no more than there are samples, or than
-        they fill of `part_size`."""
+        they fill of `part_size`. Of each: images, targets, partners' targets, and its share of the batch."""
+        if self.accumulate == 1:
+            return [(x, y, partner, 1.0)]
         total = len(_first(y))
         count = min(self.accumulate, -(-total // self.part_size) if self.part_size else total)
-        if count <= 1:
-            yield _Part(x, y, partner, 1.0)
-            return
-        for i in range(count):
-            part = slice(i * total // count, (i + 1) * total // count)
-            cut = None if partner is None else _sliced(partner, part)
-            yield _Part(_sliced(x, part), _sliced(y, part), cut, (part.stop - part.start) / total)
+        cuts = [slice(i * total // count, (i + 1) * total // count) for i in range(max(1, count))]
+        return [
+            (
+                _sliced(x, cut),
+                _sliced(y, cut),
+                None if partner is None else _sliced(partner, cut),
+                (cut.stop - cut.start) / total,
+            )
+            for cut in cuts
+        ]
 
     def _arranged(self, x: Tensors) -> Tensors:
         if self.channels_last and isinstance(x, Tensor) and x.ndim == 4:
@@ -155,10 +162,11 @@ class SupervisedTask:
         return x
 
     def _autocast(self, x: Tensors) -> contextlib.AbstractContextManager[Any]:
+        if self.precision == "fp32":
+            return _NOTHING
         device = _first(x).device.type
         if device not in self._contexts:
-            low = LOW_PRECISION.get(self.precision)
-            self._contexts[device] = torch.autocast(device, low) if low is not None else contextlib.nullcontext()
+            self._contexts[device] = torch.autocast(device, LOW_PRECISION[self.precision])
         return self._contexts[device]
 
     def _full(self, output: Any) -> Any:
@@ -171,13 +179,6 @@ def _weights_of_samples() -> DataError:
         "the batches carry weights of samples, which this task does not use; let the loader give (images, labels) "
         "alone, or train with a task of your own whose step takes them."
     )
-
-
-class _Part(NamedTuple):
-    x: Tensors
-    y: Tensors
-    partner: Tensors | None
-    weight: float
 
 
 def _first(value: Tensors) -> Tensor:

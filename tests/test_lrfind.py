@@ -326,6 +326,7 @@ def test_code_that_breaks_is_told_with_its_step() -> None:
 # ---- on a config ----
 
 
+@pytest.mark.slow
 def test_the_suggestion_trains_the_digits_as_well_as_the_preset(tmp_path: Path) -> None:
     config = {"trainer": {"max_epochs": 3, "progress": False}, "run": {"dir": str(tmp_path)}}
     curve = package.lr_find(config, steps=80)

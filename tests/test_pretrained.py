@@ -542,6 +542,7 @@ def test_a_run_starts_from_another_run(digits_run: Path, tmp_path: Path) -> None
         build_from_weights(config.module, (1, 8, 8), 10, "auto")
 
 
+@pytest.mark.slow
 def test_without_a_network_the_two_ways_out_are_told_at_once(tmp_path: Path, sightline: Command) -> None:
     pytest.importorskip("timm")
     # an address that refuses at once stands for a network that is not there, wherever the test runs

@@ -271,12 +271,14 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[float, float]:
     return recalls(tmp_path_factory.mktemp("plain"), {})
 
 
+@pytest.mark.slow
 def test_balanced_sampling_finds_more_of_a_rare_class(plain: tuple[float, float], tmp_path: Path) -> None:
     rare, others = recalls(tmp_path, {"data": {"sampler": "balanced"}})
     assert rare > plain[0] + 0.1
     assert others > plain[1] - 0.1, "the others do not pay for it"
 
 
+@pytest.mark.slow
 def test_class_weights_find_more_of_a_rare_class(plain: tuple[float, float], tmp_path: Path) -> None:
     rare, others = recalls(tmp_path, {"module": {"class_weights": "auto"}})
     assert rare > plain[0] + 0.1

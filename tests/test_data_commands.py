@@ -433,7 +433,6 @@ def test_every_key_of_the_augmentations_is_tried() -> None:
 
 
 def test_transforms_of_the_users_own_run_on_each_picture(tmp_path: Path, colours: Path) -> None:
-    pytest.importorskip("torchvision")
     node = {"_target_": "torchvision.transforms.v2.RandomInvert", "p": 1.0}
     values = {"mean": [0.0], "std": [1.0]}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import time
 from collections.abc import Callable
@@ -263,7 +264,7 @@ def test_a_random_transform_is_refused() -> None:
     told = r"item \d differs from one read to the next\. .*would be frozen.*data\.augment\.transforms.*PerSample"
     with pytest.raises(DataError, match=told):
         as_source(Items(shaken))
-    v2 = pytest.importorskip("torchvision.transforms")
+    v2 = importlib.import_module("torchvision.transforms")
     rare = v2.Compose([v2.ToTensor(), v2.RandomErasing(0.001)])
     with pytest.raises(DataError, match="the transform RandomErasing is random"):
         as_source(Subset(Items(pair, transform=rare), [0, 1, 2]))
@@ -296,7 +297,7 @@ def png(index: int) -> bytes:
 
 def hub(**columns: Any) -> Any:
     """A data set of the twelve images, labels with names, and a column of text."""
-    datasets = pytest.importorskip("datasets")
+    datasets = importlib.import_module("datasets")
     cells = {"image": [{"bytes": png(i), "path": None} for i in range(12)], "label": LABELS} | columns
     features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)}
     made = datasets.Dataset.from_dict({name: cell for name, cell in cells.items() if cell is not None})
@@ -321,13 +322,13 @@ def test_a_hugging_face_data_set() -> None:
 
 def test_a_hugging_face_dictionary_is_a_mapping_of_splits() -> None:
     data = hub()
-    both = pytest.importorskip("datasets").DatasetDict({"train": data, "test": data.select([0, 1, 2])})
+    both = importlib.import_module("datasets").DatasetDict({"train": data, "test": data.select([0, 1, 2])})
     source = as_source(both, val=0)
     assert {split: len(part) for split, part in source.splits.items()} == {"train": 12, "test": 3}
 
 
 def test_hugging_face_images_beside_the_table(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
+    datasets = importlib.import_module("datasets")
     for i in range(4):
         (tmp_path / f"{i}.png").write_bytes(png(i))
     data = datasets.Dataset.from_dict({"img": [str(tmp_path / f"{i}.png") for i in range(4)], "labels": list("abab")})
@@ -340,7 +341,7 @@ def test_hugging_face_images_beside_the_table(tmp_path: Path) -> None:
 
 
 def test_what_is_wrong_with_a_hugging_face_data_set_is_told() -> None:
-    datasets = pytest.importorskip("datasets")
+    datasets = importlib.import_module("datasets")
     with pytest.raises(DataError, match=r"has a transform \(set_transform\).*\.with_format\(None\).*data\.augment"):
         as_source(hub().with_transform(lambda batch: batch))
     with pytest.raises(DataError, match=r"has the columns image; expected ClassLabel in one of label, .*rename_column"):
@@ -388,7 +389,7 @@ def test_a_source_of_ones_own_has_its_classes_and_splits(key: str, value: Any) -
 
 @pytest.mark.rows("B03")
 def test_class_folders_of_torchvision(tmp_path: Path) -> None:
-    folders = pytest.importorskip("torchvision.datasets")
+    folders = importlib.import_module("torchvision.datasets")
     root = write_folders(tmp_path, {"cat": 3, "dog": 2})
     theirs = as_source(folders.ImageFolder(str(root)), **ALL)
     ours = open_source("folder", root, **ALL)
@@ -401,7 +402,7 @@ def test_class_folders_of_torchvision(tmp_path: Path) -> None:
 
 @pytest.mark.rows("B03")
 def test_a_data_set_by_name(tmp_path: Path) -> None:
-    pytest.importorskip("torchvision.datasets")
+    importlib.import_module("torchvision.datasets")
     from test_arrays import write_idx
 
     write_idx(tmp_path / "MNIST" / "raw", "train", 30)
@@ -419,7 +420,7 @@ def test_a_data_set_by_name(tmp_path: Path) -> None:
 
 
 def test_splits_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    library = pytest.importorskip("torchvision.datasets")
+    library = importlib.import_module("torchvision.datasets")
     asked = []
 
     class SVHN(Items):
@@ -436,7 +437,7 @@ def test_splits_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_what_torchvision_cannot_give_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("torchvision.datasets")
+    importlib.import_module("torchvision.datasets")
 
     def told(match: str, root: Path | None = tmp_path, **arguments: Any) -> None:
         with pytest.raises(DataError, match=match):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import re
 from collections.abc import Callable
@@ -414,7 +415,6 @@ def test_what_is_no_network_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
 def test_networks_of_torchvision(name: str) -> None:
-    pytest.importorskip("torchvision")
     network = {"_target_": f"torchvision.models.{name}", "num_classes": "auto"}
     model, spec = build_model(network, (3, 32, 32), 5)
     assert spec.num_classes == 5
@@ -426,7 +426,6 @@ def test_networks_of_torchvision(name: str) -> None:
 
 
 def test_a_vision_transformer_of_torchvision_takes_the_size_from_the_data() -> None:
-    pytest.importorskip("torchvision")
     arguments = {"patch_size": 8, "num_layers": 1, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 32}
     network = {"_target_": "torchvision.models.VisionTransformer", "image_size": "auto", "num_classes": "auto"}
     model, spec = build_model({**network, **arguments}, (3, 24, 24), 4)
@@ -435,7 +434,6 @@ def test_a_vision_transformer_of_torchvision_takes_the_size_from_the_data() -> N
 
 
 def test_networks_of_timm() -> None:
-    pytest.importorskip("timm")
     network = {"_target_": "timm.create_model", "model_name": "resnet10t", "in_chans": "auto", "num_classes": "auto"}
     model, spec = build_model(network, (1, 32, 32), 6)
     assert spec.network["in_chans"] == 1
@@ -452,7 +450,7 @@ def test_networks_of_timm() -> None:
     ],
 )
 def test_a_misspelt_network_of_a_library_is_a_config_error(library: str, network: dict[str, Any]) -> None:
-    pytest.importorskip(library)
+    importlib.import_module(library)
     with pytest.raises(ConfigError, match=r"^module\.network.*resnt18"):
         build_model(network, (3, 32, 32), 2)
 

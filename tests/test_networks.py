@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import sightline
+from sightline.errors import ModelError
 from sightline.models.networks import FastCNN
 
 
@@ -99,3 +100,19 @@ def test_a_run_fits_it_to_its_training_images_in_any_order(tmp_path: Path) -> No
     assert torch.equal(*weights)
     torch.manual_seed(0)
     assert not torch.allclose(weights[0], FastCNN(widths=(8, 8)).whiten.weight)
+
+
+class Picky(FastCNN):
+    """Cannot begin with what it is shown."""
+
+    def initialize_from(self, images: Tensor) -> None:
+        raise RuntimeError("too few colours")
+
+
+def test_a_network_that_cannot_begin_is_named(tmp_path: Path) -> None:
+    made = config(tmp_path / "runs", "a")
+    made["module"]["network"]["_target_"] = f"{__name__}.Picky"
+    images = np.random.default_rng(0).integers(0, 255, (60, 16, 16, 3), np.uint8)
+    with pytest.raises(ModelError, match=r"Picky\.initialize_from failed on .* RuntimeError: too few colours"):
+        sightline.assemble(made, source=(images, np.arange(60) % 3))
+    assert not (tmp_path / "runs").exists()

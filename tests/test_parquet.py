@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +18,8 @@ from sightline.data.sources import open_source
 from sightline.errors import DataError
 from sightline.types import Sample
 
-pa = pytest.importorskip("pyarrow")
-pq = pytest.importorskip("pyarrow.parquet")
+pa = importlib.import_module("pyarrow")
+pq = importlib.import_module("pyarrow.parquet")
 ALL = {"val": 0, "test": 0}
 
 
@@ -72,7 +73,7 @@ def test_one_table(tmp_path: Path, images: str) -> None:
 
 
 def test_what_the_library_datasets_writes(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
+    datasets = importlib.import_module("datasets")
     features = datasets.Features(
         {
             "image": datasets.Image(),

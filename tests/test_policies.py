@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +24,7 @@ SIGNED = OPERATIONS[1:10]
 
 def theirs(operation: str) -> Callable[[Tensor, float], Tensor]:
     """What torchvision's policies do to one image."""
-    F = pytest.importorskip("torchvision.transforms.v2.functional")
+    F = importlib.import_module("torchvision.transforms.v2.functional")
 
     def affine(image: Tensor, **changed: Any) -> Tensor:
         return F.affine(image, **{"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0], **changed})
@@ -69,7 +70,7 @@ def test_every_operation_is_torchvisions_at_every_strength(operation: str, chann
 
 
 def test_strengths_are_torchvisions() -> None:
-    transforms = pytest.importorskip("torchvision.transforms.v2")
+    transforms = importlib.import_module("torchvision.transforms.v2")
     random = strengths(shear=0.3, translate=(150 / 331 * 50, 150 / 331 * 40), rotate=30.0, blend=0.9, bits=4)
     for table, policy in ((WIDE, transforms.TrivialAugmentWide), (random, transforms.RandAugment)):
         space = policy._AUGMENTATION_SPACE

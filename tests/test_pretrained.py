@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import shutil
 import socket
@@ -142,7 +143,7 @@ def test_the_first_convolution_is_adapted_as_timm_does(before: int, after: int) 
     assert load_into(model, Weights(tensors, ""), (after, 8, 8)).new == ()
     found = model.state_dict()["features.0.weight"]
     if before == 3:
-        adapt = pytest.importorskip("timm.models").adapt_input_conv
+        adapt = importlib.import_module("timm.models").adapt_input_conv
         torch.testing.assert_close(found, adapt(after, tensors["features.0.weight"]))
     else:  # the same gray in every channel gives what gray gave
         torch.testing.assert_close(found.sum(1, keepdim=True), tensors["features.0.weight"])
@@ -192,7 +193,7 @@ def test_a_load_of_nothing_is_an_error() -> None:
 
 
 def test_a_network_that_asks_for_its_version_is_filled_and_exported(tmp_path: Path) -> None:
-    model = pytest.importorskip("torchvision").models.mnasnet0_5(num_classes=3)
+    model = importlib.import_module("torchvision").models.mnasnet0_5(num_classes=3)
     tensors = weights_of(model)
     network = {"_target_": "torchvision.models.mnasnet0_5", "num_classes": 3}
     assert load_into(model, Weights(tensors, "a.pt"), (3, 32, 32)).new == ()
@@ -229,7 +230,7 @@ def renamed(tensors: dict[str, Tensor], pairs: dict[str, str]) -> dict[str, Tens
 
 
 def test_old_names_of_torchvision_are_todays() -> None:
-    models = pytest.importorskip("torchvision").models
+    models = importlib.import_module("torchvision").models
     dense = models.DenseNet(4, (1, 1), 8, num_classes=3)
     tensors = weights_of(dense)
     old = renamed(tensors, {f"layer1.{kind}{n}.": f"layer1.{kind}.{n}." for kind in ("norm", "conv") for n in (1, 2)})
@@ -262,7 +263,6 @@ def test_the_network_of_a_checkpoint_of_timm_is_told_as_model_takes_it(tmp_path:
 
 
 def test_weights_of_another_network_are_told_with_its_name(tmp_path: Path) -> None:
-    pytest.importorskip("timm")
     with pytest.raises(ConfigError, match=r"0 of its 26 tensors.*was made with resnet18: name that as model="):
         load_into(SmallCNN(), Weights({"a": torch.zeros(1)}, "a.pth", "resnet18"), (1, 8, 8))
     import timm
@@ -289,7 +289,6 @@ def filled(**values: Any) -> Any:
 
 
 def test_published_weights_say_what_pictures_they_expect() -> None:
-    pytest.importorskip("timm")
     found = filled(model="timm/resnet18", pretrained=True)
     assert (found.size, found.channels, found.interpolation) == ([224, 224], 3, "bicubic")
     assert (found.mean, found.std) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -298,7 +297,6 @@ def test_published_weights_say_what_pictures_they_expect() -> None:
 
 
 def test_what_the_user_says_is_not_changed() -> None:
-    pytest.importorskip("timm")
     own = {"size": 64, "mean": [0.5], "interpolation": "nearest", "resize": "crop"}
     found = filled(model="timm/resnet18", pretrained=True, data={"preprocess": own})
     assert (found.size, found.mean, found.interpolation, found.resize) == (64, [0.5], "nearest", "crop")
@@ -306,7 +304,6 @@ def test_what_the_user_says_is_not_changed() -> None:
 
 
 def test_gray_pictures_are_normalised_as_the_gray_of_the_colours() -> None:
-    pytest.importorskip("timm")
     found = filled(model="timm/resnet18", pretrained=True, data={"preprocess": {"channels": 1}})
     assert found.mean == pytest.approx([0.299 * 0.485 + 0.587 * 0.456 + 0.114 * 0.406])
     assert len(found.std) == 1
@@ -318,7 +315,6 @@ def test_without_weights_auto_stays(values: dict[str, Any]) -> None:
 
 
 def test_networks_for_which_nothing_is_published_expect_nothing() -> None:
-    pytest.importorskip("timm")
     assert expected_pictures({"_target_": "timm.create_model", "model_name": "nonsense"}) == {}
     assert expected_pictures({"_target_": "torchvision.models.nonsense"}) == {}
     assert expected_pictures({"_target_": "sightline.models.networks.SmallCNN"}) == {}
@@ -395,9 +391,9 @@ def test_only_a_network_of_timm_is_asked_for_its_classifier() -> None:
 def test_head_and_depths(name: str, head: tuple[str, ...], first: str, top: int) -> None:
     library, _, inner = name.partition("/")
     if library == "timm":
-        model = pytest.importorskip("timm").create_model(inner, num_classes=3)
+        model = importlib.import_module("timm").create_model(inner, num_classes=3)
     else:
-        model = getattr(pytest.importorskip("torchvision").models, inner)(num_classes=3)
+        model = getattr(importlib.import_module("torchvision").models, inner)(num_classes=3)
     shape = (3, 64, 64)
     assert head_of(model, shape) == head
     assert first_convolution(model, shape) == first
@@ -442,7 +438,7 @@ def pictures(folder: Path, count: int = 201, side: int = 40) -> Path:
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `pictures`, a file of weights for 1000 classes, and the run that one command made of them."""
-    timm = pytest.importorskip("timm")
+    timm = importlib.import_module("timm")
     folder = tmp_path_factory.mktemp("tuned")
     pictures(folder / "pictures")
     torch.manual_seed(7)
@@ -544,7 +540,6 @@ def test_a_run_starts_from_another_run(digits_run: Path, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_without_a_network_the_two_ways_out_are_told_at_once(tmp_path: Path, sightline: Command) -> None:
-    pytest.importorskip("timm")
     # an address that refuses at once stands for a network that is not there, wherever the test runs
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     nowhere |= {"HF_HOME": str(tmp_path / "cache"), "no_proxy": "", "NO_PROXY": ""}
@@ -558,7 +553,7 @@ def test_without_a_network_the_two_ways_out_are_told_at_once(tmp_path: Path, sig
 
 
 def test_what_torchvision_cannot_fetch_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    models = pytest.importorskip("torchvision").models
+    models = importlib.import_module("torchvision").models
 
     def fail(*_: Any, **__: Any) -> None:
         raise URLError("no such host")
@@ -583,14 +578,12 @@ def test_what_torchvision_cannot_fetch_is_told_too(monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_networks_without_published_weights_are_told(values: dict[str, Any], told: str) -> None:
-    pytest.importorskip("timm")
     config = TrainConfig.from_dict({"pretrained": True, **values})
     with pytest.raises(ConfigError, match=rf"^module\.pretrained: .*{told}"):
         build_from_weights(config.module, (3, 64, 64), 3, "auto")
 
 
 def test_a_wrong_tag_of_timm_gets_the_nearest() -> None:
-    pytest.importorskip("timm")
     values = {"model": "timm/resnet18.a9_in1k", "pretrained": True}
     told = r"^module\.network: timm .* 'resnet18\.a9_in1k'\. Did you mean 'resnet18\.a\d_in1k'\? There are: resnet18\."
     with pytest.raises(ConfigError, match=told):
@@ -600,7 +593,6 @@ def test_a_wrong_tag_of_timm_gets_the_nearest() -> None:
 
 
 def test_an_answer_of_several_heads_in_training_is_told(tmp_path: Path) -> None:
-    pytest.importorskip("torchvision")
     config = {
         "model": "torchvision/googlenet", "data": {"preprocess": {"size": 32, "channels": 3}},
         "module": {"network": {"init_weights": False}}, "run": {"dir": str(tmp_path)},
@@ -643,7 +635,7 @@ def test_weights_that_are_not_there_are_told_before_the_data_is_read(
 
 def test_fetched_weights_arrive_and_the_head_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
     """torchvision's own way of fetching, answered by a state dict made here."""
-    models = pytest.importorskip("torchvision").models
+    models = importlib.import_module("torchvision").models
     state = weights_of(models.squeezenet1_1(num_classes=1000))
     asked: dict[str, Any] = {}
     monkeypatch.setattr(models.SqueezeNet1_1_Weights, "get_state_dict", lambda _, **words: asked.update(words) or state)

@@ -19,15 +19,13 @@ from sightline.config.checks import check_targets
 from sightline.config.schema import TrainConfig
 from sightline.config.shorthand import network_node
 from sightline.engine.averaging import Average
-from sightline.engine.callbacks import Callback
 from sightline.engine.checkpoint import read_checkpoint
 from sightline.engine.tasks import SupervisedTask
-from sightline.engine.trainer import Trainer
 from sightline.errors import ArtifactError, ConfigError
 from sightline.locate import resolve
 from sightline.models.networks import SmallCNN
-from sightline.types import StepOutput
 from sightline.yamlfile import read_yaml
+from stopping import StopAt
 
 CNN = {"_target_": "sightline.models.networks.SmallCNN", "in_channels": "auto", "num_classes": "auto"}
 EVERYTHING: dict[str, Any] = {
@@ -60,17 +58,6 @@ def config(place: Path, name: str, changes: dict[str, Any] | None = None) -> dic
         "trainer": {"max_epochs": 2, "device": "cpu", "progress": False, "threads": 1},
     }
     return merged(small, changes or {})
-
-
-class StopAt(Callback):
-    """Interrupts after a step, as Ctrl-C does."""
-
-    def __init__(self, step: int):
-        self.step = step
-
-    def on_step_end(self, trainer: Trainer, output: StepOutput) -> None:
-        if trainer.state.step == self.step:
-            trainer.interrupt()
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import json
 import shutil
@@ -343,7 +344,7 @@ def test_numbers_in_arrays_and_tables(tmp_path: Path) -> None:
 
 
 def test_numbers_in_parquet(tmp_path: Path) -> None:
-    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pa, pq = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     cells = []
     for image in IMAGES[:6]:
         data = io.BytesIO()

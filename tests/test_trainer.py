@@ -23,6 +23,7 @@ from sightline.engine.trainer import Trainer
 from sightline.errors import ArtifactError, ConfigError, DataError, NonFiniteLossError
 from sightline.models.networks import SmallCNN
 from sightline.types import Batch, Schedule, StepOutput, TrainState
+from stopping import StopAt
 
 PREPROCESS = Preprocess(8, 8, 1, (0.5,), (0.25,))
 
@@ -103,17 +104,6 @@ def test_two_runs_give_the_same_bits() -> None:
     second.fit()
     assert same(weights(first.state.model), weights(second.state.model))
     assert first.state.history == second.state.history
-
-
-class StopAt(Callback):
-    """Interrupts after a step, as a signal does."""
-
-    def __init__(self, step: int):
-        self.step = step
-
-    def on_step_end(self, trainer: Trainer, output: StepOutput) -> None:
-        if trainer.state.step == self.step:
-            trainer.interrupt()
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 6, 7])

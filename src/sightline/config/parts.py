@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sightline.config.checks import (
     check_labels,
@@ -39,7 +39,7 @@ from sightline.data.packed import PackedDataset
 from sightline.data.preprocess import Preprocess
 from sightline.engine.averaging import Average
 from sightline.engine.runtime import Runtime
-from sightline.errors import ConfigError
+from sightline.errors import ConfigError, ModelError
 from sightline.files import expanded
 from sightline.models.spec import ModelSpec, check_training_answer
 from sightline.types import DataSource, Task, TrainState
@@ -85,9 +85,8 @@ def build_parts(config: TrainConfig, given: Mapping[str, Any], fresh: bool = Tru
     train, evals = build_loaders(config, data, preprocess, runtime)
     with runtime.active():
         model, spec = build_network(config, given.get("model"), preprocess, source.info.outputs, fresh)
-    if hasattr(model, "initialize_from") and "model" not in given and config.module.weights is None:
-        fitted: Any = model
-        fitted.initialize_from(_sample(data["train"], preprocess))
+        if given.get("model") is None and config.module.weights is None:
+            _initialize(model, data["train"], preprocess)
     model.to(runtime.device)
     tried = given.get("task") is None  # another task's outputs may be anything
     meters = build_meters(config, spec, source.info.classes, runtime.device, probe=tried)
@@ -143,8 +142,17 @@ def _with_absolute_root(config: TrainConfig) -> TrainConfig:
     return replace(config, data=replace(config.data, root=str(expanded(root).absolute())))
 
 
-def _sample(data: PackedDataset, preprocess: Preprocess) -> Tensor:
-    """Training images for a network that begins with what it sees, float32 [N,C,H,W]: the same ones in whatever order
-    the data is listed."""
+def _initialize(model: Any, data: PackedDataset, preprocess: Preprocess) -> None:
+    """Shows training images, float32 [N,C,H,W], to a network that begins with what it sees: the same ones in whatever
+    order the data is listed."""
+    if not hasattr(model, "initialize_from"):
+        return
     rows = data.canonical()[:_SAMPLE] if data.facts is not None else np.arange(min(_SAMPLE, len(data)))
-    return preprocess.normalizer()(data.pixels(rows))
+    images = preprocess.normalizer()(data.pixels(rows))
+    try:
+        model.initialize_from(images)
+    except Exception as error:  # the network's own code
+        raise ModelError(
+            f"module.network: {type(model).__name__}.initialize_from failed on {len(images)} training images, float32 "
+            f"{list(images.shape)}: {type(error).__name__}: {error}"
+        ) from error

@@ -1,0 +1,18 @@
+"""An end in the middle of training, as Ctrl-C or a signal makes it."""
+
+from __future__ import annotations
+
+from sightline.engine.callbacks import Callback
+from sightline.engine.trainer import Trainer
+from sightline.types import StepOutput
+
+
+class StopAt(Callback):
+    """Interrupts after a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, trainer: Trainer, output: StepOutput) -> None:
+        if trainer.state.step == self.step:
+            trainer.interrupt()

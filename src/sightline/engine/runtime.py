@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
+from sightline.engine.heap import kept_heap
 from sightline.errors import ConfigError
 from sightline.random import derive
 
@@ -59,7 +60,8 @@ class Runtime:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         try:
-            yield
+            with kept_heap() if self.device.type == "cpu" else nullcontext():
+                yield
         finally:
             torch.use_deterministic_algorithms(was, warn_only=warned)
             torch.backends.cudnn.benchmark = benchmark

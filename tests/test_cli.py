@@ -268,7 +268,8 @@ def test_ctrl_c_saves_and_resume_finishes_with_the_same_bits(sightline: Command,
 def test_resume_refuses_what_it_cannot_do(sightline: Command, digits_run: Path, tmp_path: Path) -> None:
     refused(sightline("resume", "nowhere"), "there is no run 'nowhere'")
     refused(sightline("resume", tmp_path), "is no run: it has no config.yaml")
-    refused(sightline("resume", digits_run, "data.batch_size=3"), "resume takes changes of trainer.…, data.root")
+    refused(sightline("resume", digits_run, "data.batch_size=3"), "data.batch_size (was 64, is 3)", "--allow-drift")
+    refused(sightline("resume", digits_run, "run.name=other"), "resume takes changes of trainer.…, data.…")
     refused(sightline("resume", digits_run, "trainer.max_epochs=9"), "OneCycleLR of total_steps 40")
     copied = shutil.copytree(digits_run, tmp_path / "copied")
     content = json.loads((copied / "data.json").read_text())
@@ -280,9 +281,10 @@ def test_resume_refuses_what_it_cannot_do(sightline: Command, digits_run: Path, 
 @pytest.mark.rows("D07")
 def test_what_a_run_leaves(digits_run: Path, sightline: Command) -> None:
     run = digits_run
-    names = {"config.yaml", "environment.json", "data.json", "log.jsonl", "tensorboard", "checkpoints", "exported"}
-    assert {entry.name for entry in run.iterdir()} == names | {"predictions"}
-    assert sorted(f.name for f in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    names = {"config.yaml", "environment.json", "data.json", "images.csv.gz", "log.jsonl", "heartbeat.json"}
+    names |= {"tensorboard", "checkpoints", "exported", "predictions"}
+    assert {entry.name for entry in run.iterdir()} == names
+    assert sorted(f.name for f in (run / "checkpoints").iterdir()) == ["best.ckpt", "last-1.ckpt", "last.ckpt"]
     assert sorted(f.name for f in (run / "exported").iterdir()) == ["model.safetensors", "sightline.json"]
     assert any((run / "tensorboard").iterdir())
     environment = json.loads((run / "environment.json").read_text())

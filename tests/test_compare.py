@@ -3,6 +3,7 @@ named and ends nothing."""
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from collections.abc import Callable
@@ -16,10 +17,10 @@ from conftest import Command, python
 from sightline import cli
 from sightline.errors import ArtifactError, ConfigError
 from sightline.monitors import better_when
-from sightline.runs.compare import MISSING, compare, open_record
+from sightline.runs.compare import MISSING, compare, compare_logs, open_record
 from sightline.runs.directory import Run
 from sightline.runs.listing import find_runs, list_runs
-from sightline.runs.manifest import read_manifest
+from sightline.runs.manifest import read_manifest, sealed
 from sightline.runs.record import flat, lower_is_better, read_record
 
 Make = Callable[..., Path]
@@ -45,7 +46,7 @@ def make(digits_run: Path, tmp_path: Path) -> Make:
             path = run / ("exported/sightline.json" if file == "manifest" else f"{file}.json")
             content = json.loads(path.read_text())
             change(content)
-            path.write_text(json.dumps(content))
+            path.write_text(json.dumps(sealed(content) if file == "manifest" else content))
         return run
 
     return copy
@@ -328,6 +329,80 @@ def test_the_exit_code_tells_of_config_and_data_alone(make: Make) -> None:
     assert list(metrics.metrics) == ["test_accuracy"]
     order = compare(a, open_record(make("c", data=lambda content: content["classes"].reverse())))
     assert not order.same_input
+
+
+def write_log(run: Path, *rows: dict[str, Any]) -> Run:
+    run.mkdir(exist_ok=True)
+    (run / "log.jsonl").write_text("".join(f"{json.dumps({'seconds': len(str(run)), **row})}\n" for row in rows))
+    return Run(run)
+
+
+def point(step: int, loss: float, **more: Any) -> dict[str, Any]:
+    return {"step": step, "epoch": step // 10, "loss": loss, "images_per_second": step, "lr": 0.1, **more}
+
+
+def test_the_first_step_that_differs_is_told(make: Make, sightline: Command) -> None:
+    run = make("b")
+    make("a")
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    write_log(run, rows[0], {**rows[1], "train_accuracy": 0.5, "val_loss": 7.0})
+    done = sightline("diff", "runs/a", "runs/b")
+    step, before = rows[1]["step"], rows[1]["train_accuracy"]
+    told = done.stdout[done.stdout.index("\ntraining\n") :].splitlines()
+    assert told[2] == f"  first difference: step {step} (epoch 1): train_accuracy {before:.4g} -> 0.5"
+    found = json.loads(sightline("diff", "runs/a", "runs/b", "--json").stdout)
+    assert found["first_difference"] == {
+        "step": step,
+        "epoch": 1,
+        "quantity": "train_accuracy",
+        "a": before,
+        "b": 0.5,
+        "agreed": rows[0]["step"],
+    }
+    assert found["log"] == {"points": 2, "only_a": 0, "only_b": 0}
+
+
+def test_the_shorter_of_two_equal_logs_is_the_others_beginning(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = make("a"), unfinished(make("b"))
+    for words, told in (((a, b), "where B ends; A goes on"), ((b, a), "where A ends; B goes on")):
+        with pytest.raises(SystemExit):
+            cli.main(["diff", *map(str, words)])
+        assert f"  the same up to step {read_record(Run(b)).steps}, {told}\n" in capsys.readouterr().out
+
+
+def test_logs_are_compared_at_the_points_both_have(tmp_path: Path) -> None:
+    end = {"step": 10, "epoch": 0, "train_loss": 1.0}
+    often = write_log(tmp_path / "a", point(2, 4.0), point(4, 3.0), point(8, 2.0), end)
+    rarely = write_log(tmp_path / "b", point(4, 3.5), point(8, 2.0), end)  # a mean over more steps is no difference
+    found = compare_logs(often, rarely)
+    assert (found.first, found.points, found.alone) == (None, 3, (1, 0))
+    write_log(tmp_path / "b", point(4, 3.5, lr=0.2), point(8, 2.0), end)
+    first = compare_logs(often, rarely).first
+    assert first is not None
+    assert (first.place, first.quantity, first.values, first.agreed) == ("step 4 (epoch 0)", "lr", (0.1, 0.2), 0)
+    write_log(tmp_path / "b", point(2, 4.0), point(4, 3.0, top5=1.0), point(8, 2.0), end)
+    assert compare_logs(often, rarely).same
+    assert not compare_logs(often, rarely, whole=True).same
+    assert compare_logs(often, write_log(tmp_path / "c", point(3, 1.0))).points == 0
+    assert compare_logs(Run(tmp_path / "none"), Run(tmp_path / "none")).same
+
+
+def test_pictures_that_differ_are_told_by_name(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = make("a"), make("b", data=lambda content: content["fingerprint"].update(val="1" * 64))
+    head = "split,id,label,bytes,pixels,content\n"
+    for run, text in ((a, "val,3.png,1,9,aa,\nval,4.png,1,9,bb,\n"), (b, "val,3.png,2,9,aa,\nval,5.png,1,9,cc,\n")):
+        (run / "images.csv.gz").write_bytes(gzip.compress((head + text).encode()))
+    with pytest.raises(SystemExit):
+        cli.main(["diff", str(a), str(b)])
+    lines = capsys.readouterr().out.splitlines()
+    for line in ("  with another label: 3.png (val, 1 -> 2)", "  added: 5.png (val)", "  removed: 4.png (val)"):
+        assert line in lines
+    (a / "images.csv.gz").unlink()  # an older version kept none
+    found = compare(open_record(a), open_record(b))
+    assert found.pictures is None
+    assert found.data["fingerprint.val"][1] == "1" * 64
 
 
 def test_an_unfinished_run_is_compared_by_what_there_is(

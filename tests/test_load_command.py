@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,10 @@ from safetensors.torch import load_file, save_file
 from conftest import python
 from sightline import cli
 from sightline.files import sha256
+from sightline.runs.artifact import export_model, load
+from sightline.runs.environment import environment, machine_words
+from sightline.runs.provenance import provenance
+from tampering import rewrite
 
 
 @pytest.fixture
@@ -37,11 +43,7 @@ def copy(digits_run: Path, tmp_path: Path) -> Path:
 
 def change(run: Path, **values: Any) -> dict[str, Any]:
     """Other values in the description of the exported model."""
-    file = run / "exported" / "sightline.json"
-    manifest = json.loads(file.read_text())
-    manifest |= values
-    file.write_text(json.dumps(manifest))
-    return dict(manifest)
+    return rewrite(run / "exported", lambda manifest: manifest | values)
 
 
 def test_a_model_is_told(told: Any, digits_run: Path) -> None:
@@ -72,8 +74,9 @@ def test_the_exported_folder_alone_is_enough(told: Any, copy: Path, tmp_path: Pa
     shutil.rmtree(copy)
     code, out, _ = told(moved, "--device", "cpu")
     assert code == 0
-    assert "made with" not in out
     assert "run          digits" in out
+    assert f"torch {torch.__version__}" in out
+    assert f"machine      {machine_words()}" in out
 
 
 def test_it_needs_no_network(digits_run: Path) -> None:
@@ -84,6 +87,57 @@ def test_it_needs_no_network(digits_run: Path) -> None:
         "from sightline.cli import main\nmain(['load', sys.argv[1]])"
     )
     assert "answers      yes" in python(code, str(digits_run))
+
+
+@pytest.fixture
+def exported(digits_run: Path, tmp_path: Path) -> Path:
+    """The model alone, with all that can be known of where it came from."""
+    model = load(digits_run)
+    known = environment() | {"id": "5" * 32, "git": {"commit": "c" * 40, "diff": "--- a\n+++ b\n-old\n+new\n"}}
+    config = model.manifest["provenance"]["config"]
+    told = provenance("digits", config, model.manifest["provenance"]["data"], known)
+    folder = tmp_path / "exported"
+    export_model(folder, model.model, model.spec, model.preprocess, model.classes, told)
+    return folder
+
+
+def test_where_it_came_from_is_told(told: Any, exported: Path) -> None:
+    code, out, err = told(exported)
+    assert (code, err) == (0, "")
+    lines = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert lines["id"] == "5" * 32
+    assert lines["seed"] == "0"
+    assert lines["machine"] == machine_words()
+    assert lines["commit"] == f"{'c' * 40}  and 2 changed lines"
+    assert lines["time"].startswith("began 20")
+    assert "exported 20" in lines["time"]
+
+
+def test_all_of_it_is_told_as_json(told: Any, exported: Path) -> None:
+    code, out, err = told(exported, "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    manifest = json.loads((exported / "sightline.json").read_text())
+    assert found["provenance"] == manifest["provenance"]
+    assert {"run", "id", "config", "seed", "data", "packages", "python", "git", "machine", "time"} <= set(
+        found["provenance"]
+    )
+    assert found["provenance"]["packages"]["torch"]
+    assert found["weights"]["sha256"] == sha256(exported / "model.safetensors")
+    assert (found["format"], found["classes"], found["answers"]["device"]) == (2, manifest["classes"], "cpu")
+
+
+def test_the_machine_is_told_without_its_name() -> None:
+    words = machine_words()
+    assert re.fullmatch(r"\d+ cores? .+, (\d+ GiB, )?.+, [A-Z]\w+( [\d.]+)?", words)
+    assert socket.gethostname() not in words.split()
+
+
+def test_a_name_cannot_write_on_the_terminal(told: Any, copy: Path) -> None:
+    change(copy, provenance={"run": "\x1b]0;mine\x07\x1b[2J"})
+    _, out, _ = told(copy)
+    assert "\x1b" not in out
+    assert "run          \\x1b]0;mine\\x07\\x1b[2J" in out
 
 
 def test_what_is_not_known_is_left_out(told: Any, copy: Path) -> None:

@@ -32,6 +32,7 @@ from sightline.errors import ArtifactError, ConfigError, DataError, ModelError, 
 from sightline.files import sha256
 from sightline.runs.artifact import Prediction, Value
 from sightline.types import DataInfo, DataSource
+from tampering import rewrite
 
 COUNT = 160
 QUICK: dict[str, Any] = {
@@ -196,9 +197,7 @@ def test_a_changed_manifest_is_noticed(run: Path, tmp_path: Path) -> None:
     for change in ({"classes": ["a"]}, {"outputs": "logits"}, {"outputs": "votes"}, {"num_classes": 2}):
         copy = tmp_path / next(iter(change)) / str(*change.values())
         shutil.copytree(run / "exported", copy)
-        manifest = json.loads((copy / "sightline.json").read_text())
-        manifest |= change if "classes" in change else {"model": manifest["model"] | change}
-        (copy / "sightline.json").write_text(json.dumps(manifest))
+        rewrite(copy, lambda old, new=change: merged(old, new if "classes" in new else {"model": new}))
         with pytest.raises(ArtifactError, match="its network, classes and preprocessing disagree"):
             sightline.load(copy)
 

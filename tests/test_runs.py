@@ -29,6 +29,7 @@ from sightline.runs.artifact import export_model, load
 from sightline.runs.directory import Run
 from sightline.runs.evaluate import per_sample_loss
 from sightline.runs.recorders import JsonlRecorder
+from tampering import rewrite, with_network
 
 QUICK = {"trainer": {"max_epochs": 1, "progress": False}, "module": {"network": {"width": 4}}}
 
@@ -201,8 +202,7 @@ def artifact(digits_run: Path, tmp_path: Path) -> Path:
 
 
 def change(artifact: Path, **values: Any) -> None:
-    file = artifact / "exported" / "sightline.json"
-    file.write_text(json.dumps(merged(json.loads(file.read_text()), values)))
+    rewrite(artifact / "exported", lambda manifest: merged(manifest, values))
 
 
 def test_a_changed_or_missing_file_is_refused(artifact: Path) -> None:
@@ -226,8 +226,8 @@ def test_a_changed_or_missing_file_is_refused(artifact: Path) -> None:
 
 
 def test_an_artifact_of_a_later_format_is_refused(artifact: Path) -> None:
-    change(artifact, format=2)
-    with pytest.raises(ArtifactError, match="of format 2; this version of Sightline reads format 1"):
+    change(artifact, format=3)
+    with pytest.raises(ArtifactError, match="of format 3; this version of Sightline reads the formats 1 and 2"):
         load(artifact)
 
 
@@ -365,11 +365,27 @@ def test_a_log_that_goes_on_has_each_step_once(tmp_path: Path) -> None:
 
 
 def test_runs_never_share_a_directory(tmp_path: Path) -> None:
-    paths = {Run.create(tmp_path, None, "digits").path for _ in range(5)}
+    def fill(run: Run) -> None:
+        assert run.path.name.startswith(".run."), "it has its name before it has its files"
+        run.write_config({"seed": 1})
+
+    paths = {Run.create(tmp_path, None, "digits", fill).path for _ in range(5)}
     assert len(paths) == 5
-    Run.create(tmp_path, "mine", "digits")
+    (tmp_path / "mine").mkdir()  # an empty directory is nobody's run
+    Run.create(tmp_path, "mine", "digits", fill)
     with pytest.raises(ConfigError, match="exists, and a run is never written over"):
-        Run.create(tmp_path, "mine", "digits")
+        Run.create(tmp_path, "mine", "digits", fill)
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_a_run_whose_first_files_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    def fail(run: Run) -> None:
+        run.write_config({"seed": 1})
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(ConfigError, match=r"run\.dir: cannot make a directory in .*No space left"):
+        Run.create(tmp_path, "mine", "digits", fail)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.rows("AB10")
@@ -475,9 +491,7 @@ def test_a_damaged_manifest_is_refused_in_words(values: dict[str, Any], artifact
     ],
 )
 def test_a_stored_model_names_its_arguments(network: dict[str, Any], artifact: Path) -> None:
-    content = json.loads((artifact / "exported" / "sightline.json").read_text())
-    content["model"]["network"] = network
-    (artifact / "exported" / "sightline.json").write_text(json.dumps(content))
+    with_network(artifact / "exported", network)
     with pytest.raises(
         SightlineError, match=r"gives 'timm\.create_model' its arguments by name|has a node with 'class'"
     ):

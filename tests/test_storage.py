@@ -17,6 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from disks import small_disk
 from images import noise, write_image
 from sightline.data import decode as decode_module
 from sightline.data.cache import Cache
@@ -359,17 +360,7 @@ def test_where_nothing_can_be_written_the_run_decodes_for_itself(
 @pytest.mark.parametrize("store", STORES)
 def test_a_really_full_file_system(tmp_path: Path, store: str) -> None:
     """A tmpfs of 40 KB, where this process may mount one."""
-    import shutil
-    import subprocess
-
-    place = tmp_path / "small"
-    place.mkdir()
-    if os.geteuid() or shutil.which("mount") is None:
-        pytest.skip("only root may mount")
-    options = ["-t", "tmpfs", "-o", "size=40k", "tmpfs", str(place)]
-    if subprocess.run(["mount", *options], capture_output=True, check=False).returncode:
-        pytest.skip("this place may not mount")
-    try:
+    with small_disk(tmp_path / "small", "40k") as place:
         samples = [
             Sample(f"id{i}", write_image(tmp_path / f"{i}.png", noise(5, 4, 3, seed=i), compress_level=0), i % 2)
             for i in range(900)
@@ -379,9 +370,6 @@ def test_a_really_full_file_system(tmp_path: Path, store: str) -> None:
             packed, _ = packer()
         check(packed, samples)
         assert [path.name for path in (place / "cache").iterdir()] == ["locks"]
-    finally:
-        del packed, packer
-        subprocess.run(["umount", str(place)], check=True)
 
 
 def test_a_cache_that_can_only_be_read_is_as_good(packer: Packer, monkeypatch: pytest.MonkeyPatch) -> None:

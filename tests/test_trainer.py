@@ -15,8 +15,9 @@ from sightline.data.augment import Flip, ShiftCrop
 from sightline.data.loader import BatchLoader
 from sightline.data.packed import PackedDataset
 from sightline.data.preprocess import Preprocess
-from sightline.engine.callbacks import EVENTS, Callback, Checkpointer, EarlyStopping
+from sightline.engine.callbacks import EVENTS, Callback, EarlyStopping
 from sightline.engine.checkpoint import load_checkpoint, save_checkpoint
+from sightline.engine.checkpointing import Checkpointer
 from sightline.engine.runtime import Runtime
 from sightline.engine.tasks import SupervisedTask
 from sightline.engine.trainer import Trainer

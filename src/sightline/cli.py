@@ -1,5 +1,5 @@
 """The command table: reads the first word, imports that command alone, and turns an error into a message and an exit
-code (2: yours to fix; 1: the run failed; 130: interrupted)."""
+code (2: yours to fix; 1: the run failed; 130: interrupted by Ctrl-C; 143: ended by SIGTERM)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from types import FrameType
 
 from sightline import __version__
+from sightline.engine.termination import Repeats, Terminated, exit_code, signal_of
 from sightline.errors import RunFailedError, SightlineError, nearest
 
 COMMANDS = {
@@ -20,6 +22,7 @@ COMMANDS = {
     "evaluate": "measure a trained run on its data, sample by sample: sightline evaluate RUN",
     "predict": "classify files, folders or patterns: sightline predict RUN PATH…",
     "resume": "go on with an interrupted run: sightline resume RUN",
+    "reproduce": "train a finished run again and certify that it is the same: sightline reproduce RUN",
     "runs": "list the runs in a directory with their metrics: sightline runs [DIR]",
     "diff": "show what differs between two runs: sightline diff A B",
     "load": "check an exported model and say what it is: sightline load RUN",
@@ -36,8 +39,7 @@ def main(words: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file name, or a narrow encoding, is no reason to end
             stream.reconfigure(errors="backslashreplace")
-    with contextlib.suppress(ValueError):  # only the main thread may
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _listen()
     try:
         status = _run(words)
         sys.stdout.flush()
@@ -46,13 +48,28 @@ def main(words: Sequence[str] | None = None) -> None:
             traceback.print_exc()
         print(f"sightline: {error}{_origin(error)}", file=sys.stderr)
         status = error.exit_code
-    except KeyboardInterrupt:
-        print("sightline: interrupted", file=sys.stderr)
-        status = 130
+    except KeyboardInterrupt as error:
+        print(f"sightline: {'terminated' if isinstance(error, Terminated) else 'interrupted'}", file=sys.stderr)
+        status = exit_code(signal_of(error))
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     sys.exit(status)
+
+
+def _listen() -> None:
+    """SIGTERM is raised wherever the program is; SIGUSR1, a scheduler's warning, ends nothing, where nothing is being
+    trained that could be saved. A command that trains has its own way with both."""
+    repeats = Repeats()
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        if not repeats.is_same(number):
+            raise Terminated
+
+    with contextlib.suppress(ValueError):  # only the main thread may
+        signal.signal(signal.SIGTERM, end)
+        if hasattr(signal, "SIGUSR1") and signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def _origin(error: SightlineError) -> str:

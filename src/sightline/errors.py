@@ -43,7 +43,11 @@ class RunFailedError(SightlineError):
     exit_code = 1
 
 
-class NonFiniteLossError(RunFailedError):
+class DivergedError(RunFailedError):
+    """The loss rose above what was set as its limit; names the step."""
+
+
+class NonFiniteLossError(DivergedError):
     """The loss became NaN or infinite; names the step."""
 
 

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import math
 import os
+import re
 import secrets
+import stat
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+MOST_JSON = 32 * 2**20
+DEEPEST = 100
+LONGEST = 128
+"""How large a JSON file may be, in bytes; how deep it may be nested; how long a number in it may be."""
+
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path, before_rename: Callable[[], None] | None = None) -> Iterator[IO[bytes]]:
     """A binary file that appears at `path` only when the block ends well: written beside it, synced to disk, renamed.
-    A reader sees the old file or the new one, never a part; a failure leaves the old one and no leftovers."""
+    A reader sees the old file or the new one, never a part; a failure leaves the old one and no leftovers.
+    `before_rename` is called when the new file is whole and the old one still there."""
     aside = beside(path)
     try:
         with aside.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if before_rename is not None:
+            before_rename()
         aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)
@@ -43,6 +54,12 @@ def beside(path: Path) -> Path:
     """A free hidden name in the same directory, to write at before a rename to `path`. What is made there with a plain
     `open` or `mkdir` has the permissions the user's umask gives; with `tempfile`, only the owner could read it."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+
+
+def leftovers(path: Path) -> list[Path]:
+    """What a killed process left of writing at `path`: names that `beside` made. Only for who holds the lock on it."""
+    pattern = re.compile(re.escape(f".{path.name}.") + "[0-9a-f]{16}")
+    return [entry for entry in path.parent.glob(f".{glob.escape(path.name)}.*") if pattern.fullmatch(entry.name)]
 
 
 @contextmanager
@@ -114,8 +131,65 @@ def _is_unicode(text: str) -> bool:
 
 
 def read_json(path: Path) -> Any:
-    """The parsed file; raises ValueError when it is no JSON."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The parsed file, which may come from anywhere. Raises OSError when it cannot be read, ValueError when it is no
+    file, no JSON (see `parse_json`), or larger than `MOST_JSON`."""
+
+    def without_waiting(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for somebody to write
+
+    with open(path, "rb", opener=without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("it is a pipe or a device, no file")
+        data = file.read(MOST_JSON + 1)
+    if len(data) > MOST_JSON:
+        raise ValueError(f"it is larger than {MOST_JSON // 2**20} MiB")
+    return parse_json(data.decode("utf-8"))
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text. Raises ValueError for what is none, and for what a reader could be harmed or misled by:
+    nesting beyond `DEEPEST` levels, numbers of more than `LONGEST` digits or too large for a float, NaN, a key that is
+    there twice."""
+    try:
+        value = json.loads(
+            text, parse_int=_integer, parse_float=_real, parse_constant=_real, object_pairs_hook=_without_twins
+        )
+    except RecursionError:
+        raise ValueError(f"it is nested deeper than {DEEPEST} levels") from None
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        level = [item for each in level if isinstance(each, dict | list) for item in _items(each)]
+        if not level:
+            return value
+    raise ValueError(f"it is nested deeper than {DEEPEST} levels")
+
+
+def _items(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
+
+
+def _integer(text: str) -> int:
+    if len(text) > LONGEST:
+        raise ValueError(f"it has a number of {len(text)} digits")
+    return int(text)
+
+
+def _real(text: str) -> float:
+    if len(text) > LONGEST:
+        raise ValueError(f"it has a number of {len(text)} digits")
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"it has the number {text}, which JSON has no word for")
+    return value
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key '{twice}' is there twice")
+    return made
 
 
 def finite(value: Any) -> Any:

@@ -28,6 +28,8 @@ METRICS = tuple(
 )
 """What the metrics of a stored config may name: those that compare answers with targets. Others of torchmetrics fetch
 networks from elsewhere."""
+_WITH_BACKBONES = ("torchvision.models.detection.", "torchvision.models.segmentation.")
+"""Builders of networks that classify no pictures, and fetch weights for their inside unless they are told not to."""
 _EXTRAS = {
     "torchvision": "vision",
     "timm": "vision",
@@ -69,12 +71,12 @@ def resolve(name: str, *, key: str, allow: Sequence[str] | None = None) -> Any:
     root = name.partition(".")[0]
     # what is not trusted is not even imported: at most, what is in memory already is looked at
     found = _walk(name, key) if root in {prefix.partition(".")[0] for prefix in allow} else _in_memory(name)
-    home = _home(found)
+    place = home(found)
     for prefix in allow:
-        inside = home == prefix or home.startswith(prefix + ".")
-        if inside and (prefix not in (*TRUSTED, *LOSSES, *METRICS) or _makes_a_network(found, home)):
+        inside = place == prefix or place.startswith(prefix + ".")
+        if inside and (prefix not in (*TRUSTED, *LOSSES, *METRICS) or _makes_a_network(found, place)):
             return found
-    parent = (home or name).rpartition(".")[0] or name
+    parent = (place or name).rpartition(".")[0] or name
     raise ConfigError(
         f"{key}: '{name}' is not on the list of what a stored model may name ({listing(allow)}). Loading it would run "
         f"its code; if you trust it, pass --allow {parent} (in Python: allow=('{parent}',), or model= with the network "
@@ -82,7 +84,7 @@ def resolve(name: str, *, key: str, allow: Sequence[str] | None = None) -> Any:
     )
 
 
-def _home(found: Any) -> str:
+def home(found: Any) -> str:
     """Where an object really lives, whatever it was called by; empty when it cannot say."""
     module, name = getattr(found, "__module__", None), getattr(found, "__qualname__", None)
     return f"{module}.{name}" if module and name else ""
@@ -90,23 +92,25 @@ def _home(found: Any) -> str:
 
 def target_name(target: Any) -> str:
     """The dotted name of a node's target, which may be the object itself."""
-    return target if isinstance(target, str) else _home(target) or repr(target)
+    return target if isinstance(target, str) else home(target) or repr(target)
 
 
-def _makes_a_network(found: Any, home: str) -> bool:
+def _makes_a_network(found: Any, place: str) -> bool:
     """The trusted packages hold more than networks: functions that download, unpickle, or build what they are told to.
     Of their functions only the registered model builders may be named, of their classes only the networks."""
     from torch import nn
 
     if isinstance(found, type):
         return issubclass(found, nn.Module)  # as every metric of torchmetrics is
-    if home.startswith("torchvision.models."):
+    if place.startswith("torchvision.models."):
+        if place.startswith(_WITH_BACKBONES):
+            return False
         builder = require("torchvision.models").get_model_builder
         try:
             return builder(found.__name__) is found
         except ValueError:
             return False
-    return home in TRUSTED
+    return place in TRUSTED
 
 
 def _in_memory(name: str) -> Any:

@@ -161,12 +161,13 @@ class Recorder(Protocol):
 class FitResult:
     """What `fit` hands back. `history` has one record per epoch; `metrics` holds, per evaluated split, what the
     exported model measured; `run` is the run's directory. `interrupted` is true when a signal stopped it before the
-    end."""
+    end, `signal` its number."""
 
     history: list[dict[str, float]]
     epochs: int
     steps: int
     best: float | None
     interrupted: bool = False
+    signal: int | None = None
     run: Path | None = None
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)

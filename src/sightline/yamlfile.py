@@ -1,16 +1,23 @@
 """YAML files <-> plain dicts, without the two silent traps of YAML 1.1: `1e-3` is a number, and a key written twice is
-an error instead of the last one winning."""
+an error instead of the last one winning. A file may come from anywhere: one that is made to take all memory or time is
+refused."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
 from sightline.errors import ConfigError
+from sightline.files import DEEPEST, LONGEST
+
+MOST = 4 * 2**20
+"""Bytes of a file; a config with tens of thousands of class names has one."""
+_MOST_NODES = 1_000_000
 
 
 class _Loader(yaml.SafeLoader):
@@ -52,12 +59,16 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     file = Path(path)
     try:
         with file.open(encoding="utf-8") as stream:
-            content = yaml.load(stream, _Loader)  # noqa: S506 a SafeLoader
+            if os.fstat(stream.fileno()).st_size > MOST:
+                raise ConfigError(f"'{path}' is no config: it is larger than {MOST // 2**20} MiB.")
+            content = _load(stream)
     except FileNotFoundError as error:
         raise ConfigError(
             f"there is no config file '{path}'. A preset of the command line becomes a file with: "
             f"sightline train experiment={file.stem} --cfg job > {file.stem}.yaml"
         ) from error
+    except RecursionError as error:
+        raise ConfigError(f"'{path}' is no config: it is nested deeper than {DEEPEST} levels.") from error
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise ConfigError(f"'{path}' cannot be read as YAML: {error}") from error
     if content is None:
@@ -65,3 +76,51 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"'{path}': expected keys and values, found a {type(content).__name__}.")
     return content
+
+
+def _load(stream: TextIO) -> Any:
+    loader = _Loader(stream)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check(node)
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _check(root: yaml.Node) -> None:
+    """Raises ValueError for what unfolds into more than it seems: an alias costs a few letters and stands for a whole
+    tree, or for itself; a number of many digits takes its square in time."""
+    sizes: dict[int, tuple[int, int]] = {}  # by node: how many nodes it stands for, how many levels
+    above: set[int] = set()
+    stack = [root]
+    while stack:
+        node = stack[-1]
+        inside = _inside(node)
+        if id(node) not in sizes and id(node) not in above:
+            above.add(id(node))
+            if any(id(item) in above for item in inside):
+                raise ValueError("an alias in it stands for what it is in")
+            stack += [item for item in inside if id(item) not in sizes]
+            continue
+        stack.pop()
+        if id(node) in sizes:
+            continue
+        above.discard(id(node))
+        found = [sizes[id(item)] for item in inside]
+        size, depth = 1 + sum(size for size, _ in found), 1 + max((depth for _, depth in found), default=0)
+        if size > _MOST_NODES:
+            raise ValueError(f"its aliases unfold into more than {_MOST_NODES:,} values")
+        if depth > DEEPEST + 2:  # the outermost mapping and the leaf are none
+            raise ValueError(f"it is nested deeper than {DEEPEST} levels")
+        sizes[id(node)] = (size, depth)
+
+
+def _inside(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.ScalarNode):
+        if node.tag.endswith((":int", ":float")) and len(node.value) > LONGEST:
+            raise ValueError(f"it has a number of {len(node.value)} digits")
+        return []
+    return [item for pair in node.value for item in pair] if isinstance(node, yaml.MappingNode) else list(node.value)

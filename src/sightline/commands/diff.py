@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sightline.commands.table import print_sections
 
 if TYPE_CHECKING:
-    from sightline.runs.compare import Changes, Comparison, Pair
+    from sightline.runs.compare import Changes, Comparison
 
 
 def main(words: Sequence[str]) -> int:
@@ -52,13 +52,34 @@ def _heads(found: Comparison) -> list[str]:
 
 
 def _sections(found: Comparison) -> dict[str, list[str]]:
+    from sightline.runs.compare import rounded
+
     return {
         "config": _pairs(found.config),
         "data": _data(found),
         "environment": _pairs(found.environment),
-        "training": _pairs({key: _rounded(pair) for key, pair in found.training.items()}),
+        "training": _log(found) + _pairs({key: rounded(pair) for key, pair in found.training.items()}),
         "metrics": _metrics(found),
     }
+
+
+def _log(found: Comparison) -> list[str]:
+    """Where the logs part, or how far they are the same; nothing where they are the same to the end."""
+    from sightline.runs.compare import rounded
+
+    log = found.log
+    if log.first is not None:
+        a, b = map(_say, rounded(log.first.values))
+        return [f"first difference: {log.first.place}: {log.first.quantity} {a} -> {b}"]
+    if log.same or not all(log.last):
+        return []
+    if not log.points:
+        return ["the logs have no point in common"]
+    for shorter, longer in ((0, 1), (1, 0)):
+        if not log.alone[shorter] and log.last[shorter] < log.last[longer]:
+            ends, goes_on = "AB"[shorter], "AB"[longer]
+            return [f"the same up to step {log.last[shorter]}, where {ends} ends; {goes_on} goes on"]
+    return [f"the same at the {log.points} log points that both have"]
 
 
 def _say(value: Any) -> str:
@@ -66,12 +87,6 @@ def _say(value: Any) -> str:
     from sightline.runs.listing import words
 
     return "(none)" if value is MISSING else words(value)
-
-
-def _rounded(pair: Pair) -> Pair:
-    """Four digits, if they tell the two apart."""
-    a, b = (float(f"{side:.4g}") if isinstance(side, float) else side for side in pair)
-    return pair if a == b else (a, b)
 
 
 def _pairs(changes: Changes) -> list[str]:
@@ -94,7 +109,7 @@ def _data(found: Comparison) -> list[str]:
     for name, ((a, b), same) in found.splits.items():
         counts = _say(b) if a == b else f"{_say(a)} -> {_say(b)}"
         lines.append(f"{name:<{width}}  {counts} images, {'the same' if same else 'other pictures or labels'}")
-    return lines
+    return lines + (found.pictures.words() if found.pictures is not None else [])
 
 
 def _metrics(found: Comparison) -> list[str]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +24,7 @@ def main(words: Sequence[str]) -> int:
         "sightline load", description="Check an exported model and say what it is.", allow_abbrev=False
     )
     options.add_argument("run", metavar="RUN", help="a run's directory, or its exported folder")
+    options.add_argument("--json", action="store_true", help="all of it as JSON, with the whole provenance")
     add_model_options(options)
     found = options.parse_args(words)
     from sightline.runs.directory import Run
@@ -37,13 +41,44 @@ def main(words: Sequence[str]) -> int:
 
     predictor = load(path, device=found.device, allow=found.allow)
     directory = path if (path / MANIFEST).is_file() else Run(path).exported
-    answer = _answer(predictor)  # before anything is printed: a model that fails is no model to describe
-    for name, value in _facts(predictor, directory, answer):
-        print(f"{name:<12} {value}")
+    took = _answer(predictor)  # before anything is printed: a model that fails is no model to describe
+    if found.json:
+        print(json.dumps(_told(predictor, directory, took), indent=2, ensure_ascii=False))
+        return 0
+    for name, value in _facts(predictor, directory, took):
+        print(f"{_plain(name):<12} {_plain(value)}")
     return 0
 
 
-def _facts(predictor: Predictor, directory: Path, answer: str) -> Iterator[tuple[str, str]]:
+def _told(predictor: Predictor, directory: Path, took: float) -> dict[str, Any]:
+    """What the lines say, and all that the file says of where the model came from, JSON-ready."""
+    from sightline.runs.manifest import WEIGHTS
+
+    manifest = predictor.manifest
+    return {
+        "path": str(directory),
+        "format": manifest["format"],
+        "model": manifest["model"],
+        "parameters": sum(parameter.numel() for parameter in predictor.model.parameters()),
+        "preprocess": manifest["preprocess"],
+        "classes": list(predictor.classes),
+        "weights": {
+            "file": WEIGHTS,
+            "bytes": (directory / WEIGHTS).stat().st_size,
+            "sha256": manifest["weights_sha256"],
+        },
+        "metrics": manifest.get("metrics"),
+        "provenance": manifest.get("provenance"),
+        "answers": {"device": str(predictor.device), "milliseconds": round(took, 3)},
+    }
+
+
+def _plain(text: str) -> str:
+    """Without what a terminal would obey: the names in a model may come from anywhere."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def _facts(predictor: Predictor, directory: Path, took: float) -> Iterator[tuple[str, str]]:
     """(name, value) of each line; of what the file may lack or have in another form, as much as is there."""
     from sightline.runs.manifest import WEIGHTS
 
@@ -69,33 +104,59 @@ def _facts(predictor: Predictor, directory: Path, answer: str) -> Iterator[tuple
     if not metrics:
         yield "metrics", "none: it has not been measured"
     yield from _origin(_mapping(manifest.get("provenance")), directory)
-    yield "answers", answer
+    yield "answers", f"yes: tried with noise on {predictor.device}, {took:.1f} ms"
 
 
 def _origin(provenance: Mapping[str, Any], directory: Path) -> Iterator[tuple[str, str]]:
-    """Where the model came from: its run, the data's fingerprints, and, in the run's own directory, the versions."""
+    """Where the model came from, as far as it is known: its run, the data's fingerprints, versions, machine, code. What
+    a model of format 1 does not say, its run's own directory may."""
     from sightline.files import read_json
     from sightline.runs.directory import Run
 
-    if "run" in provenance:
-        yield "run", str(provenance["run"])
+    found: Mapping[str, Any] = provenance
+    if "packages" not in provenance:
+        with suppress(OSError, ValueError):
+            found = {**_mapping(read_json(Run(directory.absolute().parent).environment)), **provenance}
+        found = {**found, "machine": found.get("machine_words")}
+    for name in ("run", "id", "seed"):
+        if found.get(name) is not None:
+            yield name, str(found[name])
+    times = [f"{word} {found[key]}" for word, key in (("began", "began"), ("exported", "time")) if key in found]
+    if times:
+        yield "time", "  ".join(times)
     for split, fingerprint in _mapping(provenance.get("data")).items():
         yield f"data {split}", str(fingerprint)
-    try:
-        found = _mapping(read_json(Run(directory.absolute().parent).environment))
-    except (OSError, ValueError):
-        return
     packages = _mapping(found.get("packages"))
     versions = {"python": found.get("python"), "torch": _mapping(found.get("torch")).get("version")}
     versions |= {name: packages.get(name) for name in ("sightline", "torchvision", "timm")}
-    yield "made with", "  ".join(f"{name} {version}" for name, version in versions.items() if version)
-    commit = _mapping(found.get("git")).get("commit")
-    if commit:
-        yield "commit", str(commit)
+    if any(versions.values()):
+        yield "made with", "  ".join(f"{name} {version}" for name, version in versions.items() if version)
+    if found.get("machine"):
+        yield "machine", str(found["machine"])
+    git = _mapping(found.get("git"))
+    if git.get("commit"):
+        yield "commit", f"{git['commit']}{_changes(git)}"
+    drift = found.get("drift")
+    for change in drift if isinstance(drift, list) else ():
+        yield (
+            "changed",
+            f"{listing(_mapping(_mapping(change).get('changed')))} from step {_mapping(change).get('step')} on",
+        )
 
 
-def _answer(predictor: Predictor) -> str:
-    """One answer to noise. Raises ArtifactError where there is none, or one that is no number."""
+def _changes(git: Mapping[str, Any]) -> str:
+    """What was changed since that commit, in words."""
+    diff = str(git.get("diff") or "").splitlines()
+    lines = [line for line in diff if line.startswith(("+", "-")) and not line.startswith(("+++", "---"))]
+    untracked = git.get("untracked")
+    parts = [f"{len(lines)} changed lines"] if lines else []
+    parts += [f"{len(untracked)} files of no commit"] if isinstance(untracked, list) and untracked else []
+    return f"  and {' and '.join(parts)}" if parts else ""
+
+
+def _answer(predictor: Predictor) -> float:
+    """The milliseconds that an answer to noise took. Raises ArtifactError where there is none, or one that is no
+    number."""
     import torch
 
     noise = torch.randint(
@@ -111,7 +172,7 @@ def _answer(predictor: Predictor) -> str:
     took = (time.perf_counter() - began) * 1000
     if not bool(torch.isfinite(answer).all()):
         raise ArtifactError("the model answers with NaN or infinite numbers to noise; its weights are of no use.")
-    return f"yes: tried with noise on {predictor.device}, {took:.1f} ms"
+    return took
 
 
 def _network(network: Mapping[str, Any]) -> str:

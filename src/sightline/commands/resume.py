@@ -20,13 +20,12 @@ def main(words: Sequence[str]) -> int:
         help="trainer.… keys (but precision, accumulate_grad_batches and gradient_clip_…, which make another step), or "
         "data.root=PATH where the data has moved",
     )
-    found = options.parse_intermixed_args(words)
-    changed = changes(
-        found.overrides,
-        ("trainer.", "data.root", "data.workers", "data.prefetch", "data.cache", "data.cache_dir", "data.cache_limit"),
-        "resume",
+    options.add_argument(
+        "--allow-drift", action="store_true", help="go on with other keys, or other data, too; the run records it"
     )
+    found = options.parse_intermixed_args(words)
+    changed = changes(found.overrides, ("trainer.", "data.", "module.", "run.requeue", "seed"), "resume")
     user_code()
     from sightline.config.build import resume
 
-    return report(resume(found.run, changed).fit())
+    return report(resume(found.run, changed, allow_drift=found.allow_drift).fit())

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sightline.commands.compose import PRESETS, checked, user_code
+from sightline.engine.termination import exit_code
 from sightline.yamlfile import dump_yaml
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def parser(command: str, text: str) -> argparse.ArgumentParser:
 
 
 def main(words: Sequence[str]) -> int:
-    """Trains one run; 0 when it finished, 130 when it was interrupted."""
+    """Trains one run; 0 when it finished, 130 when Ctrl-C ended it, 143 when SIGTERM did."""
     options = parser("train", "Train an image classifier.")
     options.add_argument("--cfg", choices=["job"], help="print the composed config instead of training")
     found = options.parse_intermixed_args(words)
@@ -57,7 +58,7 @@ def report(result: FitResult) -> int:
     print(
         f"\ninterrupted after step {result.steps}; a checkpoint is saved. Go on with:\n  sightline resume {result.run}"
     )
-    return 130
+    return exit_code(result.signal)
 
 
 def _presets() -> list[str]:

@@ -4,39 +4,48 @@ export."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import secrets
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from sightline.config.checks import (
     PARTS,
     check_given,
-    check_given_again,
-    check_same_config,
-    check_same_data,
 )
-from sightline.config.data import loader_workers
+from sightline.config.data import file_sizes, loader_workers
 from sightline.config.meters import Meters
 from sightline.config.module import better_direction
-from sightline.config.parts import build_parts
+from sightline.config.parts import Parts, build_parts
+from sightline.config.resuming import check_given_again, check_own, check_same_config, check_same_data
 from sightline.config.schema import TrainConfig
 from sightline.data.packed import PackedDataset
 from sightline.data.preprocess import Preprocess
-from sightline.engine.callbacks import Checkpointer, EarlyStopping, StopOnSignal
-from sightline.engine.checkpoint import load_checkpoint, load_weights
+from sightline.engine.callbacks import EarlyStopping
+from sightline.engine.checkpoint import load_weights, newest_whole
+from sightline.engine.checkpointing import Checkpointer, kept
 from sightline.engine.progress import Progress, plain_console
 from sightline.engine.runtime import Runtime
+from sightline.engine.signals import StopOnSignal, requeue
+from sightline.engine.termination import signal_of
 from sightline.engine.trainer import Trainer, check_callbacks
-from sightline.errors import ArtifactError, RunFailedError, SightlineError
-from sightline.files import locked
+from sightline.errors import ArtifactError, DivergedError, RunFailedError, SightlineError
+from sightline.files import read_json
 from sightline.models.spec import ModelSpec
 from sightline.runs.artifact import add_metrics, export_model, load
 from sightline.runs.console import left_out, show_results
 from sightline.runs.directory import Run, check_free, check_place
 from sightline.runs.environment import environment
 from sightline.runs.evaluate import SplitResult, evaluate_split, write_predictions
-from sightline.runs.recorders import JsonlRecorder, Tee, TensorBoardRecorder
+from sightline.runs.heartbeat import Heartbeat
+from sightline.runs.images import IMAGES, changes_told, write_images
+from sightline.runs.provenance import provenance as origin
+from sightline.runs.recorders import JsonlRecorder, Tee, TensorBoardRecorder, points_at
 from sightline.types import FitResult, Recorder
 from sightline.yamlfile import read_yaml
 
@@ -54,13 +63,14 @@ class Assembly:
     trainer: Trainer
     run: Run
     meters: Meters
+    keeper: Checkpointer
+    beat: Heartbeat
+    lock: ExitStack = field(default_factory=ExitStack)
 
     def fit(self) -> FitResult:
         """Trains to the end, exports the best weights, and measures them as exported. When interrupted, returns after
         the checkpoint."""
-        with locked(self.run.path) as mine:
-            if not mine:
-                raise ArtifactError(f"'{self.run.path}' is being trained by another process.")
+        with self.lock:
             return self._fit()
 
     def _fit(self) -> FitResult:
@@ -68,31 +78,40 @@ class Assembly:
         try:
             with self.runtime.active():
                 result = trainer.fit()
+        except DivergedError as error:
+            raise type(error)(f"{error} {self._last_good()}") from error
         except SightlineError:
             raise
         except Exception as error:  # the network's, the loss's or a callback's own code
-            state = trainer.state
             raise RunFailedError(
-                f"epoch {state.epoch}, batch {state.batch} (step {state.step + 1}) failed with {type(error).__name__}: "
-                f"{error}. The last checkpoint is kept in '{self.run.checkpoints}'."
+                f"{_place(trainer)} failed with {type(error).__name__}: {error}. {self._last_good()}"
             ) from error
         finally:
             if trainer.recorder is not None:
-                trainer.recorder.close()
+                with suppress(OSError):  # a full disk, which the checkpoint has told of
+                    trainer.recorder.close()
         result.run = self.run.path
         if not result.interrupted:
             try:
-                with self.runtime.active():
+                with self.beat.measuring(), self.runtime.active():
                     result.metrics = {split: found.metrics for split, found in self.finish().items()}
-            except KeyboardInterrupt:
-                result.interrupted = True
+            except KeyboardInterrupt as error:
+                result.interrupted, result.signal = True, signal_of(error)
         return result
+
+    def _last_good(self) -> str:
+        """Where to go on from."""
+        step = self.keeper.saved_step
+        if step is None:
+            return "No checkpoint was written yet."
+        return f"The last good checkpoint, of step {step}, is '{self.run.last}'."
 
     def finish(self) -> dict[str, SplitResult]:
         """Exports the best checkpoint and writes what the exported model predicts on every evaluation split."""
         run, model = self.run, self.trainer.state.model
-        load_weights(run.best if run.best.exists() else run.last, model)
-        provenance = {"run": run.path.name, "config": self.config.to_dict(), "data": run.read_data()["fingerprint"]}
+        self._load_best(model)
+        began = read_json(run.environment)
+        provenance = origin(run.path.name, self.config.to_dict(), run.read_data()["fingerprint"], began)
         export_model(run.exported, model, self.spec, self.preprocess, self.data["train"].classes, provenance)
         given = model if "object" in self.spec.network else None
         # the config is the user's own, so its network may be any class; a stored one is limited, see `load`
@@ -111,6 +130,26 @@ class Assembly:
             show_results(run, results, left_out(self.data))
         return results
 
+    def _load_best(self, model: nn.Module) -> None:
+        """The weights to export. Raises ArtifactError when the file of the best ones is not what was written there."""
+        run, state = self.run, self.trainer.state
+        if not run.best.exists():
+            if state.best is not None:
+                print(f"sightline: '{run.best}' is missing; the last weights are exported instead.", file=sys.stderr)
+            load_weights(run.last, model)
+            return
+        advice = "Remove it to export the last weights instead, with: sightline resume"
+        try:
+            content = load_weights(run.best, model)
+        except ArtifactError as error:
+            raise ArtifactError(f"{error} {advice}") from error
+        check_own(run, run.best, content)
+        if content["kind"] not in (None, "best") or content["best"] != state.best:
+            raise ArtifactError(
+                f"'{run.best}' is not the checkpoint of this run's best epoch: its {self.config.module.monitor} is "
+                f"{content['best']}, the best of the run is {state.best}. {advice}"
+            )
+
 
 def fit(config: TrainConfig | Mapping[str, Any] | str | Path, **given: Any) -> FitResult:
     """Trains what the config describes: a `TrainConfig`, a dict, or a YAML file. See `assemble` for `given`."""
@@ -128,20 +167,24 @@ def assemble(config: TrainConfig | Mapping[str, Any] | str | Path, **given: Any)
     check_place(config.run.dir)
     if config.run.name is not None:
         check_free(config.run.dir, config.run.name)
-    return _assemble(config, given, None)
+    return _locked(config, given, None)
 
 
-def resume(path: str | Path, changes: Mapping[str, Any] | None = None, **given: Any) -> Assembly:
+def resume(
+    path: str | Path, changes: Mapping[str, Any] | None = None, *, allow_drift: bool = False, **given: Any
+) -> Assembly:
     """The assembly of a run that goes on from its last checkpoint. `changes` is a nested dict of `trainer` keys to
     change, such as the device, or a `data.root` that has moved; parts that were handed over when it began must be
-    handed over again. Raises ArtifactError when there is no checkpoint, or the data or the rest of the config is not
-    what the run began with."""
+    handed over again. A run that was ended before its first checkpoint begins.
+
+    Raises ArtifactError when no checkpoint is whole, when another process trains the run, and when the data or the rest
+    of the config is not what it began with. With `allow_drift` it goes on with these, too, and records what changed in
+    `environment.json`, in its checkpoints and with the model."""
     run = Run.open(path)
-    if not run.last.is_file():
-        raise ArtifactError(f"'{run.path}' has no checkpoint to resume from; start again with: sightline train")
     check_given(given)
     check_given_again(run, given)
-    return _assemble(as_config(merged(read_yaml(run.config), changes or {})), given, run)
+    config = as_config(merged(read_yaml(run.config), changes or {}))
+    return _locked(config, given, run, allow_drift)
 
 
 def as_config(config: TrainConfig | Mapping[str, Any] | str | Path) -> TrainConfig:
@@ -160,34 +203,74 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     return result
 
 
-def _assemble(config: TrainConfig, given: Mapping[str, Any], run: Run | None) -> Assembly:
+def _locked(config: TrainConfig, given: Mapping[str, Any], run: Run | None, allow_drift: bool = False) -> Assembly:
+    """An assembly that holds the lock on its run until it has been fitted, or is forgotten."""
+    with ExitStack() as lock:
+        if run is not None:
+            lock.enter_context(run.locked())
+        assembly = _assemble(config, given, run, lock, allow_drift)
+        assembly.lock = lock.pop_all()
+        return assembly
+
+
+def _assemble(
+    config: TrainConfig, given: Mapping[str, Any], run: Run | None, lock: ExitStack, allow_drift: bool
+) -> Assembly:
     check_callbacks(given.get("callbacks", ()))
-    parts = build_parts(config, given, fresh=run is None)
+    found = _newest(run) if run is not None else None
+    drift = None
+    if run is not None and found is not None:
+        drift = check_same_config(run, config, found[1]["config"], allow_drift)
+    parts = build_parts(config, given, fresh=found is None)
     config, state, data = parts.config, parts.state, parts.data
     module, settings = config.module, config.trainer
+    resumed_at = None
     if run is None:
-        run = Run.create(config.run.dir, config.run.name, parts.source.info.name)
-        run.write_json(run.data, parts.record)
-        run.write_json(
-            run.environment, environment() | {"given": sorted(set(PARTS) & set(given)), "runtime": parts.chosen}
+        run = Run.create(
+            config.run.dir, config.run.name, parts.source.info.name, lambda made: _begin(made, parts, given)
         )
-        resumed_at = None
+        lock.enter_context(run.locked())
     else:
-        check_same_data(run, parts.record)
-        before = check_same_config(run, config).trainer
-        state.meters["train"] = parts.meters.train()
-        load_checkpoint(run.last, state)
-        if before.early_stopping != settings.early_stopping or before.max_epochs < settings.max_epochs:
-            state.stopped = False  # what ended it is no longer asked for, or is to be asked again
+        other_data = check_same_data(
+            run, parts.record, lambda: changes_told(run.path / IMAGES, data, file_sizes(parts.source)), allow_drift
+        )
+        if found is not None and drift is not None:
+            drift.changed |= other_data
+            state.meters["train"] = parts.meters.train()
+            drift.restore(found[1], state, found[0], config)
+            drift.note(run, state)
+            before = drift.began.trainer
+            if before.early_stopping != settings.early_stopping or before.max_epochs < settings.max_epochs:
+                state.stopped = False  # what ended it is no longer asked for, or is to be asked again
         resumed_at = (state.step, state.epoch)
-    run.write_config(config.to_dict())
-    better = better_direction(config, module.monitor)
-    keeper = Checkpointer(run.last, run.best, module.monitor, better, settings.checkpoint_every)
-    callbacks = [StopOnSignal(), keeper, *_early_stopping(config, parts.meters.better), *given.get("callbacks", ())]
+        run.write_config(config.to_dict())
+        if other_data:
+            run.write_json(run.data, parts.record)
+            write_images(run.path / IMAGES, data, file_sizes(parts.source))
     recorders: list[Recorder] = [JsonlRecorder(run.log, resumed_at)]
-    recorders.append(TensorBoardRecorder(run.tensorboard, list(data), resumed_at and resumed_at[0]))
+    again = points_at(run.log, resumed_at) if resumed_at else []
+    recorders.append(TensorBoardRecorder(run.tensorboard, list(data), resumed_at and resumed_at[0], again))
     if "recorder" in given:
         recorders.append(given["recorder"])
+    recorder = Tee(*recorders)
+    better = better_direction(config, module.monitor)
+    keeper = Checkpointer(
+        run.last,
+        run.best,
+        module.monitor,
+        better,
+        settings.checkpoint_every,
+        every_minutes=settings.checkpoint_minutes,
+        keep=settings.keep_checkpoints,
+        keep_every=settings.keep_every,
+        about=_about(run, parts),
+        flush=recorder.flush,
+        requested=_requeue(config, run),
+        save_first=drift is not None and bool(drift.changed),
+    )
+    beat = Heartbeat(run.path)
+    callbacks = [keeper, *_early_stopping(config, parts.meters.better), *given.get("callbacks", ())]
+    callbacks += [*([Progress()] if settings.progress else ()), beat]
     trainer = Trainer(
         parts.task,
         state,
@@ -196,13 +279,69 @@ def _assemble(config: TrainConfig, given: Mapping[str, Any], run: Run | None) ->
         max_epochs=settings.max_epochs,
         eval_every=settings.eval_every,
         log_every=settings.log_every,
+        divergence_threshold=settings.divergence_threshold,
         runtime=parts.runtime,
-        callbacks=(*callbacks, *([Progress()] if settings.progress else ())),
-        recorder=Tee(*recorders),
+        callbacks=(*callbacks, StopOnSignal()),  # last: it hands the signals back when all is saved
+        recorder=recorder,
         meter=parts.meters.train,
         eval_meter=parts.meters.evaluation,
     )
-    return Assembly(config, data, parts.preprocess, parts.spec, parts.loss, parts.runtime, trainer, run, parts.meters)
+    return Assembly(
+        config,
+        data,
+        parts.preprocess,
+        parts.spec,
+        parts.loss,
+        parts.runtime,
+        trainer,
+        run,
+        parts.meters,
+        keeper,
+        beat,
+    )
+
+
+def _newest(run: Run) -> tuple[Path, dict[str, Any]] | None:
+    """The newest whole checkpoint of a run, and where it is; None for a run that has not written one yet."""
+    files = kept(run.last)
+    if not files:
+        return None
+    path, content = newest_whole(files, lambda line: print(f"sightline: {line}", file=sys.stderr))
+    check_own(run, path, content)
+    return path, content
+
+
+def _begin(run: Run, parts: Parts, given: Mapping[str, Any]) -> None:
+    """What a run's directory holds before the first step."""
+    run.write_json(run.data, parts.record)
+    write_images(run.path / IMAGES, parts.data, file_sizes(parts.source))
+    handed = sorted(set(PARTS) & set(given))
+    made_with = environment() | {"id": secrets.token_hex(8), "given": handed, "runtime": parts.chosen}
+    run.write_json(run.environment, made_with)
+    run.write_config(parts.config.to_dict())
+
+
+def _about(run: Run, parts: Parts) -> dict[str, Any]:
+    """What every checkpoint says of where it comes from."""
+    return {
+        "id": run.id,
+        "run": run.path.name,
+        "seed": parts.config.seed,
+        "classes": list(parts.data["train"].classes),
+        "preprocess": parts.preprocess.to_dict(),
+        "data": parts.record["fingerprint"],
+        "environment": read_json(run.environment),
+    }
+
+
+def _requeue(config: TrainConfig, run: Run) -> Callable[[], None] | None:
+    command = config.run.requeue
+    return None if command is None else lambda: requeue(command, run.path)
+
+
+def _place(trainer: Trainer) -> str:
+    state = trainer.state
+    return f"epoch {state.epoch}, batch {state.batch} (step {state.step + 1})"
 
 
 def _early_stopping(config: TrainConfig, known: Mapping[str, str]) -> list[EarlyStopping]:

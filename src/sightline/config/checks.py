@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,13 +13,11 @@ from sightline import locate
 from sightline.config.meters import Meters
 from sightline.config.schema import TrainConfig
 from sightline.data.packed import PackedDataset
-from sightline.engine.checkpoint import read_checkpoint
 from sightline.engine.runtime import Runtime
-from sightline.errors import ArtifactError, ConfigError, DataError, listing, nearest
+from sightline.errors import ConfigError, DataError, listing, nearest
 from sightline.metrics import metric_names
 from sightline.models.losses import ClassWeighted
 from sightline.models.spec import ModelSpec, answer_to_noise
-from sightline.runs.directory import Run
 from sightline.runs.record import at
 
 GIVEN = ("source", "model", "loss", "optimizer", "task", "callbacks", "recorder")
@@ -28,14 +26,15 @@ PARTS = GIVEN[:5]
 """Those of them that make the training what it is: to resume, they must be handed over again."""
 FAR = 100.0
 """Labels whose mean or deviation is beyond this are warned of."""
-_STEPS = (
+STEPS = (
     "trainer.precision",
     "trainer.accumulate_grad_batches",
     "trainer.gradient_clip_val",
     "trainer.gradient_clip_algorithm",
 )
+"""Keys that make another step of the same batches."""
 UPDATES = (
-    *_STEPS,
+    *STEPS,
     "trainer.channels_last",
     "trainer.compile",
     "module.freeze_epochs",
@@ -48,9 +47,6 @@ UPDATES = (
     "module.ema_warmup",
 )
 """Keys that are about the update, which a task that was handed over does itself."""
-MAY_CHANGE = ("trainer.", "run.", "data.root", "data.workers", "data.prefetch", "data.cache")
-"""Keys that may differ when a run is resumed, but for those that make another step: the data is compared pixel by pixel
-in any case."""
 
 
 def check_targets(config: TrainConfig) -> None:
@@ -211,51 +207,3 @@ def check_given(given: Mapping[str, Any]) -> None:
     for name in given:
         if name not in GIVEN:
             raise TypeError(f"'{name}' cannot be given.{nearest(name, GIVEN)} What can: {', '.join(GIVEN)}.")
-
-
-def check_given_again(run: Run, given: Mapping[str, Any]) -> None:
-    """Raises ArtifactError for a part that was handed over when the run began and is not now."""
-    missing = [name for name in run.read_given() if name not in given]
-    if missing:
-        again = ", ".join(f"{name}=…" for name in missing)
-        raise ArtifactError(
-            f"'{run.path}' was made with parts handed over in Python: {listing(missing)}. Its config alone would make "
-            f"another training; hand them over again: sightline.resume(path, {again})"
-        )
-
-
-def check_same_config(run: Run, config: TrainConfig) -> TrainConfig:
-    """The config that the last checkpoint was written under. Raises ArtifactError naming the keys that differ from it
-    and may not."""
-    # a key that is newer than the checkpoint had the value it has when nobody names it
-    began = TrainConfig.from_dict(read_checkpoint(run.last)["config"])
-    before = dict(_leaves(began.to_dict()))
-    now = dict(_leaves(config.to_dict()))
-    differ = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-    differ = [key for key in differ if not key.startswith(MAY_CHANGE) or key in _STEPS]
-    if differ:
-        told = listing(f"{key} (was {before.get(key)}, is {now.get(key)})" for key in differ)
-        raise ArtifactError(
-            f"'{run.config}' is not the config the run began with: {told}. Start a new run for the new one."
-        )
-    return began
-
-
-def _leaves(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(values, Mapping) and values:
-        for name, value in values.items():
-            yield from _leaves(value, f"{path}.{name}" if path else name)
-    else:
-        yield path, values
-
-
-def check_same_data(run: Run, record: Mapping[str, Any]) -> None:
-    """Raises ArtifactError naming the first split whose pixels, labels or classes are not what the run was made
-    with."""
-    before = run.read_data()["fingerprint"]
-    for split in sorted({*before, *record["fingerprint"]}):
-        if before.get(split) != record["fingerprint"].get(split):
-            raise ArtifactError(
-                f"the data has changed since '{run.path}' began: its {split} split is not the same. A resumed run must "
-                f"see the same images; start a new one for the new data."
-            )

@@ -3,9 +3,12 @@ images."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
 from sightline import locate
@@ -135,6 +138,17 @@ def data_record(data: Mapping[str, PackedDataset], source: DataSource) -> dict[s
             for name, reason in packed.left_out
         ],
     }
+
+
+def file_sizes(source: DataSource) -> dict[str, int]:
+    """The bytes of every sample's file by its id, as far as samples are files."""
+    sizes = {}
+    for samples in source.splits.values():
+        for sample in samples:
+            if isinstance(sample.image, Path):
+                with suppress(OSError):  # one that is missing is told where it is decoded
+                    sizes[sample.id] = os.stat(sample.image).st_size  # noqa: PTH116 a third of the time of Path.stat
+    return sizes
 
 
 def _packing(data: DataConfig, shown: bool) -> Packing:

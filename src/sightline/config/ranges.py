@@ -28,6 +28,7 @@ def check_ranges(config: TrainConfig) -> None:
         ("data.augment.shift", data.augment.shift, 0), ("trainer.max_epochs", trainer.max_epochs, 1),
         ("trainer.eval_every", trainer.eval_every, 1), ("trainer.log_every", trainer.log_every, 1),
         ("trainer.checkpoint_every", trainer.checkpoint_every, 1),
+        ("trainer.keep_checkpoints", trainer.keep_checkpoints, 1), ("trainer.keep_every", trainer.keep_every, 1),
         ("trainer.threads", None if trainer.threads == "auto" else trainer.threads, 1),
         ("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, 1),
         ("trainer.early_stopping.patience", trainer.early_stopping.patience, 1),
@@ -83,6 +84,10 @@ def _check_training(config: TrainConfig) -> None:
     clip = trainer.gradient_clip_val
     if clip is not None and not 0 < clip < math.inf:
         raise ConfigError(f"trainer.gradient_clip_val: expected a number above 0, or null for none, found {clip}.")
+    for name in ("checkpoint_minutes", "divergence_threshold"):
+        value = getattr(trainer, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"trainer.{name}: expected a number above 0, or null for none, found {value}.")
     if module.ema is not None and not 0 < module.ema < 1:
         raise ConfigError(
             f"module.ema: expected a decay between 0 and 1, such as 0.999, or null for none, found {module.ema}."

@@ -253,6 +253,15 @@ class TrainerConfig:
     checkpoint_every: int | None = key_field(
         None, "Also write `last.ckpt` every so many steps, for epochs that last hours."
     )
+    checkpoint_minutes: float | None = key_field(
+        10.0, "Also write `last.ckpt` when the last one is so many minutes old; null for at the end of an epoch alone."
+    )
+    keep_checkpoints: int = key_field(
+        2, "How many of the newest checkpoints stay: `last.ckpt`, `last-1.ckpt` before it, and so on."
+    )
+    keep_every: int | None = key_field(
+        None, "Also keep the checkpoint of every so many epochs for good, as `epoch-0010.ckpt`."
+    )
     precision: Literal["fp32", "bf16", "fp16"] = key_field(
         "fp32",
         "The type of the large products: `bf16` or `fp16` by automatic mixed precision (`fp16` with loss scaling); weights, losses and what is exported stay float32.",
@@ -263,6 +272,10 @@ class TrainerConfig:
     gradient_clip_val: float | None = key_field(None, "Limit the gradients of each step to this.")
     gradient_clip_algorithm: Literal["norm", "value"] = key_field(
         "norm", "Whether it limits the norm of all gradients together, or each value."
+    )
+    divergence_threshold: float | None = key_field(
+        None,
+        "End the run as failed when the training loss between two log points is above this; NaN and infinity always do.",
     )
     early_stopping: EarlyStoppingConfig = key_field(EarlyStoppingConfig(), "See `trainer.early_stopping`.")
     device: str = key_field("auto", "`auto` (cuda, then mps, then cpu), or a torch device such as `cpu` or `cuda:1`.")
@@ -291,6 +304,10 @@ class RunConfig:
     dir: str = key_field("runs", "The directory the runs are in.")
     name: str | None = key_field(
         None, "The run's own name; by default the data's name and the time. An existing run is never written over."
+    )
+    requeue: str | None = key_field(
+        None,
+        "A shell command for schedulers that warn before they kill, such as `scontrol requeue $SLURM_JOB_ID`: run after the checkpoint that SIGUSR1 or SIGTERM asked for, with the run's directory in `$SIGHTLINE_RUN`.",
     )
 
 

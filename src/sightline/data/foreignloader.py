@@ -27,9 +27,12 @@ class ForeignLoader:
     come: float32 [B,C,H,W], normalised. A generator, which cannot begin anew, needs `steps`, the length of an epoch,
     and each epoch goes on where the last one stopped.
 
-    `seek` to the middle of an epoch: where the loader has `state_dict` (torchdata's StatefulDataLoader) and its state
-    was given back by `load_state_dict`, it goes on from there; else the batches before are read and dropped, which
-    gives the same ones as long as the loader's order is a function of torch's generator, as DataLoader's is."""
+    `resumable` says whether it can begin in the middle of an epoch at no cost: a list or tuple can, and a loader with
+    `state_dict` and `load_state_dict` (torchdata's StatefulDataLoader) whose state was given back. No other is read
+    again from its beginning to get there, which could take as long as training did: its runs are resumed at the
+    beginning of an epoch, where the order is the same as long as it is a function of torch's generator, as
+    DataLoader's is. A generator that a new process made goes on with whatever it gives first: to get the same batches,
+    make it begin where the epoch does."""
 
     def __init__(self, batches: Iterable[Any], *, steps: int | None = None, device: torch.device | str = "cpu"):
         if not isinstance(batches, Iterable):
@@ -42,6 +45,12 @@ class ForeignLoader:
         self._epoch, self._batch = 0, 0
         self._restored = False
         self._taken = 0  # batches taken from a generator so far
+        self._before: int | None = None  # batches of the run before its first; none, but in a process that resumes
+
+    @property
+    def resumable(self) -> bool:
+        """Whether `seek` to the middle of an epoch costs nothing."""
+        return isinstance(self.batches, list | tuple) or self._keeps_its_place()
 
     def __len__(self) -> int:
         if self.steps is not None:
@@ -51,19 +60,44 @@ class ForeignLoader:
         raise TypeError(f"{type(self.batches).__name__} has no length; say with steps= how long an epoch is")
 
     def seek(self, epoch: int, batch: int = 0) -> None:
-        """Makes the next iteration epoch `epoch` from batch `batch` on."""
+        """Makes the next iteration epoch `epoch` from batch `batch` on. Raises DataError for a batch that could only be
+        reached by reading those before it again."""
+        if batch and not (isinstance(self.batches, list | tuple) or self._restored or self._has_given(epoch, batch)):
+            raise DataError(
+                f"the {type(self.batches).__name__} cannot begin epoch {epoch} at batch {batch}: {self._why_not()}"
+            )
         self._epoch, self._batch = epoch, batch
 
+    def _keeps_its_place(self) -> bool:
+        return all(callable(getattr(self.batches, name, None)) for name in ("state_dict", "load_state_dict"))
+
+    def _has_given(self, epoch: int, batch: int) -> bool:
+        """Whether a generator has given what is before this place already, to this process."""
+        if not isinstance(self.batches, Iterator) or self.steps is None or self._before is None:
+            return False
+        return epoch * self.steps + batch <= self._before + self._taken
+
+    def _why_not(self) -> str:
+        if self._keeps_its_place():
+            return (
+                "its state of that moment was not given back by load_state_dict. Go on from a checkpoint that holds "
+                "it, or from an epoch's beginning."
+            )
+        return (
+            "it has no state_dict and load_state_dict, and the batches before are not read again to get there. Go on "
+            "from a checkpoint of an epoch's beginning, or give a loader that keeps its place, such as torchdata's "
+            "StatefulDataLoader."
+        )
+
     def state_dict(self) -> dict[str, Any]:
-        """The wrapped loader's own state, where it has one."""
-        own = getattr(self.batches, "state_dict", None)
-        return {"loader": own()} if own is not None else {}
+        """The wrapped loader's own state, where it has one that it can be given back."""
+        return {"loader": self.batches.state_dict()} if self._keeps_its_place() else {}  # type: ignore[attr-defined]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Gives the wrapped loader its state back; the next iteration goes on from there."""
-        own = getattr(self.batches, "load_state_dict", None)
-        if own is not None and "loader" in state:
-            own(state["loader"])
+        """Gives the wrapped loader its state back; the next iteration goes on from there, or where that is the end of
+        an epoch, begins the next one."""
+        if self._keeps_its_place() and "loader" in state:
+            self.batches.load_state_dict(state["loader"])  # type: ignore[attr-defined]
             self._restored = True
 
     def __iter__(self) -> Iterator[Batch]:
@@ -72,17 +106,22 @@ class ForeignLoader:
         for owner in (self.batches, getattr(self.batches, "sampler", None)):
             if callable(getattr(owner, "set_epoch", None)):  # DistributedSampler's way to shuffle anew
                 owner.set_epoch(epoch)  # type: ignore[union-attr]
-        dropped = 0 if restored else first
-        if isinstance(self.batches, Iterator) and self.steps is not None and not restored:
-            dropped = max(0, epoch * self.steps + first - self._taken)  # none, but in a process that resumes
+        place = epoch * (self.steps or 0) + first
+        if self._before is None or restored:
+            self._before = place - self._taken
+        # what an epoch that was left early has not taken from a generator, which is still alive
+        dropped = max(0, place - self._before - self._taken) if isinstance(self.batches, Iterator) else 0
         base = int(torch.randint(2**62, ()))  # the trainer has seeded torch for the epoch: a function of it
-        found = iter(self.batches)
+        found = iter(self.batches[first:] if isinstance(self.batches, list | tuple) else self.batches)
         for number in range(first - dropped, first):
             if self._next(found, base, number) is _END:
                 break
         count = first
         while self.steps is None or count < self.steps:
             batch = self._next(found, base, count)
+            if batch is _END and restored and first == count == 0:  # that was the state of the end of an epoch
+                restored, found = False, iter(self.batches)
+                continue
             if batch is _END:
                 break
             count += 1

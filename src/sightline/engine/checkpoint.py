@@ -1,52 +1,73 @@
-"""TrainState <-> file. Atomic, and loadable with `weights_only`: no pickled code."""
+"""TrainState <-> file. Atomic, sealed with a checksum, and loadable with `weights_only`: no pickled code."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from sightline.engine.sealed import is_sealed, load_sealed, save_sealed
 from sightline.errors import ArtifactError
-from sightline.files import atomic_write
 from sightline.types import TrainState
 
-FORMAT = 1
+FORMAT = 2
+_READS = (1, 2)  # 1 had no seal, no kind and nothing about the run
+_KEYS = ("model", "optimizer", "schedules", "ema", "scaler", "meters", "config")
+_COUNTERS = ("epoch", "step", "batch", "best", "stopped", "callbacks", "history", "loader")
 
 
-def save_checkpoint(path: Path, state: TrainState) -> None:
-    """Writes all of `state`; a reader sees the old file or the new one, never a part."""
+def checkpoint_content(state: TrainState, kind: str = "last", about: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """All of `state` as it is now, in copies on the CPU: training may go on while it is written.
+
+    `kind` is what the file is for, "last" to go on from or "best" to export; `about` says where it comes from."""
     content = {
         "format": FORMAT,
+        "kind": kind,
+        "about": dict(about or {}),
         "model": state.model.state_dict(),
         "optimizer": state.optimizer.state_dict() if state.optimizer else None,
         "schedules": [schedule.scheduler.state_dict() for schedule in state.schedules],
         "ema": state.ema.state_dict() if state.ema else None,
         "scaler": state.scaler.state_dict() if state.scaler else None,
-        "epoch": state.epoch,
-        "step": state.step,
-        "batch": state.batch,
-        "best": state.best,
-        "stopped": state.stopped,
         "meters": {name: meter.state_dict() for name, meter in state.meters.items()},
-        "callbacks": state.callbacks,
-        "history": state.history,
         "config": state.config,
-        "loader": state.loader,
+        **{name: getattr(state, name) for name in _COUNTERS},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        torch.save(content, file)
+    copied: dict[str, Any] = _copied(content, {})
+    return copied
+
+
+def content_bytes(content: Any) -> int:
+    """About how large a checkpoint of this content is, in bytes."""
+    if isinstance(content, Tensor):
+        return content.nbytes
+    if isinstance(content, Mapping):
+        return sum(64 + content_bytes(value) for value in content.values())
+    if isinstance(content, list | tuple):
+        return sum(16 + content_bytes(value) for value in content)
+    return len(content) if isinstance(content, str | bytes) else 16
+
+
+def save_checkpoint(path: Path, state: TrainState) -> None:
+    """Writes all of `state`; a reader sees the old file or the new one, never a part."""
+    save_sealed(path, checkpoint_content(state))
 
 
 def load_checkpoint(path: Path, state: TrainState) -> None:
-    """Puts a saved state into `state`, whose model, optimiser and schedules are made of the same config.
+    """`restore` of a file."""
+    restore(read_checkpoint(path), state, path)
 
-    Raises ArtifactError when the file is missing, damaged, or of another network or optimiser, and where only one of
-    the two has an average or a scaler."""
-    content = read_checkpoint(path)
+
+def restore(content: Mapping[str, Any], state: TrainState, path: Path) -> None:
+    """Puts what was read from `path` into `state`, whose model, optimiser and schedules are made of the same config.
+
+    Raises ArtifactError when it is of another network or optimiser, and where only one of the two has an average or a
+    scaler."""
     for name, what in (("ema", "an average of the weights"), ("scaler", "a gradient scaler")):
         if (content[name] is None) != (getattr(state, name) is None):
             has, lacks = ("the state", f"'{path}'") if content[name] is None else (f"'{path}'", "the state")
@@ -66,16 +87,67 @@ def load_checkpoint(path: Path, state: TrainState) -> None:
                 getattr(state, name).load_state_dict(content[name])
     except (RuntimeError, ValueError, KeyError) as error:
         raise ArtifactError(f"'{path}' belongs to another network, optimiser or schedule: {error}") from error
-    for name in ("epoch", "step", "batch", "best", "stopped", "callbacks", "history", "loader"):
+    for name in _COUNTERS:
         setattr(state, name, content[name])
     for name, saved in content["meters"].items():
         state.meters[name].load_state_dict(saved)
 
 
-def load_weights(path: Path, model: torch.nn.Module) -> None:
-    """Only the weights of a checkpoint that are evaluated: their average where it has one, else the model's."""
+def load_weights(path: Path, model: torch.nn.Module) -> dict[str, Any]:
+    """Only the weights of a checkpoint that are evaluated: their average where it has one, else the model's. Gives the
+    whole content."""
     content = read_checkpoint(path)
-    model.load_state_dict(content["ema"] or content["model"])
+    try:
+        model.load_state_dict(content["ema"] or content["model"])
+    except RuntimeError as error:
+        raise ArtifactError(f"'{path}' belongs to another network: {error}") from error
+    return content
+
+
+def newest_whole(paths: Iterable[Path], tell: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
+    """The first of `paths`, newest first, that is whole, and its content. Each one before it is damaged: it is renamed
+    to `<name>.damaged`, and `tell` is called with a line that says so.
+
+    Raises ArtifactError when none is whole, and for one that is whole and cannot be read, such as a later format."""
+    there = [path for path in paths if path.exists()]
+    for path, older in zip(there, [*there[1:], None], strict=True):
+        try:
+            return path, read_checkpoint(path)
+        except DamagedError as error:
+            if older is None:
+                raise
+            aside = path.with_name(f"{path.name}.damaged")
+            path.replace(aside)
+            tell(f"{error} It is kept as '{aside.name}'; going on from '{older.name}', the one before it.")
+    raise ArtifactError("there is no checkpoint.")
+
+
+class DamagedError(ArtifactError):
+    """A checkpoint that is not whole: cut off, changed, or no checkpoint at all."""
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The file's content, on the CPU, after a check of its checksum and its format. Raises ArtifactError, a
+    DamagedError where the file is not whole."""
+    try:
+        content = load_sealed(path, numpy_values())
+    except ArtifactError as error:
+        raise DamagedError(str(error)) from error.__cause__
+    version = content.get("format") if isinstance(content, dict) else None
+    if isinstance(version, int) and version > FORMAT:
+        raise ArtifactError(f"'{path}' is of format {version}; this version of Sightline reads formats up to {FORMAT}.")
+    whole = version in _READS and all(key in content for key in (*_KEYS, *_COUNTERS))
+    if not whole or (version != 1 and not is_sealed(path)):
+        raise DamagedError(f"'{path}' is no checkpoint of Sightline, or a damaged one: parts of it are missing.")
+    read: dict[str, Any] = {"kind": None, "about": {}} | content
+    return read
+
+
+def numpy_values() -> list[Any]:
+    """What numpy's arrays and numbers are made of: plain values, in which loaders keep their place."""
+    core = np._core.multiarray  # type: ignore[attr-defined]
+    kinds = [kind for kind in vars(np.dtypes).values() if isinstance(kind, type) and issubclass(kind, np.dtype)]
+    return [np.ndarray, np.dtype, core._reconstruct, core.scalar, *kinds]
 
 
 def _check_length(path: Path, scheduler: Any, saved: Mapping[str, Any]) -> None:
@@ -88,22 +160,18 @@ def _check_length(path: Path, scheduler: Any, saved: Mapping[str, Any]) -> None:
             )
 
 
-def numpy_values() -> list[Any]:
-    """What numpy's arrays and numbers are made of: plain values, in which loaders keep their place."""
-    core = np._core.multiarray  # type: ignore[attr-defined]
-    kinds = [kind for kind in vars(np.dtypes).values() if isinstance(kind, type) and issubclass(kind, np.dtype)]
-    return [np.ndarray, np.dtype, core._reconstruct, core.scalar, *kinds]
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The file's content, on the CPU, after a check of its format."""
-    if not path.is_file():
-        raise ArtifactError(f"there is no checkpoint '{path}'.")
-    try:
-        with torch.serialization.safe_globals(numpy_values()):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise ArtifactError(f"'{path}' is no checkpoint, or a damaged one: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ArtifactError(f"'{path}' is no checkpoint of format {FORMAT}.")
-    return content
+def _copied(value: Any, seen: dict[Any, Tensor]) -> Any:
+    """Copies of all tensors and containers; a tensor that is there twice, as tied weights are, stays one."""
+    if isinstance(value, Tensor):
+        place = (value.device, value.data_ptr(), value.dtype, tuple(value.shape), value.stride())
+        if place not in seen or not value.data_ptr():
+            seen[place] = value.detach().to("cpu", copy=True)
+        return seen[place]
+    if isinstance(value, dict):
+        made = copy.copy(value)  # with the versions that a network's state has beside its tensors
+        for key, item in value.items():
+            made[key] = _copied(item, seen)
+        return made
+    if isinstance(value, list | tuple) and type(value) in (list, tuple):
+        return type(value)(_copied(item, seen) for item in value)
+    return copy.deepcopy(value)

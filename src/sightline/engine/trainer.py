@@ -16,14 +16,14 @@ from torch import Tensor
 
 from sightline.engine.callbacks import EVENTS, Callback
 from sightline.engine.runtime import Runtime
-from sightline.errors import DataError, NonFiniteLossError, nearest
+from sightline.errors import DataError, DivergedError, NonFiniteLossError, nearest
 from sightline.metrics import Meter
 from sightline.modes import evaluating
 from sightline.types import Batch, FitResult, Recorder, Seekable, Task, TrainState
 
 
 class Trainer:
-    """Drives a task over batches. The seven events and the loop around them:
+    """Drives a task over batches. The eight events and the loop around them:
 
         on_fit_start
         while epoch < max_epochs and (in mid-epoch or not should_stop):
@@ -33,6 +33,7 @@ class Trainer:
                 task.train_step(state, batch); step += 1; batch += 1
                 per-step schedules step; every log_every steps: losses are read back, checked and recorded
                 on_step_end
+                on_checkpoint, if one was asked for     (also between two batches of an evaluation)
             every eval_every epochs, and after the last:
                 for each split, if there are any: evaluate
                 on_eval_end
@@ -43,7 +44,8 @@ class Trainer:
 
     `train` and the values of `evals` are iterables of `Batch`; with a `seek(epoch, batch)` method, an epoch begins in
     mid-way in constant time. `meter` makes the object that collects an epoch's step outputs, `eval_meter` that of an
-    evaluation where it is another. `log_every` also bounds how late a NaN loss is noticed. `state` is all that is
+    evaluation where it is another. `log_every` also bounds how late a NaN loss is noticed, and the mean training loss
+    since the last log point must not be above `divergence_threshold`. `state` is all that is
     needed to go on: load a checkpoint into it, then call `fit`."""
 
     def __init__(
@@ -58,6 +60,7 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         recorder: Recorder | None = None,
         log_every: int = 50,
+        divergence_threshold: float | None = None,
         runtime: Runtime | None = None,
         meter: Callable[[], Meter] = Meter,
         eval_meter: Callable[[], Meter] | None = None,
@@ -71,13 +74,16 @@ class Trainer:
         self.callbacks = tuple(callbacks)
         self.recorder = recorder
         self.log_every = log_every
+        self.divergence_threshold = math.inf if divergence_threshold is None else divergence_threshold
         self.runtime = runtime or Runtime("cpu")
         self.interrupted = False
+        self.interrupted_by: int | None = None
+        self.phase = ""
         self.last_log: dict[str, float] = {}
         self.samples = 0
         self._meter = meter
         self._eval_meter = eval_meter or meter
-        self._fitting = False
+        self._fitting = self._asked = False
         self.state.meters.setdefault("train", meter())
         check_callbacks(callbacks)
         self._handlers = {event: _handlers(self.callbacks, event) for event in EVENTS}
@@ -93,16 +99,22 @@ class Trainer:
         """Remembered in the state."""
         self.state.stopped = value
 
-    def interrupt(self) -> None:
-        """Ends the run after the step it is in, with the state whole; `fit` then returns. Safe in a signal handler."""
+    def interrupt(self, signal_number: int | None = None) -> None:
+        """Ends the run after the step it is in, with the state whole; `fit` then returns, with the number of the signal
+        in its result where there was one. Safe in a signal handler."""
+        self.interrupted_by = signal_number
         self.interrupted = True
+
+    def request_checkpoint(self) -> None:
+        """Asks for a checkpoint after the step it is in; training goes on. Safe in a signal handler."""
+        self._asked = True
 
     def fit(self) -> FitResult:
         """Trains from where the state is to `max_epochs`. Raises NonFiniteLossError, naming the step, on a NaN loss."""
         try:
-            self.interrupted, self._fitting = False, True
+            self.interrupted, self.interrupted_by, self._fitting = False, None, True
             self._emit("on_fit_start")
-            if self.state.loader and self.state.batch and hasattr(self.train, "load_state_dict"):
+            if self.state.loader and hasattr(self.train, "load_state_dict"):
                 self.train.load_state_dict(self.state.loader)
             if not self.state.model.training:  # else every submodule keeps its mode: what the user froze stays frozen
                 self.state.model.train()
@@ -126,22 +138,28 @@ class Trainer:
             self._emit("on_exception", error)
             raise
         finally:
-            self._fitting = False
+            self._fitting, self.phase = False, ""
+        self._answer()
         self._emit("on_fit_end")
         state = self.state
-        return FitResult(state.history, state.epoch, state.step, state.best, self.interrupted)
+        signal_number = self.interrupted_by if self.interrupted else None
+        return FitResult(state.history, state.epoch, state.step, state.best, self.interrupted, signal_number)
 
     def evaluate(self, split: str) -> dict[str, float]:
         """The metrics of one split of `evals`, over each sample once. Leaves weights, buffers and every submodule's
         train/eval mode as they were."""
         meter = self._eval_meter()
+        before, self.phase = self.phase, split
         with evaluating(self.state.eval_model), torch.inference_mode():
             for number, batch in enumerate(self._epoch_of(self.evals[split]), start=1):
                 meter.update(self.task.eval_step(self.state, batch))
                 if number % self.log_every == 0:
                     meter.flush()
-                if self.interrupted and self._fitting:
-                    raise _Interrupted
+                if self._fitting:
+                    self._answer()
+                    if self.interrupted:
+                        raise _Interrupted
+        self.phase = before
         metrics = meter.compute()
         if not math.isfinite(metrics.get("loss", 0.0)):
             raise NonFiniteLossError(f"the {split} loss is {metrics['loss']} after step {self.state.step}. {_ADVICE}")
@@ -173,7 +191,7 @@ class Trainer:
             state.meters["train"] = self._meter()
         meter = state.meters["train"]
         schedules, observers = self._step_schedules, self._handlers["on_step_end"]
-        self._mark = (time.perf_counter(), self.samples)
+        self._mark, self.phase = (time.perf_counter(), self.samples), "training"
         if hasattr(self.task, "begin_epoch"):
             self.task.begin_epoch(state)
         reseed(state.epoch, "loader")  # the order of a loader that draws it from torch's generator is then the epoch's
@@ -191,6 +209,8 @@ class Trainer:
                 self._log()
             for observe in observers:
                 observe(self, output)
+            if self._asked:
+                self._answer()
             if self.interrupted:
                 self.check_losses()
                 raise _Interrupted
@@ -217,11 +237,21 @@ class Trainer:
         if optimizer is not None:
             values["lr"] = float(optimizer.param_groups[0]["lr"])
         self._record({"epoch": self.state.epoch, **values})
+        if values["loss"] > self.divergence_threshold:
+            raise DivergedError(
+                f"the training loss rose to {values['loss']:.4g} at step {self.state.step}, above "
+                f"trainer.divergence_threshold, {self.divergence_threshold:g}. {_ADVICE}"
+            )
 
     def _record(self, values: dict[str, float]) -> None:
         self.last_log |= values
         if self.recorder is not None:
             self.recorder.log(self.state.step, values)
+
+    def _answer(self) -> None:
+        if self._asked:
+            self._asked = False
+            self._emit("on_checkpoint")
 
     def _eval_due(self) -> bool:
         done = self.state.epoch + 1

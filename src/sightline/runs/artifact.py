@@ -3,8 +3,10 @@ And `Predictor`, which answers with it. Loading runs no code that the artifact b
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +20,13 @@ from torch import Tensor, nn
 from sightline import locate
 from sightline.data.preprocess import Preprocess
 from sightline.engine.runtime import find_device
-from sightline.errors import ArtifactError, DataError, SightlineError
+from sightline.errors import ArtifactError, SightlineError, first_line
 from sightline.files import beside, sha256, write_json
 from sightline.models.pretrained import fill
-from sightline.models.spec import OUTPUTS, ModelSpec, build_model, describe_model, without_downloads
-from sightline.runs.manifest import FORMAT, MANIFEST, WEIGHTS, read_manifest
+from sightline.models.spec import ModelSpec, build_model, describe_model, without_downloads
+from sightline.runs.budget import TooMuchError, budget
+from sightline.runs.manifest import FORMAT, MANIFEST, WEIGHTS, read_manifest, sealed
+from sightline.runs.vetting import described, refuse_code
 
 ImageLike = Path | str | bytes | NDArray[np.uint8] | Image.Image
 
@@ -68,7 +72,7 @@ def export_model(
             "provenance": dict(provenance),
             "metrics": {},
         }
-        write_json(aside / MANIFEST, manifest)
+        write_json(aside / MANIFEST, sealed(manifest))
         (aside / WEIGHTS).chmod((aside / MANIFEST).stat().st_mode)  # safetensors makes it readable by the owner alone
         if directory.exists():
             old = beside(directory)
@@ -92,7 +96,8 @@ def export_model(
 def add_metrics(directory: Path, metrics: Mapping[str, Mapping[str, float]]) -> None:
     """Notes what the exported model measured."""
     manifest = read_manifest(directory)
-    write_json(directory / MANIFEST, manifest | {"metrics": {split: dict(values) for split, values in metrics.items()}})
+    measured = {split: dict(values) for split, values in metrics.items()}
+    write_json(directory / MANIFEST, sealed(manifest | {"format": FORMAT, "metrics": measured}))
 
 
 def load(
@@ -106,36 +111,19 @@ def load(
     directory = Path(path)
     if not directory.is_dir():
         raise ArtifactError(f"there is no run or exported model '{path}'.")
-    if not (directory / MANIFEST).is_file():
+    if not os.path.lexists(directory / MANIFEST):
         directory = directory / "exported"
+    where, weights = directory / MANIFEST, directory / WEIGHTS
     manifest = read_manifest(directory)
-    weights = directory / WEIGHTS
-    try:
-        expected = manifest["weights_sha256"]
-        spec = ModelSpec.from_dict(manifest["model"])
-        preprocess = Preprocess.from_dict(manifest["preprocess"])
-        classes = tuple(manifest["classes"])
-    except (KeyError, TypeError, ValueError, AttributeError, DataError) as error:
-        raise ArtifactError(f"'{directory / MANIFEST}' is damaged: {error}.") from error
-    counts = (1, 0) if spec.outputs == "values" else (len(classes), len(classes))
-    known = spec.outputs in OUTPUTS and (spec.num_classes, len(classes)) == counts
-    if not isinstance(spec.network, dict) or not known or spec.shape != preprocess.shape:
-        raise ArtifactError(f"'{directory / MANIFEST}' is damaged: its network, classes and preprocessing disagree.")
-    if not weights.is_file():
-        raise ArtifactError(f"'{weights}' is missing.")
-    if sha256(weights) != expected:
-        raise ArtifactError(f"'{weights}' is not the file the model was exported with: its SHA-256 differs.")
+    spec, preprocess, classes, checksum = described(manifest, where)
+    tensors = _read_weights(weights, checksum)
     if model is None:
-        _refuse_downloads(spec.network, directory)
-        allowed = None if allow is None else (*locate.TRUSTED, *allow)
-        model, _ = build_model(
-            spec.network, spec.shape, spec.num_classes, outputs=spec.outputs, key="model.network", allow=allowed
-        )
+        model = _build(spec, where, tensors, None if allow is None else (*locate.TRUSTED, *allow))
     else:
         describe_model(model, spec.network, spec.shape, spec.num_classes, spec.outputs, "model")
     try:
-        fill(model, load_file(weights), whole=True)
-    except (RuntimeError, ValueError) as error:  # a network's own code may be in it
+        fill(model, tensors, whole=True)
+    except Exception as error:  # a network's own code may be in it
         raise ArtifactError(f"'{weights}' does not fit the network: {error}") from error
     return Predictor(model, spec, preprocess, classes, device=device, manifest=manifest)
 
@@ -237,33 +225,39 @@ class Predictor:
         return [Prediction(self.classes[i], row[i], tuple(row)) for i, row in zip(best, rows, strict=True)]
 
 
-def _refuse_downloads(network: Mapping[str, Any], directory: Path) -> None:
-    """A model name such as timm's `hf-hub:...` fetches code and weights from elsewhere; an artifact may not."""
-    if without_downloads(network) != dict(network):
+def _read_weights(path: Path, expected: str) -> dict[str, Tensor]:
+    """The tensors of the file. Raises ArtifactError when it is not the one that was exported, or no file of weights."""
+    if not path.is_file():
+        raise ArtifactError(f"'{path}' is missing." if not os.path.lexists(path) else f"'{path}' is no file.")
+    try:
+        found = sha256(path)
+    except OSError as error:
+        raise ArtifactError(f"'{path}' cannot be read: {error}.") from error
+    if found != expected:
+        raise ArtifactError(f"'{path}' is not the file the model was exported with: its SHA-256 differs.")
+    try:
+        return load_file(path)
+    except Exception as error:  # the library's own kinds, and torch's for a type of numbers that it has not
+        raise ArtifactError(f"'{path}' is no file of weights, or a damaged one: {first_line(error)}.") from error
+
+
+def _build(spec: ModelSpec, where: Path, tensors: Mapping[str, Tensor], allow: Sequence[str] | None) -> nn.Module:
+    """The network that the file `where` describes, to be filled with `tensors`. Without `allow` it is trusted."""
+    key = f"'{where}': model.network"
+    arguments: dict[str, Any] = {"outputs": spec.outputs, "key": key, "allow": allow}
+    try:
+        if allow is not None:
+            refuse_code(spec.network, where, allow)
+        with budget(tensors) if allow is not None else nullcontext():
+            return build_model(spec.network, spec.shape, spec.num_classes, **arguments)[0]
+    except SightlineError:
+        raise
+    except TooMuchError as error:
         raise ArtifactError(
-            f"'{directory / MANIFEST}' asks for weights from elsewhere; it was changed after its export."
-        )
-    if any("class" in node for node in _nodes(network)):
-        raise ArtifactError(f"'{directory / MANIFEST}' has a node with 'class'; a stored model has '_target_' alone.")
-    name = next(_remote_names(network), None)
-    if name is not None:
+            f"'{where}' describes a network far larger than its file of weights: it would take {error}. If you trust "
+            f"it, make the network yourself and pass it as model=."
+        ) from error
+    except Exception as error:  # whatever its arguments make of the network's code
         raise ArtifactError(
-            f"'{directory / MANIFEST}' names the remote model '{name}'; pass the network as model= instead."
-        )
-
-
-def _nodes(value: Any) -> Iterator[Mapping[str, Any]]:
-    """Every mapping at any depth."""
-    if isinstance(value, Mapping):
-        yield value
-        value = list(value.values())
-    if isinstance(value, list):
-        for item in value:
-            yield from _nodes(item)
-
-
-def _remote_names(network: Mapping[str, Any]) -> Iterator[str]:
-    """Every text with a colon among the arguments of a timm model."""
-    for node in _nodes(network):
-        if str(node.get("_target_")).startswith("timm."):
-            yield from (value for value in node.values() if isinstance(value, str) and ":" in value)
+            f"'{where}': the network cannot be made: {type(error).__name__}: {first_line(error)}."
+        ) from error

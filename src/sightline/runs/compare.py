@@ -1,9 +1,10 @@
-"""What is different between two runs: config, data, environment, training, metrics."""
+"""What is different between two runs: config, data, environment, training and where its log parts, metrics."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,62 @@ from typing import Any
 from sightline.errors import ArtifactError
 from sightline.files import finite
 from sightline.runs.directory import Run
+from sightline.runs.images import IMAGES, ImageChanges, compare_images, read_images
 from sightline.runs.manifest import MANIFEST
 from sightline.runs.record import RunRecord, at, flat, read_record
 
 MISSING = object()
 """Stands where one of the two has nothing of that name, which is not the same as null."""
+CLOCK = ("seconds", "images_per_second")
+"""What a log says of the clock, which never comes twice."""
 Pair = tuple[Any, Any]
 Changes = dict[str, Pair]
+Points = dict[tuple[int, bool], tuple[dict[str, Any], int]]
+
+
+@dataclass(frozen=True)
+class Parting:
+    """Where two logs part: the log point, the quantity, and its value in each. `agreed` is the last step before it at
+    which all was the same, 0 where there is none."""
+
+    step: int
+    epoch: int | None
+    quantity: str
+    values: Pair
+    agreed: int = 0
+
+    @property
+    def place(self) -> str:
+        """The log point in words; epochs count from 0, as in the log."""
+        return f"step {self.step}" if self.epoch is None else f"step {self.step} (epoch {self.epoch})"
+
+    def to_dict(self, sides: tuple[str, str] = ("a", "b")) -> dict[str, Any]:
+        """JSON-ready; a side without such a quantity is left out."""
+        values = {side: value for side, value in zip(sides, self.values, strict=True) if value is not MISSING}
+        return {"step": self.step, "epoch": self.epoch, "quantity": self.quantity, **values, "agreed": self.agreed}
+
+
+@dataclass(frozen=True)
+class LogComparison:
+    """Two logs side by side: how many log points both have, the `first` difference among these, how many points each
+    has `alone`, and the `last` step of each."""
+
+    points: int
+    first: Parting | None
+    alone: tuple[int, int]
+    last: tuple[int, int]
+
+    @property
+    def same(self) -> bool:
+        """Whether both say the same from beginning to end."""
+        return self.first is None and self.alone == (0, 0)
 
 
 @dataclass(frozen=True)
 class Comparison:
     """What differs between the runs `a` and `b`, each difference as name -> (value in a, value in b). A section that is
-    empty is the same in both; `splits` are all splits of both, whether they differ or not."""
+    empty is the same in both; `splits` are all splits of both, whether they differ or not. `pictures` says which of
+    them differ, where both runs know and had prepared them alike."""
 
     a: RunRecord
     b: RunRecord
@@ -33,6 +77,8 @@ class Comparison:
     training: Changes
     metrics: Changes
     splits: dict[str, tuple[Pair, bool]]
+    pictures: ImageChanges | None
+    log: LogComparison
 
     @property
     def same_input(self) -> bool:
@@ -46,9 +92,17 @@ class Comparison:
             name: {key: _plain(pair, name == "metrics") for key, pair in changes.items()}
             for name, changes in sections.items()
         }
-        splits = {name: {**_plain(pair), "same": same} for name, (pair, same) in self.splits.items()}
+        log = {"points": self.log.points, "only_a": self.log.alone[0], "only_b": self.log.alone[1]}
         found: dict[str, Any] = finite(
-            {"a": str(self.a.run.path), "b": str(self.b.run.path), **plain, "splits": splits}
+            {
+                "a": str(self.a.run.path),
+                "b": str(self.b.run.path),
+                **plain,
+                "splits": {name: {**_plain(pair), "same": same} for name, (pair, same) in self.splits.items()},
+                "pictures": None if self.pictures is None else self.pictures.to_dict(),
+                "log": log,
+                "first_difference": None if self.log.first is None else self.log.first.to_dict(),
+            }
         )
         return found
 
@@ -75,16 +129,77 @@ def compare(a: RunRecord, b: RunRecord) -> Comparison:
             data[f"fingerprint.{name}"] = (_print(a, name), _print(b, name))
         if images[0] != images[1]:
             data[f"images.{name}"] = images
+    config = _changes(_config(a), _config(b))
+    alike = not any(key.startswith("data.preprocess.") for key in config)
     return Comparison(
         a,
         b,
-        _changes(_config(a), _config(b)),
+        config,
         data,
         _changes(_environment(a), _environment(b)),
         _changes(_training(a), _training(b)),
         _changes(_metrics(a), _metrics(b)),
         splits,
+        picture_changes(a.run, b.run) if alike and not all(same for _, same in splits.values()) else None,
+        compare_logs(a.run, b.run),
     )
+
+
+def picture_changes(a: Run, b: Run) -> ImageChanges | None:
+    """Which pictures differ; None where one of the runs does not know what its pictures were. Raises ArtifactError
+    when that is damaged."""
+    before, after = read_images(a.path / IMAGES), read_images(b.path / IMAGES)
+    return None if before is None or after is None else compare_images(before, after)
+
+
+def compare_logs(a: Run, b: Run, *, whole: bool = False) -> LogComparison:
+    """Two logs, neither of them damaged, point by point in order, but for what they say of the clock. With `whole`, a
+    quantity that a log point has in one of them alone is a difference, too."""
+    ours, theirs = _points(a), _points(b)
+    shared = [key for key in ours if key in theirs]
+    first: Parting | None = None
+    agreed = 0
+    for step, kind in shared:
+        (row, since), (other, other_since) = ours[step, kind], theirs[step, kind]
+        names = [name for name in (*row, *(name for name in other if name not in row)) if name not in CLOCK]
+        for name in names:
+            values = row.get(name, MISSING), other.get(name, MISSING)
+            # the loss of a log point is the mean since the one before: of other steps, where that was another
+            comparable = whole or (MISSING not in values and (name != "loss" or since == other_since))
+            if comparable and values[0] != values[1]:
+                first = Parting(step, row.get("epoch", other.get("epoch")), name, values, agreed)
+                break
+        if first is not None:
+            break
+        agreed = step
+    alone = len(ours) - len(shared), len(theirs) - len(shared)
+    return LogComparison(len(shared), first, alone, (_last(ours), _last(theirs)))
+
+
+def _points(run: Run) -> Points:
+    """The log points by step and whether they end an epoch; each with its row and the step of the point before it."""
+    found: Points = {}
+    before = 0
+    for row in _rows(run.log):
+        found[row["step"], "train_loss" in row] = (row, before)
+        before = row["step"]
+    return found
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a log that `read_record` found nothing wrong with."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return (json.loads(line) for line in lines)
+
+
+def _last(points: Points) -> int:
+    return max((step for step, _ in points), default=0)
+
+
+def rounded(pair: Pair) -> Pair:
+    """Numbers with four digits, if these tell the two apart."""
+    a, b = (float(f"{side:.4g}") if isinstance(side, float) else side for side in pair)
+    return pair if a == b else (a, b)
 
 
 def _changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> Changes:
@@ -107,9 +222,9 @@ def _data(record: RunRecord) -> dict[str, Any]:
 
 
 def _environment(record: RunRecord) -> dict[str, Any]:
-    """All but the command and what was chosen by timing, which are in the config, and the time. What git knows may be
-    long: a checksum tells it apart."""
-    elsewhere = ("command", "runtime", "began", "git")
+    """All but what is in the config, the command, what was chosen by timing and what drifted, and what no two runs
+    share, time and id. What git knows may be long: a checksum tells it apart."""
+    elsewhere = ("id", "command", "runtime", "began", "drift", "git")
     state = flat({key: value for key, value in record.environment.items() if key not in elsewhere})
     git = record.environment.get("git")
     if isinstance(git, Mapping):

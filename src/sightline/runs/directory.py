@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sightline.errors import ArtifactError, ConfigError, nearest
-from sightline.files import expanded, read_json, write_json, write_text
+from sightline.files import beside, expanded, locked, read_json, write_json, write_text
 from sightline.yamlfile import dump_yaml
 
 
@@ -33,28 +36,44 @@ class Run:
         return self.path / "predictions" / f"{split}.csv"
 
     @classmethod
-    def create(cls, parent: str | Path, name: str | None, default: str) -> Run:
-        """A new directory `parent`/`name`; without a name, `default` and the time. ConfigError when it exists."""
+    def create(
+        cls, parent: str | Path, name: str | None, default: str, fill: Callable[[Run], None] = lambda run: None
+    ) -> Run:
+        """A new directory `parent`/`name`; without a name, `default` and the time. ConfigError when it exists.
+
+        `fill` writes its first files, into a directory that has another name until then: what is killed in between
+        leaves no half of a run."""
         parent = expanded(parent)
         try:
-            return cls._create(parent, name, default)
+            parent.mkdir(parents=True, exist_ok=True)
+            aside = beside(parent / "run")
+            aside.mkdir()
+            try:
+                fill(cls(aside))
+                return cls(_moved(aside, parent, name, default))
+            except BaseException:
+                shutil.rmtree(aside, ignore_errors=True)
+                raise
         except OSError as error:
             raise ConfigError(f"run.dir: cannot make a directory in '{parent}': {error.strerror}.") from error
 
-    @classmethod
-    def _create(cls, parent: Path, name: str | None, default: str) -> Run:
-        if name is not None:
-            path = check_free(parent, name)
-            path.mkdir(parents=True)
-            return cls(path)
-        stem = f"{default}-{time.strftime('%Y%m%d-%H%M%S')}"
-        for suffix in ("", *(f"-{i}" for i in range(2, 1000))):  # other runs may start in the same second
-            try:
-                (path := parent / f"{stem}{suffix}").mkdir(parents=True)
-            except FileExistsError:
-                continue
-            return cls(path)
-        raise ConfigError(f"run.dir: no free name for a run in '{parent}'.")
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps every other process from training this run, until the block or the process ends, however it ends.
+        Raises ArtifactError when another one is at it."""
+        with locked(self.path) as mine:
+            if not mine:
+                raise ArtifactError(f"'{self.path}' is being trained by another process.")
+            yield
+
+    @property
+    def id(self) -> str | None:
+        """The name that this run alone has, whatever its directory is called; None for one of before there were ids."""
+        try:
+            found = read_json(self.environment).get("id")
+        except (OSError, ValueError, AttributeError):
+            return None
+        return found if isinstance(found, str) else None
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -87,9 +106,34 @@ class Run:
         """What the run noted about its data."""
         try:
             found: dict[str, Any] = read_json(self.data)
-        except (OSError, ValueError) as error:
-            raise ArtifactError(f"'{self.data}' cannot be read: {error}.") from error
+            whole = isinstance(found["fingerprint"], dict)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ArtifactError(f"'{self.data}' is damaged, or cannot be read: {error}.") from error
+        if not whole:
+            raise ArtifactError(f"'{self.data}' is damaged: its fingerprint is no object.")
         return found
+
+
+def _moved(aside: Path, parent: Path, name: str | None, default: str) -> Path:
+    """Gives the directory its name, where there is none of that name, or an empty one."""
+    if name is not None:
+        path = check_free(parent, name)
+        try:
+            return aside.rename(path)
+        except OSError:
+            check_free(parent, name)  # another run was quicker
+            raise
+    stem = f"{default}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for suffix in ("", *(f"-{i}" for i in range(2, 1000))):  # other runs may start in the same second
+        path = parent / f"{stem}{suffix}"
+        if path.exists():
+            continue
+        try:
+            return aside.rename(path)
+        except OSError as error:  # another run was quicker
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+    raise ConfigError(f"run.dir: no free name for a run in '{parent}'.")
 
 
 def check_place(parent: str | Path) -> None:
@@ -106,7 +150,7 @@ def check_free(parent: str | Path, name: str) -> Path:
     path = expanded(parent) / name
     if not name or name in (".", "..") or "/" in name or "\\" in name:
         raise ConfigError(f"run.name: {name!r} is no name of a directory; the directory it is in is run.dir.")
-    if path.exists():
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ConfigError(
             f"run.name: '{path}' exists, and a run is never written over. Choose another run.name, "
             f"or go on with it: sightline resume {path}"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
+import re
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ def environment(directory: Path | None = None) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": platform.machine(),
+        "machine_words": machine_words(),
         "torch": {
             "version": torch.__version__,
             "threads": torch.get_num_threads(),
@@ -35,6 +39,45 @@ def environment(directory: Path | None = None) -> dict[str, Any]:
         "packages": dict(sorted(packages.items(), key=lambda item: str(item[0]).lower())),
         "git": git_state(directory or Path.cwd()),
     }
+
+
+def machine_words() -> str:
+    """The machine for a reader: `2 cores Intel Xeon with AVX512, 24 GiB, no GPU, Linux 6.1`. Nothing names it."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    capability = torch.backends.cpu.get_cpu_capability()
+    vectors = "" if capability in ("DEFAULT", "NO AVX") else f" with {capability}"
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    gpu = ", ".join(f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus)) or "no GPU"
+    if not gpus and torch.backends.mps.is_available():
+        gpu = "the GPU of the chip"
+    memory = _memory()
+    release = re.match(r"\d+(\.\d+)?", platform.release())
+    parts = [
+        f"{cores} core{'s' if cores > 1 else ''} {_processor()}{vectors}",
+        *([f"{memory / 2**30:.0f} GiB"] if memory else []),
+        gpu,
+        f"{platform.system()}{' ' + release[0] if release else ''}",
+    ]
+    return ", ".join(parts)
+
+
+def _processor() -> str:
+    """What the processor is sold as, without the marks of trade."""
+    name = ""
+    with suppress(OSError):
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text("utf-8", "replace"), re.MULTILINE)
+        name = found[1] if found else ""
+    if not name and sys.platform == "darwin":
+        name = (_output("sysctl", "-n", "machdep.cpu.brand_string") or "").strip()
+    name = re.sub(r"\((R|TM|C)\)|\bCPU\b|\s@.*", " ", name or platform.processor() or platform.machine())
+    return " ".join(name.split())
+
+
+def _memory() -> int:
+    """Bytes of the machine's memory; 0 where the system does not say."""
+    with suppress(AttributeError, ValueError, OSError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return 0
 
 
 def git_state(directory: Path) -> dict[str, Any] | None:
@@ -53,9 +96,14 @@ def git_state(directory: Path) -> dict[str, Any] | None:
 
 
 def _git(directory: Path, *words: str) -> str | None:
+    return _output("git", "-C", str(directory), *words)
+
+
+def _output(*words: str) -> str | None:
+    """What a program prints; None where there is no such program, or it fails."""
     try:
         done = subprocess.run(  # noqa: S603 fixed words, no shell
-            ["git", "-C", str(directory), *words],  # noqa: S607 the user's own git
+            words,
             capture_output=True,
             timeout=20,
             check=True,

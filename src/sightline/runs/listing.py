@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.errors import ConfigError, listing, nearest
+from sightline.runs.alive import is_alive
 from sightline.runs.directory import Run
 from sightline.runs.record import RunRecord, flat, is_number, lower_is_better, read_record
 
@@ -109,7 +110,7 @@ def _row(record: RunRecord, directory: Path) -> Row:
         **flat(record.config),
         "name": name,
         "time": record.began,
-        "state": record.state,
+        "state": "running" if record.state == "unfinished" and is_alive(path) else record.state,
         "epochs": record.epoch,
         "max_epochs": record.max_epochs,
         "steps": record.steps,
@@ -206,7 +207,7 @@ def _plain(record: RunRecord, row: Row) -> dict[str, Any]:
         "path": str(record.run.path),
         "name": row["name"],
         "time": None if record.began is None else time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(record.began)),
-        "state": record.state,
+        "state": row["state"],
         "problems": list(record.problems),
         "epochs": record.epoch,
         "max_epochs": record.max_epochs,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.errors import ArtifactError, SightlineError
-from sightline.files import read_json
+from sightline.files import parse_json, read_json
 from sightline.monitors import better_when
 from sightline.runs.directory import Run
 from sightline.runs.manifest import MANIFEST, read_manifest
@@ -196,7 +195,7 @@ def _log(path: Path, problems: list[str]) -> list[dict[str, Any]]:
     torn: list[int] = []
     for number, line in enumerate(lines[:-1], start=1):
         try:
-            row = json.loads(line)
+            row = parse_json(line.decode())
         except ValueError:
             row = None
         if isinstance(row, dict) and isinstance(row.get("step"), int):

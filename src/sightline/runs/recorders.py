@@ -3,13 +3,39 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from sightline.files import finite, write_text
+from sightline.files import finite, parse_json, write_text
 from sightline.types import Recorder
+
+
+def rows_before(path: Path, place: tuple[int, int]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The lines of a log, and what they say, that were written before a checkpoint at (step, epoch)."""
+    step, epoch = place
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        try:
+            row = parse_json(line)
+        except ValueError:  # cut off in the middle
+            continue
+        if not isinstance(row, dict):
+            continue
+        of_an_epoch = "train_loss" in row
+        if row.get("step", 0) <= step and not (of_an_epoch and row.get("epoch", 0) >= epoch):
+            yield line, row
+
+
+def points_at(path: Path, place: tuple[int, int]) -> list[dict[str, float]]:
+    """What a log says of the very step of a checkpoint at (step, epoch), as it was recorded."""
+    return [
+        {key: math.nan if value is None else value for key, value in row.items() if key not in ("step", "seconds")}
+        for _, row in rows_before(path, place)
+        if row.get("step") == place[0]
+    ]
 
 
 class JsonlRecorder:
@@ -35,17 +61,13 @@ class JsonlRecorder:
     def _drop_what_comes_again(self) -> None:
         if self._resumed_at is None or not self._path.exists():
             return
-        step, epoch = self._resumed_at
-        kept = []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:  # cut off in the middle
-                continue
-            of_an_epoch = "train_loss" in row
-            if row.get("step", 0) <= step and not (of_an_epoch and row.get("epoch", 0) >= epoch):
-                kept.append(line)
+        kept = [line for line, _ in rows_before(self._path, self._resumed_at)]
         write_text(self._path, "".join(f"{line}\n" for line in kept))
+
+    def flush(self) -> None:
+        """Brings what was logged to the disk, so that it outlives a power cut as the checkpoint does."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Closes the file."""
@@ -55,22 +77,37 @@ class JsonlRecorder:
 
 
 class TensorBoardRecorder:
-    """Scalars for TensorBoard, `loss/train`, `accuracy/val` and so on, so that splits share a chart."""
+    """Scalars for TensorBoard, `loss/train`, `accuracy/val` and so on, so that splits share a chart.
 
-    def __init__(self, directory: Path, splits: Sequence[str], resume_step: int | None = None):
+    A run that goes on at step `resumed_at` tells TensorBoard to forget the points of that step and all after it, for
+    TensorBoard knows no epochs; `again` are the values of that step which stay, and are written once more."""
+
+    def __init__(
+        self,
+        directory: Path,
+        splits: Sequence[str],
+        resumed_at: int | None = None,
+        again: Sequence[Mapping[str, float]] = (),
+    ):
         self._splits = tuple(splits)
         self._directory = directory
-        self._purge_step = None if resume_step is None else resume_step + 1
+        self._resumed_at = resumed_at
+        self._again = tuple(again)
         self._writer: Any = None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """One scalar for each value, all in one record: a fifth of the time of one record each."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(self._directory), purge_step=self._purge_step)
+            self._writer = SummaryWriter(str(self._directory), purge_step=self._resumed_at)
+            for earlier in self._again:
+                self._add(self._resumed_at or 0, earlier)
+        self._add(step, values)
+
+    def _add(self, step: int, values: Mapping[str, float]) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
         scalars = []
         for name, value in values.items():
             split, _, metric = name.partition("_")
@@ -78,8 +115,13 @@ class TensorBoardRecorder:
             scalars.append(Summary.Value(tag=tag, simple_value=value))
         self._writer.file_writer.add_summary(Summary(value=scalars), step)
 
+    def flush(self) -> None:
+        """Writes what is still in memory; a process that is killed would take it along."""
+        if self._writer is not None:
+            self._writer.flush()
+
     def close(self) -> None:
-        """Writes what is still in memory."""
+        """Writes what is still in memory, and closes the file."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -95,6 +137,12 @@ class Tee:
         """To each, in order."""
         for recorder in self._recorders:
             recorder.log(step, values)
+
+    def flush(self) -> None:
+        """Those that keep something back write it."""
+        for recorder in self._recorders:
+            if hasattr(recorder, "flush"):
+                recorder.flush()
 
     def close(self) -> None:
         """Closes each."""

@@ -234,8 +234,6 @@ def killed(number: int, data: Path, place: Path, whole: dict[str, Any], life: fl
         if status == -9:
             found.kills.append("random")
             left -= 1
-        elif found.kills:
-            break
         else:  # it was done before its moment came: once more, from nothing, and earlier
             shutil.rmtree(run, ignore_errors=True)
             life *= 0.8

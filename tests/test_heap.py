@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 import sys
 
 import pytest
 
-pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+from sightline.engine import heap
 
 SCRIPT = """
 import torch
@@ -19,37 +18,74 @@ def resident():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1])
 
-def kept():
+with Runtime("cpu", threads=1).active():
     before = resident()
     for _ in range(3):
         sum(float(part[0]) for part in [torch.ones(1 << 20) for _ in range(32)])  # 128 MiB, then all of it free
-    return resident() - before
-
-runtime = Runtime("cpu", threads=1)
-without = kept()
-with runtime.active():
-    within, held = kept(), resident()
-print(without, within, held - resident())
+    held = resident()
+print(held - before, held - resident())
 """
 PAGES = 32768
 """In 128 MiB."""
 
 
-def measured(**environment: str) -> list[int]:
-    """Pages that are kept after a step without a run, and within one; pages that are given back at its end."""
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True, env={**os.environ, **environment}
-    )
-    return [int(word) for word in done.stdout.split()]
-
-
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 def test_what_a_step_frees_is_kept_for_the_next_and_given_back_after_the_run() -> None:
-    without, within, given_back = measured()
-    assert without < PAGES / 2
-    assert within > 0.9 * PAGES
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
+    kept, given_back = map(int, done.stdout.split())
+    assert kept > 0.9 * PAGES
     assert given_back > 0.9 * PAGES
 
 
-def test_what_the_environment_sets_stays() -> None:
-    _, within, _ = measured(MALLOC_TRIM_THRESHOLD_="1000000", MALLOC_MMAP_THRESHOLD_="1000000")
-    assert within < PAGES / 2
+class Library:
+    """A C library that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, int, int]] = []
+
+    def gnu_get_libc_version(self) -> str:
+        return "2.36"
+
+    def mallopt(self, parameter: int, value: int) -> int:
+        self.told.append(("mallopt", parameter, value))
+        return 1
+
+    def malloc_trim(self, pad: int) -> int:
+        self.told.append(("malloc_trim", pad, 0))
+        return 1
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> Library:
+    made = Library()
+    monkeypatch.setattr(heap.sys, "platform", "linux")
+    monkeypatch.setattr(heap.ctypes, "CDLL", lambda _: made)
+    for name in heap._OWN_SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    return made
+
+
+def test_it_is_put_back_whatever_happens(library: Library) -> None:
+    def fail() -> None:
+        with heap.kept_heap():
+            assert library.told == [("mallopt", -3, 32 << 20), ("mallopt", -1, -1)]
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert library.told[2:] == [("mallopt", -1, 64 << 20), ("malloc_trim", 0, 0)]
+
+
+@pytest.mark.parametrize("name", ["MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD"])
+def test_what_the_environment_sets_stays(name: str, library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "1")
+    with heap.kept_heap():
+        pass
+    assert library.told == []
+
+
+def test_other_systems_are_left_alone(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heap.sys, "platform", "darwin")
+    with heap.kept_heap():
+        pass
+    assert library.told == []

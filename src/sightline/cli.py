@@ -29,6 +29,7 @@ COMMANDS = {
     "lr-find": "find a learning rate before training: sightline lr-find [key=value …]",
     "show": "draw pictures as they are, as the network sees them, and augmented: sightline show DATA",
     "cache": "list or clear the decoded images that are kept: sightline cache",
+    "data": "unpack IDX files into pictures with tables: sightline data convert-idx IDX OUT",
     "summary": "print the network's layers, shapes and costs: sightline summary [key=value …]",
 }
 

@@ -36,6 +36,8 @@ _EXTRAS = {
     "matplotlib": "report",
     "pyarrow": "parquet",
     "torchmetrics": "metrics",
+    "onnx": "onnx",
+    "onnxscript": "onnx",
 }
 
 

@@ -1,0 +1,337 @@
+"""What a step costs through a door beside the same step in a loop written by hand; and what door A learns.
+
+    python benchmarks/doors.py [--rounds 5] [--threads N] [--only params …] [--check] [--accuracy]
+
+Both train on the same 10,000 handwritten digits, from the same weights, over the same loader, and must end with the
+same weights, bit for bit. A round trains an epoch of each, in an order that changes; printed are milliseconds a step,
+the median over the rounds with the least and the most, and the median over rounds of the ratio. The first steps of an
+epoch, in which memory is taken for the first time, do not count. With --check, exits 1 where a ratio is above 1.10.
+
+`params`: `sightline.params.train` with steps that return floats, against a loop that calls the same steps; the door
+also writes TensorBoard's curves, a log and checkpoints. The documented network with four metrics of torchmetrics in
+batches of 512, and a small one without metrics in batches of 64, where what surrounds a step shows most.
+
+`learner`: `StandardModel.train` against the loop of a tutorial, which reads every loss back, with the same loader and
+metric; the door also keeps every epoch's model, a log and checkpoints. 784-100-100-100-10 in batches of 64, over a
+DataLoader of ready tensors, and over one that puts each picture through torchvision's transforms, as the tutorial does.
+
+With --accuracy, nothing is timed: the documented parameters with the four-block network train 10 epochs on 8,000 digits
+without flips, with their softmax and with logits, from three seeds each; printed is the accuracy on the other 2,000.
+
+The digits are read from `$SIGHTLINE_SHARED/data/mnist10k-png.tar.gz` (default ../shared)."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import io
+import itertools
+import os
+import platform
+import re
+import statistics
+import sys
+import tarfile
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from sightline import learner
+from sightline.engine.runtime import Runtime
+from sightline.params import build_classifier, params, set_seeds, torchmetrics, train
+from sightline.params.data import build_loaders, open_splits
+from sightline.params.updates import make_optimizer
+
+MOST = 1.10
+UNCOUNTED = 3
+
+
+@dataclass
+class Ratio:
+    """One row of the table: milliseconds a step by hand and through the door, round by round."""
+
+    name: str
+    bare: list[float] = field(default_factory=list)
+    door: list[float] = field(default_factory=list)
+
+    @property
+    def value(self) -> float:
+        """The median over the rounds."""
+        return statistics.median(door / bare for bare, door in zip(self.bare, self.door, strict=True))
+
+
+class Clock:
+    """Calls a step and notes when."""
+
+    def __init__(self, step: Callable[..., Any]):
+        self.step = step
+        self.times: list[float] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The step's own answer."""
+        self.times.append(time.perf_counter())
+        return self.step(*args, **kwargs)
+
+    @property
+    def milliseconds(self) -> float:
+        """From one step to the next, without the first ones."""
+        counted = self.times[UNCOUNTED:]
+        return 1e3 * (counted[-1] - counted[0]) / (len(counted) - 1)
+
+
+# --- door A
+
+
+def loss_func(y_pred: Tensor, y: Tensor) -> Tensor:
+    """As the user has it."""
+    return nn.functional.cross_entropy(y_pred, y)
+
+
+def train_step(x: Tensor, y: Tensor, model: nn.Module, optim: Any, **kwargs: Any) -> tuple[float, Any]:
+    """As the user has it: everything is read back as floats."""
+    optim.zero_grad()
+    y_pred = model(x)
+    loss = loss_func(y_pred, y)
+    loss.backward()
+    optim.step()
+    metrics = None
+    if "train_torchmetrics" in kwargs:
+        metrics = {name: value.item() for name, value in kwargs["train_torchmetrics"](y_pred, y).items()}
+    return loss.item(), metrics
+
+
+def test_step(x: Tensor, y: Tensor, model: nn.Module, **kwargs: Any) -> tuple[float, None]:
+    """As the user has it."""
+    with torch.no_grad():
+        y_pred = model(x)
+    if "test_torchmetrics" in kwargs:
+        kwargs["test_torchmetrics"](y_pred, y)
+    return loss_func(y_pred, y).item(), None
+
+
+def metrics(**how: Any) -> Any:
+    """The documented four."""
+    names = ("Accuracy", "Precision", "Recall", "F1Score")
+    return torchmetrics.MetricCollection(
+        [getattr(torchmetrics, name)(num_classes=10, average="macro", **how) for name in names]
+    )
+
+
+def perceptron() -> nn.Module:
+    """784-100-100-100-10 with ReLU."""
+    hidden = [part for pair in itertools.pairwise((784, 100, 100, 100)) for part in (nn.Linear(*pair), nn.ReLU())]
+    return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(100, 10))
+
+
+def door_a(data: Path, scratch: Path, rounds: int) -> list[Ratio]:
+    """`sightline.params.train` against a loop over the same steps."""
+    documented = Ratio("params: documented network, batches of 512, 4 metrics")
+    small = Ratio("params: 784-100-100-100-10, batches of 64, no metrics")
+    usual = {"num_epochs": 1, "eval_batch_size": 500, "device": "cpu", "learning_rate_schedule": None}
+    for row, changes, make, measure, times in (
+        (documented, {}, lambda: build_classifier(params, outputs="logits"), True, rounds),
+        # an epoch of it takes a fifth of a second
+        (small, {"batch_size": 64, "flip_images": False}, perceptron, False, 5 * rounds),
+    ):
+        settings = params | usual | changes
+        for number in range(times + 1):
+            ends = {}
+            for way in ("bare", "door") if number % 2 else ("door", "bare"):
+                set_seeds(0)
+                model, clock = make(), Clock(train_step)
+                kwargs = {"train_torchmetrics": metrics()} if measure else {}
+                if way == "bare":
+                    by_hand(settings, model, clock, data, kwargs)
+                else:
+                    with contextlib.redirect_stdout(io.StringIO()):
+                        train(settings, model, clock, test_step, data, scratch / f"{id(row)}-{number}", **kwargs)
+                ends[way] = nn.utils.parameters_to_vector(model.parameters()).detach()
+                if number:  # the first round does not count
+                    getattr(row, way).append(clock.milliseconds)
+            assert torch.equal(ends["bare"], ends["door"]), "the door does not train as the loop does"
+    return [documented, small]
+
+
+def by_hand(settings: Mapping[str, Any], model: nn.Module, step: Clock, data: Path, kwargs: Mapping[str, Any]) -> None:
+    """The least there is to do around the steps."""
+    splits, preprocess, _ = open_splits(settings, data)
+    loader, _ = build_loaders(settings, splits, preprocess, torch.device("cpu"))
+    optimizer = make_optimizer(settings, model)
+    total, count = 0.0, 0
+    with Runtime("cpu").active():
+        model.train()
+        for batch in loader:
+            loss, _ = step(batch.x, batch.y, model, optimizer, **kwargs)
+            total += loss * len(batch.y)
+            count += len(batch.y)
+    assert total / count < 10
+
+
+def accuracies(data: Path, scratch: Path) -> dict[str, list[float]]:
+    """What the documented parameters reach, by what the network answers with."""
+    found: dict[str, list[float]] = {}
+    for outputs in ("probabilities", "logits"):
+        for seed in (17, 18, 19):
+            changes = {"flip_images": False, "num_epochs": 10, "eval_batch_size": 500, "manual_seed": seed}
+            settings, said = params | changes, io.StringIO()
+            set_seeds(seed)
+            model = build_classifier(settings, outputs=outputs)
+            model.to(settings["device"])
+            measured = metrics(compute_on_step=False).to(settings["device"])
+            place = scratch / f"{outputs}-{seed}"
+            with contextlib.redirect_stdout(said):
+                train(settings, model, train_step, test_step, data, place, test_torchmetrics=measured)
+            found.setdefault(outputs, []).append(float(re.findall(r"^Accuracy (\S+)", said.getvalue(), re.M)[-1]))
+    return found
+
+
+# --- door B
+
+
+class Pictures(Dataset[Any]):
+    """Digits as torchvision's MNIST has them, through a tutorial's transforms."""
+
+    def __init__(self, pixels: Tensor, labels: Tensor):
+        from torchvision.transforms import transforms
+
+        self.pixels, self.labels = pixels, labels
+        steps = (transforms.Resize(28), transforms.ToTensor(), transforms.Normalize((0.5,), (0.5,)))
+        self.transform = transforms.Compose(steps)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.pixels[index].numpy())), int(self.labels[index])
+
+
+def door_b(data: Path, scratch: Path, rounds: int) -> list[Ratio]:
+    """`sightline.learner.StandardModel.train` against a loop with the same loader and metric."""
+    with (data / "train" / "info.csv").open(newline="") as table:
+        listed = list(csv.DictReader(table))
+    pictures = [np.asarray(Image.open(data / "train" / row["files"])) for row in listed]
+    pixels, labels = torch.from_numpy(np.stack(pictures)), torch.tensor([int(row["type"]) for row in listed])
+    found = []
+    for name, make in (
+        ("learner: a DataLoader of ready tensors", lambda: TensorDataset(pixels[:, None] / 127.5 - 1, labels)),
+        ("learner: a DataLoader with transforms", lambda: Pictures(pixels, labels)),
+    ):
+        row, loader = Ratio(name), DataLoader(make(), batch_size=64)
+        for number in range(rounds + 1):
+            ends = {}
+            for way in ("bare", "door") if number % 2 else ("door", "bare"):
+                set_seeds(0)
+                model, clock, metric = perceptron(), Clock(nn.CrossEntropyLoss()), learner.Accuracy()
+                optimizer = torch.optim.Adam(model.parameters())
+                if way == "bare":
+                    tutorials_loop(model, clock, optimizer, metric, loader)
+                else:
+                    quiet = {"batch_log": True, "display_metrics": False, "save_metrics": False, "num_epochs": 1}
+                    place = scratch / f"{id(row)}-{number}"
+                    with contextlib.redirect_stdout(io.StringIO()):
+                        learner.StandardModel(model, use_cuda_if_available=False).train(
+                            loader, clock, optimizer, [metric], model_dir=place, **quiet
+                        )
+                ends[way] = nn.utils.parameters_to_vector(model.parameters()).detach()
+                if number:  # the first round does not count
+                    getattr(row, way).append(clock.milliseconds)
+            assert torch.equal(ends["bare"], ends["door"]), "the door does not train as the loop does"
+        found.append(row)
+    return found
+
+
+def tutorials_loop(
+    model: nn.Module, loss_of: Clock, optimizer: torch.optim.Optimizer, metric: learner.Metric, loader: Any
+) -> float:
+    """The mean loss of an epoch."""
+    model.train()
+    total, count = 0.0, 0
+    for x, y in loader:
+        optimizer.zero_grad()
+        output = model(x)
+        loss = loss_of(output, y)
+        loss.backward()
+        optimizer.step()
+        total += loss.item() * len(y)
+        count += len(y)
+        metric.update(output.detach(), y)
+    assert metric.getValue() > 0.3
+    return total / count
+
+
+# --- both
+
+
+TABLES: dict[str, Callable[[Path, Path, int], list[Ratio]]] = {"params": door_a, "learner": door_b}
+"""A door -> its rows, from (the data in `train` and `test`, a directory for what is written, rounds)."""
+
+
+def digits(scratch: Path) -> Path:
+    """8,000 digits in `data/train` and 2,000 in `data/test`, each with its `info.csv`."""
+    shared = Path(os.environ.get("SIGHTLINE_SHARED") or Path(__file__).parents[2] / "shared")
+    archive = shared / "data" / "mnist10k-png.tar.gz"
+    if not archive.is_file():
+        sys.exit(f"there is no '{archive}'; set SIGHTLINE_SHARED to the directory that holds data/")
+    with tarfile.open(archive) as opened:
+        opened.extractall(scratch, filter="data")
+    with (scratch / "mnist10k" / "mnist_10k_test_images.csv").open(newline="") as table:
+        rows = [(row["file"], row["target"]) for row in csv.DictReader(table)]
+    for split, part in (("train", rows[:8000]), ("test", rows[8000:])):
+        folder = scratch / "data" / split
+        folder.mkdir(parents=True)
+        with (folder / "info.csv").open("w", newline="") as table:
+            writer = csv.writer(table)
+            writer.writerow(("files", "type"))
+            for name, label in part:
+                (scratch / "mnist10k" / name).rename(folder / Path(name).name)
+                writer.writerow((Path(name).name, label))
+    return scratch / "data"
+
+
+def main() -> int:
+    """Measures, prints, and with --check judges."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--threads", type=int, help="CPU threads of torch; default: torch's own choice")
+    options.add_argument("--only", nargs="+", choices=tuple(TABLES), default=tuple(TABLES), metavar="DOOR")
+    options.add_argument("--check", action="store_true")
+    options.add_argument("--accuracy", action="store_true")
+    given = options.parse_args()
+    if given.threads is not None:
+        torch.set_num_threads(given.threads)
+    warnings.simplefilter("ignore")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, Python {platform.python_version()}")
+    missed = []
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        data = digits(scratch)
+        if given.accuracy:
+            for outputs, values in accuracies(data, scratch).items():
+                each = ", ".join(f"{value:.4f}" for value in values)
+                print(f"{outputs:<15}{statistics.mean(values):.4f}  ({each})")
+            return 0
+        print(f"{'milliseconds a step':<56}{'by hand':>26}{'through the door':>26}{'ratio':>8}")
+        for name in given.only:
+            for row in TABLES[name](data, scratch, given.rounds):
+                cells = [f"{statistics.median(v):.2f} ({min(v):.2f} to {max(v):.2f})" for v in (row.bare, row.door)]
+                print(f"{row.name:<56}{cells[0]:>26}{cells[1]:>26}{row.value:8.3f}")
+                if row.value > MOST:
+                    missed.append(f"missed: {row.name}: {row.value:.3f}, more than {MOST}")
+    for line in missed:
+        print(line)
+    return 1 if given.check and missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,31 @@
+"""Writes 1,797 small handwritten digits as `data/train` and `data/test`, each with its `info.csv`; nothing is fetched.
+
+    python make_data.py [DIRECTORY]
+
+For Fashion-MNIST or MNIST from their own files: sightline data convert-idx IDX DIRECTORY"""
+
+import csv
+import sys
+from pathlib import Path
+
+from PIL import Image
+from sklearn.datasets import load_digits
+
+
+def main(root: Path) -> None:
+    """The first 1,437 to train on, the rest to measure by."""
+    digits = load_digits()
+    pixels = (digits.images * (255 / 16)).round().astype("uint8")
+    for split, rows in (("train", range(1437)), ("test", range(1437, 1797))):
+        folder = root / split
+        folder.mkdir(parents=True)
+        with (folder / "info.csv").open("w", newline="") as table:
+            writer = csv.writer(table)
+            writer.writerow(("files", "type"))
+            for i in rows:
+                Image.fromarray(pixels[i]).save(folder / f"digit_{i}.png")
+                writer.writerow((f"digit_{i}.png", digits.target[i]))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "data"))

@@ -1,0 +1,367 @@
+"""The learners: BaseModel and StandardModel as the tutorial has them, BaseLearner and StandardLearner as the versions
+after it. They say what is to be done; the engine does it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sightline.engine.trainer import Trainer
+from sightline.errors import DataError, nearest
+from sightline.learner.callbacks import Callbacks
+from sightline.learner.fitting import fit
+from sightline.learner.metrics import batch_size
+from sightline.learner.plan import LearnerError, Measuring, Plan, named_metrics
+from sightline.learner.summary import inputs_of, layer_table
+from sightline.learner.task import PREDICT, TRAIN, LearnerTask, measure_on, moved, own_method, train_on
+from sightline.learner.weights import load_weights, save_weights
+from sightline.modes import evaluating
+from sightline.types import TrainState
+
+
+class BaseModel(Callbacks):
+    """A network and what may be done with it. A subclass says how to train, to measure and to answer on one batch, in
+    `__train_func__`, `__eval_function__` and `__predict_func__`; all else is here."""
+
+    def __init__(self, model: nn.Module, use_cuda_if_available: bool = True):
+        if not isinstance(model, nn.Module):
+            raise LearnerError(f"model: expected a torch.nn.Module, found a {type(model).__name__}.")
+        super().__init__()
+        self.model = model
+        self.cuda = bool(use_cuda_if_available and torch.cuda.is_available())
+        self.fp16_mode = False
+        self.iterations = 0
+        self.loss_history: list[float] = []
+        self.optimizer: Any = None
+        self.loss_fn: Any = None
+        self.clip_grads: Any = None
+        self.train_metrics: Any = None
+        self.test_metrics: Any = None
+        self.val_metrics: Any = None
+        self.train_running_loss: Any = None
+        self.model_dir: str | Path = "."
+        self.records: list[dict[str, float]] = []
+        self._placed: torch.device | None = None
+
+    def train(
+        self,
+        train_loader: Iterable[Any],
+        loss_fn: Callable[..., Any] | None,
+        optimizer: Any,
+        train_metrics: Any,
+        test_loader: Iterable[Any] | None = None,
+        test_metrics: Any = None,
+        num_epochs: int = 10,
+        lr_schedule: Any = None,
+        save_models: str = "all",
+        model_dir: str | Path | None = None,
+        notebook_mode: bool = False,
+        batch_log: bool = True,
+        save_logs: str | Path | None = None,
+        display_metrics: bool = True,
+        save_metrics: bool = True,
+        **later: Any,
+    ) -> None:
+        """Trains to `num_epochs` epochs in all, writing models, plots and logs to `model_dir`. Called again there, it
+        goes on where it was ended, and with the same arguments the result is that of a run without an end in between.
+
+        `later` are the arguments of later versions, `val_loader`, `val_metrics`, `lr_scheduler`,
+        `save_model_interval`, `visdom_log`, `tensorboard_log`, `save_architecture`, `clip_grads` (the lowest and the
+        highest value of a gradient), and `clip_params` (of a weight) and `lr_schedule_late` (`lr_schedule(epoch)` after
+        the epoch in place of before it), which do what was done once. Raises LearnerError, a ValueError, for a wrong
+        argument and for a directory that holds another training."""
+        given = {name: value for name, value in locals().items() if name not in ("self", "later")}
+        self._fit(given | later)
+
+    def evaluate(self, test_loader: Iterable[Any], metrics: Sequence[Measuring] | Measuring) -> dict[str, float]:
+        """Measures `metrics`, which begin anew, and gives their values by name. Weights, buffers and modes stay."""
+        return self._measure("test", test_loader, metrics)
+
+    def validate(self, val_loader: Iterable[Any], metrics: Sequence[Measuring] | Measuring) -> dict[str, float]:
+        """As `evaluate`, by the step for validation where there is one."""
+        return self._measure("val", val_loader, metrics)
+
+    def predict(self, inputs: Any, apply_softmax: bool = False) -> Any:
+        """The answers to a batch of inputs as one tensor, whatever its size; to a loader, one for each sample, on the
+        CPU. A batch of a loader that is a pair is (inputs, targets)."""
+        with self.ready(), evaluating(self.model):
+            if isinstance(inputs, Tensor | list | tuple) or not isinstance(inputs, Iterable):
+                return self._answered(inputs, apply_softmax)
+            answers = []
+            for batch in inputs:
+                paired = isinstance(batch, list | tuple) and len(batch) in (1, 2)
+                answers.append(moved(self._answered(batch[0] if paired else batch, apply_softmax), torch.device("cpu")))
+        return self._gathered(answers)
+
+    def summary(
+        self,
+        input_sizes: Any,
+        input_types: Any = torch.float32,
+        item_length: int = 26,
+        tensorboard_log: str | Path | None = None,
+    ) -> str:
+        """A table of the layers with the sizes of what goes in and out, parameters and multiply-adds, for one input of
+        `input_sizes`, such as (1, 28, 28), or a list of such. Raises ModelError naming the layer that does not fit."""
+        return layer_table(self.model, inputs_of(input_sizes, input_types), item_length, tensorboard_log)
+
+    def to_onnx(self, input_sizes: Any, path: str | Path, input_types: Any = torch.float32, **options: Any) -> None:
+        """Writes the network for inputs of these sizes as ONNX; `options` are those of `torch.onnx.export`."""
+        from sightline.learner.onnx import write_onnx
+
+        write_onnx(self.model, inputs_of(input_sizes, input_types), path, options)
+
+    def save_model(self, path: Any, save_architecture: bool = False) -> None:
+        """Writes the weights, a state dict on the CPU, to a file or stream; `save_architecture` also what they belong
+        to, as data, beside it, for `load_network`."""
+        save_weights(self.model, path, save_architecture)
+
+    def load_model(self, path: Any) -> None:
+        """Puts the weights of a file into the network: all of them or, with an error that names what does not fit,
+        none."""
+        load_weights(self.model, path)
+
+    def half(self) -> None:
+        """Mixed precision from now on: the network runs in bfloat16 where that is safe, its weights and the loss stay
+        float32. bfloat16 has the range of float32, so that no loss needs scaling."""
+        self.fp16_mode = True
+
+    def get_train_history(self) -> dict[str, list[float]]:
+        """Of every epoch, from 1: `epoch`, `duration` in seconds, `train_loss`, and the metrics, `train_…`, `test_…`
+        and `val_…`."""
+        known = {"epoch": "epoch", "train_duration": "duration", "train_loss": "train_loss"}
+        names = known | {name: name for record in self.records for name in record if name not in known}
+        found = {
+            to: [record[name] + (name == "epoch") for record in self.records if name in record]
+            for name, to in names.items()
+        }
+        return {name: values for name, values in found.items() if values}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network computes."""
+        if self._placed is not None:  # looked up once, not in every step
+            return self._placed
+        first = next(self.model.parameters(), None)
+        return torch.device("cuda") if self.cuda else first.device if first is not None else torch.device("cpu")
+
+    @property
+    def owns_train_step(self) -> bool:
+        """Whether the training step is the one of this module, and not a subclass's own."""
+        step = own_method(self, *TRAIN)
+        return getattr(step, "__module__", "") == __name__
+
+    def metrics_of(self, split: str) -> Any:
+        """The metrics of a split as they were given."""
+        return self.val_metrics if split == "val" else self.test_metrics
+
+    def answer(self, inputs: Any) -> Any:
+        """The learner's own answer to a batch."""
+        function = own_method(self, *PREDICT)
+        if function is None:
+            raise LearnerError(
+                f"{type(self).__name__} has no {PREDICT[0]}(self, inputs), which answers a batch. Define it, or take "
+                f"StandardModel."
+            )
+        return function(inputs)
+
+    @contextlib.contextmanager
+    def ready(self) -> Iterator[None]:
+        """The network on its device, and, after `half`, in mixed precision."""
+        outer, device = self._placed, self.device
+        self.model.to(device)
+        self._placed = device
+        try:
+            with self._mixed() if self.fp16_mode else contextlib.nullcontext():
+                yield
+        finally:
+            self._placed = outer
+
+    @contextlib.contextmanager
+    def _mixed(self) -> Iterator[None]:
+        """The network under autocast, its answer in float32; whoever calls it."""
+        entered: list[Any] = []
+
+        def enter(*_: Any) -> None:
+            entered.append(torch.autocast(self.device.type, torch.bfloat16))
+            entered[-1].__enter__()
+
+        def leave(_model: nn.Module, _args: Any, output: Any) -> Any:
+            entered.pop().__exit__(None, None, None)
+            return _full(output)
+
+        handles = (
+            self.model.register_forward_pre_hook(enter),
+            self.model.register_forward_hook(leave, always_call=True),
+        )
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _fit(self, given: Mapping[str, Any]) -> None:
+        unknown = [name for name in given if name not in Plan.__dataclass_fields__ or name == "metrics"]
+        if unknown:
+            raise TypeError(f"train() has no argument '{unknown[0]}'.{nearest(unknown[0], Plan.__dataclass_fields__)}")
+        plan = Plan(**given)
+        with self.ready():
+            fit(self, plan)
+
+    def _measure(self, split: str, loader: Iterable[Any], metrics: Any) -> dict[str, float]:
+        named = named_metrics("metrics", metrics)
+        kept = self.test_metrics, self.val_metrics
+        self.test_metrics = self.val_metrics = list(named.values())
+        task = LearnerTask(self, {split: named})
+        batches = task.measured(split, loader)
+        trainer = Trainer(
+            task,
+            TrainState(self.model),
+            (),
+            {split: batches},
+            max_epochs=0,
+            eval_meter=task.eval_meter,
+        )
+        try:
+            with self.ready():
+                values = trainer.evaluate(split)
+        finally:
+            if kept != (None, None):
+                self.test_metrics, self.val_metrics = kept
+        for metric in named.values():
+            if hasattr(metric, "add_history"):
+                metric.add_history()
+        return values
+
+    def _answered(self, inputs: Any, apply_softmax: bool) -> Any:
+        with torch.inference_mode():
+            answer = self.answer(inputs)
+            answer = answer.softmax(1) if apply_softmax else answer
+        return _usable(answer)
+
+    def _gathered(self, answers: list[Any]) -> Any:
+        """What `predict` gives for a loader: a list with the answer to each sample."""
+        return [answer for batch in answers for answer in batch]
+
+
+class StandardModel(BaseModel):
+    """Trains almost any network on pairs of inputs and targets, for classification or regression: `loss_fn(outputs,
+    targets)` is a number. Several inputs or outputs are lists or tuples, handed to the network and the loss as one."""
+
+    def __train_func__(
+        self,
+        data: Any,
+        optimizer: Any,
+        loss_fn: Any,
+        train_metrics: Any,
+        running_loss: Tensor,
+        epoch: int,
+        batch_num: int,
+    ) -> None:
+        loss = train_on(self, data, optimizer, loss_fn, train_metrics)
+        running_loss.add_((loss * batch_size(data)).to(running_loss.device))
+
+    def __eval_function__(self, data: Any, metrics: Any) -> None:
+        measure_on(self, data, metrics)
+
+    def __predict_func__(self, inputs: Any) -> Any:
+        return self.model(moved(inputs, self.device))
+
+
+class BaseLearner(BaseModel):
+    """BaseModel as later versions had it: files and lines count epochs from 1, plots are drawn when asked for, and the
+    steps take the batch alone and find the rest in the learner."""
+
+    first_epoch = 1
+
+    def __train_loop__(self, train_loader: Any, train_metrics: Any, *rest: Any, **named: Any) -> None:
+        """What a subclass calls that has a `train` of its own, after it has set `optimizer` and `loss_fn`."""
+        names = ("test_loader", "test_metrics", *_LATER)
+        given = {"display_metrics": True, "save_metrics": True} | dict(zip(names, rest, strict=False)) | named
+        self._fit(
+            {
+                "train_loader": train_loader,
+                "loss_fn": self.loss_fn,
+                "optimizer": self.optimizer,
+                "train_metrics": train_metrics,
+                **given,
+            }
+        )
+
+    def train(  # type: ignore[override]  # the later order
+        self,
+        train_loader: Iterable[Any],
+        loss_fn: Callable[..., Any] | None,
+        optimizer: Any,
+        train_metrics: Any,
+        test_loader: Iterable[Any] | None = None,
+        test_metrics: Any = None,
+        val_loader: Iterable[Any] | None = None,
+        val_metrics: Any = None,
+        num_epochs: int = 10,
+        lr_scheduler: Any = None,
+        save_models: str = "all",
+        model_dir: str | Path | None = None,
+        save_model_interval: int = 1,
+        display_metrics: bool = False,
+        save_metrics: bool = False,
+        notebook_mode: bool = False,
+        batch_log: bool = True,
+        save_logs: str | Path | None = None,
+        visdom_log: Any = None,
+        tensorboard_log: str | Path | None = None,
+        save_architecture: bool = False,
+        clip_grads: Sequence[float] | None = None,
+        **more: Any,
+    ) -> None:
+        """As `BaseModel.train`, in the order of the later versions."""
+        given = {name: value for name, value in locals().items() if name not in ("self", "more", "__class__")}
+        self._fit(given | more)
+
+    def _gathered(self, answers: list[Any]) -> Any:
+        """What `predict` gives for a loader: all answers in one tensor."""
+        if not answers:
+            raise DataError("the loader gave no batch to predict.")
+        return torch.cat(answers)
+
+
+class StandardLearner(BaseLearner):
+    """StandardModel as later versions had it."""
+
+    def __train_func__(self, data: Any) -> None:
+        loss = train_on(self, data, self.optimizer, self.loss_fn, self.train_metrics)
+        self.train_running_loss = self.train_running_loss + (loss * batch_size(data)).to(self.train_running_loss.device)
+
+    def __eval_function__(self, data: Any) -> None:
+        measure_on(self, data, self.test_metrics)
+
+    def __val_function__(self, data: Any) -> None:
+        measure_on(self, data, self.val_metrics)
+
+    def __predict_func__(self, inputs: Any) -> Any:
+        return self.model(moved(inputs, self.device))
+
+
+_LATER = (
+    *("val_loader", "val_metrics", "num_epochs", "lr_scheduler", "save_models", "model_dir", "save_model_interval"),
+    *("display_metrics", "save_metrics", "notebook_mode", "batch_log", "save_logs", "visdom_log", "tensorboard_log"),
+    "save_architecture",
+)
+
+
+def _full(output: Any) -> Any:
+    """float32, in which losses and metrics are worked out."""
+    if isinstance(output, list | tuple):
+        return type(output)(_full(item) for item in output)
+    return output.float() if isinstance(output, Tensor) and output.is_floating_point() else output
+
+
+def _usable(answer: Any) -> Any:
+    """A copy that may be used with gradients, as one made in inference mode may not."""
+    if isinstance(answer, list | tuple):
+        return type(answer)(_usable(item) for item in answer)
+    return answer.clone() if isinstance(answer, Tensor) else answer

@@ -1,0 +1,222 @@
+"""What a training of the learner prints, writes and calls after each epoch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sightline.engine.callbacks import Callback
+from sightline.files import expanded, write_json
+from sightline.learner.metrics import is_better
+from sightline.learner.plan import Plan, direction
+from sightline.learner.plots import PlotInput, file_names, visualize
+from sightline.types import StepOutput, TrainState
+
+if TYPE_CHECKING:
+    from sightline.engine.trainer import Trainer
+    from sightline.learner.base import BaseModel
+
+ALL, BEST, LOSS_PLOT, PLOTS = "all_models", "best_models", "epoch_{}_loss.png", "metric_files.json"
+"""The directories of models, the name of a plot, and the file that says which metric's plots are called what."""
+_STATE = "learner"
+
+
+class Leaves(Callback):
+    """Models, plots, logs, and the learner's own callbacks. It comes before the checkpointer, so that a checkpoint is
+    never ahead of the files."""
+
+    def __init__(self, learner: BaseModel, plan: Plan, directory: Path):
+        self.learner = learner
+        self.plan = plan
+        self.directory = directory
+        self._plots = file_names(name for metrics in plan.metrics.values() for name in metrics)
+        self._writer: Any = None
+        self._ends = self._batch_ends()
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        """Directories, and what the learner has of the epochs that are done."""
+        for name in (ALL, *([BEST] if self.plan.deciding else [])):
+            (self.directory / name).mkdir(exist_ok=True)
+        if self.plan.save_metrics and any(name != safe for name, safe in self._plots.items()):
+            write_json(self.directory / PLOTS, self._plots)
+        self.take_over(trainer.state)
+        self._began = time.perf_counter()
+
+    def take_over(self, state: TrainState) -> None:
+        """Gives learner and metrics the history of the epochs that are done."""
+        self._follow(state)
+        for split, name, metric in self._metrics():
+            if isinstance(getattr(metric, "history", None), list):
+                metric.history[:] = self._values(f"{split}_{name}")
+
+    def on_epoch_start(self, trainer: Trainer) -> None:
+        """Tells."""
+        epoch = trainer.state.epoch
+        print(f"Epoch {epoch + self.learner.first_epoch} of {trainer.max_epochs}")
+        self.learner.on_epoch_start(epoch + self.learner.first_epoch)
+        self._call("epoch_start", epoch + 1)
+
+    def on_step_end(self, trainer: Trainer, output: StepOutput) -> None:
+        """Calls those that look at every batch."""
+        for end in self._ends:
+            end(trainer)
+
+    def on_epoch_end(self, trainer: Trainer, record: dict[str, float]) -> None:
+        """Saves, tells, draws, calls."""
+        learner, plan = self.learner, self.plan
+        number = int(record["epoch"]) + learner.first_epoch
+        self._follow(trainer.state)
+        if plan.save_models == "all" and (int(record["epoch"]) + 1) % plan.save_model_interval == 0:
+            learner.save_model(self.directory / ALL / f"model_{number}.pth", plan.save_architecture)
+        lines = [f"Epoch: {number}, Duration: {record['train_duration']} , Train Loss: {record['train_loss']}"]
+        print(lines[0])
+        for line in self._measured(trainer, record, number):
+            print(line)
+            lines.append(line)
+        if plan.save_logs is not None:
+            path = expanded(plan.save_logs)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8") as file:
+                file.write("".join(f"{line}\n" for line in lines))
+        for _, _, metric in self._metrics():
+            if hasattr(metric, "add_history"):
+                metric.add_history()
+        self._log(trainer, record)
+        if plan.display_metrics or plan.save_metrics:
+            self._draw(number)
+        if plan.lr_schedule_late:
+            trainer.task.set_rate(trainer.state, int(record["epoch"]))  # type: ignore[attr-defined]
+        learner.on_epoch_end(
+            number, learner.train_metrics, learner.test_metrics, record["train_loss"], record["train_duration"]
+        )
+        self._call("epoch_end", number + 1 - learner.first_epoch, _told(record))
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        """The end of training, but not of one that was interrupted."""
+        self._close()
+        if trainer.interrupted:
+            return
+        took = time.perf_counter() - self._began
+        learner = self.learner
+        learner.on_training_completed(learner.train_metrics, learner.test_metrics, took)
+        told = _told(trainer.state.history[-1])
+        self._call("training_completed", {"train_duration": took} | {k: told[k] for k in told if k != "duration"})
+
+    def on_exception(self, trainer: Trainer, error: BaseException) -> None:
+        """Closes what is open."""
+        self._close()
+
+    def _measured(self, trainer: Trainer, record: dict[str, float], number: int) -> Iterator[str]:
+        """The lines of an epoch after its first; the best model is saved on the way."""
+        plan = self.plan
+        best: dict[str, float] = trainer.state.callbacks.setdefault(_STATE, {"best": {}})["best"]
+        for split in ("test", "val"):
+            for place, (name, metric) in enumerate(plan.metrics.get(split, {}).items()):
+                value = record[f"{split}_{name}"]
+                if place == 0:
+                    before = best.get(split)
+                    if is_better(metric, value, before):
+                        best[split] = value
+                        start = before if before is not None else float("inf") if direction(metric) == "min" else 0.0
+                        told = f"{name} improved from {start} to {value}"
+                        if plan.deciding == (split, name):
+                            file = self.directory / BEST / f"model_{number}.pth"
+                            self.learner.save_model(file, plan.save_architecture)
+                            told += f" New Best Model saved in {file}"
+                        yield told
+                    else:
+                        yield f"{name} did not improve, current best is {before}"
+                yield f"{split.title()} {name} : {value}"
+        for name in plan.metrics["train"]:
+            yield f"Train {name} : {record[f'train_{name}']}"
+
+    def _metrics(self) -> Iterator[tuple[str, str, Any]]:
+        for split, metrics in self.plan.metrics.items():
+            for name, metric in metrics.items():
+                yield split, name, metric
+
+    def _values(self, name: str) -> list[float]:
+        return [record[name] for record in self.learner.records if name in record]
+
+    def _follow(self, state: TrainState) -> None:
+        self.learner.records = state.history
+        self.learner.loss_history[:] = self._values("train_loss")
+
+    def _draw(self, number: int) -> None:
+        plan, learner = self.plan, self.learner
+        epochs = [int(record["epoch"]) + learner.first_epoch for record in learner.records]
+        curves = [(LOSS_PLOT.format(number), PlotInput(self._values("train_loss"), "Train Loss", "red"))]
+        for split, name, _ in self._metrics():
+            curve = PlotInput(self._values(f"{split}_{name}"), f"{split.title()} {name}", "blue")
+            curves.append((f"{split}_{self._plots[name]}_epoch_{number}.png", curve))
+        for file, curve in curves:
+            path = self.directory / file if plan.save_metrics else None
+            visualize(epochs[-len(curve.value) :], [curve], plan.display_metrics, path)
+
+    def _log(self, trainer: Trainer, record: dict[str, float]) -> None:
+        plan, epoch = self.plan, int(record["epoch"]) + 1
+        if plan.tensorboard_log is not None:
+            if self._writer is None:
+                from torch.utils.tensorboard import SummaryWriter
+
+                # an epoch that is trained again, after a kill, stands there once
+                self._writer = SummaryWriter(str(self.directory / plan.tensorboard_log), purge_step=epoch)
+            self._writer.add_scalar("logs/train_loss", record["train_loss"], epoch)
+            for split, name, _ in self._metrics():
+                self._writer.add_scalar(f"logs/{split}_metrics/{name}", record[f"{split}_{name}"], epoch)
+            self._writer.flush()
+        if plan.visdom_log is not None:
+            import torch
+
+            epochs = torch.arange(1, epoch + 1)
+            series = [("train_loss", "Train Loss")]
+            series += [(f"{split}_{name}", f"{split.title()} {name}") for split, name, _ in self._metrics()]
+            for name, title in series:
+                values = torch.tensor(self._values(name))
+                plan.visdom_log.plot_line(values, epochs[-len(values) :], win=name, title=title)
+
+    def _batch_ends(self) -> list[Callable[[Trainer], None]]:
+        """What is called after every batch: nothing that would read the device back, unless somebody asked."""
+        learner = self.learner
+        ends: list[Callable[[Trainer], None]] = []
+
+        def method(trainer: Trainer) -> None:
+            loss, _ = _running(trainer)
+            state = trainer.state
+            first = learner.first_epoch
+            learner.on_batch_end(state.epoch + first, state.batch - 1 + first, learner.train_metrics, loss)
+
+        def added(trainer: Trainer) -> None:
+            loss, values = _running(trainer)
+            data = {"train_loss": loss} | {f"train_{name}": value for name, value in values.items()}
+            self._call("batch_end", trainer.state.epoch + 1, trainer.state.batch, data)
+
+        if learner.overrides("on_batch_end"):
+            ends.append(method)
+        if learner.added.get("batch_end"):
+            ends.append(added)
+        return ends
+
+    def _call(self, event: str, *values: Any) -> None:
+        for function in self.learner.added.get(event, ()):
+            function(*values)
+
+    def _close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def _running(trainer: Trainer) -> tuple[float, dict[str, float]]:
+    trainer.check_losses()
+    found: tuple[float, dict[str, float]] = trainer.state.meters["train"].running()
+    return found
+
+
+def _told(record: dict[str, float]) -> dict[str, float]:
+    """A record as callbacks get it."""
+    return {
+        "duration" if name == "train_duration" else name: value for name, value in record.items() if name != "epoch"
+    }

@@ -1,0 +1,193 @@
+"""Metrics of the learner: sums over samples that stay on the device until somebody asks for the value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sightline.learner.plan import LearnerError, Measuring, direction
+
+
+class Metric:
+    """Base of metrics. A subclass implements `__compute__(predictions, targets)`, the sum over the samples of a batch,
+    as a tensor or a number; the value is the sum over the samples seen since `reset`, divided by how many they were.
+
+    Several outputs come as lists, and count as so many samples each. `better` says which values are the better ones,
+    "max" or "min"; None decides by the name. Nothing is read back from the device but by `getValue`."""
+
+    better: str | None = None
+
+    def __init__(self, name: str):
+        self.name = name
+        self.history: list[float] = []
+        self._sum: Any = 0.0
+        self._count = 0
+
+    def reset(self) -> None:
+        """Begins anew."""
+        self._sum, self._count = 0.0, 0
+
+    def update(self, predictions: Any, targets: Any, batch_first: bool = True) -> None:
+        """Adds a batch; its samples lie along the first dimension, else along the last."""
+        with torch.no_grad():
+            value = self.__compute__(predictions, targets)
+        several = isinstance(predictions, list | tuple)
+        if isinstance(value, Tensor):
+            # float32 counts to 16 million only
+            value = value.detach().double() if value.device.type != "mps" else value.detach().float()
+        self._sum = self._sum + value
+        self._count += batch_size(predictions, batch_first) * (len(predictions) if several else 1)
+
+    def getValue(self) -> float:  # noqa: N802 the published name
+        """The value over all samples since `reset`; NaN before the first."""
+        total = self._sum.sum().item() if isinstance(self._sum, Tensor) else self._sum
+        return float(total) / self._count if self._count else float("nan")
+
+    def add_history(self) -> None:
+        """Notes the value in `history`."""
+        self.history.append(self.getValue())
+
+    def __compute__(self, predictions: Any, targets: Any) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} has no __compute__, the sum over the samples of a batch.")
+
+
+class Accuracy(Metric):
+    """How often the right class is among the `topK` first. Outputs [B,C], class indices [B]."""
+
+    better = "max"
+
+    def __init__(self, name: str = "Accuracy", topK: int = 1):  # noqa: N803 the published name
+        super().__init__(name)
+        self.topK = topK
+
+    def __compute__(self, predictions: Any, targets: Any) -> Any:
+        if isinstance(predictions, list | tuple):
+            return sum(self.__compute__(*pair) for pair in zip(predictions, targets, strict=True))
+        _check_classes(self, predictions, targets, self.topK)
+        label = targets.reshape(-1)
+        if self.topK == 1:
+            return (predictions.argmax(1) == label).sum()
+        return (predictions.topk(self.topK, 1).indices == label.unsqueeze(1)).sum()
+
+
+class MeanConfidenceScore(Metric):
+    """The mean probability of the right class, 0 where it is not among the `topK` first. Outputs [B,C], class indices
+    [B]; `apply_softmax` makes probabilities of logits."""
+
+    better = "max"
+
+    def __init__(self, name: str = "MeanConfidenceScore", topK: int = 1, apply_softmax: bool = True):  # noqa: N803
+        super().__init__(name)
+        self.topK = topK
+        self.apply_softmax = apply_softmax
+
+    def __compute__(self, predictions: Any, targets: Any) -> Any:
+        if isinstance(predictions, list | tuple):
+            return sum(self.__compute__(*pair) for pair in zip(predictions, targets, strict=True))
+        _check_classes(self, predictions, targets, self.topK)
+        probabilities = predictions.float().softmax(1) if self.apply_softmax else predictions.float()
+        label = targets.reshape(-1, 1)
+        among = (predictions.topk(self.topK, 1).indices == label).any(1, keepdim=True)
+        return (probabilities.gather(1, label.long()) * among).sum()
+
+
+class MSE(Metric):
+    """The mean squared error. A sample of several numbers counts with their mean."""
+
+    better = "min"
+
+    def __init__(self, name: str = "MSE"):
+        super().__init__(name)
+
+    def __compute__(self, predictions: Any, targets: Any) -> Any:
+        if isinstance(predictions, list | tuple):
+            return sum(self.__compute__(*pair) for pair in zip(predictions, targets, strict=True))
+        return _per_sample(_difference(self, predictions, targets).square())
+
+
+class MAE(Metric):
+    """The mean absolute error. A sample of several numbers counts with their mean."""
+
+    better = "min"
+
+    def __init__(self, name: str = "MAE"):
+        super().__init__(name)
+
+    def __compute__(self, predictions: Any, targets: Any) -> Any:
+        if isinstance(predictions, list | tuple):
+            return sum(self.__compute__(*pair) for pair in zip(predictions, targets, strict=True))
+        return _per_sample(_difference(self, predictions, targets).abs())
+
+
+def batch_size(value: Any, batch_first: bool = True) -> int:
+    """The samples of a batch: of the first tensor in it, at any depth."""
+    while isinstance(value, list | tuple | Mapping):
+        if not value:
+            raise LearnerError("the loader gave an empty batch.")
+        value = next(iter(value.values())) if isinstance(value, Mapping) else value[0]
+    shape = getattr(value, "shape", None)
+    if not shape:
+        found = "a single number" if shape is not None else f"a {type(value).__name__}"
+        raise LearnerError(f"a batch begins with {found}, and not with a tensor [batch, ...].")
+    return int(shape[0 if batch_first else -1])
+
+
+def is_better(metric: Measuring, value: float, best: float | None) -> bool:
+    """Whether `value` is better than `best`; anything is better than none, but NaN."""
+    if value != value:  # noqa: PLR0124 NaN
+        return False
+    return best is None or (value < best if direction(metric) == "min" else value > best)
+
+
+def state_of(metric: Measuring) -> dict[str, Any]:
+    """What a metric has summed up so far, as plain values and tensors."""
+    if hasattr(metric, "state_dict"):
+        return dict(metric.state_dict())
+    return {name: value for name, value in vars(metric).items() if name != "history" and _is_plain(value)}
+
+
+def restore_state(metric: Measuring, state: Mapping[str, Any]) -> None:
+    """The inverse of `state_of`."""
+    if hasattr(metric, "load_state_dict"):
+        metric.load_state_dict(state)
+    else:
+        vars(metric).update(state)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_plain(item) for item in value)
+    if isinstance(value, dict):
+        return all(isinstance(key, str | int) and _is_plain(item) for key, item in value.items())
+    return value is None or type(value) in (bool, int, float, str) or isinstance(value, Tensor)
+
+
+def _check_classes(metric: Any, predictions: Tensor, targets: Tensor, k: int) -> None:
+    if predictions.ndim != 2 or targets.numel() != len(predictions):
+        raise LearnerError(
+            f"{type(metric).__name__}: expected scores [batch, classes] and class indices [batch], found "
+            f"{list(predictions.shape)} and {list(targets.shape)}."
+        )
+    if not 1 <= k <= predictions.shape[1]:
+        raise LearnerError(
+            f"{type(metric).__name__}: topK={k}, and the network answers with {predictions.shape[1]} classes."
+        )
+
+
+def _difference(metric: Any, predictions: Tensor, targets: Tensor) -> Tensor:
+    """Never by broadcasting: [B,1] minus [B] would be [B,B]."""
+    if predictions.shape != targets.shape:
+        if predictions.numel() != targets.numel() or len(predictions) != len(targets):
+            raise LearnerError(
+                f"{type(metric).__name__}: the predictions are {list(predictions.shape)} and the targets "
+                f"{list(targets.shape)}; they must have the same shape."
+            )
+        targets = targets.reshape(predictions.shape)
+    return predictions.float() - targets.float()
+
+
+def _per_sample(values: Tensor) -> Tensor:
+    return values.reshape(len(values), -1).mean(1).sum()

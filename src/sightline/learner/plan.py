@@ -1,0 +1,194 @@
+"""What one call of `train` asks for, checked before anything is made."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from sightline.errors import ConfigError, listing
+from sightline.files import expanded
+from sightline.monitors import better_when
+from sightline.types import Schedule
+
+SAVE_MODELS = ("all", "best")
+_RESERVED = ("loss", "duration")
+
+
+class LearnerError(ConfigError, ValueError):
+    """An argument of the learner is wrong; names it, and what to give instead."""
+
+
+class Measuring(Protocol):
+    """What a metric is to the learner. One with `better`, "min" or "max", says which values are the better ones; one
+    with a list `history` has its values of all epochs there."""
+
+    name: str
+
+    def reset(self) -> None: ...
+    def update(self, outputs: Any, targets: Any) -> None: ...
+    def getValue(self) -> float: ...  # noqa: N802 the published name
+
+
+@dataclass
+class Plan:
+    """The arguments of `train` by name. `metrics` has those of each split that is measured, by the names of their
+    values; two of one name are told apart by a number. Raises LearnerError, a ValueError, for what cannot be."""
+
+    train_loader: Iterable[Any]
+    loss_fn: Callable[..., Any] | None
+    optimizer: Optimizer | None
+    train_metrics: Sequence[Measuring] | Measuring | None
+    test_loader: Iterable[Any] | None = None
+    test_metrics: Sequence[Measuring] | Measuring | None = None
+    num_epochs: int = 10
+    lr_schedule: Any = None
+    save_models: str = "all"
+    model_dir: str | Path | None = None
+    notebook_mode: bool = False
+    batch_log: bool = True
+    save_logs: str | Path | None = None
+    display_metrics: bool = True
+    save_metrics: bool = True
+    val_loader: Iterable[Any] | None = None
+    val_metrics: Sequence[Measuring] | Measuring | None = None
+    lr_scheduler: Any = None
+    save_model_interval: int = 1
+    visdom_log: Any = None
+    tensorboard_log: str | Path | None = None
+    save_architecture: bool = False
+    clip_grads: Sequence[float] | None = None
+    clip_params: Sequence[float] | None = None
+    lr_schedule_late: bool = False
+    metrics: dict[str, dict[str, Measuring]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.save_models not in SAVE_MODELS:
+            raise LearnerError(f"save_models: expected 'all' or 'best', found {self.save_models!r}.")
+        if self.save_models == "best" and self.test_loader is None and self.val_loader is None:
+            raise LearnerError("save_models='best' needs something to be best at: give test_loader and test_metrics.")
+        if self.optimizer is not None and not isinstance(self.optimizer, Optimizer):
+            raise LearnerError(f"optimizer: expected a torch optimiser, found a {type(self.optimizer).__name__}.")
+        if self.loss_fn is not None and not callable(self.loss_fn):
+            raise LearnerError(f"loss_fn: expected a loss such as CrossEntropyLoss(), found {self.loss_fn!r}.")
+        for name in ("num_epochs", "save_model_interval"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
+                raise LearnerError(f"{name}: expected a whole number of at least 1, found {value!r}.")
+            setattr(self, name, int(value))
+        for name in ("clip_grads", "clip_params"):
+            _check_range(name, getattr(self, name))
+        self.metrics = {"train": named_metrics("train_metrics", self.train_metrics)}
+        for split, loader, metrics in (
+            ("test", self.test_loader, self.test_metrics),
+            ("val", self.val_loader, self.val_metrics),
+        ):
+            if loader is not None:
+                self.metrics[split] = named_metrics(f"{split}_metrics", metrics)
+                if not self.metrics[split]:
+                    raise LearnerError(
+                        f"{split}_metrics: {split}_loader is given, and there is no metric to measure on it; give a "
+                        f"list such as [Accuracy()]."
+                    )
+        self._sort_schedules()
+
+    @property
+    def directory(self) -> Path:
+        """`model_dir`, by default the current directory."""
+        return Path.cwd() if self.model_dir is None else expanded(self.model_dir)
+
+    @property
+    def deciding(self) -> tuple[str, str] | None:
+        """(split, metric) by which the best model is chosen: the first of the test split, else of the validation
+        split."""
+        return next(
+            ((split, next(iter(self.metrics[split]))) for split in ("test", "val") if split in self.metrics), None
+        )
+
+    @property
+    def evals(self) -> Iterator[tuple[str, Iterable[Any]]]:
+        """(split, loader) of what is measured after each epoch."""
+        for split, loader in (("test", self.test_loader), ("val", self.val_loader)):
+            if loader is not None:
+                yield split, loader
+
+    def schedules(self) -> list[Schedule]:
+        """The torch scheduler, stepped after each epoch; a plateau watches the first validation metric, else the first
+        training metric."""
+        if self.lr_scheduler is None:
+            return []
+        if not isinstance(self.lr_scheduler, ReduceLROnPlateau):
+            return [Schedule(self.lr_scheduler)]
+        split = "val" if "val" in self.metrics else "train"
+        watched = next(iter(self.metrics[split]), None)
+        if watched is None:
+            raise LearnerError("lr_scheduler: a plateau watches the first metric, and train_metrics is empty.")
+        better = direction(self.metrics[split][watched])
+        if self.lr_scheduler.mode != better:
+            warnings.warn(
+                f"lr_scheduler: the plateau has mode='{self.lr_scheduler.mode}', and {watched} is better when it is "
+                f"{'lower' if better == 'min' else 'higher'}, so the learning rate would fall while it gets better; "
+                f"make it with ReduceLROnPlateau(..., mode='{better}').",
+                UserWarning,
+                stacklevel=6,
+            )
+        return [Schedule(self.lr_scheduler, monitor=f"{split}_{watched}")]
+
+    def _sort_schedules(self) -> None:
+        """A function and a torch scheduler may come by either name."""
+        if self.lr_schedule is not None and self.lr_scheduler is not None:
+            raise LearnerError("lr_schedule and lr_scheduler both set the learning rate; give one of them.")
+        given = self.lr_schedule if self.lr_schedule is not None else self.lr_scheduler
+        if given is None:
+            return
+        if self.optimizer is None:
+            raise LearnerError("lr_schedule: there is no optimizer whose learning rate it could set.")
+        is_scheduler = isinstance(given, LRScheduler | ReduceLROnPlateau)
+        if not is_scheduler and not callable(given):
+            raise LearnerError(f"lr_schedule: expected a function of the epoch, found {given!r}.")
+        if is_scheduler and getattr(given, "optimizer", self.optimizer) is not self.optimizer:
+            raise LearnerError("lr_scheduler: it was made for another optimizer than the one given to train.")
+        self.lr_schedule, self.lr_scheduler = (None, given) if is_scheduler else (given, None)
+
+
+def named_metrics(argument: str, metrics: Sequence[Measuring] | Measuring | None) -> dict[str, Measuring]:
+    """The metrics of one list by name, one alone as a list of one. Raises LearnerError for what is no metric."""
+    listed: list[Any] = [] if metrics is None else list(metrics) if isinstance(metrics, list | tuple) else [metrics]
+    found: dict[str, Measuring] = {}
+    for metric in listed:
+        missing = [name for name in ("name", "reset", "update", "getValue") if not hasattr(metric, name)]
+        if missing:
+            raise LearnerError(
+                f"{argument}: a {type(metric).__name__} is no metric of the learner, it has no {listing(missing)}. "
+                f"Take Accuracy(), MSE() or a class of your own that inherits from Metric."
+            )
+        key, number = str(metric.name), 1
+        while key in found or key in _RESERVED:
+            number += 1
+            key = f"{metric.name} {number}"
+        found[key] = metric
+    return found
+
+
+def direction(metric: Measuring) -> str:
+    """ "min" or "max", whichever values of a metric are the better ones."""
+    told = getattr(metric, "better", None)
+    return told if told in ("min", "max") else better_when("_".join(str(metric.name).lower().split()))
+
+
+def _check_range(name: str, value: Any) -> None:
+    if value is None:
+        return
+    try:
+        low, high = (float(part) for part in value)
+    except (TypeError, ValueError):
+        raise LearnerError(
+            f"{name}: expected a lowest and a highest value, such as (-1, 1), found {value!r}."
+        ) from None
+    if not low < high:
+        raise LearnerError(f"{name}: the lowest value {low:g} is not below the highest, {high:g}.")

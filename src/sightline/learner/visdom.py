@@ -1,0 +1,98 @@
+"""Curves and pictures on a Visdom server."""
+# ruff: noqa: N803 the published names, in which X holds the values and Y where they are
+
+from __future__ import annotations
+
+from typing import Any
+
+from sightline import locate
+
+
+class VisdomLogger:
+    """Hands each call to Visdom's; `win` is the window, `title` its title, further arguments are Visdom's. Raises
+    MissingExtraError without the package visdom."""
+
+    def __init__(self, server: str = "http://localhost", endpoint: str = "events", port: int = 8097, **options: Any):
+        self.env = options.setdefault("env", "main")
+        self.viz = locate.require("visdom").Visdom(server=server, endpoint=endpoint, port=port, **options)
+
+    def log_text(self, text: str, win: str, title: str | None = None, env: str | None = None, opts: Any = None) -> None:
+        """Adds a text to a window, which is made when it is not there."""
+        self.viz.text(text, win, env=env, opts=_titled(title, opts), append=bool(self.viz.win_exists(win, env)))
+
+    def log_image(
+        self, image: Any, win: str, title: str | None = None, env: str | None = None, opts: Any = None
+    ) -> None:
+        """A picture [C,H,W]."""
+        self.viz.image(image, win, env=env, opts=_titled(title, opts))
+
+    def log_images(
+        self,
+        image: Any,
+        win: str,
+        title: str | None = None,
+        env: str | None = None,
+        opts: Any = None,
+        ncol: int = 8,
+        padding: int = 2,
+    ) -> None:
+        """Pictures [N,C,H,W], so many in a row."""
+        self.viz.images(image, win=win, env=env, opts=_titled(title, opts), nrow=ncol, padding=padding)
+
+    def plot_line(
+        self,
+        X: Any,
+        Y: Any,
+        win: str,
+        title: str | None = None,
+        env: str | None = None,
+        opts: Any = None,
+        update_mode: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        """A curve: the values `X` over `Y`."""
+        self.viz.line(Y=X, X=Y, win=win, env=env, opts=_titled(title, opts), update=update_mode, name=name)
+
+    def plot_bar(
+        self, X: Any, Y: Any, win: str, title: str | None = None, env: str | None = None, opts: Any = None
+    ) -> None:
+        """Bars of heights `X` with the names `Y`."""
+        self.viz.bar(X=X, Y=Y, win=win, env=env, opts=_titled(title, opts))
+
+    def plot_quiver(
+        self,
+        X: Any,
+        Y: Any,
+        win: str,
+        title: str | None = None,
+        gridX: Any = None,
+        gridY: Any = None,
+        env: str | None = None,
+        opts: Any = None,
+    ) -> None:
+        """Arrows."""
+        self.viz.quiver(X=X, Y=Y, gridX=gridX, gridY=gridY, win=win, env=env, opts=_titled(title, opts))
+
+    def plot_pie(self, X: Any, win: str, title: str | None = None, env: str | None = None, opts: Any = None) -> None:
+        """Shares of a whole."""
+        self.viz.pie(X=X, win=win, env=env, opts=_titled(title, opts))
+
+    def plot_histogram(
+        self, X: Any, win: str, title: str | None = None, env: str | None = None, opts: Any = None
+    ) -> None:
+        """How often values occur."""
+        self.viz.histogram(X=X, win=win, env=env, opts=_titled(title, opts))
+
+    def plot_boxplot(
+        self, X: Any, win: str, title: str | None = None, env: str | None = None, opts: Any = None
+    ) -> None:
+        """Quartiles."""
+        self.viz.boxplot(X=X, win=win, env=env, opts=_titled(title, opts))
+
+    def save(self, env: str = "main") -> None:
+        """Lets the server write an environment to its disk."""
+        self.viz.save([env])
+
+
+def _titled(title: str | None, opts: Any) -> Any:
+    return {"title": title} if opts is None else opts

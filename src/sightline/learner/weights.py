@@ -1,0 +1,181 @@
+"""A network's weights in a file, and what they belong to as data: no pickled code, neither way."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_model
+from torch import Tensor, nn
+
+from sightline import locate
+from sightline.errors import ArtifactError, ConfigError, SightlineError, first_line, listing
+from sightline.files import atomic_write, beside, expanded, read_json, sha256, write_json
+from sightline.learner.plan import LearnerError
+from sightline.models.pretrained import fill, read_weights
+
+FORMAT = 1
+_FEW = 6
+
+
+def save_weights(model: nn.Module, path: str | Path | IO[bytes], architecture: bool = False) -> None:
+    """The state dict, on the CPU, at `path`, whole or not at all; with `architecture`, `.json` and `.safetensors` files
+    beside it from which `load_network` makes the network."""
+    state = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in model.state_dict().items()}
+    if not isinstance(path, str | Path):
+        torch.save(state, path)
+        return
+    path = expanded(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    node = described(model) if architecture else None
+    with atomic_write(path) as file:
+        torch.save(state, file)
+    if node is not None:
+        weights = path.with_suffix(".safetensors")
+        aside = beside(weights)
+        try:
+            save_model(model, str(aside))
+            aside.replace(weights)
+        finally:
+            aside.unlink(missing_ok=True)
+        about = {"format": FORMAT, "network": node, "weights": weights.name, "sha256": sha256(weights)}
+        write_json(path.with_suffix(".json"), about)
+
+
+def load_weights(model: nn.Module, path: str | Path | IO[bytes]) -> None:
+    """Puts the weights of a state dict, a checkpoint or a safetensors file into `model`, all or none; `module.`, which
+    parallel training puts before every name, is dropped. Raises LearnerError naming what does not fit."""
+    if isinstance(path, str | Path):
+        name = f"'{path}'"
+        try:
+            tensors = dict(read_weights(expanded(path)).tensors)
+        except ConfigError as error:
+            raise LearnerError(f"load_model: {str(error).removeprefix('module.weights: ')}") from error
+    else:
+        name = "the stream"
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    own = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
+    if (
+        tensors
+        and all(key.startswith("module.") for key in tensors)
+        and not any(key.startswith("module.") for key in own)
+    ):
+        tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
+    missing = [key for key in own if key not in tensors]
+    unknown = [key for key in tensors if key not in own]
+    other = [
+        f"{key} ({_sizes(tensors[key])} in the file, {_sizes(own[key])} in the network)"
+        for key in own
+        if key in tensors and tensors[key].shape != own[key].shape
+    ]
+    parts = (("Not in the file", missing), ("Of another shape", other), ("Not in the network", unknown))
+    wrong = " ".join(f"{title}: {listing(names, _FEW)}." for title, names in parts if names)
+    if wrong:
+        raise LearnerError(f"load_model: {name} is of another network. {wrong} Nothing was loaded.")
+    fill(model, tensors)
+
+
+def load_network(path: str | Path, allow: Sequence[str] = ()) -> nn.Module:
+    """The network that was saved with `save_architecture`, with its weights; `path` is that of any of its files. Only
+    layers of torch.nn are made, unless `allow` names other code that is trusted, by its dotted name. Raises
+    ArtifactError when a file is missing or not what was written."""
+    about, where = _described_at(expanded(path))
+    network, weights = about["network"], where.parent / Path(str(about["weights"])).name
+    try:
+        if sha256(weights) != about["sha256"]:
+            raise ArtifactError(f"'{weights}' is not the file that was saved: its SHA-256 differs.")
+        tensors = load_file(weights)
+    except OSError as error:
+        raise ArtifactError(f"'{weights}' cannot be read: {error.strerror or error}.") from error
+    except SafetensorError as error:
+        raise ArtifactError(f"'{weights}' is damaged: {first_line(error)}.") from error
+    try:
+        model = locate.instantiate(network, key=f"'{where}': network", allow=("torch.nn", *allow))
+    except RecursionError as error:
+        raise ArtifactError(f"'{where}': the network is nested too deeply.") from error
+    if not isinstance(model, nn.Module):
+        raise ArtifactError(f"'{where}' describes a {type(model).__name__}, no network.")
+    try:
+        fill(model, tensors, whole=True)
+    except RuntimeError as error:
+        raise ArtifactError(f"'{weights}' does not fit the network of '{where}': {first_line(error)}") from error
+    return model
+
+
+def described(model: nn.Module) -> dict[str, Any]:
+    """The network as a node of data: layers of torch.nn in Sequentials, or a class of the user's that is made without
+    arguments. Raises LearnerError for one that would not come back the same."""
+    try:
+        node = _node(model)
+        made = locate.instantiate(node, key="network")
+        same = repr(made) == repr(model) and _shapes(made) == _shapes(model)
+    except (LearnerError, SightlineError) as error:
+        raise LearnerError(f"save_architecture: {error} {_ADVICE}") from error
+    if not same:
+        raise LearnerError(
+            f"save_architecture: {type(model).__name__} does not come back from data the same. {_ADVICE}"
+        )
+    return node
+
+
+_ADVICE = "Save the weights alone, and make the network by your own code before load_model."
+
+
+def _node(layer: nn.Module) -> dict[str, Any]:
+    cls = type(layer)
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    if isinstance(layer, nn.Sequential) and cls is nn.Sequential:
+        if list(layer._modules) != [str(place) for place in range(len(layer))]:
+            raise LearnerError("a Sequential with names for its layers is not described.")
+        return {"_target_": "torch.nn.Sequential", "_args_": [_node(child) for child in layer]}
+    if cls.__module__ == "__main__":
+        raise LearnerError(f"the class {cls.__qualname__} is in the script itself, where nobody finds it again.")
+    arguments = {}
+    if cls.__module__.startswith("torch.nn."):
+        for parameter in list(inspect.signature(cls.__init__).parameters.values())[1:]:
+            value = getattr(layer, parameter.name, parameter.default)
+            if parameter.name == "bias":
+                value = value is not None and value is not False
+            if parameter.name in ("device", "dtype") or parameter.kind is parameter.VAR_KEYWORD:
+                continue
+            plain = list(value) if isinstance(value, tuple) else value
+            if not all(item is None or isinstance(item, bool | int | float | str) for item in _flat(plain)):
+                raise LearnerError(f"the argument {parameter.name} of {cls.__name__} is no plain value.")
+            if plain != parameter.default:
+                arguments[parameter.name] = plain
+    return {"_target_": name, **arguments}
+
+
+def _flat(value: Any) -> list[Any]:
+    return [part for item in value for part in _flat(item)] if isinstance(value, list) else [value]
+
+
+def _shapes(model: nn.Module) -> Counter[tuple[str, tuple[int, ...]]]:
+    return Counter(
+        (name, tuple(value.shape)) for name, value in model.state_dict().items() if isinstance(value, Tensor)
+    )
+
+
+def _described_at(path: Path) -> tuple[dict[str, Any], Path]:
+    where = path.with_suffix(".json")
+    try:
+        about = read_json(where)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(
+            f"'{where}' cannot be read: {error}. It is written by save_architecture=True; without it, make the network "
+            f"by your own code and call load_model."
+        ) from error
+    if not isinstance(about, dict) or not {"network", "weights", "sha256"} <= set(about):
+        raise ArtifactError(f"'{where}' does not describe a network.")
+    if about.get("format") != FORMAT or not isinstance(about["network"], dict):
+        raise ArtifactError(f"'{where}' is of format {about.get('format')}; this version reads format {FORMAT}.")
+    return about, where
+
+
+def _sizes(value: Tensor) -> str:
+    return " x ".join(map(str, value.shape)) or "1"

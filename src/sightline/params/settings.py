@@ -1,0 +1,133 @@
+"""The dict's keys as names of the engine's own, checked by its schema, and messages put back into the dict's words."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sightline import locate
+from sightline.config.schema import TrainConfig
+from sightline.errors import ConfigError, SightlineError, nearest
+from sightline.params.defaults import params as defaults
+
+ALIASES = {
+    "batch_size": "data.batch_size",
+    "eval_batch_size": "data.eval_batch_size",
+    "n_classes": "data.classes",
+    "normalise_mean": "data.preprocess.mean",
+    "normalise_std": "data.preprocess.std",
+    "is_image_color": "data.preprocess.channels",
+    "flip_probability": "data.augment.flip",
+    "num_epochs": "trainer.max_epochs",
+    "eval_freq": "trainer.eval_every",
+    "save_freq": "trainer.keep_every",
+    "device": "trainer.device",
+    "manual_seed": "seed",
+}
+MAY_CHANGE = (*list(defaults)[:7], "num_epochs", "save_freq", "device", "mode")
+"""Keys that may be others when a run goes on."""
+_SWITCHES = ("shuffle_dataset", "flip_images", "normalise_images", "is_image_color")
+_WORDS = {name: f"params['{key}']" for key, name in ALIASES.items() if "." in name} | {
+    "data.preprocess.channels=3": "params['is_image_color'] = True",
+    "data.preprocess.channels=1": "params['is_image_color'] = False",
+    "data.preprocess.size": "params['image_height'] and params['image_width']",
+    "data.root": "datadir",
+    " (data.on_bad=skip leaves such images out)": "",
+    "; data.on_bad=skip leaves them out": "",
+    "`sightline resume`": "the same call of train",
+}
+_FIND = re.compile("|".join(map(re.escape, sorted(_WORDS, key=len, reverse=True))))
+
+
+@contextmanager
+def in_words_of_params() -> Iterator[None]:
+    """An error of the parts below names the key of the dict, not that of the config that it stands for."""
+    try:
+        yield
+    except SightlineError as error:
+        told = re.sub(r"^seed:", "params['manual_seed']:", _FIND.sub(lambda found: _WORDS[found[0]], str(error)))
+        if told == str(error):
+            raise
+        made = type(error)(told)
+        for note in getattr(error, "__notes__", ()):
+            made.add_note(note)
+        raise made from error
+
+
+def completed(params: Mapping[str, Any]) -> dict[str, Any]:
+    """All 32 keys: those that are missing have their values of the default dict. Raises ConfigError for a key that is
+    probably a slip of the pen, and warns of any other that nothing here reads."""
+    if not isinstance(params, Mapping):
+        raise ConfigError(f"params: expected a dict, found {type(params).__name__}.")
+    for key in params:
+        if key not in defaults:
+            meant = nearest(str(key), defaults)
+            if meant:
+                raise ConfigError(f"params['{key}']: no such key.{meant}")
+            warnings.warn(f"params['{key}']: nothing here reads this key.", UserWarning, stacklevel=3)
+    settings = defaults | dict(params)
+    for key in _SWITCHES:
+        if not isinstance(settings[key], bool):
+            raise ConfigError(f"params['{key}']: expected True or False, found {settings[key]!r}.")
+    channels = 3 if settings["is_image_color"] else 1
+    for key in ("normalise_mean", "normalise_std") if settings["normalise_images"] else ():
+        if not isinstance(settings[key], list | tuple) or len(settings[key]) != channels:
+            what = "colour pictures" if channels == 3 else "gray pictures"
+            raise ConfigError(f"params['{key}']: expected {channels} number(s) for {what}, found {settings[key]!r}.")
+    if not isinstance(settings["n_classes"], int):
+        raise ConfigError(f"params['n_classes']: expected a whole number, found {settings['n_classes']!r}.")
+    for key in ("image_height", "image_width"):
+        if not isinstance(settings[key], int) or settings[key] < 1:
+            raise ConfigError(f"params['{key}']: expected a whole number of at least 1, found {settings[key]!r}.")
+    return settings
+
+
+def as_config(settings: Mapping[str, Any], datadir: str | Path) -> TrainConfig:
+    """What the dict says about pictures and the length of the run, in the engine's words."""
+    tree: dict[str, Any] = {}
+    normalise, flip = settings["normalise_images"], settings["flip_images"]
+    changed = {
+        "is_image_color": 3 if settings["is_image_color"] else 1,
+        "normalise_mean": list(settings["normalise_mean"]) if normalise else [0.0],
+        "normalise_std": list(settings["normalise_std"]) if normalise else [1.0],
+        "flip_probability": settings["flip_probability"] if flip else 0.0,
+        "device": str(settings["device"]),
+    }
+    fixed = {
+        "data.root": str(datadir),
+        "data.val": 0,
+        "data.test": 0,
+        "data.preprocess.size": [settings["image_height"], settings["image_width"]],
+        "data.augment.vertical_flip": changed["flip_probability"],
+        "data.augment.shift": 0,
+    }
+    for name, value in {**{ALIASES[key]: changed.get(key, settings[key]) for key in ALIASES}, **fixed}.items():
+        *groups, last = name.split(".")
+        node = tree
+        for group in groups:
+            node = node.setdefault(group, {})
+        node[last] = value
+    with in_words_of_params():
+        return TrainConfig.from_dict(tree)
+
+
+def described(value: Any) -> Any:
+    """A value of the dict as plain data that says whether it is the same: classes and functions by their names."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): described(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [described(item) for item in value]
+    if isinstance(value, type) or (callable(value) and not isinstance(value, nn.Module)):
+        name = locate.home(value)
+        return name or locate.home(type(value))
+    text = repr(value) if isinstance(value, nn.Module | torch.device | torch.dtype) else ""
+    return text or f"{locate.home(type(value))}: {value!s}".partition(" at 0x")[0]

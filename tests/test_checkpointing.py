@@ -262,6 +262,101 @@ def test_without_room_nothing_begins(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert names(tmp_path) == []
 
 
+def test_a_place_that_a_loader_was_given_back_outlives_the_first_save(tmp_path: Path) -> None:
+    """Where the newest file is damaged, one is saved before the loader has its place back."""
+
+    class Stateful(OneWay):
+        resumable = True
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.place = 0
+
+        def seek(self, epoch: int, batch: int = 0) -> None: ...
+
+        def state_dict(self) -> dict[str, int]:
+            return {"place": self.place}
+
+        def load_state_dict(self, state: dict[str, int]) -> None:
+            self.place = state["place"] % 6
+
+        def __iter__(self) -> Iterator[Batch]:
+            first, self.place = self.place, self.place
+            for batch in self.all[first:]:
+                self.place += 1
+                yield batch
+            self.place = 0
+
+    whole = trainer(tmp_path / "whole", train=Stateful())
+    whole.fit()
+    trainer(tmp_path / "cut", StopAt(3), train=Stateful()).fit()
+    (tmp_path / "cut" / "last.ckpt").rename(tmp_path / "cut" / "last-1.ckpt")
+    again = trainer(tmp_path / "cut", train=Stateful())
+    load_checkpoint(tmp_path / "cut" / "last-1.ckpt", again.state)
+    assert again.fit().steps == 12
+    assert torch.equal(again.state.model[1].weight, whole.state.model[1].weight)  # type: ignore[index]
+
+
+def test_a_last_write_that_fails_is_an_exception_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who cleans up on failure is told, whoever else fails at that."""
+    seen: list[str] = []
+    true = checkpointing.save_sealed
+
+    def broken(path: Path, content: Any, *rest: Any) -> None:
+        if content["step"] == 6:
+            raise OSError(28, "No space left on device")
+        true(path, content, *rest)
+
+    class Fails(Callback):
+        def on_exception(self, trainer: Trainer, error: BaseException) -> None:
+            raise KeyError("mine")
+
+    class Cleans(Callback):
+        def on_fit_end(self, trainer: Trainer) -> None:
+            seen.append("end")
+
+        def on_exception(self, trainer: Trainer, error: BaseException) -> None:
+            seen.append(type(error).__name__)
+
+    monkeypatch.setattr(checkpointing, "save_sealed", broken)
+    with pytest.raises(RunFailedError, match="step 6") as caught:
+        trainer(tmp_path, Fails(), Cleans(), epochs=1).fit()
+    assert seen == ["RunFailedError"]
+    assert "KeyError: 'mine'" in caught.value.__notes__[0]
+
+
+def test_a_kill_between_best_and_last_loses_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = trainer(tmp_path, epochs=1, lr=0.01)
+    first.fit()
+    one, best = first.state.best, (tmp_path / "best.ckpt").read_bytes()
+    true = checkpointing.save_sealed
+
+    def killed(path: Path, content: Any, *rest: Any) -> None:
+        if path.name == "last.ckpt" and content["step"] == 12:
+            raise KeyboardInterrupt
+        true(path, content, *rest)
+
+    second = trainer(tmp_path, lr=0.01)
+    load_checkpoint(tmp_path / "last.ckpt", second.state)
+    monkeypatch.setattr(checkpointing, "save_sealed", killed)
+    with pytest.raises(KeyboardInterrupt):
+        second.fit()
+    monkeypatch.undo()
+    assert read_checkpoint(tmp_path / "best.ckpt")["best"] < one
+    third = trainer(tmp_path, StopAt(7), lr=0.01)
+    load_checkpoint(tmp_path / "last.ckpt", third.state)
+    third.fit()
+    assert (tmp_path / "best.ckpt").read_bytes() == best
+    assert not (tmp_path / "best-1.ckpt").exists()
+
+
+def test_a_state_that_could_not_be_resumed_is_told_of_at_the_start(tmp_path: Path) -> None:
+    run = trainer(tmp_path, epochs=1)
+    run.state.callbacks["mine"] = threading.Thread
+    with pytest.warns(UserWarning, match="this run cannot be resumed: .*'threading.Thread'"):
+        run.fit()
+
+
 def test_tied_weights_are_written_once_and_a_copy_is_no_view(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
     model[1].weight = model[0].weight

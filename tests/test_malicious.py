@@ -563,7 +563,7 @@ def test_a_run_of_bombs_is_listed_and_refused(whole: Path, tmp_path: Path) -> No
     )
     for code, out, err, events in found:
         assert (code, out, events) == (2, "", []), err
-        assert "config.yaml" in err or "no checkpoint" in err
+        assert "config.yaml" in err or "environment.json" in err
     assert not (tmp_path / "executed").exists()
 
 

@@ -19,6 +19,7 @@ from conftest import Command
 from disks import fill, small_disk
 from sightline.config.build import assemble, resume
 from sightline.engine import checkpointing
+from sightline.engine.callbacks import Callback
 from sightline.engine.checkpoint import checkpoint_content, read_checkpoint
 from sightline.engine.checkpointing import Checkpointer
 from sightline.engine.sealed import save_sealed
@@ -94,6 +95,11 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins(tmp_path: Path) -> None:
     run = cut(tmp_path)
     shutil.rmtree(run / "checkpoints")
+    with pytest.raises(
+        ArtifactError, match=r"no checkpoint to go on from, though .* was trained: put 'last\.ckpt' back"
+    ):
+        resume(run)
+    (run / "log.jsonl").unlink()
     finished(run)
     whole = assemble(config(tmp_path, "whole")).fit().run
     assert whole is not None
@@ -224,7 +230,7 @@ def test_drift_is_on_disk_before_the_next_step(tmp_path: Path) -> None:
     run = cut(tmp_path)
     again = resume(run, {"module": {"optimizer": {"lr": 0.01}}}, allow_drift=True)
     again.trainer.max_epochs = 0
-    again.trainer.fit()
+    again.fit()
     del again
     assert resume(run).trainer.state.step == 24
 
@@ -272,6 +278,50 @@ def test_a_longer_one_cycle_needs_to_be_asked_for(tmp_path: Path) -> None:
     assert longer.fit().steps == 90
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data": {"batch_size": 144}},
+        {"data": {"batch_size": 36}},
+        {"trainer": {"accumulate_grad_batches": 2}},
+        {"data": {"val": 0.5}},
+    ],
+    ids=["larger batches", "smaller batches", "accumulation", "less data"],
+)
+def test_a_schedule_by_step_is_brought_to_its_place_in_training(changes: dict[str, Any], tmp_path: Path) -> None:
+    """A third into the second of three epochs is that on a curve of any number of steps."""
+    schedule = {"_target_": "torch.optim.lr_scheduler.OneCycleLR", "max_lr": "auto", "total_steps": "auto"}
+    run = cut(tmp_path, module={**config(tmp_path)["module"], "lr_scheduler": schedule})
+    assembly = resume(run, changes, allow_drift=True)
+    state = assembly.trainer.state
+    place = state.epoch * len(assembly.trainer.train) + state.batch  # type: ignore[arg-type]
+    assert state.schedules[0].scheduler.last_epoch == place
+    assert not assembly.fit().interrupted
+
+
+def test_drift_is_noted_when_the_run_goes_on_and_not_before(tmp_path: Path) -> None:
+    run = cut(tmp_path)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    resume(run, {"module": {"optimizer": {"lr": 0.01}}}, allow_drift=True)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    finished(run)
+
+
+def test_what_a_callback_does_after_a_step_or_an_epoch_is_in_its_checkpoint(tmp_path: Path) -> None:
+    class Counts(Callback):
+        def on_epoch_end(self, trainer: Trainer, record: dict[str, float]) -> None:
+            trainer.state.callbacks["epochs"] = trainer.state.epoch
+            if trainer.state.epoch == 2:
+                trainer.should_stop = True
+
+    result = assemble(config(tmp_path), callbacks=[Counts()]).fit()
+    assert result.epochs == 2
+    assert result.run is not None
+    kept = read_checkpoint(result.run / "checkpoints" / "last.ckpt")
+    assert (kept["stopped"], kept["callbacks"]["epochs"]) == (True, 2)
+    assert finished(result.run).epochs == 2
+
+
 def test_a_plateau_goes_on_from_its_rate(tmp_path: Path) -> None:
     node = {"_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau", "patience": 0, "monitor": "val_loss"}
     run = cut(tmp_path, 40, module={**config(tmp_path)["module"], "lr_scheduler": {**node, "threshold": 10.0}})
@@ -302,6 +352,30 @@ def test_drift_on_the_command_line(tmp_path: Path, sightline: Command) -> None:
     assert "module.optimizer.lr (was 0.1, is 0.01)" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert sightline("resume", run, "module.optimizer.lr=0.01", "--allow-drift").returncode == 0
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", None])
+def test_a_damaged_environment_is_told(content: str | None, tmp_path: Path) -> None:
+    run = cut(tmp_path)
+    (run / "environment.json").unlink()
+    if content is not None:
+        (run / "environment.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ArtifactError, match=r"environment\.json' is damaged"):
+        resume(run)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"epoch": "x"}, {"history": 5}, {"model": {"1.weight": 3}}, {"schedules": [5]}, {"optimizer": {"a": 1}}]
+)
+def test_a_checkpoint_of_another_form_is_refused_in_words(changes: dict[str, Any], tmp_path: Path) -> None:
+    run = cut(tmp_path)
+    last = run / "checkpoints" / "last.ckpt"
+    for path in (run / "checkpoints").glob("last*.ckpt"):
+        if path != last:
+            path.unlink()
+    save_sealed(last, read_checkpoint(last) | changes)
+    with pytest.raises(ArtifactError, match=r"last\.ckpt'"):
+        resume(run)
 
 
 # --- a full disk
@@ -346,6 +420,10 @@ def test_a_run_on_a_full_disk_ends_clearly_and_goes_on_when_there_is_room(tmp_pa
         kept = read_checkpoint(place / "full" / "checkpoints" / "last.ckpt")
         assert kept["step"] > 0
         assert f"step {kept['step']}" in told
+        again = sightline("resume", place / "full")
+        assert again.returncode == 1
+        assert "Traceback" not in again.stderr
+        assert "No space left" in again.stderr or "the disk is full" in again.stderr
         (place / "ballast").unlink()
         done = sightline("resume", place / "full")
         assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sightline.engine.sealed import is_sealed, load_sealed, save_sealed
+from sightline.engine.sealed import UnreadableError, is_sealed, load_sealed, save_sealed
 from sightline.errors import ArtifactError
 
 CONTENT = {"weights": torch.arange(300.0).reshape(3, 100), "step": 7, "names": ["a", "b"], "none": None}
@@ -124,7 +124,7 @@ def things() -> Iterator[Any]:
 def test_code_is_not_run(thing: Any, tmp_path: Path) -> None:
     path = tmp_path / "evil.ckpt"
     save_sealed(path, thing)
-    with pytest.raises(ArtifactError, match=r"evil\.ckpt' is no checkpoint"):
+    with pytest.raises(UnreadableError, match=r"evil\.ckpt' cannot be read: it holds '[\w.]+', .* could run code"):
         load_sealed(path, [])
 
 
@@ -140,3 +140,18 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
         save_sealed(path, {"other": 1}, fail)
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(5, "Input/output error")], ids=["memory", "disk"])
+def test_what_is_not_the_files_fault_is_not_called_damage(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.ckpt"
+    save_sealed(path, CONTENT)
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(UnreadableError, match=r"a\.ckpt' cannot be read: "):
+        load_sealed(path, [])

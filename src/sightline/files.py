@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import glob
+import fnmatch
 import hashlib
 import json
 import math
@@ -56,10 +56,12 @@ def beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
 
 
-def leftovers(path: Path) -> list[Path]:
-    """What a killed process left of writing at `path`: names that `beside` made. Only for who holds the lock on it."""
-    pattern = re.compile(re.escape(f".{path.name}.") + "[0-9a-f]{16}")
-    return [entry for entry in path.parent.glob(f".{glob.escape(path.name)}.*") if pattern.fullmatch(entry.name)]
+def leftovers(directory: Path, name: str) -> list[Path]:
+    """What a killed process left of writing at names of this pattern (of `fnmatch`): what `beside` made for them. Only
+    for who holds the lock on them."""
+    hidden = re.compile(r"\.(.+)\.[0-9a-f]{16}")
+    found = [(entry, hidden.fullmatch(entry.name)) for entry in directory.glob(".*")]
+    return [entry for entry, match in found if match is not None and fnmatch.fnmatchcase(match[1], name)]
 
 
 @contextmanager
@@ -72,6 +74,7 @@ def locked(path: Path) -> Iterator[bool]:
         yield True
         return
     descriptor = os.open(path, os.O_RDONLY)
+    _locks.add(descriptor)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -82,7 +85,25 @@ def locked(path: Path) -> Iterator[bool]:
             mine = True
         yield mine
     finally:
-        os.close(descriptor)
+        if descriptor in _locks:  # else this is a process that was forked off, and has let go of it
+            _locks.discard(descriptor)
+            os.close(descriptor)
+
+
+_locks: set[int] = set()
+
+
+def _let_go() -> None:
+    """In a process that was forked off: a lock is its parent's, and must not outlive it because a loader's worker is
+    still there."""
+    for descriptor in _locks:
+        with suppress(OSError):
+            os.close(descriptor)
+    _locks.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 class SharedFile:

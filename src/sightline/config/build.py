@@ -4,6 +4,7 @@ export."""
 
 from __future__ import annotations
 
+import operator
 import secrets
 import sys
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import nn
 
 from sightline.config.checks import (
@@ -32,10 +34,9 @@ from sightline.engine.checkpointing import Checkpointer, kept
 from sightline.engine.progress import Progress, plain_console
 from sightline.engine.runtime import Runtime
 from sightline.engine.signals import StopOnSignal, requeue
-from sightline.engine.termination import signal_of
+from sightline.engine.termination import Terminated, signal_of
 from sightline.engine.trainer import Trainer, check_callbacks
-from sightline.errors import ArtifactError, DivergedError, RunFailedError, SightlineError
-from sightline.files import read_json
+from sightline.errors import ArtifactError, DivergedError, RunFailedError, SightlineError, first_line
 from sightline.models.spec import ModelSpec
 from sightline.runs.artifact import add_metrics, export_model, load
 from sightline.runs.console import left_out, show_results
@@ -65,6 +66,7 @@ class Assembly:
     meters: Meters
     keeper: Checkpointer
     beat: Heartbeat
+    begin: Callable[[], None]
     lock: ExitStack = field(default_factory=ExitStack)
 
     def fit(self) -> FitResult:
@@ -76,6 +78,7 @@ class Assembly:
     def _fit(self) -> FitResult:
         trainer = self.trainer
         try:
+            self.begin()
             with self.runtime.active():
                 result = trainer.fit()
         except DivergedError as error:
@@ -97,6 +100,13 @@ class Assembly:
                     result.metrics = {split: found.metrics for split, found in self.finish().items()}
             except KeyboardInterrupt as error:
                 result.interrupted, result.signal = True, signal_of(error)
+                if isinstance(error, Terminated) and self.keeper.requested is not None:
+                    self.keeper.requested()
+            except (OSError, SafetensorError) as error:
+                raise RunFailedError(
+                    f"the model of '{self.run.path}' could not be exported and measured: {first_line(error)}. It is "
+                    f"trained to its end; what is left to do is done by: sightline resume {self.run.path}"
+                ) from error
         return result
 
     def _last_good(self) -> str:
@@ -110,7 +120,7 @@ class Assembly:
         """Exports the best checkpoint and writes what the exported model predicts on every evaluation split."""
         run, model = self.run, self.trainer.state.model
         self._load_best(model)
-        began = read_json(run.environment)
+        began = run.read_environment()
         provenance = origin(run.path.name, self.config.to_dict(), run.read_data()["fingerprint"], began)
         export_model(run.exported, model, self.spec, self.preprocess, self.data["train"].classes, provenance)
         given = model if "object" in self.spec.network else None
@@ -181,6 +191,7 @@ def resume(
     of the config is not what it began with. With `allow_drift` it goes on with these, too, and records what changed in
     `environment.json`, in its checkpoints and with the model."""
     run = Run.open(path)
+    run.read_environment()  # it says what must be handed over again, and which checkpoints are its own
     check_given(given)
     check_given_again(run, given)
     config = as_config(merged(read_yaml(run.config), changes or {}))
@@ -208,7 +219,11 @@ def _locked(config: TrainConfig, given: Mapping[str, Any], run: Run | None, allo
     with ExitStack() as lock:
         if run is not None:
             lock.enter_context(run.locked())
-        assembly = _assemble(config, given, run, lock, allow_drift)
+        try:
+            assembly = _assemble(config, given, run, lock, allow_drift)
+        except OSError as error:
+            where = config.run.dir if run is None else run.path
+            raise RunFailedError(f"'{where}' cannot be read or written: {first_line(error)}.") from error
         assembly.lock = lock.pop_all()
         return assembly
 
@@ -225,6 +240,7 @@ def _assemble(
     config, state, data = parts.config, parts.state, parts.data
     module, settings = config.module, config.trainer
     resumed_at = None
+    other_data: dict[str, Any] = {}
     if run is None:
         run = Run.create(
             config.run.dir, config.run.name, parts.source.info.name, lambda made: _begin(made, parts, given)
@@ -237,16 +253,11 @@ def _assemble(
         if found is not None and drift is not None:
             drift.changed |= other_data
             state.meters["train"] = parts.meters.train()
-            drift.restore(found[1], state, found[0], config)
-            drift.note(run, state)
+            drift.restore(found[1], state, found[0], config, operator.length_hint(parts.train) or None)
             before = drift.began.trainer
             if before.early_stopping != settings.early_stopping or before.max_epochs < settings.max_epochs:
                 state.stopped = False  # what ended it is no longer asked for, or is to be asked again
         resumed_at = (state.step, state.epoch)
-        run.write_config(config.to_dict())
-        if other_data:
-            run.write_json(run.data, parts.record)
-            write_images(run.path / IMAGES, data, file_sizes(parts.source))
     recorders: list[Recorder] = [JsonlRecorder(run.log, resumed_at)]
     again = points_at(run.log, resumed_at) if resumed_at else []
     recorders.append(TensorBoardRecorder(run.tensorboard, list(data), resumed_at and resumed_at[0], again))
@@ -268,8 +279,23 @@ def _assemble(
         requested=_requeue(config, run),
         save_first=drift is not None and bool(drift.changed),
     )
+    resumed = run
+
+    def begin() -> None:
+        """What a run that goes on says of itself anew; not before it really does."""
+        if resumed_at is None:
+            return
+        if drift is not None:
+            drift.note(resumed, state)
+            keeper.about["environment"] = resumed.read_environment()
+        if other_data:
+            resumed.write_json(resumed.data, parts.record)
+            write_images(resumed.path / IMAGES, data, file_sizes(parts.source))
+        resumed.write_config(config.to_dict())
+
     beat = Heartbeat(run.path)
-    callbacks = [keeper, *_early_stopping(config, parts.meters.better), *given.get("callbacks", ())]
+    # the checkpoint of a step or an epoch comes after all that may still change the state
+    callbacks = [*_early_stopping(config, parts.meters.better), *given.get("callbacks", ()), keeper]
     callbacks += [*([Progress()] if settings.progress else ()), beat]
     trainer = Trainer(
         parts.task,
@@ -298,13 +324,19 @@ def _assemble(
         parts.meters,
         keeper,
         beat,
+        begin,
     )
 
 
 def _newest(run: Run) -> tuple[Path, dict[str, Any]] | None:
     """The newest whole checkpoint of a run, and where it is; None for a run that has not written one yet."""
-    files = kept(run.last)
+    files = [*kept(run.last), *sorted(run.checkpoints.glob("epoch-*.ckpt"), reverse=True)]
     if not files:
+        if run.best.exists() or run.log.exists():
+            raise ArtifactError(
+                f"'{run.checkpoints}' has no checkpoint to go on from, though '{run.path}' was trained: put "
+                f"'last.ckpt' back, or begin a run from its weights: sightline train module.weights={run.best}"
+            )
         return None
     path, content = newest_whole(files, lambda line: print(f"sightline: {line}", file=sys.stderr))
     check_own(run, path, content)
@@ -330,7 +362,7 @@ def _about(run: Run, parts: Parts) -> dict[str, Any]:
         "classes": list(parts.data["train"].classes),
         "preprocess": parts.preprocess.to_dict(),
         "data": parts.record["fingerprint"],
-        "environment": read_json(run.environment),
+        "environment": run.read_environment(),
     }
 
 

@@ -14,7 +14,6 @@ from sightline.config.schema import TrainConfig
 from sightline.engine.checkpoint import restore
 from sightline.engine.drift import restore_changed
 from sightline.errors import ArtifactError, listing
-from sightline.files import read_json
 from sightline.runs.directory import Run
 from sightline.runs.record import at, flat
 from sightline.types import TrainState
@@ -37,7 +36,9 @@ class Drift:
     changed: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     noted: dict[str, tuple[Any, Any]] = field(default_factory=dict)
 
-    def restore(self, content: Mapping[str, Any], state: TrainState, path: Path, config: TrainConfig) -> None:
+    def restore(
+        self, content: Mapping[str, Any], state: TrainState, path: Path, config: TrainConfig, epoch_steps: int | None
+    ) -> None:
         """Puts the checkpoint into the state, by the new settings where they may be others."""
         if not self.changed:
             restore(content, state, path)
@@ -54,6 +55,7 @@ class Drift:
             keep_optimizer=not any(key.startswith(_GROUPS) for key in self.changed),
             keep_lr=not any(key.startswith(("module.optimizer", "module.lr_scheduler")) for key in self.changed),
             batch_size=(sizes[0], sizes[1]),
+            epoch_steps=epoch_steps,
         )
         if any(key.startswith("module.monitor") for key in self.changed):
             state.best = None  # it was the best of another metric
@@ -63,7 +65,7 @@ class Drift:
         found = self.changed | self.noted
         if not found:
             return
-        described = read_json(run.environment)
+        described = run.read_environment()
         entry = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "step": state.step,
@@ -71,6 +73,8 @@ class Drift:
             "changed": {key: list(pair) for key, pair in found.items()},
         }
         run.write_json(run.environment, described | {"drift": [*described.get("drift", ()), entry]})
+        if any(key.startswith("module.monitor") for key in found) and run.best.exists():
+            run.best.replace(run.best.with_name(f"{run.best.name}.before"))  # the best of another metric
 
 
 def check_given_again(run: Run, given: Mapping[str, Any]) -> None:

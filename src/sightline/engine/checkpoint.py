@@ -11,13 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.engine.sealed import is_sealed, load_sealed, save_sealed
+from sightline.engine.sealed import UnreadableError, is_sealed, load_sealed, save_sealed
 from sightline.errors import ArtifactError
 from sightline.types import TrainState
 
 FORMAT = 2
 _READS = (1, 2)  # 1 had no seal, no kind and nothing about the run
 _KEYS = ("model", "optimizer", "schedules", "ema", "scaler", "meters", "config")
+_KINDS: dict[str, type] = {
+    **dict.fromkeys(("model", "meters", "config", "callbacks", "loader", "about"), dict),
+    **dict.fromkeys(("schedules", "history"), list),
+    **dict.fromkeys(("epoch", "step", "batch"), int),
+    "stopped": bool,
+}
 _COUNTERS = ("epoch", "step", "batch", "best", "stopped", "callbacks", "history", "loader")
 
 
@@ -85,12 +91,12 @@ def restore(content: Mapping[str, Any], state: TrainState, path: Path) -> None:
         for name in ("ema", "scaler"):
             if content[name] is not None:
                 getattr(state, name).load_state_dict(content[name])
-    except (RuntimeError, ValueError, KeyError) as error:
+        for name, saved in content["meters"].items():
+            state.meters[name].load_state_dict(saved)
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ArtifactError(f"'{path}' belongs to another network, optimiser or schedule: {error}") from error
     for name in _COUNTERS:
         setattr(state, name, content[name])
-    for name, saved in content["meters"].items():
-        state.meters[name].load_state_dict(saved)
 
 
 def load_weights(path: Path, model: torch.nn.Module) -> dict[str, Any]:
@@ -131,12 +137,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     DamagedError where the file is not whole."""
     try:
         content = load_sealed(path, numpy_values())
+    except UnreadableError:
+        raise
     except ArtifactError as error:
         raise DamagedError(str(error)) from error.__cause__
     version = content.get("format") if isinstance(content, dict) else None
     if isinstance(version, int) and version > FORMAT:
         raise ArtifactError(f"'{path}' is of format {version}; this version of Sightline reads formats up to {FORMAT}.")
     whole = version in _READS and all(key in content for key in (*_KEYS, *_COUNTERS))
+    whole = whole and all(isinstance(content.get(key, kind()), kind) for key, kind in _KINDS.items())
     if not whole or (version != 1 and not is_sealed(path)):
         raise DamagedError(f"'{path}' is no checkpoint of Sightline, or a damaged one: parts of it are missing.")
     read: dict[str, Any] = {"kind": None, "about": {}} | content

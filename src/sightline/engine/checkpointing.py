@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from sightline.engine.callbacks import Callback
-from sightline.engine.checkpoint import checkpoint_content, content_bytes
+from sightline.engine.checkpoint import checkpoint_content, content_bytes, read_checkpoint
 from sightline.engine.sealed import save_sealed
-from sightline.errors import NonFiniteLossError, RunFailedError, first_line
+from sightline.errors import ArtifactError, NonFiniteLossError, RunFailedError, first_line
 from sightline.files import beside, leftovers
 from sightline.types import Seekable, StepOutput
 
@@ -74,7 +74,7 @@ class Checkpointer(Callback):
         self.about = dict(about or {})
         self.saved_step: int | None = None
         self._flush = flush
-        self._requested = requested
+        self.requested = requested
         self._save_first = save_first
         self._thread: ThreadPoolExecutor | None = None
         self._writing: Future[None] | None = None
@@ -94,12 +94,13 @@ class Checkpointer(Callback):
             )
         self._due = self._next_time()
         self.saved_step = trainer.state.step if self.last.exists() else None
-        for path in (self.last, self.best):
-            for left in leftovers(path):
-                left.unlink()
+        for left in leftovers(self.last.parent, f"*{self.last.suffix}"):
+            left.unlink()
+        self._settle_best(trainer.state.best)
         if self.saved_step is None or self._save_first:
-            self._save(trainer)
+            self._save(trainer, starting=True)
             self._wait()
+            self._check_readable()
 
     def on_step_end(self, trainer: Trainer, output: StepOutput) -> None:
         """Saves when it is time to."""
@@ -120,8 +121,8 @@ class Checkpointer(Callback):
             trainer.check_losses()
             self._save(trainer)
             self._wait()
-        if self._requested is not None:
-            self._requested()
+        if self.requested is not None:
+            self.requested()
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, float]) -> None:
         """Saves; `best` first, so that `last` knows of it."""
@@ -148,7 +149,7 @@ class Checkpointer(Callback):
     def _can_save(self, trainer: Trainer) -> bool:
         return self._within_epochs or not trainer.state.batch
 
-    def _save(self, trainer: Trainer, best: bool = False, epoch: int | None = None) -> None:
+    def _save(self, trainer: Trainer, best: bool = False, epoch: int | None = None, starting: bool = False) -> None:
         """Copies the state and hands it to the thread, when that has written the one before."""
         state = trainer.state
         weights = [*state.model.state_dict().items(), *(state.ema.state_dict().items() if state.ema else ())]
@@ -159,7 +160,8 @@ class Checkpointer(Callback):
                     f"written over the last good one. Try a lower learning rate."
                 )
         own_state = getattr(trainer.train, "state_dict", None)
-        state.loader = own_state() if own_state is not None else {}
+        if not (starting and state.loader):  # what was restored goes to the loader when all is ready
+            state.loader = own_state() if own_state is not None else {}
         self._wait()
         content = checkpoint_content(state, "last", self.about)
         self._due = self._next_time()
@@ -195,8 +197,11 @@ class Checkpointer(Callback):
             self.last.parent.mkdir(parents=True, exist_ok=True)
             check_room(self.last.parent, files * size, f"the checkpoint of step {step}", self.saved_step)
             if best:
+                if self.best.exists():  # until `last` knows of the new one
+                    _link(self.best, older(self.best, 1))
                 save_sealed(self.best, {**content, "kind": "best"})
             save_sealed(self.last, content, self._shift)
+            older(self.best, 1).unlink(missing_ok=True)
             if epoch is not None:
                 _link(self.last, self.last.with_name(f"epoch-{epoch:04}{self.last.suffix}"))
         except OSError as error:
@@ -205,6 +210,28 @@ class Checkpointer(Callback):
                 f"{_whole(self.saved_step)}"
             ) from error
         self.saved_step = step
+
+    def _settle_best(self, value: float | None) -> None:
+        """After a kill between the writing of `best` and of the `last` that knows of it: which of the two it is."""
+        before = older(self.best, 1)
+        if not before.exists():
+            return
+        with suppress(ArtifactError):
+            if value is not None and read_checkpoint(before)["best"] == value:
+                before.replace(self.best)
+        before.unlink(missing_ok=True)
+
+    def _check_readable(self) -> None:
+        """Before the first step: that there will be something to resume from, whatever keeps its state in it."""
+        try:
+            read_checkpoint(self.last)
+        except ArtifactError as error:
+            warnings.warn(
+                f"this run cannot be resumed: what it keeps in its checkpoint is more than tensors and plain values. "
+                f"{first_line(error)}",
+                UserWarning,
+                stacklevel=4,
+            )
 
     def _shift(self) -> None:
         """Makes room for a new `last`: each one steps back by one. At every instant the newest whole one is there."""

@@ -20,6 +20,7 @@ def restore_changed(
     keep_optimizer: bool = True,
     keep_lr: bool = True,
     batch_size: tuple[int, int] = (1, 1),
+    epoch_steps: int | None = None,
 ) -> None:
     """`restore` for a state that was made with other settings.
 
@@ -27,7 +28,8 @@ def restore_changed(
     False, as for another kind, it begins anew. Schedules are brought to where the run is, on their new curve; a plateau
     keeps what it has seen, and, with `keep_lr`, the learning rate it has come to. An average of the weights that is new
     begins with the weights. `batch_size` is (before, now): the place in the epoch is the same image, or one shortly
-    before it. Raises ArtifactError when the network is another."""
+    before it. `epoch_steps` is how many steps an epoch has now, where that is known: schedules by step are brought to
+    that place in training, not to that many steps. Raises ArtifactError when the network is another."""
     optimizer = state.optimizer
     settings = [_settings(group) for group in optimizer.param_groups] if optimizer is not None else []
     saved = dict(content)
@@ -49,16 +51,18 @@ def restore_changed(
             group.update(own)
     before, now = batch_size
     state.batch = state.batch * before // now
+    if epoch_steps is not None:
+        state.batch = min(state.batch, epoch_steps)  # fewer pictures, fewer batches
     earlier = content["schedules"] if len(content["schedules"]) == len(plateaus) else [{}] * len(plateaus)
     for schedule, then in zip(state.schedules, earlier, strict=True):
-        _bring_forward(schedule, then, state)
+        _bring_forward(schedule, then, state, epoch_steps)
 
 
 def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in group.items() if name != "params"}
 
 
-def _bring_forward(schedule: Schedule, then: Mapping[str, Any], state: TrainState) -> None:
+def _bring_forward(schedule: Schedule, then: Mapping[str, Any], state: TrainState, epoch_steps: int | None) -> None:
     scheduler = schedule.scheduler
     if schedule.monitor is not None:
         seen = {
@@ -68,5 +72,6 @@ def _bring_forward(schedule: Schedule, then: Mapping[str, Any], state: TrainStat
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of steps before the optimiser's, which were another object's
-        for _ in range(state.step if schedule.interval == "step" else state.epoch):
+        steps = state.step if epoch_steps is None else state.epoch * epoch_steps + state.batch
+        for _ in range(steps if schedule.interval == "step" else state.epoch):
             scheduler.step()

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sightline.engine.callbacks import Callback
 
@@ -23,6 +23,7 @@ class Progress(Callback):
 
     def __init__(self, console: Console | None = None):
         self.console = console or plain_console()
+        self._live: Any = None  # a callback before this one may fail before the bar is there
 
     def on_fit_start(self, trainer: Trainer) -> None:
         """Starts the bar, where there is a terminal to draw it on."""

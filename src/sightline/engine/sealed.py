@@ -6,7 +6,10 @@ unfold into more than it is, `_check_records`."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import pickle
+import re
 import struct
 import zipfile
 from collections.abc import Callable, Sequence
@@ -15,13 +18,18 @@ from typing import IO, Any
 
 import torch
 
-from sightline.errors import ArtifactError
+from sightline.errors import ArtifactError, first_line
 from sightline.files import atomic_write
 
 _MARK = b"sightline sha256 "
 _COMMENT = len(_MARK) + 64
 _SEAL = 2 + _COMMENT  # with the length of the comment, which ends a zip that has none
 _BLOCK = 1 << 20
+_NOT_THE_FILE = (errno.EIO, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ENOMEM)
+
+
+class UnreadableError(ArtifactError):
+    """A file that is as it was written, or cannot be looked at now; it is not damaged."""
 
 
 class _Sealing:
@@ -82,18 +90,33 @@ def save_sealed(path: Path, content: Any, before_rename: Callable[[], None] | No
 def load_sealed(path: Path, allowed: Sequence[Any]) -> Any:
     """What `save_sealed` or `torch.save` wrote, on the CPU: tensors, plain values, and what is `allowed`, no code.
 
-    Raises ArtifactError, naming the file, when it is missing, damaged, or no such file."""
+    Raises ArtifactError, naming the file, when it is missing, damaged, or no such file; an UnreadableError where that
+    is not the file's fault, or it holds more than is allowed."""
     if not path.is_file():
         raise ArtifactError(f"there is no checkpoint '{path}'.")
+    sealed = False
     try:
-        if not _seal_holds(path):
+        sealed = _seal_holds(path)
+        if not sealed:
             _check_sums(path)
         _check_records(path)
         with torch.serialization.safe_globals(list(allowed)):
             return torch.load(path, map_location="cpu", weights_only=True)
     except ArtifactError:
         raise
+    except pickle.UnpicklingError as error:
+        foreign = re.search(r"(?:GLOBAL|type) (\S+)", str(error))
+        if foreign is None:
+            raise ArtifactError(f"'{path}' is no checkpoint, or a damaged one: {first_line(error)}") from error
+        raise UnreadableError(
+            f"'{path}' cannot be read: it holds '{foreign[1]}', which is neither a tensor nor a plain value, and could "
+            f"run code."
+        ) from error
     except Exception as error:  # torch raises many kinds for a damaged file
+        elsewhere = isinstance(error, MemoryError) or getattr(error, "errno", None) in _NOT_THE_FILE
+        if sealed or elsewhere:
+            why = "memory is full" if isinstance(error, MemoryError) else first_line(error)
+            raise UnreadableError(f"'{path}' cannot be read: {why}") from error
         raise ArtifactError(f"'{path}' is no checkpoint, or a damaged one: {error}") from error
 
 

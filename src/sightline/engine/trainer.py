@@ -9,6 +9,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -118,32 +119,41 @@ class Trainer:
                 self.train.load_state_dict(self.state.loader)
             if not self.state.model.training:  # else every submodule keeps its mode: what the user froze stays frozen
                 self.state.model.train()
-            # an epoch that was interrupted is finished, even if it is to be the last
-            while self.state.epoch < self.max_epochs and (self.state.batch or not self.should_stop):
-                self._emit("on_epoch_start")
-                record = {"epoch": self.state.epoch, **_prefixed("train", self._train_epoch())}
-                if self._eval_due():
-                    for split in self.evals:
-                        record |= _prefixed(split, self.evaluate(split))
-                    self._emit("on_eval_end", record)
-                self._step_schedules_of_epoch(record)
-                self.state.epoch += 1
-                self.state.batch = 0  # so that a checkpoint written now resumes at the next epoch
-                self.state.history.append(record)
-                self._record(record)
-                self._emit("on_epoch_end", record)
-        except _Interrupted:
-            pass  # between two steps: the state is whole
+            with suppress(_Interrupted):  # between two steps: the state is whole
+                # an epoch that was interrupted is finished, even if it is to be the last
+                while self.state.epoch < self.max_epochs and (self.state.batch or not self.should_stop):
+                    self._emit("on_epoch_start")
+                    record = {"epoch": self.state.epoch, **_prefixed("train", self._train_epoch())}
+                    if self._eval_due():
+                        for split in self.evals:
+                            record |= _prefixed(split, self.evaluate(split))
+                        self._emit("on_eval_end", record)
+                    self._step_schedules_of_epoch(record)
+                    self.state.epoch += 1
+                    self.state.batch = 0  # so that a checkpoint written now resumes at the next epoch
+                    self.state.history.append(record)
+                    self._record(record)
+                    self._emit("on_epoch_end", record)
+            self._end()
         except BaseException as error:
-            self._emit("on_exception", error)
+            self._fail(error)
             raise
-        finally:
-            self._fitting, self.phase = False, ""
-        self._answer()
-        self._emit("on_fit_end")
         state = self.state
         signal_number = self.interrupted_by if self.interrupted else None
         return FitResult(state.history, state.epoch, state.step, state.best, self.interrupted, signal_number)
+
+    def _end(self) -> None:
+        self._fitting, self.phase = False, ""
+        self._answer()
+        self._emit("on_fit_end")
+
+    def _fail(self, error: BaseException) -> None:
+        self._fitting, self.phase = False, ""
+        for handler in self._handlers["on_exception"]:
+            try:
+                handler(self, error)
+            except Exception as another:  # the others clean up all the same
+                error.add_note(f"While that was handled: {type(another).__name__}: {another}")
 
     def evaluate(self, split: str) -> dict[str, float]:
         """The metrics of one split of `evals`, over each sample once. Leaves weights, buffers and every submodule's

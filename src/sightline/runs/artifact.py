@@ -21,7 +21,7 @@ from sightline import locate
 from sightline.data.preprocess import Preprocess
 from sightline.engine.runtime import find_device
 from sightline.errors import ArtifactError, SightlineError, first_line
-from sightline.files import beside, sha256, write_json
+from sightline.files import beside, leftovers, sha256, write_json
 from sightline.models.pretrained import fill
 from sightline.models.spec import ModelSpec, build_model, describe_model, without_downloads
 from sightline.runs.budget import TooMuchError, budget
@@ -59,6 +59,7 @@ def export_model(
 ) -> None:
     """Writes the artifact beside `directory` and renames it into place: it is whole or not there."""
     directory.parent.mkdir(parents=True, exist_ok=True)
+    _recover(directory)
     aside = beside(directory)
     try:
         aside.mkdir()
@@ -91,6 +92,18 @@ def export_model(
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+
+
+def _recover(directory: Path) -> None:
+    """Clears what a kill in the middle of an export left; what the user had put there comes back."""
+    for left in leftovers(directory.parent, directory.name):
+        own = [entry for entry in left.iterdir() if entry.name not in (WEIGHTS, MANIFEST)] if left.is_dir() else []
+        if own:
+            directory.mkdir(exist_ok=True)
+        for entry in own:
+            if not (directory / entry.name).exists():
+                entry.rename(directory / entry.name)
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def add_metrics(directory: Path, metrics: Mapping[str, Mapping[str, float]]) -> None:

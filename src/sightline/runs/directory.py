@@ -95,6 +95,16 @@ class Run:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, value)
 
+    def read_environment(self) -> dict[str, Any]:
+        """What the run was made with. Raises ArtifactError when that cannot be read."""
+        try:
+            found = read_json(self.environment)
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"'{self.environment}' is damaged, or cannot be read: {error}.") from error
+        if not isinstance(found, dict):
+            raise ArtifactError(f"'{self.environment}' is damaged: expected an object, found {type(found).__name__}.")
+        return found
+
     def read_given(self) -> list[str]:
         """The names of the parts that were handed over in Python when the run began."""
         try:

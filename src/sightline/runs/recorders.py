@@ -119,6 +119,9 @@ class TensorBoardRecorder:
         """Writes what is still in memory; a process that is killed would take it along."""
         if self._writer is not None:
             self._writer.flush()
+            for file in self._directory.glob("events.out.tfevents.*"):
+                with file.open("rb+") as opened:
+                    os.fsync(opened.fileno())
 
     def close(self) -> None:
         """Writes what is still in memory, and closes the file."""

@@ -228,6 +228,7 @@ def check_refused(names: list[str], found: list[list[Any]], mark: Path) -> None:
     assert not list(mark.parent.glob(f"{mark.name}*"))
 
 
+@pytest.mark.slow
 @pytest.mark.rows("DB4", "X06")
 def test_no_model_runs_code_of_its_own(honest: Path, tmp_path: Path) -> None:
     mark = tmp_path / "executed"
@@ -244,6 +245,7 @@ def test_no_model_runs_code_of_its_own(honest: Path, tmp_path: Path) -> None:
 STORED = ("loss", "metrics")
 
 
+@pytest.mark.slow
 @pytest.mark.rows("DB4", "X06")
 def test_no_run_runs_code_when_it_is_measured(whole: Path, tmp_path: Path) -> None:
     mark = tmp_path / "executed"
@@ -577,6 +579,7 @@ def test_a_run_stays_where_it_is_put(name: str, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*") if path.name != "runs"] == []
 
 
+@pytest.mark.slow
 @pytest.mark.rows("DB4", "X06")
 def test_the_names_in_a_model_name_no_files(whole: Path, tmp_path: Path) -> None:
     """Its run, its classes and its splits may be called anything: nothing is written by those names."""

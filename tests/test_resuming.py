@@ -147,6 +147,7 @@ def test_a_second_process_is_refused_and_changes_nothing(tmp_path: Path, sightli
     finished(run)
 
 
+@pytest.mark.slow
 @pytest.mark.rows("X01")
 def test_a_lock_dies_with_its_owner(tmp_path: Path, sightline: Command) -> None:
     words = [sys.executable, "-m", "sightline", "train", "run.name=killed", "trainer.max_epochs=500"]
@@ -345,6 +346,7 @@ def test_another_network_is_refused_even_so(tmp_path: Path) -> None:
         resume(run, {"module": {"network": {"layers": layers}}}, allow_drift=True)
 
 
+@pytest.mark.slow
 def test_drift_on_the_command_line(tmp_path: Path, sightline: Command) -> None:
     run = cut(tmp_path)
     refused = sightline("resume", run, "module.optimizer.lr=0.01")
@@ -399,6 +401,7 @@ def test_a_disk_that_fills_up_leaves_the_checkpoint_before_whole(tmp_path: Path)
         assert read_checkpoint(place / "last.ckpt")["step"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.rows("X01")
 def test_a_run_on_a_full_disk_ends_clearly_and_goes_on_when_there_is_room(tmp_path: Path, sightline: Command) -> None:
     with small_disk(tmp_path / "small", "12m") as place:

@@ -250,6 +250,7 @@ def test_a_warning_outside_training_ends_nothing(here: Any, digits_run: Path, mo
     assert heard
 
 
+@pytest.mark.slow
 def test_a_scheduler_warns_and_ends_a_run(tmp_path: Path) -> None:
     """Real signals to a real process: SIGUSR1 saves and goes on, SIGTERM saves and ends; the hook is run after both,
     where the checkpoint is there already."""

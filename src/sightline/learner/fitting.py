@@ -100,10 +100,10 @@ def _trainer(learner: BaseModel, plan: Plan, task: LearnerTask, run: Run, leaves
         {split: task.measured(split, loader) for split, loader in plan.evals},
         max_epochs=plan.num_epochs,
         callbacks=[
-            StopOnSignal(),
             *([BatchLog(plan.notebook_mode)] if plan.batch_log else ()),
             leaves,
             keeper,
+            StopOnSignal(),  # last: it hands the signals back when all is saved
         ],
         recorder=JsonlRecorder(run.log, place),
         runtime=runtime,

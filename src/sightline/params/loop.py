@@ -130,7 +130,7 @@ def _train(
         max_epochs=settings["num_epochs"],
         eval_every=settings["eval_freq"],
         # the file of an epoch comes before the checkpoint that says the epoch is done
-        callbacks=(StopOnSignal(), Leaves(run.path, settings["save_freq"], names, monitors, board), keeper, Lines()),
+        callbacks=(Leaves(run.path, settings["save_freq"], names, monitors, board), keeper, Lines(), StopOnSignal()),
         recorder=log,
         runtime=runtime,
         meter=partial(TrainMeter, kwargs.get("train_torchmetrics")),

@@ -106,7 +106,8 @@ def test_a_watcher_sees_it_start_train_and_evaluate(tmp_path: Path) -> None:
         seen["training"] = awaited(tmp_path, lambda beat: beat["step"] == 6)
 
     def evaluate() -> None:
-        seen["evaluating"] = awaited(tmp_path, lambda beat: beat["state"] == "evaluating")
+        # by its step, too: a thread that did not get to beat since has left that of the last evaluation
+        seen["evaluating"] = awaited(tmp_path, lambda beat: (beat["state"], beat["step"]) == ("evaluating", 12))
 
     class First(Callback):
         def on_epoch_start(self, trainer: Trainer) -> None:
@@ -123,7 +124,7 @@ def test_a_watcher_sees_it_start_train_and_evaluate(tmp_path: Path) -> None:
     assert training["eta_seconds"] >= 0  # to a tenth of a second
     assert training["last_step"] is not None
     evaluating = seen["evaluating"]
-    assert (evaluating["step"], evaluating["batch"], evaluating["images_per_second"] is None) == (12, 4, False)
+    assert (evaluating["epoch"], evaluating["batch"], evaluating["images_per_second"] is None) == (2, 4, False)
 
 
 def test_a_run_that_is_interrupted(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def test_a_file_that_is_missing_is_named_by_what_it_holds(tmp_path: Path) -> Non
         open_source("idx", tmp_path)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(shape=SHAPES, cut=st.integers(0, 200), gz=st.booleans())
 def test_every_idx_file_is_read_whole_or_refused(
     tmp_path_factory: pytest.TempPathFactory, shape: tuple[int, ...], cut: int, gz: bool

@@ -43,7 +43,7 @@ def numbered(count: int) -> Tensor:
     return torch.arange(1, 26, dtype=torch.uint8).view(1, 1, 5, 5).repeat(count, 1, 1, 1)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(batch=batches(), name=NAMES, seed=SEED, epoch=EPOCH)
 def test_kind_shape_range_and_the_input_are_kept(
     batch: tuple[Tensor, np.ndarray[tuple[int], np.dtype[np.int64]]], name: str, seed: int, epoch: int
@@ -59,7 +59,7 @@ def test_kind_shape_range_and_the_input_are_kept(
         assert set(new.unique().tolist()) <= {0, *old.unique().tolist()}  # pixels are moved, never invented
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(batch=batches(), name=NAMES, seed=SEED, epoch=EPOCH, size=st.integers(1, 12))
 @pytest.mark.rows("X15")
 def test_a_batch_is_its_images_one_by_one_in_any_company(
@@ -74,7 +74,7 @@ def test_a_batch_is_its_images_one_by_one_in_any_company(
     assert torch.equal(STEPS[name](images[order], index[order.numpy()], seed, epoch)[order], together)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(batch=batches(), seed=SEED, epoch=EPOCH, vertical=st.booleans(), p=st.floats(0, 1))
 def test_flipping_twice_is_nothing(
     batch: tuple[Tensor, np.ndarray[tuple[int], np.dtype[np.int64]]], seed: int, epoch: int, vertical: bool, p: float
@@ -103,7 +103,7 @@ def test_the_two_flips_are_drawn_apart() -> None:
     assert abs((sideways & upside).float().mean().item() - 0.25) < 0.05
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(batch=batches(), pixels=st.integers(1, 9), seed=SEED, epoch=EPOCH)
 def test_a_shift_is_pad_and_crop_of_each_image(
     batch: tuple[Tensor, np.ndarray[tuple[int], np.dtype[np.int64]]], pixels: int, seed: int, epoch: int

@@ -106,7 +106,7 @@ def test_who_waited_finds_the_entry_made(tmp_path: Path) -> None:
     def first() -> None:
         with Cache(tmp_path).building(KEYS[0]) as folder:
             inside.set()
-            assert go_on.wait(30)
+            assert go_on.wait(60)
             assert folder is not None
             finish(folder, {"shape": [1]})
 
@@ -120,10 +120,10 @@ def test_who_waited_finds_the_entry_made(tmp_path: Path) -> None:
 
     threads = [threading.Thread(target=first), threading.Thread(target=second)]
     threads[0].start()
-    assert inside.wait(30)
+    assert inside.wait(60)
     threads[1].start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert notes == ["waiting for another process that is decoding the same data"]
     assert built == [False]
 
@@ -290,7 +290,7 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
 
 def finished(process: subprocess.Popen[str]) -> list[str]:
     """The words of its last line."""
-    out, errors = process.communicate(timeout=120)
+    out, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     return out.splitlines()[-1].split()
 
@@ -328,7 +328,7 @@ def test_when_the_builder_is_killed_who_waited_builds_the_whole_entry(
     (left,) = visible(tmp_path / "cache")
     assert left.startswith(".")
     first.send_signal(signal.SIGKILL)
-    assert first.wait(60) == -signal.SIGKILL
+    assert first.wait(300) == -signal.SIGKILL
     first.communicate()
     end = finished(second)
     assert end[1] == "80"
@@ -346,7 +346,7 @@ def test_an_interrupted_builder_leaves_no_half_entry(tmp_path: Path, pictures: P
     assert process.stdout is not None
     assert process.stdout.readline() == "begun\n"
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode != 0
     assert "KeyboardInterrupt" in errors
     assert visible(tmp_path / "cache") == []

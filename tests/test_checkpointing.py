@@ -221,7 +221,7 @@ def test_a_step_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.M
 
     def slow(path: Path, content: Any, *rest: Any) -> None:
         if content["step"] == 2:
-            assert gate.wait(20)
+            assert gate.wait(60)
         true(path, content, *rest)
 
     monkeypatch.setattr(checkpointing, "save_sealed", slow)

@@ -1,5 +1,5 @@
-"""The command line as a person meets it: the real command in a process of its own, its words, its exit code, and that
-nothing is lost when something is wrong."""
+"""The command line as a person meets it: its words, its exit code, and that nothing is lost when something is wrong;
+the real command in a process of its own where signals, a terminal, a pipe or code of the user's are the point."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ import pytest
 import torch
 from PIL import Image
 
+import waiting
 from conftest import Command
 from sightline.commands import evaluate
 from sightline.errors import ConfigError
+from started import ended, started, until
 
 SMALL = ("trainer.max_epochs=1", "module.network.width=4", "data.preprocess.size=8")
 
@@ -68,60 +70,56 @@ def nothing_left(folder: Path) -> None:
 # ---- data ----
 
 
-def test_a_path_that_does_not_exist(sightline: Command, tmp_path: Path) -> None:
+def test_a_path_that_does_not_exist(here: Command, tmp_path: Path) -> None:
     folders(tmp_path / "pictures", "a", "b")
-    refused(
-        sightline("train", "data.root=pictuers"), "data.root: 'pictuers' does not exist", "Did you mean 'pictures'?"
-    )
+    refused(here("train", "data.root=pictuers"), "data.root: 'pictuers' does not exist", "Did you mean 'pictures'?")
     nothing_left(tmp_path)
 
 
-def test_an_empty_folder(sightline: Command, tmp_path: Path) -> None:
+def test_an_empty_folder(here: Command, tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
-    refused(sightline("train", "data.root=pictures"), "no images in 'pictures'", "empty folder")
+    refused(here("train", "data.root=pictures"), "no images in 'pictures'", "empty folder")
     folders(tmp_path / "pictures", "a", "b")
     (tmp_path / "pictures" / "c").mkdir()
-    refused(sightline("train", "data.root=pictures"), "pictures/c' is an empty folder", "class 'c' has no image")
+    refused(here("train", "data.root=pictures"), "pictures/c' is an empty folder", "class 'c' has no image")
     nothing_left(tmp_path)
 
 
-def test_one_class_only(sightline: Command, tmp_path: Path) -> None:
+def test_one_class_only(here: Command, tmp_path: Path) -> None:
     folders(tmp_path / "pictures", "a")
-    refused(sightline("train", "data.root=pictures"), "only one class, 'a'")
+    refused(here("train", "data.root=pictures"), "only one class, 'a'")
     nothing_left(tmp_path)
 
 
-def test_a_class_in_val_that_train_lacks(sightline: Command, tmp_path: Path) -> None:
+def test_a_class_in_val_that_train_lacks(here: Command, tmp_path: Path) -> None:
     folders(tmp_path / "pictures" / "train", "cat", "dog")
     folders(tmp_path / "pictures" / "val", "cat", "dgo")
-    done = sightline("train", "data.root=pictures")
+    done = here("train", "data.root=pictures")
     refused(done, "the class 'dgo' is in the val split but not in train", "Did you mean 'dog'?", "val/dgo/0.png")
     nothing_left(tmp_path)
 
 
-def test_a_csv_row_whose_file_is_missing_or_outside(sightline: Command, tmp_path: Path) -> None:
+def test_a_csv_row_whose_file_is_missing_or_outside(here: Command, tmp_path: Path) -> None:
     table(tmp_path / "data", [*GOOD_ROWS, "11.png,1"])
-    refused(
-        sightline("train", "data.root=data"), "labels.csv, row 12", "11.png' does not exist", "Did you mean '1.png'?"
-    )
+    refused(here("train", "data.root=data"), "labels.csv, row 12", "11.png' does not exist", "Did you mean '1.png'?")
     picture(tmp_path / "secret.png")
     table(tmp_path / "data", [*GOOD_ROWS, "../secret.png,1"])
-    done = sightline("train", "data.root=data")
+    done = here("train", "data.root=data")
     refused(done, "labels.csv, row 12", "'../secret.png' lies outside the data directory")
     nothing_left(tmp_path)
 
 
-def test_a_label_out_of_range(sightline: Command, tmp_path: Path) -> None:
+def test_a_label_out_of_range(here: Command, tmp_path: Path) -> None:
     table(tmp_path / "data", [*GOOD_ROWS[:9], "9.png,7"])
-    done = sightline("train", "data.root=data", "data.classes=2")
+    done = here("train", "data.root=data", "data.classes=2")
     refused(done, "labels.csv, row 11", "label '7' is out of range", "0 to 1")
     nothing_left(tmp_path)
 
 
-def test_a_file_that_is_no_image(sightline: Command, tmp_path: Path) -> None:
+def test_a_file_that_is_no_image(here: Command, tmp_path: Path) -> None:
     folders(tmp_path / "pictures", "a", "b")
     (tmp_path / "pictures" / "a" / "note.png").write_text("hello")
-    refused(sightline("train", "data.root=pictures", *SMALL), "pictures/a/note.png' is no image", "b'hello'")
+    refused(here("train", "data.root=pictures", *SMALL), "pictures/a/note.png' is no image", "b'hello'")
     nothing_left(tmp_path)
 
 
@@ -129,19 +127,19 @@ def test_a_file_that_is_no_image(sightline: Command, tmp_path: Path) -> None:
 
 
 @pytest.mark.rows("AB2")
-def test_a_network_that_does_not_fit_the_images(sightline: Command, tmp_path: Path) -> None:
+def test_a_network_that_does_not_fit_the_images(here: Command, tmp_path: Path) -> None:
     layers = "[{_target_: torch.nn.Conv2d, in_channels: auto, out_channels: 4, kernel_size: 11},"
     layers += "{_target_: torch.nn.Flatten}, {_target_: torch.nn.Linear, in_features: 64, out_features: auto}]"
-    done = sightline("train", f"module.network={{layers: {layers}}}")
+    done = here("train", f"module.network={{layers: {layers}}}")
     refused(done, "images of 8 x 8", "layer '0', Conv2d, got 1 x 8 x 8", "at least 11 x 11", "takes is 14 x 14")
     nothing_left(tmp_path)
 
 
 @pytest.mark.rows("AB1")
-def test_a_layer_of_the_wrong_width(sightline: Command, tmp_path: Path) -> None:
+def test_a_layer_of_the_wrong_width(here: Command, tmp_path: Path) -> None:
     layers = "[{_target_: torch.nn.Conv2d, in_channels: 1, out_channels: 4, kernel_size: 3},"
     layers += "{_target_: torch.nn.BatchNorm2d, num_features: 5}]"
-    done = sightline("train", f"module.network={{layers: {layers}}}")
+    done = here("train", f"module.network={{layers: {layers}}}")
     refused(done, "layer '1', BatchNorm2d, got 4 x 6 x 6 but needs 5 channels", "set num_features: 4")
     nothing_left(tmp_path)
 
@@ -178,8 +176,8 @@ def test_a_layer_of_the_wrong_width(sightline: Command, tmp_path: Path) -> None:
         (["trainer.device=cuda:7"], ["trainer.device: 'cuda:7' is not there"]),
     ],
 )
-def test_a_wrong_key_group_or_target(words: list[str], told: list[str], sightline: Command, tmp_path: Path) -> None:
-    refused(sightline("train", *words), *told)
+def test_a_wrong_key_group_or_target(words: list[str], told: list[str], here: Command, tmp_path: Path) -> None:
+    refused(here("train", *words), *told)
     nothing_left(tmp_path)
 
 
@@ -191,38 +189,34 @@ def test_a_wrong_key_group_or_target(words: list[str], told: list[str], sightlin
         (["data.val=0"], ["no metric 'val_loss'", "no validation split: set data.val", "train_loss, train_accuracy"]),
     ],
 )
-def test_a_monitor_that_no_metric_matches(
-    words: list[str], told: list[str], sightline: Command, tmp_path: Path
-) -> None:
-    done = sightline("train", *words)
+def test_a_monitor_that_no_metric_matches(words: list[str], told: list[str], here: Command, tmp_path: Path) -> None:
+    done = here("train", *words)
     refused(done, *told, "There will be: train_loss")
     assert "epoch" not in done.stdout
     nothing_left(tmp_path)
 
 
-def test_an_unknown_command_and_an_unknown_option(sightline: Command) -> None:
-    refused(sightline("trian"), "no command 'trian'", "Did you mean 'train'?")
-    refused(sightline("train", "--epochs", "3"), "unrecognized arguments: --epochs")
+def test_an_unknown_command_and_an_unknown_option(here: Command) -> None:
+    refused(here("trian"), "no command 'trian'", "Did you mean 'train'?")
+    refused(here("train", "--epochs", "3"), "unrecognized arguments: --epochs")
 
 
 # ---- the run itself ----
 
 
-def test_a_loss_that_becomes_nan(sightline: Command, tmp_path: Path) -> None:
+def test_a_loss_that_becomes_nan(here: Command, tmp_path: Path) -> None:
     words = ("module.optimizer.lr=1e30", "module.lr_scheduler=null", "run.name=broken", "trainer.log_every=1")
-    done = sightline("train", *words)
+    done = here("train", *words)
     refused(done, "at step 2", "epoch 0, batch 1", "learning rate", code=1)
     assert (tmp_path / "runs" / "broken" / "config.yaml").is_file()
     assert not (tmp_path / "runs" / "broken" / "exported").exists()
 
 
-def test_a_run_that_exists_is_not_touched(sightline: Command, tmp_path: Path) -> None:
+def test_a_run_that_exists_is_not_touched(here: Command, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "mine"
     run.mkdir(parents=True)
     (run / "precious.txt").write_text("years of work")
-    refused(
-        sightline("train", "run.name=mine"), "'runs/mine' exists", "never written over", "sightline resume runs/mine"
-    )
+    refused(here("train", "run.name=mine"), "'runs/mine' exists", "never written over", "sightline resume runs/mine")
     assert [entry.name for entry in run.iterdir()] == ["precious.txt"]
 
 
@@ -230,24 +224,16 @@ def files_of(run: Path) -> dict[str, bytes]:
     return {str(f.relative_to(run)): f.read_bytes() for f in sorted(run.rglob("*.csv"))}
 
 
-def test_ctrl_c_saves_and_resume_finishes_with_the_same_bits(sightline: Command, tmp_path: Path) -> None:
+def test_ctrl_c_saves_and_resume_finishes_with_the_same_bits(here: Command, tmp_path: Path) -> None:
     """A real SIGINT in mid-training; the run that went on predicts to the bit what one without it predicts."""
-    words = ["train", "trainer.max_epochs=12", "data.batch_size=32", "module.network.width=8", "run.name=cut"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "sightline", *words],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("epoch  3/12"):
-                process.send_signal(signal.SIGINT)
-                break
-        told = process.stdout.read()
-        assert process.wait(60) == 130
+    waiting.copy_to(tmp_path)
+    words = ["train", *waiting.NETWORK, "trainer.max_epochs=3", "data.batch_size=32", "run.name=cut"]
+    with started("-m", "sightline", *words, cwd=tmp_path) as process:
+        until(process, "waiting")
+        process.send_signal(signal.SIGINT)
+        (tmp_path / "go").touch()
+        code, told = ended(process)
+    assert code == 130, told
     assert "Traceback" not in told
     assert "interrupted after step" in told
     assert "sightline resume runs/cut" in told
@@ -255,9 +241,9 @@ def test_ctrl_c_saves_and_resume_finishes_with_the_same_bits(sightline: Command,
     assert (cut / "checkpoints" / "last.ckpt").is_file()
     assert not (cut / "exported").exists()
 
-    done = sightline("resume", "runs/cut")
+    done = here("resume", "runs/cut")
     assert done.returncode == 0, done.stderr
-    whole = sightline("train", *words[1:-1], "run.name=whole")
+    whole = here("train", *words[1:-1], "run.name=whole")
     assert whole.returncode == 0, whole.stderr
     assert files_of(cut) == files_of(tmp_path / "runs" / "whole")
     steps = [json.loads(line)["step"] for line in (cut / "log.jsonl").read_text().splitlines()]
@@ -265,21 +251,21 @@ def test_ctrl_c_saves_and_resume_finishes_with_the_same_bits(sightline: Command,
     assert steps == other
 
 
-def test_resume_refuses_what_it_cannot_do(sightline: Command, digits_run: Path, tmp_path: Path) -> None:
-    refused(sightline("resume", "nowhere"), "there is no run 'nowhere'")
-    refused(sightline("resume", tmp_path), "is no run: it has no config.yaml")
-    refused(sightline("resume", digits_run, "data.batch_size=3"), "data.batch_size (was 64, is 3)", "--allow-drift")
-    refused(sightline("resume", digits_run, "run.name=other"), "resume takes changes of trainer.…, data.…")
-    refused(sightline("resume", digits_run, "trainer.max_epochs=9"), "OneCycleLR of total_steps 40")
+def test_resume_refuses_what_it_cannot_do(here: Command, digits_run: Path, tmp_path: Path) -> None:
+    refused(here("resume", "nowhere"), "there is no run 'nowhere'")
+    refused(here("resume", tmp_path), "is no run: it has no config.yaml")
+    refused(here("resume", digits_run, "data.batch_size=3"), "data.batch_size (was 64, is 3)", "--allow-drift")
+    refused(here("resume", digits_run, "run.name=other"), "resume takes changes of trainer.…, data.…")
+    refused(here("resume", digits_run, "trainer.max_epochs=9"), "OneCycleLR of total_steps 40")
     copied = shutil.copytree(digits_run, tmp_path / "copied")
     content = json.loads((copied / "data.json").read_text())
     content["fingerprint"]["train"] = "0" * 64
     (copied / "data.json").write_text(json.dumps(content))
-    refused(sightline("resume", copied), "the data has changed", "train split")
+    refused(here("resume", copied), "the data has changed", "train split")
 
 
 @pytest.mark.rows("D07")
-def test_what_a_run_leaves(digits_run: Path, sightline: Command) -> None:
+def test_what_a_run_leaves(digits_run: Path) -> None:
     run = digits_run
     names = {"config.yaml", "environment.json", "data.json", "images.csv.gz", "log.jsonl", "heartbeat.json"}
     names |= {"tensorboard", "checkpoints", "exported", "predictions"}
@@ -314,7 +300,7 @@ def test_what_a_run_leaves(digits_run: Path, sightline: Command) -> None:
         assert float(row["loss"]) == pytest.approx(-np.log(probabilities[int(row["label"])]), rel=1e-3, abs=1e-5)
 
 
-def test_the_config_of_a_run_makes_the_same_run(digits_run: Path, sightline: Command, tmp_path: Path) -> None:
+def test_the_config_of_a_run_makes_the_same_run(digits_run: Path, tmp_path: Path) -> None:
     """config.yaml is complete: composing nothing and training from it gives the same predictions to the bit."""
     import sightline as library
     from sightline.yamlfile import read_yaml
@@ -327,41 +313,41 @@ def test_the_config_of_a_run_makes_the_same_run(digits_run: Path, sightline: Com
     assert files_of(result.run) == files_of(digits_run)
 
 
-def test_evaluate_repeats_the_runs_own_table(digits_run: Path, sightline: Command, tmp_path: Path) -> None:
+def test_evaluate_repeats_the_runs_own_table(digits_run: Path, here: Command, tmp_path: Path) -> None:
     copied = shutil.copytree(digits_run, tmp_path / "copied")
     before = files_of(copied)
-    done = sightline("evaluate", copied)
+    done = here("evaluate", copied)
     assert done.returncode == 0, done.stderr
     assert "precision" in done.stdout
     assert files_of(copied) == before
-    refused(sightline("evaluate", copied, "--split", "tset"), "there is no split 'tset'", "Did you mean 'test'?")
+    refused(here("evaluate", copied, "--split", "tset"), "there is no split 'tset'", "Did you mean 'test'?")
 
 
-def test_evaluate_on_other_data_keeps_the_runs_own_table(digits_run: Path, sightline: Command, tmp_path: Path) -> None:
+def test_evaluate_on_other_data_keeps_the_runs_own_table(digits_run: Path, here: Command, tmp_path: Path) -> None:
     copied = shutil.copytree(digits_run, tmp_path / "copied")
     before = files_of(copied)
     folders(tmp_path / "other", *map(str, range(10)), images=3)
     words = ("data.source=folder", f"data.root={tmp_path / 'other'}")
-    done = sightline("evaluate", copied, *words)
+    done = here("evaluate", copied, *words)
     assert done.returncode == 0, done.stderr
     after = files_of(copied)
     assert {name: after[name] for name in before} == before
     (new,) = set(after) - set(before)
     assert re.fullmatch(r"predictions/all-[0-9a-f]{8}\.csv", new)
     folders(tmp_path / "fewer", "a", "b")
-    done = sightline("evaluate", copied, "data.source=folder", f"data.root={tmp_path / 'fewer'}")
+    done = here("evaluate", copied, "data.source=folder", f"data.root={tmp_path / 'fewer'}")
     refused(done, "the data's classes are a, b; the model's are 0, 1, 2")
 
 
 @pytest.mark.rows("DB4")
-def test_evaluate_runs_no_code_that_the_runs_config_names(digits_run: Path, sightline: Command, tmp_path: Path) -> None:
+def test_evaluate_runs_no_code_that_the_runs_config_names(digits_run: Path, here: Command, tmp_path: Path) -> None:
     """A run's directory may come from elsewhere: its loss is held to the same list as its network."""
     copied = shutil.copytree(digits_run, tmp_path / "copied")
     text = (copied / "config.yaml").read_text()
     node = f"_target_: os.mkdir\n    path: {tmp_path / 'executed'}"
     assert "_target_: torch.nn.CrossEntropyLoss" in text
     (copied / "config.yaml").write_text(text.replace("_target_: torch.nn.CrossEntropyLoss", node))
-    refused(sightline("evaluate", copied), "module.loss._target_: 'os.mkdir' is not on the list")
+    refused(here("evaluate", copied), "module.loss._target_: 'os.mkdir' is not on the list")
     assert not (tmp_path / "executed").exists()
     node = "_target_: torch.nn.Sequential\n    _args_: [{_target_: timm.create_model, model_name: 'hf-hub:a/b'}]"
     (copied / "config.yaml").write_text(text.replace("_target_: torch.nn.CrossEntropyLoss", node))
@@ -369,45 +355,47 @@ def test_evaluate_runs_no_code_that_the_runs_config_names(digits_run: Path, sigh
         evaluate.main([str(copied)])
 
 
-def test_evaluate_asks_for_data_that_was_handed_over(digits_run: Path, sightline: Command, tmp_path: Path) -> None:
+def test_evaluate_asks_for_data_that_was_handed_over(digits_run: Path, here: Command, tmp_path: Path) -> None:
     copied = shutil.copytree(digits_run, tmp_path / "copied")
     content = json.loads((copied / "environment.json").read_text())
     assert content["given"] == []
     (copied / "environment.json").write_text(json.dumps(content | {"given": ["source"]}))
-    refused(sightline("evaluate", copied), "made from a data source handed over in Python", "data.root=PATH")
+    refused(here("evaluate", copied), "made from a data source handed over in Python", "data.root=PATH")
 
 
-def test_predict_files_folders_and_patterns(digits_run: Path, sightline: Command, tmp_path: Path) -> None:
+def test_predict_files_folders_and_patterns(digits_run: Path, here: Command, tmp_path: Path) -> None:
     folders(tmp_path / "in", "x", images=3)
-    one = sightline("predict", digits_run, "in/x/0.png", "--json")
+    one = here("predict", digits_run, "in/x/0.png", "--json")
     assert one.returncode == 0, one.stderr
     (answer,) = [json.loads(line) for line in one.stdout.splitlines()]
     assert answer["path"] == "in/x/0.png"
     assert answer["confidence"] == max(answer["probabilities"].values())
     assert answer["probabilities"][answer["prediction"]] == answer["confidence"]
-    folder = sightline("predict", digits_run, "in", "in/x/0.png", "--json")
-    pattern = sightline("predict", digits_run, "in/**/*.png", "--json")
+    folder = here("predict", digits_run, "in", "in/x/0.png", "--json")
+    pattern = here("predict", digits_run, "in/**/*.png", "--json")
     assert folder.stdout == pattern.stdout
     assert len(folder.stdout.splitlines()) == 3
-    plain = sightline("predict", digits_run, "in")
+    plain = here("predict", digits_run, "in")
     assert plain.stdout.splitlines()[0].split("\t") == ["image", "prediction", "confidence", "next"]
     assert len(plain.stdout.splitlines()) == 4
 
 
-def test_predict_answers_the_good_and_names_the_bad(digits_run: Path, sightline: Command, tmp_path: Path) -> None:
+def test_predict_answers_the_good_and_names_the_bad(digits_run: Path, here: Command, tmp_path: Path) -> None:
     folders(tmp_path / "in", "x", images=2)
     (tmp_path / "in" / "x" / "bad.png").write_bytes(b"")
-    done = sightline("predict", digits_run, "in", "--json")
+    done = here("predict", digits_run, "in", "--json")
     assert done.returncode == 2
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert ["error" in answer for answer in answers] == [False, False, True]
     assert "the file is empty" in answers[2]["error"]
     assert "1 of 3 files could not be classified" in done.stderr
-    refused(sightline("predict", digits_run, "out"), "'out' does not exist and matches nothing")
-    refused(sightline("predict", "nowhere", "in"), "there is no run 'nowhere'")
+    refused(here("predict", digits_run, "out"), "'out' does not exist and matches nothing")
+    refused(here("predict", "nowhere", "in"), "there is no run 'nowhere'")
 
 
-def test_a_config_of_the_users_own_and_a_class_of_the_users_own(sightline: Command, tmp_path: Path) -> None:
+def test_a_config_of_the_users_own_and_a_class_of_the_users_own(
+    sightline: Command, here: Command, tmp_path: Path
+) -> None:
     """A preset directory and a network in the current directory; the stored run asks for trust before it runs code."""
     preset = (
         "# @package _global_\nmodule:\n  network: {_target_: mynet.Tiny, classes: auto}\ntrainer: {max_epochs: 1}\n"
@@ -421,8 +409,7 @@ def test_a_config_of_the_users_own_and_a_class_of_the_users_own(sightline: Comma
     done = sightline("train", "--config-dir", "conf", "experiment=mine", "run.name=own")
     assert done.returncode == 0, done.stderr
     picture(tmp_path / "0.png")
-    done = sightline("predict", "runs/own", "0.png")
-    refused(done, "'mynet.Tiny' is not on the list of what a stored model may name")
+    refused(here("predict", "runs/own", "0.png"), "'mynet.Tiny' is not on the list of what a stored model may name")
     done = sightline("predict", "runs/own", "0.png", "--allow", "mynet")
     assert done.returncode == 0, done.stderr
     done = sightline("evaluate", "runs/own", "--allow", "mynet", "--device", "auto")
@@ -430,24 +417,24 @@ def test_a_config_of_the_users_own_and_a_class_of_the_users_own(sightline: Comma
 
 
 @pytest.mark.rows("D03")
-def test_groups_and_dotted_overrides_compose(sightline: Command) -> None:
+def test_groups_and_dotted_overrides_compose(here: Command) -> None:
     import yaml
 
-    done = sightline("train", "experiment=mnist", "trainer.max_epochs=1", "data.root=x", "--cfg", "job")
+    done = here("train", "experiment=mnist", "trainer.max_epochs=1", "data.root=x", "--cfg", "job")
     config = yaml.safe_load(done.stdout)
     assert config["data"]["source"] == "csv"
     assert config["data"]["test"] == 2000
     assert config["trainer"]["max_epochs"] == 1
-    plain = yaml.safe_load(sightline("train", "--cfg", "job").stdout)
+    plain = yaml.safe_load(here("train", "--cfg", "job").stdout)
     from sightline.config.schema import TrainConfig
 
     assert plain == TrainConfig().to_dict()
 
 
 @pytest.mark.rows("B07")
-def test_summary(sightline: Command) -> None:
+def test_summary(here: Command) -> None:
     layers = "[{_target_: torch.nn.Flatten}, {_target_: torch.nn.Linear, in_features: auto, out_features: auto}]"
-    done = sightline("summary", f"module.network={{layers: {layers}}}")
+    done = here("summary", f"module.network={{layers: {layers}}}")
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
     assert ["1", "Linear", "10", "650", "640"] in lines
@@ -455,11 +442,11 @@ def test_summary(sightline: Command) -> None:
 
 
 def test_a_terminal_sees_a_bar_and_a_pipe_plain_lines(sightline: Command, tmp_path: Path) -> None:
-    words = ["-m", "sightline", "train", "trainer.max_epochs=3", "run.name=seen"]
+    words = ["-m", "sightline", "train", "trainer.max_epochs=3", "module.network.width=4", "run.name=seen"]
     terminal = {**os.environ, "TERM": "xterm-256color"}
     size = (40, 150)
     child = pexpect.spawn(
-        sys.executable, words, cwd=str(tmp_path), encoding="utf-8", dimensions=size, timeout=90, env=terminal
+        sys.executable, words, cwd=str(tmp_path), encoding="utf-8", dimensions=size, timeout=300, env=terminal
     )
     seen = child.read()
     child.close()
@@ -468,7 +455,7 @@ def test_a_terminal_sees_a_bar_and_a_pipe_plain_lines(sightline: Command, tmp_pa
     assert "images/s" in seen
     assert "━" in seen
     assert "left" in seen
-    piped = sightline("train", *words[3:4], "run.name=piped")
+    piped = sightline("train", *words[3:5], "run.name=piped")
     assert piped.returncode == 0, piped.stderr
     assert "\x1b" not in piped.stdout
     assert sum(line.startswith("epoch ") for line in piped.stdout.splitlines()) == 3
@@ -513,12 +500,12 @@ def test_mnist_from_its_csv(mnist: Path, sightline: Command, tmp_path: Path) -> 
         (["data.root=with, comma (and brackets)"], ["'with, comma (and brackets)' does not exist"]),
     ],
 )
-def test_a_mistake_is_answered_in_words(words: list[str], told: list[str], sightline: Command, tmp_path: Path) -> None:
+def test_a_mistake_is_answered_in_words(words: list[str], told: list[str], here: Command, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
     (tmp_path / "conf" / "experiment" / "bare.yaml").write_text("seed: 3\n")
     (tmp_path / "conf" / "experiment" / "broken.yaml").write_text("a: [\n")
-    refused(sightline("train", *words), *told)
+    refused(here("train", *words), *told)
     nothing_left(tmp_path)
 
 
@@ -542,24 +529,24 @@ def test_code_that_fails_in_a_step_is_told_with_its_place(sightline: Command, tm
     assert sightline("resume", "runs/fails", "trainer.progress=false").returncode == 0
 
 
-def test_names_with_brackets_and_a_reader_that_leaves(sightline: Command, tmp_path: Path) -> None:
+def test_names_with_brackets_and_a_reader_that_leaves(here: Command, tmp_path: Path) -> None:
     """Class names are shown as they are, and a run does not end when nobody reads on."""
     folders(tmp_path / "pictures", "[red]", "[bold]", images=8)
-    done = sightline("train", "data.root=pictures", *SMALL, "run.name=brackets")
+    done = here("train", "data.root=pictures", *SMALL, "run.name=brackets")
     assert done.returncode == 0, done.stderr
     assert "[red]" in done.stdout
     assert "[bold]" in done.stdout
     command = (
-        f"{sys.executable} -m sightline train data.root=pictures {' '.join(SMALL)} trainer.max_epochs=30 run.name=left"
+        f"{sys.executable} -m sightline train data.root=pictures {' '.join(SMALL)} trainer.max_epochs=6 run.name=left"
     )
     subprocess.run(f"{command} | head -1", shell=True, cwd=tmp_path, capture_output=True, check=True)
     assert (tmp_path / "runs" / "left" / "exported" / "sightline.json").is_file()
 
 
-def test_resume_finds_data_that_has_moved(sightline: Command, tmp_path: Path) -> None:
+def test_resume_finds_data_that_has_moved(here: Command, tmp_path: Path) -> None:
     folders(tmp_path / "pictures", "a", "b", images=8)
-    assert sightline("train", "data.root=pictures", *SMALL, "run.name=moved").returncode == 0
+    assert here("train", "data.root=pictures", *SMALL, "run.name=moved").returncode == 0
     (tmp_path / "pictures").rename(tmp_path / "elsewhere")
-    refused(sightline("resume", "runs/moved"), "pictures' does not exist")
-    done = sightline("resume", "runs/moved", "data.root=elsewhere")
+    refused(here("resume", "runs/moved"), "pictures' does not exist")
+    done = here("resume", "runs/moved", "data.root=elsewhere")
     assert done.returncode == 0, done.stderr

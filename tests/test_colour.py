@@ -59,7 +59,7 @@ def compare(ours: Operation, theirs: Operation, different: float) -> None:
     assert apart <= different * pixels
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(batch=batches(), name=st.sampled_from(sorted(OPERATIONS)), seed=SEED)
 def test_a_batch_is_its_images_one_by_one_and_the_input_is_kept(
     batch: tuple[Tensor, NDArray[np.int64]], name: str, seed: int
@@ -70,7 +70,7 @@ def test_a_batch_is_its_images_one_by_one_and_the_input_is_kept(
     check(step, *batch, seed, 0)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(batch=batches(), name=st.sampled_from(sorted(JITTERS)), seed=SEED, epoch=EPOCH)
 def test_jitter_of_a_batch_is_that_of_its_images_one_by_one(
     batch: tuple[Tensor, NDArray[np.int64]], name: str, seed: int, epoch: int
@@ -118,7 +118,7 @@ def test_solarize_is_torchvisions_to_the_bit(threshold: float) -> None:
     )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(batch=batches(), name=st.sampled_from(["brightness", "contrast", "saturation", "sharpness"]))
 def test_a_factor_of_one_is_the_image(batch: tuple[Tensor, NDArray[np.int64]], name: str) -> None:
     images, _ = batch

@@ -78,12 +78,12 @@ def table(text: str) -> list[dict[str, str]]:
 # ---- runs ----
 
 
-def test_runs_lists_every_run_as_a_pipe_needs_it(make: Make, sightline: Command) -> None:
+def test_runs_lists_every_run_as_a_pipe_needs_it(make: Make, here: Command) -> None:
     make("a")
     long = "a-name-" * 20
     make(f"2026-11-20/{long}", manifest=accuracy(0.5))
     unfinished(make("killed"))
-    done = sightline("runs")
+    done = here("runs")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     rows = {row["name"]: row for row in table(done.stdout)}
@@ -214,11 +214,11 @@ def test_the_network_in_a_word(make: Make, node: dict[str, Any], told: str) -> N
     assert read_record(Run(make("a", config={"module.network": node}))).network == told
 
 
-def test_a_place_without_runs(sightline: Command, tmp_path: Path) -> None:
+def test_a_place_without_runs(here: Command, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    done = sightline("runs", "empty")
+    done = here("runs", "empty")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "sightline: no runs in 'empty'\n")
-    done = sightline("runs", "emtpy")
+    done = here("runs", "emtpy")
     assert done.returncode == 2
     assert done.stderr == "sightline: there is no directory 'emtpy'. Did you mean 'empty'?\n"
 
@@ -245,14 +245,14 @@ def test_on_a_terminal_a_table_with_the_best_in_bold(
 # ---- diff ----
 
 
-def test_a_run_is_the_same_as_its_copy(make: Make, sightline: Command) -> None:
+def test_a_run_is_the_same_as_its_copy(make: Make, here: Command) -> None:
     def environment(content: dict[str, Any]) -> None:
         content["began"] = "2020-01-01T00:00:00+00:00"
         content["runtime"] = "channels first: 7.21 ms a step"
 
     make("a")
     make("b", environment=environment)
-    done = sightline("diff", "runs/a/exported", "runs/b", "--exit-code")
+    done = here("diff", "runs/a/exported", "runs/b", "--exit-code")
     assert done.returncode == 0, done.stderr
     heads, *sections = done.stdout.strip().split("\n\n")
     assert [line.split()[:3] for line in heads.splitlines()] == [
@@ -284,9 +284,9 @@ def changed(make: Make) -> tuple[Path, Path]:
     return make("a", manifest=accuracy(0.5)), b
 
 
-def test_what_differs_is_told_section_by_section(make: Make, sightline: Command) -> None:
+def test_what_differs_is_told_section_by_section(make: Make, here: Command) -> None:
     changed(make)
-    done = sightline("diff", "runs/a", "runs/b")
+    done = here("diff", "runs/a", "runs/b")
     assert done.returncode == 0, done.stderr
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
     for line in (
@@ -308,9 +308,9 @@ def test_what_differs_is_told_section_by_section(make: Make, sightline: Command)
     assert lines[lines.index("training") + 1] == "same"
 
 
-def test_diff_for_machines(make: Make, sightline: Command) -> None:
+def test_diff_for_machines(make: Make, here: Command) -> None:
     a, b = changed(make)
-    done = sightline("diff", a, b, "--json", "--exit-code")
+    done = here("diff", a, b, "--json", "--exit-code")
     assert done.returncode == 1, done.stderr
     found = json.loads(done.stdout, parse_constant=pytest.fail)
     assert found["config"]["module.optimizer.lr"] == {"a": 0.003, "b": 1e-5}
@@ -341,16 +341,16 @@ def point(step: int, loss: float, **more: Any) -> dict[str, Any]:
     return {"step": step, "epoch": step // 10, "loss": loss, "images_per_second": step, "lr": 0.1, **more}
 
 
-def test_the_first_step_that_differs_is_told(make: Make, sightline: Command) -> None:
+def test_the_first_step_that_differs_is_told(make: Make, here: Command) -> None:
     run = make("b")
     make("a")
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     write_log(run, rows[0], {**rows[1], "train_accuracy": 0.5, "val_loss": 7.0})
-    done = sightline("diff", "runs/a", "runs/b")
+    done = here("diff", "runs/a", "runs/b")
     step, before = rows[1]["step"], rows[1]["train_accuracy"]
     told = done.stdout[done.stdout.index("\ntraining\n") :].splitlines()
     assert told[2] == f"  first difference: step {step} (epoch 1): train_accuracy {before:.4g} -> 0.5"
-    found = json.loads(sightline("diff", "runs/a", "runs/b", "--json").stdout)
+    found = json.loads(here("diff", "runs/a", "runs/b", "--json").stdout)
     assert found["first_difference"] == {
         "step": step,
         "epoch": 1,
@@ -419,10 +419,10 @@ def test_an_unfinished_run_is_compared_by_what_there_is(
     assert "neither run has measured an exported model yet" in capsys.readouterr().out
 
 
-def test_what_is_no_run_or_cannot_be_read_is_an_error(make: Make, sightline: Command) -> None:
+def test_what_is_no_run_or_cannot_be_read_is_an_error(make: Make, here: Command) -> None:
     make("digits")
     (make("torn") / "data.json").write_text("{")
-    done = sightline("diff", "runs/digits", "runs/digist")
+    done = here("diff", "runs/digits", "runs/digist")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "sightline: there is no run 'runs/digist'. Did you mean 'digits'?\n"
     with pytest.raises(ArtifactError, match=r"torn' cannot be compared: '.*data.json' cannot be read"):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import sightline
-from conftest import run_command
+from conftest import Command
 from sightline.engine.checkpoint import read_checkpoint
 from sightline.errors import ArtifactError
 from sightline.runs.artifact import load
@@ -227,17 +227,17 @@ def test_the_best_of_another_run_is_not_exported(runs: tuple[Path, Path], tmp_pa
 
 @pytest.mark.parametrize("kind", [flipped, cut], ids=lambda kind: kind.__name__)
 def test_the_command_shows_no_traceback(
-    kind: Callable[..., bytes], runs: tuple[Path, Path], weights: Mapping[str, Tensor], tmp_path: Path
+    kind: Callable[..., bytes], runs: tuple[Path, Path], tmp_path: Path, here: Command
 ) -> None:
     run = copied(runs[0], tmp_path / "run")
     damage(7, kind, run / "exported" / WEIGHTS, runs[1] / "exported" / WEIGHTS)
-    done = run_command("load", run, cwd=tmp_path)
+    done = here("load", run)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("sightline: ")
     assert str(run / "exported" / WEIGHTS) in done.stderr
     for path in (run / "checkpoints").iterdir():
         damage(7, kind, path, path)
-    done = run_command("resume", run, cwd=tmp_path)
+    done = here("resume", run)
     assert done.returncode == 2, done.stdout
     assert "Traceback" not in done.stderr
     assert ".ckpt" in done.stderr

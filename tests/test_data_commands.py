@@ -4,10 +4,7 @@ and what they must not."""
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,6 @@ from torch import Tensor
 import sightline as library
 from conftest import Command
 from images import noise, write_folders, write_image
-from sightline.cli import main
 from sightline.config.build import merged
 from sightline.data.cache import Cache
 from sightline.data.loader import BatchLoader
@@ -42,23 +38,6 @@ def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
 def fine(done: subprocess.CompletedProcess[str]) -> str:
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
-    """As the fixture `sightline`, in this process, which has imported torch already."""
-    before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-
-    def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main([str(word) for word in words])
-        return subprocess.CompletedProcess(words, int(ended.value.code or 0), *capsys.readouterr())
-
-    yield run
-    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture
@@ -450,13 +429,13 @@ def test_transforms_of_the_users_own_run_on_each_picture(tmp_path: Path, colours
     assert torch.equal(first([node, node], "c"), plain)
 
 
-def test_the_command_takes_the_keys_of_the_data_node(sightline: Command, tmp_path: Path, pictures: Path) -> None:
+def test_the_command_takes_the_keys_of_the_data_node(here: Command, tmp_path: Path, pictures: Path) -> None:
     words = [
         "train", "data.root=pictures", "data.workers=0", "data.prefetch=1", "data.store=encoded", "data.cache=false",
         "data.on_bad=skip", "data.augment.crop=[0.5,1]", "data.augment.policy=rand", "trainer.max_epochs=1",
         "module.network.width=4", "run.name=mine", "data.preprocess.size=8",
     ]  # fmt: skip
-    fine(sightline(*words))
+    fine(here(*words))
     from sightline.yamlfile import read_yaml
 
     data = read_yaml(tmp_path / "runs" / "mine" / "config.yaml")["data"]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from disks import fill, small_disk
 from sightline.runs.eventfile import EventFile
+from sightline.runs.recorders import JsonlRecorder
 
 
 def curves(directory: Path) -> dict[str, list[tuple[int, float]]]:
@@ -51,3 +54,26 @@ def test_what_is_flushed_can_be_read_while_the_file_is_written(tmp_path: Path) -
     file.close()
     file.close()
     assert len(curves(tmp_path)["loss"]) == 3
+
+
+def log_much(log: Callable[[int, dict[str, float]], None]) -> None:
+    """More than a small disk has room for."""
+    for step in range(2, 5000):
+        log(step, {"loss": 1.0})
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small", "64k") as place:
+        board, log = EventFile(place), JsonlRecorder(place / "log.jsonl")
+        board.add(1, {"loss/train": 1.0})
+        log.log(1, {"loss": 1.0})
+        board.flush()
+        (written,) = place.glob("events.out.*")
+        fill(place / "ballast")
+        with pytest.raises(OSError, match=rf"No space left on device: '{written}'"):
+            log_much(board.add)
+        with pytest.raises(OSError, match=rf"No space left on device: '{place / 'log.jsonl'}'"):
+            log_much(log.log)
+        (place / "ballast").unlink()
+        board.close()
+        log.close()

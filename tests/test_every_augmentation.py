@@ -27,7 +27,7 @@ STEPS: dict[str, Augmentation] = {
 
 
 @pytest.mark.parametrize("name", sorted(STEPS))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(batch=batches(), seed=SEED, epoch=EPOCH)
 def test_a_batch_is_its_images_one_by_one_and_the_input_is_kept(
     name: str, batch: tuple[Tensor, NDArray[np.int64]], seed: int, epoch: int

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 import sightline
-from conftest import run_command
+from conftest import Command
 from sightline.config.build import as_config
 from sightline.config.data import config_source
 from sightline.engine.checkpoint import read_checkpoint
@@ -61,17 +61,17 @@ def test_the_checkpoints_are_read(run: Path) -> None:
     assert all(torch.equal(best["model"][name], value) for name, value in stored.items())
 
 
-def test_it_is_told_listed_and_compared(run: Path, tmp_path: Path) -> None:
-    told = run_command("load", run, cwd=tmp_path)
+def test_it_is_told_listed_and_compared(run: Path, here: Command) -> None:
+    told = here("load", run)
     assert (told.returncode, told.stderr) == (0, "")
     assert "run          format1" in told.stdout
     assert "made with    python" in told.stdout
-    assert json.loads(run_command("load", run, "--json", cwd=tmp_path).stdout)["format"] == 1
-    listed = run_command("runs", run.parent, "--json", cwd=tmp_path)
+    assert json.loads(here("load", run, "--json").stdout)["format"] == 1
+    listed = here("runs", run.parent, "--json")
     (row,) = json.loads(listed.stdout)
     assert (row["name"], row["state"], row["epochs"], row["problems"]) == ("format1", "finished", 1, [])
     shutil.copytree(run, run.with_name("other"))
-    compared = run_command("diff", run, run.with_name("other"), cwd=tmp_path)
+    compared = here("diff", run, run.with_name("other"))
     assert (compared.returncode, compared.stderr) == (0, "")
 
 
@@ -83,8 +83,8 @@ def test_what_is_noted_now_is_noted_in_todays_format(run: Path) -> None:
     assert all(torch.equal(value, before[name]) for name, value in load(run).model.state_dict().items())
 
 
-def test_it_is_resumed_for_longer(run: Path, tmp_path: Path) -> None:
-    done = run_command("resume", run, "trainer.max_epochs=2", cwd=tmp_path)
+def test_it_is_resumed_for_longer(run: Path, here: Command) -> None:
+    done = here("resume", run, "trainer.max_epochs=2")
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows if "train_loss" in row] == [0, 1]

@@ -46,7 +46,7 @@ def test_boxes_are_torchvisions(crop: RandomResizedCrop, size: tuple[int, int]) 
     assert boxes.tolist() == [reference_box(crop, row, *size) for row in range(60)]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 600), st.integers(1, 600)), max_size=20),
     scale=st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)).map(sorted),

@@ -103,7 +103,11 @@ def test_a_watcher_sees_it_start_train_and_evaluate(tmp_path: Path) -> None:
     seen: dict[str, dict[str, Any]] = {}
 
     def train() -> None:
-        seen["training"] = awaited(tmp_path, lambda beat: beat["step"] == 6)
+        # whole, since the counters may be looked at while a step ends; and the second there, since one has no rate
+        at_step_6 = {"step": 6, "batch": 2, "epoch": 1}.items()
+        seen["training"] = awaited(
+            tmp_path, lambda beat: at_step_6 <= beat.items() and beat["images_per_second"] is not None
+        )
 
     def evaluate() -> None:
         # by its step, too: a thread that did not get to beat since has left that of the last evaluation
@@ -300,7 +304,7 @@ def test_a_file_that_is_too_deep_is_answered(tmp_path: Path) -> None:
     assert not is_alive(tmp_path)
 
 
-def test_a_run_at_work_is_listed_as_running(digits_run: Path, sightline: Command, tmp_path: Path) -> None:
+def test_a_run_at_work_is_listed_as_running(digits_run: Path, here: Command, tmp_path: Path) -> None:
     ignored = shutil.ignore_patterns("*.ckpt", "exported", "predictions", "tensorboard")
     runs = tmp_path / "runs"
     for name in ("trained", "working", "killed", "elsewhere"):
@@ -308,11 +312,11 @@ def test_a_run_at_work_is_listed_as_running(digits_run: Path, sightline: Command
     for name, changes in {"trained": {}, "working": {}, "killed": {"pid": ended()}, "elsewhere": {"host": "x"}}.items():
         (runs / name / HEARTBEAT).write_text(json.dumps(alive(**changes)))
     expected = {"trained": "finished", "working": "running", "killed": "unfinished", "elsewhere": "running"}
-    done = sightline("runs", "--json")
+    done = here("runs", "--json")
     assert {row["name"]: row["state"] for row in json.loads(done.stdout)} == expected
     found = list_runs(runs, sort="state")
     assert {row["name"]: row["state"] for row in found.rows} == expected
-    lines = [line.split("\t") for line in sightline("runs").stdout.splitlines()]
+    lines = [line.split("\t") for line in here("runs").stdout.splitlines()]
     assert {line[0]: line[2] for line in lines[1:]} == expected
 
 

@@ -13,8 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from conftest import python
-from sightline import cli
+from conftest import Command, python
 from sightline.files import sha256
 from sightline.runs.artifact import export_model, load
 from sightline.runs.environment import environment, machine_words
@@ -23,14 +22,12 @@ from tampering import rewrite
 
 
 @pytest.fixture
-def told(capsys: pytest.CaptureFixture[str]) -> Any:
+def told(here: Command) -> Any:
     """The command in this process: (exit code, output, errors)."""
 
     def run(*words: str | Path) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            cli.main(["load", *map(str, words)])
-        found = capsys.readouterr()
-        return int(str(left.value.code)), found.out, found.err
+        done = here("load", *words)
+        return done.returncode, done.stdout, done.stderr
 
     return run
 

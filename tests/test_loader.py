@@ -6,9 +6,11 @@ from __future__ import annotations
 import io
 import itertools
 import math
+import platform
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -67,7 +69,7 @@ SEED = st.integers(0, 2**40)
 
 
 @pytest.mark.rows("CB3")
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(count=COUNT, size=SIZE, seed=SEED, shuffle=st.booleans())
 def test_every_row_comes_once_an_epoch_and_the_last_batch_is_what_is_left(
     count: int, size: int, seed: int, shuffle: bool
@@ -81,7 +83,7 @@ def test_every_row_comes_once_an_epoch_and_the_last_batch_is_what_is_left(
         assert [len(batch.y) for batch in epoch] == [size] * (count // size) + [count % size] * bool(count % size)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(count=COUNT, sizes=st.tuples(SIZE, SIZE), seed=SEED, epoch=st.integers(0, 50))
 @pytest.mark.rows("X15")
 def test_the_batch_size_changes_neither_the_order_nor_any_image(
@@ -95,7 +97,7 @@ def test_the_batch_size_changes_neither_the_order_nor_any_image(
     assert same(*streams)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(count=COUNT, size=SIZE, seed=SEED, epoch=st.integers(0, 3), data=st.data())
 @pytest.mark.rows("X15")
 def test_seeking_is_skipping(count: int, size: int, seed: int, epoch: int, data: st.DataObject) -> None:
@@ -293,7 +295,7 @@ def test_threads_and_depth_change_no_batch(kind: str) -> None:
 
 
 @pytest.mark.rows("X15")
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     kind=st.sampled_from(KINDS),
     count=st.integers(3, 30),
@@ -329,7 +331,7 @@ def test_however_an_epoch_is_shared_out_every_sample_is_the_same(
     assert torch.equal(y, expected[1])
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(count=st.integers(1, 60), size=st.integers(1, 9), world=st.integers(1, 3), data=st.data())
 def test_ranks_share_each_step_evenly_and_seek_together(count: int, size: int, world: int, data: st.DataObject) -> None:
     if count < world:
@@ -357,7 +359,7 @@ def test_ranks_share_each_step_evenly_and_seek_together(count: int, size: int, w
         assert rows(list(rank)) == rows(part[batch:])
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     count=st.integers(3, 900),
     size=st.sampled_from([16, 32, 64]),
@@ -452,7 +454,7 @@ def running() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread is not threading.main_thread()}
 
 
-def gone(before: set[threading.Thread], seconds: float = 10) -> bool:
+def gone(before: set[threading.Thread], seconds: float = 60) -> bool:
     """Whether no thread is left that was not there before; one that ends is given the time to."""
     end = time.monotonic() + seconds
     while running() - before:
@@ -514,21 +516,29 @@ def test_no_more_batches_are_begun_than_may_wait() -> None:
         assert len(begun) == 25
 
 
-def test_no_batch_is_begun_after_the_iterator_is_left() -> None:
+def test_no_batch_is_begun_after_the_iterator_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first is there, the two threads have begun one each and wait until those behind them have been dropped."""
     begun: list[int] = []
+    left = threading.Event()
+    shutdown = ThreadPoolExecutor.shutdown
 
-    def slow(images: Tensor, index: NDArray[np.int64], seed: int, epoch: int) -> Tensor:
+    def drop(pool: ThreadPoolExecutor, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        shutdown(pool, wait=False, cancel_futures=cancel_futures)
+        left.set()
+        shutdown(pool, wait=wait)
+
+    def held(images: Tensor, index: NDArray[np.int64], seed: int, epoch: int) -> Tensor:
         begun.append(len(index))
-        time.sleep(0.01)
+        assert 0 in index or left.wait(60)
         return images
 
+    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", drop)
     before = running()
-    iterator = iter(BatchLoader(dataset(200), PREPROCESS, 4, augment=[slow], workers=2, prefetch=20))
+    iterator = iter(BatchLoader(dataset(200), PREPROCESS, 4, augment=[held], workers=2, prefetch=20))
     next(iterator)
     iterator.close()  # type: ignore[attr-defined]
-    count = len(begun)
     assert gone(before)
-    assert len(begun) == count < 20
+    assert len(begun) <= 3
 
 
 class Failing:
@@ -641,7 +651,10 @@ def test_ten_million_rows_are_shuffled_without_an_index(workers: str) -> None:
 
 
 FLAT = """
-import io, sys, numpy as np, torch
+import ctypes, io, sys
+malloc = ctypes.CDLL(None)
+malloc.mallopt(-8, 1)  # M_ARENA_MAX: how many heaps threads have, and keep free memory in, is chance
+import numpy as np, torch
 from PIL import Image
 from sightline.data.augment import Flip, ShiftCrop
 from sightline.data.geometry import RandomResizedCrop
@@ -672,19 +685,19 @@ loader = BatchLoader(data, decoder, size, shuffle=True, augment=augment, workers
 def anonymous():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
 
-peaks = []
+pools = [pool._arrays for pool in (loader._floats, loader._bytes)]
+held, most = [], 0
 for epoch in range(epochs):
-    peak = 0
-    for number, batch in enumerate(loader):
-        if number % 8 == 0:
-            peak = max(peak, anonymous())
-    peaks.append(max(peak, anonymous()))
-print(max(peaks[2:]) - max(peaks[:2]))
+    for batch in loader:
+        most = max(most, *map(len, pools))
+    malloc.malloc_trim(0)  # how much is free and not given back yet goes by which thread was first
+    held.append(anonymous() - sum(buffer.nbytes for pool in pools for buffer in pool) // 1024)
+print(max(held[2:]) - max(held[:2]), most, loader.prefetch)
 """
 
 
 @pytest.mark.rows("X15")
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is measured in Linux's way")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="memory is measured in glibc's way")
 @pytest.mark.parametrize(
     ("kind", "count", "epochs", "size"),
     [
@@ -695,4 +708,7 @@ print(max(peaks[2:]) - max(peaks[:2]))
     ],
 )
 def test_memory_is_flat_from_the_second_epoch_on(kind: str, count: int, epochs: int, size: int) -> None:
-    assert int(python(FLAT, kind, str(count), str(epochs), str(size))) < 10_000  # KB
+    """What is in use beside the buffers for batches; and of these there are as many as batches at once."""
+    grown, buffers, prefetch = map(int, python(FLAT, kind, str(count), str(epochs), str(size)).split())
+    assert grown < 1_000  # KB
+    assert buffers <= prefetch + 4  # waiting, begun, in the loop's hands, and just handed over by each of two threads

@@ -26,7 +26,7 @@ def answers(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.rows("D06")
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(answer=answers(), reduction=REDUCTIONS)
 def test_with_gamma_0_the_focal_loss_is_cross_entropy(answer: tuple[Tensor, Tensor], reduction: str) -> None:
     torch.testing.assert_close(
@@ -55,7 +55,7 @@ def test_the_focal_loss_by_hand() -> None:
     assert mean == pytest.approx((expected[0] + 3 * expected[1] + 3 * expected[2]) / 3, rel=1e-5)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(answer=answers(), gamma=st.floats(0, 5))
 def test_the_focal_loss_is_never_negative_and_never_above_cross_entropy(
     answer: tuple[Tensor, Tensor], gamma: float
@@ -94,7 +94,7 @@ def test_wrong_arguments_are_refused() -> None:
             loss(reduction="avg")
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(answer=answers(), reduction=REDUCTIONS)
 def test_the_likelihood_of_probabilities_is_cross_entropy_of_the_logits(
     answer: tuple[Tensor, Tensor], reduction: str
@@ -113,7 +113,7 @@ def test_a_probability_of_0_is_a_large_loss_and_no_infinity() -> None:
     assert torch.isfinite(probabilities.grad).all()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(answer=answers(), cut=st.integers(1, 8), seed=st.integers(0, 1000))
 def test_class_weights_do_not_depend_on_the_batch(answer: tuple[Tensor, Tensor], cut: int, seed: int) -> None:
     logits, target = answer

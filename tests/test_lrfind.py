@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import csv
+import importlib
 import io
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 import sightline as package
 from conftest import Command, python
-from sightline import LRCurve, cli
+from sightline import LRCurve
 from sightline.config.find import lr_key
 from sightline.config.schema import TrainConfig
 from sightline.data.augment import Flip
@@ -396,8 +397,9 @@ def test_the_key_that_is_named_is_the_one_that_counts(module: dict[str, Any], ke
 # ---- the command ----
 
 
-def test_the_command_prints_a_table_and_writes_a_plot_and_a_csv(sightline: Command, tmp_path: Path) -> None:
-    done = sightline("lr-find", "--out", "found.png", "--steps", "60")
+def test_the_command_prints_a_table_and_writes_a_plot_and_a_csv(here: Command, tmp_path: Path) -> None:
+    importlib.import_module("matplotlib.font_manager")  # the first one lists the fonts, and says so where it takes long
+    done = here("lr-find", "--out", "found.png", "--steps", "60")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     lines = done.stdout.splitlines()
@@ -415,20 +417,17 @@ def test_the_command_prints_a_table_and_writes_a_plot_and_a_csv(sightline: Comma
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Any]:
-    """The command in this process, in an empty directory: (exit code, output, errors)."""
-    monkeypatch.chdir(tmp_path)
+def lr_find(here: Command) -> Callable[..., tuple[int, str, str]]:
+    """The command in an empty directory: (exit code, output, errors)."""
 
     def run(*words: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            cli.main(["lr-find", *words])
-        told = capsys.readouterr()
-        return int(str(left.value.code)), told.out, told.err
+        done = here("lr-find", *words)
+        return done.returncode, done.stdout, done.stderr
 
     return run
 
 
-def test_without_matplotlib_there_is_the_table(here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_there_is_the_table(lr_find: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sightline import locate
     from sightline.errors import MissingExtraError
 
@@ -440,7 +439,7 @@ def test_without_matplotlib_there_is_the_table(here: Any, tmp_path: Path, monkey
         return real(module)
 
     monkeypatch.setattr(locate, "require", require)
-    code, out, err = here("--steps", "40")
+    code, out, err = lr_find("--steps", "40")
     assert code == 0
     assert "use it" in out
     assert err == "note: no plot: the package 'matplotlib' is not installed. Install it with: …\n"
@@ -455,16 +454,18 @@ def test_the_extra_that_is_missing_is_named() -> None:
     assert "sightline[report]" in python(code)
 
 
-def test_a_frozen_start_is_told(here: Any, tmp_path: Path) -> None:
+def test_a_frozen_start_is_told(lr_find: Any, tmp_path: Path) -> None:
     save_file(SmallCNN().state_dict(), tmp_path / "w.safetensors")
     words = ("weights=w.safetensors", "module.freeze_epochs=1", "--steps", "40", "--low", "1e-4", "--high", "1")
-    code, out, _ = here(*words)
+    code, out, _ = lr_find(*words)
     assert code == 0
     assert "note: it is that of the first epochs, in which module.freeze_epochs trains the head alone" in out
 
 
-def test_a_loss_that_does_not_fall_is_told(here: Any) -> None:
-    code, out, err = here("--steps", "20", "--low", "100", "--high", "1e6", "module.optimizer._target_=torch.optim.SGD")
+def test_a_loss_that_does_not_fall_is_told(lr_find: Any) -> None:
+    code, out, err = lr_find(
+        "--steps", "20", "--low", "100", "--high", "1e6", "module.optimizer._target_=torch.optim.SGD"
+    )
     assert code == 1
     assert "use it" not in out
     assert "sightline: no suggestion" in err
@@ -484,10 +485,12 @@ def test_a_loss_that_does_not_fall_is_told(here: Any) -> None:
         (["module.optimiser.lr=1"], "Did you mean 'module.optimizer'?"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_trained(words: list[str], told: str, here: Any, tmp_path: Path) -> None:
+def test_mistakes_are_told_before_anything_is_trained(
+    words: list[str], told: str, lr_find: Any, tmp_path: Path
+) -> None:
     (tmp_path / "there.png").touch()
     (tmp_path / "values.csv").touch()
-    code, out, err = here(*words)
+    code, out, err = lr_find(*words)
     assert (code, out) == (2, "")
     assert told in err
     assert len(list(tmp_path.iterdir())) == 2

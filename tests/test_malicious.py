@@ -181,7 +181,7 @@ CODE: dict[str, Spoil] = {
 }
 WATCHED = """
 import json, sys, io, contextlib
-import torch, torchvision, timm, resource
+import torch, torchvision, timm
 import sightline.runs.artifact, sightline.commands.load, sightline.commands.predict, sightline.commands.evaluate
 import sightline.config.build
 from sightline import cli
@@ -206,7 +206,11 @@ for words in json.loads(sys.argv[1]):
         except BaseException as error:
             code = f"{type(error).__name__}: {error}"
     print(json.dumps([code, out.getvalue(), err.getvalue(), seen[:5]]))
-print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20))
+try:  # not ru_maxrss, which counts from the memory of the process that started this one
+    peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+except OSError:
+    peak = 0
+print(peak / 2**20)
 """
 """Runs commands one after the other in one process, and tells of each what it printed and what it touched."""
 

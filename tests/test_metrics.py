@@ -68,7 +68,7 @@ def joined(outs: list[StepOutput]) -> tuple[np.ndarray, np.ndarray]:
     return torch.cat([out.target for out in outs]).numpy(), predicted.numpy()
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(outs=steps())
 def test_every_metric_is_scikit_learns(outs: list[StepOutput]) -> None:
     target, predicted = joined(outs)
@@ -85,13 +85,13 @@ def test_every_metric_is_scikit_learns(outs: list[StepOutput]) -> None:
     assert found == pytest.approx(expected, rel=1e-12)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(outs=steps(), flushes=st.sets(st.integers(0, 6)))
 def test_when_it_is_flushed_does_not_matter(outs: list[StepOutput], flushes: set[int]) -> None:
     assert measured(outs, flushes).compute() == measured(outs).compute()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(outs=steps(), cut=st.integers(0, 6))
 def test_a_saved_meter_goes_on_where_it_was(outs: list[StepOutput], cut: int) -> None:
     first = measured(outs[:cut])
@@ -189,7 +189,7 @@ def test_per_class_by_hand() -> None:
     assert rows[2] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "samples": 0, "predicted": 0}
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(outs=steps(), ks=st.sets(st.integers(1, 6), min_size=1), flushes=st.sets(st.integers(0, 6)))
 def test_top_k_is_scikit_learns_however_it_is_flushed(outs: list[StepOutput], ks: set[int], flushes: set[int]) -> None:
     classes = outs[0].output.shape[1]
@@ -211,7 +211,7 @@ def test_a_network_that_says_the_same_of_every_class_is_right_by_chance_alone() 
     assert (found["top1"], found["top3"]) == (0.1, 0.3)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(outs=steps(), ks=st.sets(st.integers(1, 6), min_size=1))
 def test_of_equal_scores_the_lower_index_comes_first(outs: list[StepOutput], ks: set[int]) -> None:
     outs = [out._replace(output=out.output.round()) for out in outs]  # many are equal
@@ -223,7 +223,7 @@ def test_of_equal_scores_the_lower_index_comes_first(outs: list[StepOutput], ks:
         assert found[f"top{k}"] == (order[:, :k] == target[:, None]).any(1).double().mean().item()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(outs=steps(), size=st.integers(1, 30))
 def test_how_samples_are_batched_does_not_matter(outs: list[StepOutput], size: int) -> None:
     output, target = torch.cat([out.output for out in outs]), torch.cat([out.target for out in outs])
@@ -235,7 +235,7 @@ def test_how_samples_are_batched_does_not_matter(outs: list[StepOutput], size: i
     assert measured(again, **options).compute() == expected
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(outs=steps())
 def test_the_metrics_of_single_classes_are_scikit_learns(outs: list[StepOutput]) -> None:
     target, predicted = joined(outs)
@@ -251,7 +251,7 @@ def test_the_metrics_of_single_classes_are_scikit_learns(outs: list[StepOutput])
             assert found[f"{key}/{name}"] == pytest.approx(report[name][theirs], rel=1e-12)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(outs=values(), flushes=st.sets(st.integers(0, 6)), size=st.integers(1, 30))
 def test_the_errors_of_a_regression_are_scikit_learns(outs: list[StepOutput], flushes: set[int], size: int) -> None:
     output, target = (torch.cat([getattr(out, key) for out in outs]).double() for key in ("output", "target"))
@@ -281,7 +281,7 @@ def test_a_regression_keeps_nothing_that_the_network_may_write_over() -> None:
     assert meter.compute()["mae"] == 0.0
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(outs=st.one_of(steps(), values()), cut=st.integers(0, 6))
 def test_a_saved_meter_of_more_metrics_goes_on_where_it_was(outs: list[StepOutput], cut: int) -> None:
     first = measured(outs[:cut], top_k=[2])

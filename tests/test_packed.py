@@ -102,7 +102,7 @@ def test_counts_are_in_class_order_and_name_the_empty_ones() -> None:
 # --- facts
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     shape=st.tuples(st.integers(1, 9), st.sampled_from([1, 3]), st.integers(1, 40), st.integers(1, 40)),
     seed=st.integers(0, 2**32 - 1),
@@ -134,7 +134,7 @@ def test_the_squares_of_a_large_white_image_do_not_overflow() -> None:
 # --- fingerprint
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(place=st.integers(0, BASE.images.numel() - 1), by=st.integers(1, 255))
 def test_a_single_pixel_changes_the_fingerprint(place: int, by: int) -> None:
     images = BASE.images.clone()
@@ -176,7 +176,7 @@ def test_nothing_else_changes_the_fingerprint() -> None:
     assert len(BASE.fingerprint()) == 64
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(rows=st.lists(st.integers(0, 6), min_size=1, max_size=12))
 def test_rows_of_shared_images_are_as_good_as_a_copy(rows: list[int]) -> None:
     images, labels = pixels_of(7), torch.arange(len(rows)) % 3
@@ -229,7 +229,7 @@ def test_however_they_are_kept_the_same_pixels_have_the_same_fingerprint_and_sta
 # --- statistics
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     shape=st.tuples(st.integers(1, 9), st.sampled_from([1, 3]), st.integers(1, 9), st.integers(1, 9)),
     seed=st.integers(0, 2**32 - 1),
@@ -252,7 +252,7 @@ def test_statistics_are_numpys(shape: tuple[int, ...], seed: int, part: list[int
     assert std == pytest.approx(np.where(constant, 1, expected), rel=1e-9)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(value=st.integers(0, 255), count=st.integers(1, 3000))
 @example(value=105, count=3)
 @example(value=175, count=3)

@@ -82,7 +82,7 @@ def test_images_labels_and_ids_are_in_the_order_of_the_samples(tmp_path: Path, h
     assert packed.left_out == ()
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(parts=st.lists(st.integers(1, 40), min_size=1, max_size=3), store=st.sampled_from(["pixels", "encoded"]))
 def test_every_split_has_its_own_images_and_no_others(
     parts: list[int], store: str, tmp_path_factory: pytest.TempPathFactory

@@ -43,7 +43,7 @@ STEPS = {
 }
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(batch=batches(), kind=st.sampled_from(sorted(STEPS)), seed=SEED, epoch=EPOCH)
 def test_a_batch_is_its_images_one_by_one_and_the_input_is_kept(
     batch: tuple[Tensor, NDArray[np.int64]], kind: str, seed: int, epoch: int

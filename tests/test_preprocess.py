@@ -61,7 +61,7 @@ def chw(picture: Image.Image) -> NDArray[np.uint8]:
 
 
 @pytest.mark.rows("AB16")
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     case=st.sampled_from(
         [("1", "PNG"), ("1", "TIFF"), ("L", "PNG"), ("L", "BMP"), ("L", "WEBP"), ("P", "PNG"), ("P", "GIF"),
@@ -83,7 +83,7 @@ def test_every_kind_of_opaque_file_is_decoded_as_pillow_does(
 
 
 @pytest.mark.rows("AB16")
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     height=st.integers(1, 70),
     width=st.integers(1, 70),
@@ -105,7 +105,7 @@ def test_the_fast_way_for_jpeg_gives_pillows_bits(
     assert np.array_equal(found, chw(plain(data).convert("L" if channels == 1 else "RGB")))
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     mode=st.sampled_from(["LA", "RGBA"]),
     height=SIDE,
@@ -137,7 +137,7 @@ def test_a_colour_that_stands_for_transparent_shows_the_background(mode: str, ch
     assert set(Preprocess(4, 4, channels, background=200).decode(data).ravel().tolist()) == {200}
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(height=SIDE, width=SIDE, seed=SEED, channels=CHANNELS, kind=st.sampled_from(["PNG", "TIFF"]))
 def test_16_bit_gray_is_scaled_and_not_cut(height: int, width: int, seed: int, channels: int, kind: str) -> None:
     picture = picture_of("I;16", height, width, seed)
@@ -227,7 +227,7 @@ def test_decoding_leaves_what_it_was_given_alone() -> None:
 # --- resizing
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     source=st.tuples(SIDE, SIDE),
     wanted=st.tuples(SIDE, SIDE),
@@ -325,7 +325,7 @@ def test_a_jpeg_with_exif_cut_short_is_named(tmp_path: Path) -> None:
     refused(Preprocess(40, 40, 3), path, f"'{path}'")
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     data=st.binary(max_size=80), start=st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF89a"])
 )
@@ -337,7 +337,7 @@ def test_any_bytes_are_an_image_or_a_data_error(data: bytes, start: bytes) -> No
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(at=st.integers(0, 20), junk=st.binary(min_size=1, max_size=6))
 def test_damaged_exif_is_no_reason_to_crash(at: int, junk: bytes) -> None:
     data = bytearray(with_orientation(Image.fromarray(noise(8, 8)), "JPEG", 6))
@@ -405,7 +405,7 @@ VALUE = st.floats(-2, 2)
 SPREAD = st.floats(0.01, 4)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data(), channels=CHANNELS, seed=SEED)
 def test_normalising_is_the_plain_formula(data: st.DataObject, channels: int, seed: int) -> None:
     mean = data.draw(st.lists(VALUE, min_size=channels, max_size=channels))
@@ -444,7 +444,7 @@ def test_one_value_stands_for_every_channel_and_another_number_is_refused() -> N
         Preprocess(2, 2, 3, (0.5,), (0.5, 0.5))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     preprocess=st.builds(
         Preprocess,

@@ -543,7 +543,7 @@ def test_without_a_network_the_two_ways_out_are_told_at_once(tmp_path: Path, sig
     # an address that refuses at once stands for a network that is not there, wherever the test runs
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     nowhere |= {"HF_HOME": str(tmp_path / "cache"), "no_proxy": "", "NO_PROXY": ""}
-    done = sightline("train", "model=timm/resnet10t", "pretrained=true", env=nowhere, timeout=60)
+    done = sightline("train", "model=timm/resnet10t", "pretrained=true", env=nowhere)
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert done.stderr.startswith("sightline: module.pretrained: the weights timm/resnet10t.c3_in1k are not on this ")
     assert "and could not be fetched: " in done.stderr

@@ -71,7 +71,7 @@ def test_a_permutation_far_too_long_for_memory_can_be_looked_at() -> None:
     assert part.max() < n
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(n=st.integers(0, 2000), key=KEYS, cut=st.tuples(st.integers(0, 2100), st.integers(0, 2100)))
 def test_any_slice_is_that_part_of_the_whole(n: int, key: int, cut: tuple[int, int]) -> None:
     order = Permutation(n, key)
@@ -136,7 +136,7 @@ def test_integers_cover_their_range_evenly_with_both_ends(low: int, high: int) -
         assert looks_uniform(np.bincount(numbers - low))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     rows=st.lists(st.integers(0, 2**62), min_size=1, max_size=40),
     seed=st.integers(0, 2**63),

@@ -399,7 +399,7 @@ images = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(images, st.randoms())
 def test_the_same_pictures_in_another_order_are_the_same(found: list[Image], random: Any) -> None:
     found = list({(image.split, image.id): image for image in found}.values())

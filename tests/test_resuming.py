@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import waiting
 from conftest import Command
 from disks import fill, small_disk
 from sightline.config.build import assemble, resume
@@ -27,6 +25,7 @@ from sightline.engine.tasks import SupervisedTask
 from sightline.engine.trainer import Trainer
 from sightline.errors import ArtifactError, RunFailedError
 from sightline.types import Batch, FitResult, TrainState
+from started import ended, started, until
 from stopping import StopAt
 
 
@@ -149,18 +148,16 @@ def test_a_second_process_is_refused_and_changes_nothing(tmp_path: Path, sightli
 
 @pytest.mark.slow
 @pytest.mark.rows("X01")
-def test_a_lock_dies_with_its_owner(tmp_path: Path, sightline: Command) -> None:
-    words = [sys.executable, "-m", "sightline", "train", "run.name=killed", "trainer.max_epochs=500"]
-    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("epoch   2/"):
-                break
-        assert sightline("resume", "runs/killed").returncode == 2
+def test_a_lock_dies_with_its_owner(tmp_path: Path, here: Command) -> None:
+    waiting.copy_to(tmp_path)
+    words = ("train", *waiting.NETWORK, "run.name=killed", "trainer.max_epochs=4")
+    with started("-m", "sightline", *words, cwd=tmp_path) as process:
+        until(process, "waiting")
+        assert here("resume", "runs/killed").returncode == 2
         process.kill()
-        process.wait(30)
-    assert process.returncode == -signal.SIGKILL
-    done = sightline("resume", "runs/killed", "trainer.max_epochs=500", "trainer.early_stopping.patience=1")
+        assert ended(process)[0] == -signal.SIGKILL
+    (tmp_path / "go").touch()
+    done = here("resume", "runs/killed")
     assert done.returncode == 0, done.stderr
 
 
@@ -346,14 +343,13 @@ def test_another_network_is_refused_even_so(tmp_path: Path) -> None:
         resume(run, {"module": {"network": {"layers": layers}}}, allow_drift=True)
 
 
-@pytest.mark.slow
-def test_drift_on_the_command_line(tmp_path: Path, sightline: Command) -> None:
+def test_drift_on_the_command_line(tmp_path: Path, here: Command) -> None:
     run = cut(tmp_path)
-    refused = sightline("resume", run, "module.optimizer.lr=0.01")
+    refused = here("resume", run, "module.optimizer.lr=0.01")
     assert refused.returncode == 2
     assert "module.optimizer.lr (was 0.1, is 0.01)" in refused.stderr
     assert "Traceback" not in refused.stderr
-    assert sightline("resume", run, "module.optimizer.lr=0.01", "--allow-drift").returncode == 0
+    assert here("resume", run, "module.optimizer.lr=0.01", "--allow-drift").returncode == 0
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", None])
@@ -403,34 +399,29 @@ def test_a_disk_that_fills_up_leaves_the_checkpoint_before_whole(tmp_path: Path)
 
 @pytest.mark.slow
 @pytest.mark.rows("X01")
-def test_a_run_on_a_full_disk_ends_clearly_and_goes_on_when_there_is_room(tmp_path: Path, sightline: Command) -> None:
+def test_a_run_on_a_full_disk_ends_clearly_and_goes_on_when_there_is_room(tmp_path: Path, here: Command) -> None:
     with small_disk(tmp_path / "small", "12m") as place:
-        words = [sys.executable, "-m", "sightline", "train", f"run.dir={place}", "run.name=full"]
-        words += ["trainer.max_epochs=6", "module.network.width=8"]
-        with subprocess.Popen(
-            words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        ) as process:  # fmt: skip
-            assert process.stdout is not None
-            for line in process.stdout:
-                if line.startswith("epoch 2/6"):
-                    break
+        waiting.copy_to(tmp_path)
+        words = ("train", *waiting.NETWORK, "trainer.max_epochs=6")
+        with started("-m", "sightline", *words, f"run.dir={place}", "run.name=full", cwd=tmp_path) as process:
+            until(process, "waiting")
             fill(place / "ballast")
-            told = process.communicate(timeout=60)[1]
-        assert process.returncode == 1, told
+            (tmp_path / "go").touch()
+            code, told = ended(process)
+        assert code == 1, told
         assert "Traceback" not in told
         assert "the disk is full" in told or "No space left on device" in told
         kept = read_checkpoint(place / "full" / "checkpoints" / "last.ckpt")
         assert kept["step"] > 0
         assert f"step {kept['step']}" in told
-        again = sightline("resume", place / "full")
+        again = here("resume", place / "full")
         assert again.returncode == 1
         assert "Traceback" not in again.stderr
         assert "No space left" in again.stderr or "the disk is full" in again.stderr
         (place / "ballast").unlink()
-        done = sightline("resume", place / "full")
+        done = here("resume", place / "full")
         assert done.returncode == 0, done.stderr
-        whole = sightline("train", "run.name=whole", "trainer.max_epochs=6", "module.network.width=8")
+        whole = here(*words, "run.name=whole")
         assert whole.returncode == 0
         table = Path("predictions") / "test.csv"
         assert (place / "full" / table).read_bytes() == (tmp_path / "runs" / "whole" / table).read_bytes()

@@ -64,7 +64,7 @@ def spread(counts: Mapping[int, int], among: list[int]) -> int:
     return max(found) - min(found)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(histogram=HISTOGRAM, seed=SEED, size=st.integers(1, 40), start=st.sampled_from([0, 0, 1, 17, 10**9]))
 def test_an_epoch_has_as_many_of_each_class_and_over_epochs_each_image_has_its_turn(
     histogram: list[int], seed: int, size: int, start: int
@@ -111,7 +111,7 @@ def test_the_order_is_another_in_every_epoch_and_for_every_seed() -> None:
     assert common[0] != common[1] != common[2], "another seed begins with other images"
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     size=st.integers(1, 60),
     world=st.integers(1, 3),

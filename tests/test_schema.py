@@ -208,7 +208,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(data=st.data(), keys=st.lists(st.sampled_from(sorted(VALUES)), max_size=6, unique=True))
 def test_any_valid_config_survives_to_dict_and_json(data: st.DataObject, keys: list[str]) -> None:
     values: dict[str, Any] = {}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sightline.engine.sealed import UnreadableError, is_sealed, load_sealed, save_sealed
@@ -41,11 +41,13 @@ def test_what_was_saved_comes_back_and_torch_alone_reads_it_too(tmp_path: Path) 
 
 
 @pytest.mark.rows("X06")
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150)
 @given(data=st.data())
-def test_no_changed_bit_goes_unnoticed(sealed: bytes, tmp_path: Path, data: st.DataObject) -> None:
+def test_no_changed_bit_goes_unnoticed(
+    sealed: bytes, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     """A bit anywhere, the end cut off anywhere, or something after the end."""
-    path = tmp_path / "a.ckpt"
+    path = tmp_path_factory.getbasetemp() / "a.ckpt"
     place = data.draw(st.integers(0, len(sealed) - 1))
     kind = data.draw(st.sampled_from(["bit", "cut", "more", "zeros"]))
     if kind == "bit":

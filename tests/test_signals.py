@@ -3,9 +3,8 @@ scheduler is answered with."""
 
 from __future__ import annotations
 
-import os
+import pkgutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -20,11 +19,12 @@ from torch import nn
 from sightline import cli
 from sightline.engine import signals, termination
 from sightline.engine.callbacks import Callback
-from sightline.engine.signals import StopOnSignal, requeue
+from sightline.engine.signals import StopOnSignal, answering, requeue
 from sightline.engine.tasks import SupervisedTask
 from sightline.engine.termination import Terminated
 from sightline.engine.trainer import Trainer
 from sightline.types import Batch, FitResult, StepOutput, TrainState
+from started import ended, started, until
 
 LISTENED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -88,8 +88,9 @@ def test_a_signal_ends_a_training_after_its_step(number: int) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_that_is_delivered_twice_is_one(number: int) -> None:
+def test_a_signal_that_is_delivered_twice_is_one(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """timeout(1) sends to the process and to its group."""
+    monkeypatch.setattr(termination, "_TWICE", 3600.0)
     result = trained(At(3, sent(number, number)))
     assert (result.steps, result.signal) == (3, number)
 
@@ -149,6 +150,45 @@ def test_another_thread_trains_without_signals() -> None:
     thread.start()
     thread.join()
     assert results[0].steps == 8
+
+
+# --- after it, when all is saved
+
+
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_what_is_left_to_do_is_ended_at_once(number: int, raised: type[BaseException]) -> None:
+    before = [signal.getsignal(number) for number in LISTENED]
+    with pytest.raises(KeyboardInterrupt) as error, answering(None):
+        sent(number)()
+    assert error.type is raised
+    assert [signal.getsignal(number) for number in LISTENED] == before
+
+
+def test_a_warning_is_answered_at_once_and_what_is_left_to_do_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(termination, "_TWICE", 3600.0)
+    before = [signal.getsignal(number) for number in LISTENED]
+    answered: list[str] = []
+    with answering(lambda: answered.append("told")):
+        sent(signal.SIGUSR1, signal.SIGUSR1)()  # delivered twice, it is one
+        answered.append("went on")
+    assert answered == ["told", "went on"]
+    assert [signal.getsignal(number) for number in LISTENED] == before
+
+
+def test_a_signal_that_comes_while_they_are_handed_back_keeps_none_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = [signal.getsignal(number) for number in LISTENED]
+    true, handed = signal.signal, []
+
+    def hands(number: int, handler: Any) -> None:
+        true(number, handler)
+        if handler == before[0] and not handed:
+            handed.append(number)
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch, pytest.raises(Terminated), answering(None):
+        patch.setattr(signal, "signal", hands)
+    assert handed == [signal.SIGINT]
+    assert [signal.getsignal(number) for number in LISTENED] == before
 
 
 # --- the hook
@@ -217,12 +257,34 @@ PLACES = {
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_outside_training(
-    place: str, number: int, code: int, here: Any, monkeypatch: pytest.MonkeyPatch
+    place: str, number: int, code: int, here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A scheduler is answered where there is a run to queue again; its signal coming twice does not end the hook."""
+    monkeypatch.setattr(termination, "_TWICE", 60.0)
     monkeypatch.setattr(PLACES[place], lambda *_, **__: sent(number)())
-    status, told = here("train", *SMALL, "run.name=cut")
+    status, told = here("train", *SMALL, "run.name=cut", "run.requeue='kill -TERM $PPID; echo told >> told.txt'")
     assert status == code
     assert "Traceback" not in told
+    assert (tmp_path / "told.txt").exists() is (number == signal.SIGTERM and place != "packing")
+
+
+@pytest.mark.parametrize("place", ["the export", "the last evaluation"])
+def test_a_warning_after_training(place: str, here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    true = pkgutil.resolve_name(PLACES[place])
+    warned: list[Path] = []
+
+    def warns(*given: Any, **named: Any) -> Any:
+        if not warned:
+            warned.append(tmp_path / "told.txt")
+            sent(signal.SIGUSR1)()
+            assert warned[0].read_text() == f"{tmp_path / 'runs' / 'warned'}\n"
+        return true(*given, **named)
+
+    monkeypatch.setattr(PLACES[place], warns)
+    status, told = here("train", *SMALL, "run.name=warned", "run.requeue='echo $SIGHTLINE_RUN >> told.txt'")
+    assert (status, told) == (0, "")
+    assert warned[0].read_text().count("\n") == 1
+    assert (tmp_path / "runs" / "warned" / "predictions" / "test.csv").is_file()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -256,23 +318,14 @@ def test_a_scheduler_warns_and_ends_a_run(tmp_path: Path) -> None:
     where the checkpoint is there already."""
     hook = 'cp "$SIGHTLINE_RUN/checkpoints/last.ckpt" "copy-$$.ckpt" && echo "copy-$$.ckpt" >> saved.txt'
     words = ["train", "trainer.max_epochs=5000", "data.batch_size=32", "run.name=long", f"run.requeue='{hook}'"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "sightline", *words, "module.network.width=8"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("epoch    3/5000"):
-                process.send_signal(signal.SIGUSR1)
-            if line.startswith("epoch") and (tmp_path / "saved.txt").exists():
-                process.send_signal(signal.SIGTERM)
-                break
-        told = process.stdout.read()
-        assert process.wait(60) == 143, told
+    with started("-m", "sightline", *words, "module.network.width=8", cwd=tmp_path) as process:
+        until(process, "epoch    3/5000")
+        process.send_signal(signal.SIGUSR1)
+        while not (tmp_path / "saved.txt").exists():
+            until(process, "epoch")
+        process.send_signal(signal.SIGTERM)
+        code, told = ended(process)
+    assert code == 143, told
     assert "Traceback" not in told
     assert "sightline resume runs/long" in told
     steps = [
@@ -280,6 +333,51 @@ def test_a_scheduler_warns_and_ends_a_run(tmp_path: Path) -> None:
     ]
     assert len(steps) == 2
     assert 0 < steps[0] < steps[1]
+
+
+AT_THE_END = """
+import sys
+from sightline import cli
+from sightline.config import build
+
+def waits(name):
+    true = getattr(build, name)
+
+    def stand_in(*given, **named):
+        print(name, flush=True)
+        sys.stdin.readline()
+        return true(*given, **named)
+
+    setattr(build, name, stand_in)
+
+waits("export_model")
+waits("evaluate_split")
+cli.main(sys.argv[1:])
+"""
+"""The command, which says that it has come to the export, or to an evaluation after it, and waits for a line."""
+
+
+def test_a_scheduler_warns_an_export_and_ends_an_evaluation(here: Any, tmp_path: Path) -> None:
+    """Real signals to a real process: the hook is run after both, and what was ended is made up for."""
+    words = ["train", *SMALL, "run.name=late", "run.requeue='echo $SIGHTLINE_RUN >> told.txt'"]
+    run = tmp_path / "runs" / "late"
+    with started("-c", AT_THE_END, *words, cwd=tmp_path) as process:
+        assert process.stdin is not None
+        until(process, "export_model")
+        process.send_signal(signal.SIGUSR1)
+        process.stdin.write("go on\n")
+        process.stdin.flush()
+        until(process, "evaluate_split")
+        assert (tmp_path / "told.txt").read_text() == f"{run}\n"
+        process.send_signal(signal.SIGTERM)
+        code, told = ended(process)
+    assert code == 143, told
+    assert "Traceback" not in told
+    assert "sightline resume runs/late" in told
+    assert (tmp_path / "told.txt").read_text() == f"{run}\n{run}\n"
+    assert not (run / "predictions").exists()
+    assert here("resume", run) == (0, "")
+    assert (run / "predictions" / "test.csv").is_file()
 
 
 def test_the_command_line_ends_with_143_wherever_it_is(tmp_path: Path) -> None:
@@ -290,14 +388,9 @@ def test_the_command_line_ends_with_143_wherever_it_is(tmp_path: Path) -> None:
         "sys.modules['sightline.commands.load'] = types.SimpleNamespace(main=main)\n"
         "cli.main(['load'])"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        assert process.stdout.readline() == "here\n"
+    with started("-c", code, cwd=tmp_path) as process:
+        until(process, "here")
         process.send_signal(signal.SIGUSR1)
         time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
-        assert process.stderr.read() == "sightline: terminated\n"
-        assert process.wait(60) == 143
+        assert ended(process) == (143, "sightline: terminated\n")

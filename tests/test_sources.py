@@ -304,7 +304,7 @@ def ids(source: object) -> dict[str, list[str]]:
     return {split: [sample.id for sample in samples] for split, samples in source.splits.items()}  # type: ignore[attr-defined]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(val=st.sampled_from([0, 0.1, 0.25, 30]), test=st.sampled_from([0, 0.2, 0.5, 45]), seed=st.integers(0, 99))
 def test_what_is_set_aside_is_exact_stratified_and_a_function_of_the_seed(val: float, test: float, seed: int) -> None:
     source = open_source("digits", val=val, test=test, seed=seed)

@@ -21,7 +21,7 @@ def room(labels: list[str]) -> int:
     return len(labels) - len(set(labels))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(labels=LABELS, part=st.floats(0, 1), seed=st.integers(0, 2**40))
 def test_both_parts_are_disjoint_complete_in_order_and_of_the_exact_size(
     labels: list[str], part: float, seed: int
@@ -36,7 +36,7 @@ def test_both_parts_are_disjoint_complete_in_order_and_of_the_exact_size(
     assert split_rows(labels, count, seed, "val") == (kept, taken)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     sizes=st.lists(st.integers(12, 60), min_size=1, max_size=6),
     part=st.floats(0, 0.9),
@@ -100,7 +100,7 @@ def test_the_split_is_what_it_was() -> None:
 ROWS = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 12)), min_size=6, max_size=150)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(rows=ROWS, part=st.floats(0.05, 0.5), seed=st.integers(0, 1000), order=st.randoms(use_true_random=False))
 def test_a_group_is_never_divided_and_no_class_is_emptied(
     rows: list[tuple[str, int]], part: float, seed: int, order: object

@@ -181,7 +181,7 @@ def test_a_damaged_file_is_noticed_and_the_entry_made_anew(tmp_path: Path, store
     check(again, packer.samples)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(data=st.data(), by=st.integers(1, 255))
 def test_any_flipped_byte_of_pixels_or_facts_is_noticed_or_harmless(
     data: st.DataObject, by: int, tmp_path_factory: pytest.TempPathFactory
@@ -202,7 +202,7 @@ def test_any_flipped_byte_of_pixels_or_facts_is_noticed_or_harmless(
             file.write_bytes(whole)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(data=st.data(), by=st.integers(1, 255))
 def test_any_flipped_byte_of_encoded_images_is_noticed(
     data: st.DataObject, by: int, tmp_path_factory: pytest.TempPathFactory

@@ -205,7 +205,7 @@ LABEL = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_siz
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(labels=st.lists(LABEL, min_size=1, max_size=3), other=st.text("ab,\"'\n ", max_size=8))
 def test_what_pythons_csv_writer_writes_is_read_back(
     tmp_path_factory: pytest.TempPathFactory, labels: list[str], other: str

@@ -48,7 +48,7 @@ def test_what_is_no_number_stays_text(tmp_path: Path, text: str) -> None:
     assert read(tmp_path, f"a: {text}")["a"] == text.strip("'")
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(value=st.floats(allow_nan=False))
 def test_any_float_python_writes_is_read_as_that_float(tmp_path_factory: pytest.TempPathFactory, value: float) -> None:
     text = repr(value).replace("inf", ".inf")
@@ -59,7 +59,7 @@ TEXT = st.text("aBe012.-+_:#'\" {}[]&*!|>%@ñ數\n", max_size=12)
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     value=st.dictionaries(
         TEXT,

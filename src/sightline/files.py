@@ -12,7 +12,7 @@ import secrets
 import stat
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,13 +29,15 @@ def atomic_write(path: Path, before_rename: Callable[[], None] | None = None) ->
     `before_rename` is called when the new file is whole and the old one still there."""
     aside = beside(path)
     try:
-        with aside.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if before_rename is not None:
-            before_rename()
-        aside.replace(path)
+        with ExitStack() as lock:
+            with aside.open("xb") as file:
+                lock.enter_context(locked(aside))  # one that nobody has a lock on is `abandoned`
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            if before_rename is not None:
+                before_rename()
+            aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
@@ -65,6 +67,16 @@ def leftovers(directory: Path, name: str) -> list[Path]:
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """What the system says against writing to a file that is open is told with the file's name."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextmanager
 def locked(path: Path) -> Iterator[bool]:
     """Holds a lock on a directory or file for the block; yields False when another process holds it. The lock ends with
     the process, however it ends. Where the system or the file system has no such locks, it is always had."""
@@ -74,7 +86,8 @@ def locked(path: Path) -> Iterator[bool]:
         yield True
         return
     descriptor = os.open(path, os.O_RDONLY)
-    _locks.add(descriptor)
+    held, close = _locks, os.close  # where the block ends with the interpreter, this module's names are gone by then
+    held.add(descriptor)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -85,9 +98,17 @@ def locked(path: Path) -> Iterator[bool]:
             mine = True
         yield mine
     finally:
-        if descriptor in _locks:  # else this is a process that was forked off, and has let go of it
-            _locks.discard(descriptor)
-            os.close(descriptor)
+        if descriptor in held:  # else this is a process that was forked off, and has let go of it
+            held.discard(descriptor)
+            close(descriptor)
+
+
+@contextmanager
+def abandoned(path: Path) -> Iterator[bool]:
+    """Whether no living process holds a lock on a directory or file; for the block it is held here. Where there are no
+    locks, as a second one that is had shows, nobody can tell: False."""
+    with locked(path) as mine, locked(path) as again:
+        yield mine and not again
 
 
 _locks: set[int] = set()

@@ -7,8 +7,8 @@ from __future__ import annotations
 import operator
 import secrets
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import nn
 
-from sightline.config.checks import (
-    PARTS,
-    check_given,
-)
+from sightline.config.checks import PARTS, check_given
 from sightline.config.data import file_sizes, loader_workers
 from sightline.config.meters import Meters
 from sightline.config.module import better_direction
@@ -29,16 +26,16 @@ from sightline.config.schema import TrainConfig
 from sightline.data.packed import PackedDataset
 from sightline.data.preprocess import Preprocess
 from sightline.engine.callbacks import EarlyStopping
-from sightline.engine.checkpoint import load_weights, newest_whole
-from sightline.engine.checkpointing import Checkpointer, kept
+from sightline.engine.checkpoint import content_bytes, load_weights, newest_whole
+from sightline.engine.checkpointing import Checkpointer, check_room, kept
 from sightline.engine.progress import Progress, plain_console
 from sightline.engine.runtime import Runtime
-from sightline.engine.signals import StopOnSignal, requeue
+from sightline.engine.signals import StopOnSignal, answering, requeue
 from sightline.engine.termination import Terminated, signal_of
 from sightline.engine.trainer import Trainer, check_callbacks
 from sightline.errors import ArtifactError, DivergedError, RunFailedError, SightlineError, first_line
 from sightline.models.spec import ModelSpec
-from sightline.runs.artifact import add_metrics, export_model, load
+from sightline.runs.artifact import add_metrics, export_model, load, recover
 from sightline.runs.console import left_out, show_results
 from sightline.runs.directory import Run, check_free, check_place
 from sightline.runs.environment import environment
@@ -91,23 +88,29 @@ class Assembly:
             ) from error
         finally:
             if trainer.recorder is not None:
-                with suppress(OSError):  # a full disk, which the checkpoint has told of
+                # a recorder of the user's own may take its time; a full disk the checkpoint has told of
+                with answering(self.keeper.requested), suppress(OSError):
                     trainer.recorder.close()
         result.run = self.run.path
         if not result.interrupted:
-            try:
-                with self.beat.measuring(), self.runtime.active():
-                    result.metrics = {split: found.metrics for split, found in self.finish().items()}
-            except KeyboardInterrupt as error:
-                result.interrupted, result.signal = True, signal_of(error)
-                if isinstance(error, Terminated) and self.keeper.requested is not None:
-                    self.keeper.requested()
-            except (OSError, SafetensorError) as error:
-                raise RunFailedError(
-                    f"the model of '{self.run.path}' could not be exported and measured: {first_line(error)}. It is "
-                    f"trained to its end; what is left to do is done by: sightline resume {self.run.path}"
-                ) from error
+            with answering(self.keeper.requested):
+                self._measure(result)
         return result
+
+    def _measure(self, result: FitResult) -> None:
+        """What comes after training: all is saved, so that whatever ends it is made up for by a resume."""
+        try:
+            with self.beat.measuring(), self.runtime.active():
+                result.metrics = {split: found.metrics for split, found in self.finish().items()}
+        except KeyboardInterrupt as error:
+            result.interrupted, result.signal = True, signal_of(error)
+            if isinstance(error, Terminated) and self.keeper.requested is not None:
+                self.keeper.requested()
+        except (OSError, SafetensorError) as error:
+            raise RunFailedError(
+                f"the model of '{self.run.path}' could not be exported and measured: {first_line(error)}. It is "
+                f"trained to its end; what is left to do is done by: sightline resume {self.run.path}"
+            ) from error
 
     def _last_good(self) -> str:
         """Where to go on from."""
@@ -122,6 +125,8 @@ class Assembly:
         self._load_best(model)
         began = run.read_environment()
         provenance = origin(run.path.name, self.config.to_dict(), run.read_data()["fingerprint"], began)
+        recover(run.exported)  # before the disk is asked for room, which a killed export may have taken
+        check_room(run.path, content_bytes(model.state_dict()), "the exported model", self.trainer.state.step)
         export_model(run.exported, model, self.spec, self.preprocess, self.data["train"].classes, provenance)
         given = model if "object" in self.spec.network else None
         # the config is the user's own, so its network may be any class; a stored one is limited, see `load`
@@ -219,13 +224,19 @@ def _locked(config: TrainConfig, given: Mapping[str, Any], run: Run | None, allo
     with ExitStack() as lock:
         if run is not None:
             lock.enter_context(run.locked())
-        try:
+        with _at(config.run.dir if run is None else run.path):
             assembly = _assemble(config, given, run, lock, allow_drift)
-        except OSError as error:
-            where = config.run.dir if run is None else run.path
-            raise RunFailedError(f"'{where}' cannot be read or written: {first_line(error)}.") from error
         assembly.lock = lock.pop_all()
         return assembly
+
+
+@contextmanager
+def _at(place: str | Path) -> Iterator[None]:
+    """What the system says against reading and writing there is told with the place."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFailedError(f"'{place}' cannot be read or written: {first_line(error)}.") from error
 
 
 def _assemble(
@@ -243,9 +254,8 @@ def _assemble(
     other_data: dict[str, Any] = {}
     if run is None:
         run = Run.create(
-            config.run.dir, config.run.name, parts.source.info.name, lambda made: _begin(made, parts, given)
+            config.run.dir, config.run.name, parts.source.info.name, lambda made: _begin(made, parts, given), lock
         )
-        lock.enter_context(run.locked())
     else:
         other_data = check_same_data(
             run, parts.record, lambda: changes_told(run.path / IMAGES, data, file_sizes(parts.source)), allow_drift
@@ -285,13 +295,15 @@ def _assemble(
         """What a run that goes on says of itself anew; not before it really does."""
         if resumed_at is None:
             return
-        if drift is not None:
-            drift.note(resumed, state)
-            keeper.about["environment"] = resumed.read_environment()
-        if other_data:
-            resumed.write_json(resumed.data, parts.record)
-            write_images(resumed.path / IMAGES, data, file_sizes(parts.source))
-        resumed.write_config(config.to_dict())
+        with _at(resumed.path):
+            resumed.sweep()
+            if drift is not None:
+                drift.note(resumed, state)
+                keeper.about["environment"] = resumed.read_environment()
+            if other_data:
+                resumed.write_json(resumed.data, parts.record)
+                write_images(resumed.path / IMAGES, data, file_sizes(parts.source))
+            resumed.write_config(config.to_dict())
 
     beat = Heartbeat(run.path)
     # the checkpoint of a step or an epoch comes after all that may still change the state

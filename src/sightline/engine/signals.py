@@ -1,4 +1,5 @@
-"""Signals during training: Ctrl-C and SIGTERM end it between two steps, SIGUSR1 asks for a checkpoint."""
+"""Signals during training: Ctrl-C and SIGTERM end it between two steps, SIGUSR1 asks for a checkpoint. And after it,
+when all is saved: they end what is left at once, and SIGUSR1 is answered at once."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ from sightline.engine.termination import Repeats, Terminated
 if TYPE_CHECKING:
     from sightline.engine.trainer import Trainer
 
+_Handler = Callable[[int, FrameType | None], None]
 _WARNING = getattr(signal, "SIGUSR1", None)  # Windows has none
 _PATIENCE = 60.0
 
@@ -28,12 +31,10 @@ class StopOnSignal(Callback):
     handler of its own for it, that one stays. Only in the main thread, the only one that Python lets handle signals."""
 
     def __init__(self) -> None:
-        self._before: dict[int, Any] = {}
+        self._handlers = _Handlers()
 
     def on_fit_start(self, trainer: Trainer) -> None:
         """Takes the signals over."""
-        if threading.current_thread() is not threading.main_thread():
-            return
         repeats = Repeats()
 
         def end(number: int, _frame: FrameType | None) -> None:
@@ -48,26 +49,70 @@ class StopOnSignal(Callback):
         def save(_number: int, _frame: FrameType | None) -> None:
             trainer.request_checkpoint()
 
+        self._handlers.take(end, save)
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        """Hands the signals back."""
+        self._handlers.hand_back()
+
+    def on_exception(self, trainer: Trainer, error: BaseException) -> None:
+        """Hands the signals back."""
+        self._handlers.hand_back()
+
+
+@contextmanager
+def answering(requested: Callable[[], None] | None) -> Iterator[None]:
+    """For what comes after training, when all is saved: SIGUSR1 calls `requested`, and the block goes on; SIGINT and
+    SIGTERM raise KeyboardInterrupt and `Terminated` in it. One that is delivered twice is one. Which handlers stay, and
+    that it is for the main thread, is as with `StopOnSignal`."""
+    repeats = Repeats()
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        if not repeats.is_same(number):
+            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+    def answer(number: int, _frame: FrameType | None) -> None:
+        if requested is not None and not repeats.is_same(number):
+            requested()  # here and now: what the block is at may take longer than the scheduler waits
+
+    handlers = _Handlers()
+    try:
+        handlers.take(end, answer)
+        yield
+    finally:
+        handlers.hand_back()
+
+
+class _Handlers:
+    """The signals that are taken over, and what heard them before."""
+
+    def __init__(self) -> None:
+        self._before: dict[int, Any] = {}
+
+    def take(self, end: _Handler, warned: _Handler) -> None:
+        """`end` for SIGINT and SIGTERM, `warned` for SIGUSR1 where the program has no handler of its own for it."""
+        if threading.current_thread() is not threading.main_thread():
+            return
         for number in (signal.SIGINT, signal.SIGTERM):
             self._take(number, end)
         if _WARNING is not None and signal.getsignal(_WARNING) in (signal.SIG_DFL, signal.SIG_IGN):
-            self._take(_WARNING, save)
+            self._take(_WARNING, warned)
 
-    def _take(self, number: int, handler: Any) -> None:
+    def _take(self, number: int, handler: _Handler) -> None:
         before = signal.getsignal(number)
         if before is not None:  # else it is not Python's, so it could not be handed back
             self._before[number] = before
             signal.signal(number, handler)
 
-    def on_fit_end(self, trainer: Trainer) -> None:
-        """Hands the signals back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    def hand_back(self) -> None:
+        """All as they were, also when one of them comes meanwhile."""
+        try:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+        except KeyboardInterrupt:
+            self.hand_back()
+            raise
         self._before = {}
-
-    def on_exception(self, trainer: Trainer, error: BaseException) -> None:
-        """Hands the signals back."""
-        self.on_fit_end(trainer)
 
 
 def requeue(command: str, run: Path) -> None:
@@ -91,5 +136,6 @@ def requeue(command: str, run: Path) -> None:
     except (OSError, ValueError) as error:
         wrong = f"could not be started: {error}"
     if wrong:
-        with suppress(OSError, ValueError):  # nobody listens any more
+        # nobody listens any more, or this is a signal's handler and what it came into was just writing there
+        with suppress(OSError, ValueError, RuntimeError):
             print(f"sightline: run.requeue: `{command}` {wrong}; the checkpoint is saved all the same", file=sys.stderr)

@@ -59,11 +59,13 @@ def export_model(
 ) -> None:
     """Writes the artifact beside `directory` and renames it into place: it is whole or not there."""
     directory.parent.mkdir(parents=True, exist_ok=True)
-    _recover(directory)
+    recover(directory)
     aside = beside(directory)
     try:
         aside.mkdir()
         save_model(model, str(aside / WEIGHTS))
+        with (aside / WEIGHTS).open("rb+") as file:
+            os.fsync(file.fileno())  # the rename must not outlive the bytes; and some disks say only now they are full
         manifest = {
             "format": FORMAT,
             "model": spec.to_dict() | {"network": without_downloads(spec.network)},
@@ -77,11 +79,12 @@ def export_model(
         (aside / WEIGHTS).chmod((aside / MANIFEST).stat().st_mode)  # safetensors makes it readable by the owner alone
         if directory.exists():
             old = beside(directory)
-            directory.rename(old)
             try:
+                directory.rename(old)
                 aside.rename(directory)
             except BaseException:
-                old.rename(directory)
+                if not directory.exists():  # a signal may come when the second rename is done
+                    old.rename(directory)
                 raise
             for entry in old.iterdir():  # what the user put there stays
                 if not (directory / entry.name).exists():
@@ -94,7 +97,7 @@ def export_model(
         raise
 
 
-def _recover(directory: Path) -> None:
+def recover(directory: Path) -> None:
     """Clears what a kill in the middle of an export left; what the user had put there comes back."""
     for left in leftovers(directory.parent, directory.name):
         own = [entry for entry in left.iterdir() if entry.name not in (WEIGHTS, MANIFEST)] if left.is_dir() else []

@@ -7,12 +7,12 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from sightline.errors import ArtifactError, ConfigError, nearest
-from sightline.files import beside, expanded, locked, read_json, write_json, write_text
+from sightline.files import abandoned, beside, expanded, leftovers, locked, read_json, write_json, write_text
 from sightline.yamlfile import dump_yaml
 
 
@@ -37,23 +37,33 @@ class Run:
 
     @classmethod
     def create(
-        cls, parent: str | Path, name: str | None, default: str, fill: Callable[[Run], None] = lambda run: None
+        cls,
+        parent: str | Path,
+        name: str | None,
+        default: str,
+        fill: Callable[[Run], None] = lambda run: None,
+        lock: ExitStack | None = None,
     ) -> Run:
         """A new directory `parent`/`name`; without a name, `default` and the time. ConfigError when it exists.
 
         `fill` writes its first files, into a directory that has another name until then: what is killed in between
-        leaves no half of a run."""
+        leaves no half of a run, and what it does leave is cleared away by the next one. The run is `locked` from its
+        beginning on, where a `lock` is given until that ends."""
         parent = expanded(parent)
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            aside = beside(parent / "run")
-            aside.mkdir()
-            try:
-                fill(cls(aside))
-                return cls(_moved(aside, parent, name, default))
-            except BaseException:
-                shutil.rmtree(aside, ignore_errors=True)
-                raise
+            _sweep_unnamed(parent)
+            with ExitStack() as held:
+                aside = _unnamed(parent, held)
+                try:
+                    fill(cls(aside))
+                    run = cls(_moved(aside, parent, name, default))
+                except BaseException:
+                    shutil.rmtree(aside, ignore_errors=True)
+                    raise
+                if lock is not None:
+                    lock.enter_context(held.pop_all())
+                return run
         except OSError as error:
             raise ConfigError(f"run.dir: cannot make a directory in '{parent}': {error.strerror}.") from error
 
@@ -65,6 +75,20 @@ class Run:
             if not mine:
                 raise ArtifactError(f"'{self.path}' is being trained by another process.")
             yield
+
+    def sweep(self) -> None:
+        """Removes the parts of files that a kill in the middle of writing them left. Only for who holds the lock; what
+        `sightline evaluate`, which needs none, is writing stays."""
+        own = {
+            self.path: ("config.yaml", "*.json", "log.jsonl", "*.csv.gz"),
+            self.exported: ("*.json",),
+            self.predictions("").parent: ("*.csv",),
+        }
+        for left in [left for folder, names in own.items() for name in names for left in leftovers(folder, name)]:
+            if left.is_file():
+                with suppress(FileNotFoundError), abandoned(left) as dead:
+                    if dead:
+                        left.unlink()
 
     @property
     def id(self) -> str | None:
@@ -122,6 +146,26 @@ class Run:
         if not whole:
             raise ArtifactError(f"'{self.data}' is damaged: its fingerprint is no object.")
         return found
+
+
+def _unnamed(parent: Path, lock: ExitStack) -> Path:
+    """A new directory with a hidden name, locked: one without the lock is what a killed process left. Where another
+    process takes it for that before it has the lock, another one."""
+    while True:
+        path = beside(parent / "run")
+        path.mkdir()
+        with suppress(FileNotFoundError):
+            if lock.enter_context(locked(path)) and path.is_dir():
+                return path
+
+
+def _sweep_unnamed(parent: Path) -> None:
+    """Clears away what runs left that were killed before they had a name. One that is being filled is locked."""
+    for left in leftovers(parent, "run"):
+        if left.is_dir() and not left.is_symlink():
+            with suppress(OSError), abandoned(left) as dead:
+                if dead:
+                    shutil.rmtree(left, ignore_errors=True)
 
 
 def _moved(aside: Path, parent: Path, name: str | None, default: str) -> Path:

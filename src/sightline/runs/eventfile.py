@@ -11,7 +11,9 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from sightline.files import naming
 
 _NUMBERS = itertools.count()
 _PATIENCE = 10.0
@@ -21,15 +23,16 @@ _TOGETHER = 256  # many points in one go take half as long as one after each ste
 class EventFile:
     """Curves of scalars by tag. The file is begun at the first point. With `purge_step`, TensorBoard forgets what
     earlier files of the directory have of that step and all after it. A reader beside the run sees points that are ten
-    seconds old; `flush`, which another thread may call, writes all that there are."""
+    seconds old; `flush`, which another thread may call, brings all that there are to the disk."""
 
     def __init__(self, directory: Path, purge_step: int | None = None):
         self._directory = directory
         self._purge_step = purge_step
+        self._file: IO[bytes] | None = None
         self._records: Any = None
         self._pending: deque[tuple[float, int, Mapping[str, float]]] = deque()
         self._lock = threading.Lock()
-        self._flushed = time.time()
+        self._written = time.time()
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """One point of each curve."""
@@ -37,8 +40,8 @@ class EventFile:
         if self._records is None:
             self._begin(now)
         self._pending.append((now, step, values))
-        if len(self._pending) >= _TOGETHER or now - self._flushed > _PATIENCE:
-            self.flush()
+        if len(self._pending) >= _TOGETHER or now - self._written > _PATIENCE:
+            self._write_pending()
 
     def _begin(self, now: float) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -47,7 +50,8 @@ class EventFile:
         name = f"events.out.tfevents.{now:.0f}.{socket.gethostname()}.{os.getpid()}.{next(_NUMBERS):04}"
         self._directory.mkdir(parents=True, exist_ok=True)
         self._event = Event
-        self._records = RecordWriter((self._directory / name).open("xb"))
+        self._file = (self._directory / name).open("xb")
+        self._records = RecordWriter(self._file)
         self._write(Event(wall_time=now, file_version="brain.Event:2"))
         if self._purge_step is not None:
             start = SessionLog(status=SessionLog.START)
@@ -56,21 +60,27 @@ class EventFile:
     def _write(self, event: Any) -> None:
         self._records.write(event.SerializeToString())
 
-    def flush(self) -> None:
-        """Writes what is still in memory; a process that is killed would take it along."""
+    def _write_pending(self) -> None:
         with self._lock:
-            if self._records is None:
+            if self._records is None or self._file is None:
                 return
-            self._flushed = time.time()
-            while self._pending:
-                when, step, values = self._pending.popleft()
-                scalars = [{"tag": tag, "simple_value": value} for tag, value in values.items()]
-                self._write(self._event(wall_time=when, step=step, summary={"value": scalars}))
-            self._records.flush()
+            self._written = time.time()
+            with naming(Path(self._file.name)):
+                while self._pending:
+                    when, step, values = self._pending.popleft()
+                    scalars = [{"tag": tag, "simple_value": value} for tag, value in values.items()]
+                    self._write(self._event(wall_time=when, step=step, summary={"value": scalars}))
+                self._records.flush()
+
+    def flush(self) -> None:
+        """Brings what was logged to the disk, so that it outlives a power cut as the checkpoint does."""
+        self._write_pending()
+        if self._file is not None:
+            os.fsync(self._file.fileno())  # without the lock: a step must not wait for the disk
 
     def close(self) -> None:
         """Writes what is still in memory, and closes the file."""
-        self.flush()
+        self._write_pending()
         if self._records is not None:
             self._records.close()
-            self._records = None
+            self._file = self._records = None

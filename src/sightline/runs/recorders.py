@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from sightline.files import finite, parse_json, write_text
+from sightline.files import finite, naming, parse_json, write_text
+from sightline.runs.eventfile import EventFile
 from sightline.types import Recorder
 
 
@@ -55,8 +56,9 @@ class JsonlRecorder:
             self._drop_what_comes_again()
             self._file = self._path.open("a", encoding="utf-8")
         row = {"step": step, "seconds": round(time.perf_counter() - self._start, 3), **values}
-        self._file.write(json.dumps(finite(row), allow_nan=False) + "\n")
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(json.dumps(finite(row), allow_nan=False) + "\n")
+            self._file.flush()
 
     def _drop_what_comes_again(self) -> None:
         if self._resumed_at is None or not self._path.exists():
@@ -93,41 +95,33 @@ class TensorBoardRecorder:
         self._directory = directory
         self._resumed_at = resumed_at
         self._again = tuple(again)
-        self._writer: Any = None
+        self._file: EventFile | None = None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """One scalar for each value, all in one record: a fifth of the time of one record each."""
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(self._directory), purge_step=self._resumed_at)
+        """One scalar for each value."""
+        if self._file is None:
+            self._file = EventFile(self._directory, self._resumed_at)
             for earlier in self._again:
-                self._add(self._resumed_at or 0, earlier)
-        self._add(step, values)
+                self._file.add(self._resumed_at or 0, self._tagged(earlier))
+        self._file.add(step, self._tagged(values))
 
-    def _add(self, step: int, values: Mapping[str, float]) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        scalars = []
+    def _tagged(self, values: Mapping[str, float]) -> dict[str, float]:
+        tagged = {}
         for name, value in values.items():
             split, _, metric = name.partition("_")
-            tag = f"{metric}/{split}" if split in self._splits else f"step/{name}"
-            scalars.append(Summary.Value(tag=tag, simple_value=value))
-        self._writer.file_writer.add_summary(Summary(value=scalars), step)
+            tagged[f"{metric}/{split}" if split in self._splits else f"step/{name}"] = value
+        return tagged
 
     def flush(self) -> None:
-        """Writes what is still in memory; a process that is killed would take it along."""
-        if self._writer is not None:
-            self._writer.flush()
-            for file in self._directory.glob("events.out.tfevents.*"):
-                with file.open("rb+") as opened:
-                    os.fsync(opened.fileno())
+        """Brings what was logged to the disk, too."""
+        if self._file is not None:
+            self._file.flush()
 
     def close(self) -> None:
         """Writes what is still in memory, and closes the file."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 class Tee:

@@ -22,7 +22,10 @@ from sightline.types import Batch, TrainState
 
 SOURCE = Path(sightline.__file__).parent
 LAYERS = [
-    ("errors", "files", "locate", "modes", "monitors", "random", "scores", "types", "yamlfile"),
+    (
+        *("__init__", "errors", "files", "lazy", "locate", "modes", "monitors", "random", "scores", "types", "wording"),
+        "yamlfile",
+    ),
     ("data", "foreignmetrics", "metrics", "models", "optim"),
     ("engine",),
     ("runs", "testing"),

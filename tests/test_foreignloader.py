@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
 
 from sightline.data.foreignloader import ForeignLoader
 from sightline.engine.checkpoint import load_checkpoint
@@ -31,6 +31,13 @@ LABELS = torch.arange(COUNT) % CLASSES
 
 def loader(**how: Any) -> DataLoader[Any]:
     return DataLoader(TensorDataset(IMAGES, LABELS), batch_size=SIZE, **how)
+
+
+def batched() -> DataLoader[Any]:
+    """Its generator is its sampler's sampler's."""
+    data = TensorDataset(IMAGES, LABELS)
+    order = RandomSampler(data, generator=torch.Generator().manual_seed(2))
+    return DataLoader(data, batch_sampler=BatchSampler(order, SIZE, False))
 
 
 def first(batches: Iterable[Any], **how: Any) -> Batch:
@@ -118,6 +125,12 @@ def test_weights_several_inputs_and_targets_that_are_no_classes() -> None:
 def test_what_is_no_batch_is_refused_in_words(batch: Any, told: str) -> None:
     with pytest.raises(DataError, match=told):
         first([batch])
+
+
+def test_a_batch_may_be_left_as_it_is() -> None:
+    odd = [{"words": ["a"]}, IMAGES[:4].to(torch.uint8), (1, 2, 3, 4)]
+    taken = list(ForeignLoader(odd, as_given=True))
+    assert all(batch is given for batch, given in zip(taken, odd, strict=True))
 
 
 def test_small_labels_in_a_batch_of_our_own_are_no_images() -> None:
@@ -232,6 +245,40 @@ def test_set_epoch_is_called_on_the_loader_or_its_sampler() -> None:
     for epoch in range(2):
         both = torch.cat([orders[0][epoch], orders[1][epoch]]).flatten(1)
         assert torch.equal(both.sort(0).values, IMAGES.flatten(1).sort(0).values)
+
+
+def test_a_generator_of_the_loaders_own_gives_each_epoch_its_order() -> None:
+    """Whatever was drawn before; its seed stays its owner's."""
+    generator = torch.Generator().manual_seed(2)
+    batches = ForeignLoader(loader(shuffle=True, generator=generator))
+    orders = [torch.cat([batch.x for batch in batches]) for _ in range(3)]  # type: ignore[misc]
+    assert not torch.equal(orders[0], orders[1])
+    torch.rand(5, generator=generator)
+    batches.seek(1)
+    assert torch.equal(torch.cat([batch.x for batch in batches]), orders[1])  # type: ignore[misc]
+    batches.seek(2)
+    next(iter(batches))  # left early
+    assert generator.initial_seed() == 2
+
+
+def test_epochs_side_by_side_do_not_meet_in_the_generator_and_its_owner_finds_it_as_it_was() -> None:
+    generator = torch.Generator().manual_seed(2)
+    drawn = RandomSampler(IMAGES, replacement=True, num_samples=2 * COUNT, generator=generator)  # in parts of 32
+    train, val = ForeignLoader(loader(sampler=drawn)), ForeignLoader(loader(shuffle=True, generator=generator))
+    alone = [torch.cat([batch.x for batch in batches]) for batches in (train, train, val)]  # type: ignore[misc]
+    train.seek(0)
+    val.seek(0)
+    torch.rand(5, generator=generator)
+    place = generator.get_state()
+    mixed: list[list[Tensor]] = [[], [], []]
+    for one, other in zip(train, train, strict=True):
+        mixed[0].append(one.x)  # type: ignore[arg-type]
+        mixed[1].append(other.x)  # type: ignore[arg-type]
+        if len(mixed[0]) == 2:
+            mixed[2] = [batch.x for batch in val]  # type: ignore[misc]
+    for found, expected in zip(mixed, alone, strict=True):
+        assert torch.equal(torch.cat(found), expected)
+    assert torch.equal(generator.get_state(), place)
 
 
 # --- where an epoch can begin
@@ -390,6 +437,8 @@ LOADERS: dict[str, Callable[[], Any]] = {
     "two processes": lambda: loader(shuffle=True, num_workers=2),
     "random transforms in two processes": lambda: DataLoader(Noisy(), batch_size=SIZE, shuffle=True, num_workers=2),
     "random transforms": lambda: DataLoader(Noisy(), batch_size=SIZE, shuffle=True),
+    "a generator of its own": lambda: loader(shuffle=True, generator=torch.Generator().manual_seed(2)),
+    "a generator of its sampler's": batched,
     "stateful": Stateful,
     "a list": lambda: [*itertools.islice(endless(), 8)],
 }

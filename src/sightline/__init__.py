@@ -4,8 +4,9 @@ The names below are loaded on first use, so that `import sightline` costs nothin
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from sightline import lazy
 
 if TYPE_CHECKING:
     from sightline.config.build import Assembly, assemble, fit, resume
@@ -28,31 +29,31 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Assembly": "config.build",
-    "Batch": "types",
-    "BatchLoader": "data.loader",
-    "Callback": "engine.callbacks",
-    "FitResult": "types",
-    "LRCurve": "engine.lrfind",
-    "ModelSpec": "models.spec",
-    "PackedDataset": "data.packed",
-    "Prediction": "runs.artifact",
-    "Predictor": "runs.artifact",
-    "Preprocess": "data.preprocess",
-    "Runtime": "engine.runtime",
-    "SightlineError": "errors",
-    "StepOutput": "types",
-    "SupervisedTask": "engine.tasks",
-    "TrainConfig": "config.schema",
-    "TrainState": "types",
-    "Trainer": "engine.trainer",
-    "Value": "runs.artifact",
-    "assemble": "config.build",
-    "fit": "config.build",
-    "load": "runs.artifact",
-    "lr_find": "config.find",
-    "resume": "config.build",
-    "summary": "models.probe",
+    "Assembly": ".config.build",
+    "Batch": ".types",
+    "BatchLoader": ".data.loader",
+    "Callback": ".engine.callbacks",
+    "FitResult": ".types",
+    "LRCurve": ".engine.lrfind",
+    "ModelSpec": ".models.spec",
+    "PackedDataset": ".data.packed",
+    "Prediction": ".runs.artifact",
+    "Predictor": ".runs.artifact",
+    "Preprocess": ".data.preprocess",
+    "Runtime": ".engine.runtime",
+    "SightlineError": ".errors",
+    "StepOutput": ".types",
+    "SupervisedTask": ".engine.tasks",
+    "TrainConfig": ".config.schema",
+    "TrainState": ".types",
+    "Trainer": ".engine.trainer",
+    "Value": ".runs.artifact",
+    "assemble": ".config.build",
+    "fit": ".config.build",
+    "load": ".runs.artifact",
+    "lr_find": ".config.find",
+    "resume": ".config.build",
+    "summary": ".models.probe",
 }
 __all__ = [
     "Assembly",
@@ -82,14 +83,4 @@ __all__ = [
     "summary",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'sightline' has no attribute '{name}'")
-    value = getattr(importlib.import_module(f"sightline.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy.names(__name__, _HOMES)

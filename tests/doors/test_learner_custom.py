@@ -343,6 +343,11 @@ def test_a_summary_says_which_layer_does_not_fit_and_takes_types_and_a_width(tmp
         learner.summary((1, 28, 28), "float")
     words = tf.StandardLearner(nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(20, 2)))
     assert "Total Parameters: 78" in words.summary((5,), torch.LongTensor)
+    with pytest.raises(ModelError, match=r"inputs of \[\[4\]\]: layer '2', Linear, got 16 but needs 20 features"):
+        words.summary((4,), torch.LongTensor)
+    lazy = tf.StandardLearner(nn.Sequential(nn.LazyLinear(3), nn.ReLU()))
+    assert "Total Parameters: 15" in lazy.summary((4,))
+    assert isinstance(lazy.model[0], nn.LazyLinear)  # which is still to see its first batch
     narrow, wide = (learner.summary((1, 28, 28), item_length=width).splitlines()[1] for width in (18, 40))
     assert narrow.index("Input Size") == 18
     assert wide.index("Input Size") == 40

@@ -136,7 +136,7 @@ def test_the_better_values_of_a_metric(metric: tf.Metric, expected: str) -> None
 
 
 @given(cut=st.integers(0, 12), sizes=st.lists(st.integers(1, 7), min_size=1, max_size=5))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_metric_whose_state_was_saved_goes_on_as_if_nothing_had_been(cut: int, sizes: list[int]) -> None:
     batches = [(torch.randn(size, 3), torch.randint(3, (size,))) for size in sizes]
     whole, first, second = (tf.Accuracy(topK=2) for _ in range(3))

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -131,10 +131,10 @@ def test_a_run_killed_in_mid_epoch_ends_as_if_it_had_not_been(tmp_path: Path) ->
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
     }
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, tmp_path / "killed"], env=environment, capture_output=True, check=False
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    with (tmp_path / "said").open("wb") as said:  # the end of a pipe would be the end of the workers, too
+        command = [sys.executable, "-c", KILLED, tmp_path / "killed"]
+        killed = subprocess.run(command, env=environment, stdout=said, stderr=said, check=False)
+    assert killed.returncode == -signal.SIGKILL, (tmp_path / "said").read_text()
     found, whole = tf.StandardModel(network()), tf.StandardModel(network())
     train(whole, tmp_path / "whole", 4, seed=11, train_loader=loader(num_workers=2), **with_test_split())
     metrics = with_test_split(seed=5)  # the run has a seed already
@@ -255,6 +255,23 @@ def test_a_loader_with_a_generator_of_its_own_gives_each_epoch_its_order(tmp_pat
     train(other, tmp_path / "c", 3, train_loader=loader(generator=torch.Generator().manual_seed(6)))
     assert same(*results)
     assert not same(results[0], other.model.state_dict())
+
+
+def test_what_is_measured_on_comes_in_the_same_order_each_time(tmp_path: Path) -> None:
+    seen: list[Tensor] = []
+
+    class Watching(tf.StandardModel):
+        """Notes what it is measured on."""
+
+        def __eval_function__(self, data: Any, metrics: Any) -> None:
+            seen.append(data[0])
+            super().__eval_function__(data, metrics)
+
+    shuffled = loader(generator=torch.Generator().manual_seed(5))
+    train(Watching(network()), tmp_path, 2, test_loader=shuffled, test_metrics=[tf.Accuracy()])
+    assert len(seen) == 2 * BATCHES
+    assert torch.equal(torch.cat(seen[:BATCHES]), torch.cat(seen[BATCHES:]))
+    assert not torch.equal(torch.cat(seen[:BATCHES]), X)
 
 
 def test_the_same_learner_goes_on_in_the_same_process_with_its_schedule(tmp_path: Path) -> None:
@@ -485,6 +502,41 @@ def test_half_trains_in_mixed_precision_with_weights_in_full(tmp_path: Path) -> 
     assert metrics["test_metrics"][0].getValue() > 0.8
     assert learner.predict(X).dtype == torch.float32
     assert not learner.model._forward_pre_hooks
+
+
+class Answer(NamedTuple):
+    """As networks with an auxiliary head give it."""
+
+    scores: Tensor
+    aux: tuple[Tensor, Tensor]
+
+
+class TwoHeads(nn.Module):
+    """Answers with a named tuple, in which there is a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = network()
+
+    def forward(self, x: Tensor) -> Answer:
+        if x.shape[1] != FEATURES:
+            raise ValueError("not for me")
+        scores = self.body(x)
+        return Answer(scores, (scores * 2, scores.argmax(1)))
+
+
+def test_half_with_an_answer_of_several_parts_and_one_that_fails(tmp_path: Path) -> None:
+    learner = tf.StandardModel(TwoHeads())
+    learner.half()
+    loss = nn.CrossEntropyLoss()
+    train(learner, tmp_path, 1, loss_fn=lambda answer, y: loss(answer.scores, y), train_metrics=[])
+    answer = learner.predict(X)
+    assert isinstance(answer, Answer)
+    assert answer.scores.dtype == answer.aux[0].dtype == torch.float32
+    assert answer.aux[1].dtype == torch.int64
+    with pytest.raises(ValueError, match="not for me"):
+        train(learner, tmp_path / "other", 1, train_loader=[(X[:, :2], Y)], train_metrics=[])
+    assert not torch.is_autocast_enabled("cpu")
 
 
 @pytest.mark.rows("B28", "BB7")

@@ -79,8 +79,7 @@ def test_the_dict_has_its_32_keys_with_the_documented_values() -> None:
 
 def test_every_public_name_can_be_had_and_no_other() -> None:
     assert all(getattr(door, name) is not None for name in door.__all__)
-    assert set(door.__all__) == set(door._HOMES)
-    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+    with pytest.raises(AttributeError, match=r"no attribute 'trian'\. Did you mean 'train'\?"):
         door.trian  # noqa: B018
 
 
@@ -368,8 +367,11 @@ def test_of_further_transforms_those_that_draw_are_for_training_alone(data: Path
     ("given", "told"),
     [
         ([3], r"additional_transforms'\]\[0\]: expected a transform, found int"),
-        ([Brighter(), v2.Resize(4)], r"\[1\]: Resize was given float32 \[1, 8, 8\] and gave back float32 \[1, 4, 4\]"),
-        ([transforms.ToTensor()], r"\[0\]: ToTensor was given float32 \[1, 8, 8\] and failed with TypeError"),
+        (
+            [Brighter(), v2.Resize(4)],
+            r"\[1\]: Resize was given .*\[1, 8, 8\] and gave back .* \[1, 4, 4\]; .* is params\['image_height'\]",
+        ),
+        ([transforms.ToTensor()], r"\[0\]: ToTensor was given a float32 tensor \[1, 8, 8\] and failed with TypeError"),
     ],
 )
 def test_a_further_transform_that_does_not_fit_is_refused(data: Path, given: Any, told: str) -> None:

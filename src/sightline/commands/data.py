@@ -20,9 +20,9 @@ def main(words: Sequence[str]) -> int:
         "--prefix", default="FashionMNIST", help="what the names of the pictures begin with; default: %(default)s"
     )
     found = options.parse_args(words)
+    from sightline.data.convert import convert_idx
     from sightline.engine.progress import plain_console
     from sightline.files import expanded
-    from sightline.params.convert import convert_idx
 
     console = plain_console()
     for split, count in convert_idx(found.source, found.out, found.prefix).items():

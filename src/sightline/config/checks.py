@@ -17,6 +17,7 @@ from sightline.engine.runtime import Runtime
 from sightline.errors import ConfigError, DataError, listing, nearest
 from sightline.metrics import metric_names
 from sightline.models.losses import ClassWeighted
+from sightline.models.softmax import SoftmaxTwice
 from sightline.models.spec import ModelSpec, answer_to_noise
 from sightline.runs.record import at
 
@@ -136,7 +137,8 @@ def check_loss(loss: Any, model: nn.Module, spec: ModelSpec, runtime: Runtime) -
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            value = loss(output, target)
+            with SoftmaxTwice() as look:  # a loss of the user's own may be cross entropy, too
+                value = loss(output, target)
             doubled = loss(output.repeat(2, 1), target.repeat(2, 1) if numbers else target.repeat(2))
     except Exception as error:  # whatever the loss's own code raises is about these arguments
         raise ConfigError(
@@ -160,13 +162,10 @@ def check_loss(loss: Any, model: nn.Module, spec: ModelSpec, runtime: Runtime) -
                 "module.loss: NLLLoss takes log-probabilities, and the network does not end in a LogSoftmax; "
                 "CrossEntropyLoss is the one for logits."
             )
-    if spec.outputs == "probabilities" and isinstance(inner, nn.CrossEntropyLoss):
-        warnings.warn(
-            "the network ends in a softmax and the loss is cross entropy, which applies a softmax of its own: the loss "
-            "cannot fall below about 1.46 for 10 classes. Take the softmax out of the network, or set "
-            "module.loss._target_=sightline.models.losses.ProbabilityNLL.",
-            UserWarning,
-            stacklevel=2,
+    if spec.outputs == "probabilities":
+        look.warn(
+            "the network ends in a softmax and the loss is cross entropy",
+            "Take the softmax out of the network, or set module.loss._target_=sightline.models.losses.ProbabilityNLL.",
         )
 
 

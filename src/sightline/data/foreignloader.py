@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,7 @@ from sightline.types import Batch
 _END = object()
 _IMAGES = ("x", "image", "images", "pixel_values", "input", "inputs", "data")
 _LABELS = ("y", "label", "labels", "target", "targets")
+_BROADCAST = re.compile(r"output with shape \[(\d+), \d+, \d+\] doesn't match the broadcast shape \[(\d+), ")
 
 
 class ForeignLoader:
@@ -24,17 +28,26 @@ class ForeignLoader:
 
     A batch may be (images, labels), (images, labels, weights), a dict with such keys (`image`, `pixel_values`, …;
     `label`, `target`, …) or a `Batch`; arrays become tensors, and several inputs stay a tuple. Images are taken as they
-    come: float32 [B,C,H,W], normalised. A generator, which cannot begin anew, needs `steps`, the length of an epoch,
-    and each epoch goes on where the last one stopped.
+    come: float32 [B,C,H,W], normalised. With `as_given` a batch may be anything, and is handed on as it is, for a task
+    that takes it apart itself. A generator, which cannot begin anew, needs `steps`, the length of an epoch, and each
+    epoch goes on where the last one stopped.
 
     `resumable` says whether it can begin in the middle of an epoch at no cost: a list or tuple can, and a loader with
     `state_dict` and `load_state_dict` (torchdata's StatefulDataLoader) whose state was given back. No other is read
     again from its beginning to get there, which could take as long as training did: its runs are resumed at the
-    beginning of an epoch, where the order is the same as long as it is a function of torch's generator, as
-    DataLoader's is. A generator that a new process made goes on with whatever it gives first: to get the same batches,
-    make it begin where the epoch does."""
+    beginning of an epoch, where the order is the same as long as it is drawn from torch's generator, as DataLoader's
+    is, or from a `torch.Generator` of the loader's or its sampler's own, which is set for each epoch as a function of
+    its seed and the epoch. A generator that a new process made goes on with whatever it gives first: to get the same
+    batches, make it begin where the epoch does."""
 
-    def __init__(self, batches: Iterable[Any], *, steps: int | None = None, device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        batches: Iterable[Any],
+        *,
+        steps: int | None = None,
+        device: torch.device | str = "cpu",
+        as_given: bool = False,
+    ):
         if not isinstance(batches, Iterable):
             raise TypeError(f"expected an iterable of batches, got {type(batches).__name__}")
         if isinstance(batches, Iterator) and steps is None:
@@ -42,6 +55,7 @@ class ForeignLoader:
         self.batches = batches
         self.steps = steps
         self.device = torch.device(device)
+        self.as_given = as_given
         self._epoch, self._batch = 0, 0
         self._restored = False
         self._taken = 0  # batches taken from a generator so far
@@ -103,41 +117,70 @@ class ForeignLoader:
     def __iter__(self) -> Iterator[Batch]:
         epoch, first, restored = self._epoch, self._batch, self._restored
         self._epoch, self._batch, self._restored = epoch + 1, 0, False
-        for owner in (self.batches, getattr(self.batches, "sampler", None)):
-            if callable(getattr(owner, "set_epoch", None)):  # DistributedSampler's way to shuffle anew
-                owner.set_epoch(epoch)  # type: ignore[union-attr]
+        for part in self._parts():
+            if callable(getattr(part, "set_epoch", None)):  # DistributedSampler's way to shuffle anew
+                part.set_epoch(epoch)
         place = epoch * (self.steps or 0) + first
         if self._before is None or restored:
             self._before = place - self._taken
         # what an epoch that was left early has not taken from a generator, which is still alive
         dropped = max(0, place - self._before - self._taken) if isinstance(self.batches, Iterator) else 0
         base = int(torch.randint(2**62, ()))  # the trainer has seeded torch for the epoch: a function of it
-        found = iter(self.batches[first:] if isinstance(self.batches, list | tuple) else self.batches)
+        own = self._own(epoch)
+        with _lent(own):
+            found = iter(self.batches[first:] if isinstance(self.batches, list | tuple) else self.batches)
         for number in range(first - dropped, first):
-            if self._next(found, base, number) is _END:
+            if self._next(found, own, base, number) is _END:
                 break
         count = first
         while self.steps is None or count < self.steps:
-            batch = self._next(found, base, count)
+            batch = self._next(found, own, base, count)
             if batch is _END and restored and first == count == 0:  # that was the state of the end of an epoch
                 restored, found = False, iter(self.batches)
                 continue
             if batch is _END:
                 break
             count += 1
-            yield self._converted(batch)
+            yield batch if self.as_given else self._converted(batch)
         if self.steps is not None and count < self.steps:
             raise DataError(
                 f"the loader gave {count} batches in epoch {epoch}, but steps says {self.steps}. "
                 f"Set steps to what an epoch has, or make the generator go on."
             )
 
-    def _next(self, batches: Iterator[Any], base: int, number: int) -> Any:
+    def _parts(self) -> list[Any]:
+        """What may draw the order, and may be told the epoch: the loader and its samplers, each once."""
+        batch_sampler = getattr(self.batches, "batch_sampler", None)
+        parts = (
+            self.batches,
+            getattr(self.batches, "sampler", None),
+            batch_sampler,
+            getattr(batch_sampler, "sampler", None),
+        )
+        return list({id(part): part for part in parts}.values())
+
+    def _own(self, epoch: int) -> dict[torch.Generator, Tensor]:
+        """The loader's own generators, and their states at the beginning of an epoch: a function of their seeds. Those
+        of a loader that keeps its place are in its state."""
+        found = [] if self._keeps_its_place() else [getattr(part, "generator", None) for part in self._parts()]
+        own = {each for each in found if isinstance(each, torch.Generator) and each is not torch.default_generator}
+        return {
+            each: torch.Generator(each.device).manual_seed(derive(each.initial_seed(), epoch, "loader")).get_state()
+            for each in own
+        }
+
+    def _next(self, batches: Iterator[Any], own: dict[torch.Generator, Tensor], base: int, number: int) -> Any:
         """The next batch, or _END. What transforms in this process draw is a function of the epoch and the batch's
         number: the same when the batches before it are read in one go."""
-        with preserved():
+        with preserved(), _lent(own):
             seed_all(derive(base, number, "foreign"))
-            batch = next(batches, _END)
+            try:
+                batch = next(batches, _END)
+            except RuntimeError as error:
+                told = _explained(error)
+                if told is None:
+                    raise
+                raise DataError(told) from error
         self._taken += batch is not _END
         return batch
 
@@ -172,8 +215,34 @@ class ForeignLoader:
         return (tensor.to(torch.int64) if whole else tensor).to(self.device, non_blocking=True)
 
 
+@contextmanager
+def _lent(own: dict[torch.Generator, Tensor]) -> Iterator[None]:
+    """Generators go on from the states that are noted of them, which are noted anew after the block. Outside of it they
+    are as their owner has them, so that epochs that are left early, or run side by side, do not meet in them."""
+    before = {generator: generator.get_state() for generator in own}
+    for generator, state in own.items():
+        generator.set_state(state)
+    try:
+        yield
+    finally:
+        for generator, state in before.items():
+            own[generator] = generator.get_state()
+            generator.set_state(state)
+
+
 def _pick(batch: Mapping[str, Any], names: Sequence[str]) -> Any:
     for name in names:
         if name in batch:
             return batch[name]
     raise DataError(f"a batch of the loader has the keys {listing(map(str, batch))}, none of {listing(names)}.")
+
+
+def _explained(error: RuntimeError) -> str | None:
+    """What is wrong with a Normalize for three channels over a picture of one; None for any other error."""
+    match = _BROADCAST.search(str(error))
+    if match is None or "normalize" not in "".join(traceback.format_exception(error)).lower():
+        return None
+    return (
+        f"the transform Normalize has a mean and a std of {match[2]} values, and the image has {match[1]} channel(s). "
+        f"For one channel write Normalize((0.5,), (0.5,))."
+    )

@@ -230,7 +230,8 @@ def _cached(
         except OSError as error:
             warnings.warn(
                 f"the decoded images cannot be kept in '{cache.folder}': {error.strerror or error}. This run decodes "
-                f"them for itself; data.cache_dir names another place, data.cache=false asks for none.",
+                f"them for itself; $SIGHTLINE_CACHE or data.cache_dir names another place, data.cache=false asks for "
+                f"none.",
                 UserWarning,
                 stacklevel=2,
             )

@@ -58,19 +58,17 @@ class PerSample:
                     found = self.transform(given)
                 except Exception as error:
                     raise DataError(
-                        f"data.augment: {self._name} failed on {_told(image)}: {type(error).__name__}: {error}"
+                        f"data.augment: {name_of(self.transform)} failed on {told(image)}: {type(error).__name__}: "
+                        f"{error}"
                     ) from error
                 result = _tensor(found)
                 if result is None or result.dtype != torch.uint8 or result.shape != image.shape:
                     raise DataError(
-                        f"data.augment: {self._name} was given {_told(image)} and gave back {_told(found)}. {_ADVICE}"
+                        f"data.augment: {name_of(self.transform)} was given {told(image)} and gave back "
+                        f"{told(found)}. {_ADVICE}"
                     )
                 out[i] = result
         return out
-
-    @property
-    def _name(self) -> str:
-        return getattr(self.transform, "__name__", type(self.transform).__name__)
 
     def _given(self, image: Tensor) -> Tensor | Image.Image | NDArray[np.uint8]:
         """A copy of uint8 [C,H,W] as the transform takes it."""
@@ -96,7 +94,12 @@ def _tensor(found: object) -> Tensor | None:
     return None
 
 
-def _told(image: object) -> str:
+def name_of(transform: Callable[[Any], Any]) -> str:
+    """What a transform is called, for an error."""
+    return getattr(transform, "__name__", type(transform).__name__)
+
+
+def told(image: object) -> str:
     """What it is, for an error: its kind, type and shape."""
     if isinstance(image, Tensor):
         return f"a {str(image.dtype).removeprefix('torch.')} tensor {list(image.shape)}"

@@ -45,9 +45,10 @@ class Trainer:
 
     `train` and the values of `evals` are iterables of `Batch`; with a `seek(epoch, batch)` method, an epoch begins in
     mid-way in constant time. `meter` makes the object that collects an epoch's step outputs, `eval_meter` that of an
-    evaluation where it is another. `log_every` also bounds how late a NaN loss is noticed, and the mean training loss
-    since the last log point must not be above `divergence_threshold`. `state` is all that is
-    needed to go on: load a checkpoint into it, then call `fit`."""
+    evaluation where it is another. `eval_every` may be a function of the epoch, counted from 0, that says whether it is
+    evaluated; the last one always is. `log_every` also bounds how late a NaN loss is noticed, and the mean training
+    loss since the last log point must not be above `divergence_threshold`. `state` is all that is needed to go on: load
+    a checkpoint into it, then call `fit`."""
 
     def __init__(
         self,
@@ -57,7 +58,7 @@ class Trainer:
         evals: Mapping[str, Iterable[Batch]] | None = None,
         *,
         max_epochs: int,
-        eval_every: int = 1,
+        eval_every: int | Callable[[int], bool] = 1,
         callbacks: Sequence[Callback] = (),
         recorder: Recorder | None = None,
         log_every: int = 50,
@@ -66,6 +67,8 @@ class Trainer:
         meter: Callable[[], Meter] = Meter,
         eval_meter: Callable[[], Meter] | None = None,
     ):
+        if not callable(eval_every) and eval_every < 1:
+            raise ValueError(f"eval_every must be at least 1, or a function of the epoch, not {eval_every!r}")
         self.task = task
         self.state = state
         self.train = train
@@ -264,8 +267,10 @@ class Trainer:
             self._emit("on_checkpoint")
 
     def _eval_due(self) -> bool:
-        done = self.state.epoch + 1
-        return done % self.eval_every == 0 or done == self.max_epochs or self.should_stop
+        epoch, every = self.state.epoch, self.eval_every
+        if epoch + 1 == self.max_epochs or self.should_stop:
+            return True
+        return bool(every(epoch)) if callable(every) else (epoch + 1) % every == 0
 
     def _step_schedules_of_epoch(self, record: Mapping[str, float]) -> None:
         for schedule in self.state.schedules:

@@ -9,8 +9,9 @@ loaded on first use."""
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from sightline import lazy
 
 if TYPE_CHECKING:
     from torch.nn import Flatten
@@ -24,24 +25,24 @@ if TYPE_CHECKING:
     from sightline.learner.weights import load_network
 
 _HOMES = {
-    "MAE": "sightline.learner.metrics",
-    "MSE": "sightline.learner.metrics",
-    "Accuracy": "sightline.learner.metrics",
-    "BaseLearner": "sightline.learner.base",
-    "BaseModel": "sightline.learner.base",
+    "MAE": ".metrics",
+    "MSE": ".metrics",
+    "Accuracy": ".metrics",
+    "BaseLearner": ".base",
+    "BaseModel": ".base",
     "Flatten": "torch.nn",
-    "LearnerError": "sightline.learner.plan",
-    "MeanConfidenceScore": "sightline.learner.metrics",
-    "Metric": "sightline.learner.metrics",
-    "PlotInput": "sightline.learner.plots",
-    "StandardLearner": "sightline.learner.base",
-    "StandardModel": "sightline.learner.base",
-    "VisdomLogger": "sightline.learner.visdom",
-    "decode_imagenet": "sightline.learner.images",
-    "load_image": "sightline.learner.images",
-    "load_network": "sightline.learner.weights",
-    "one_hot": "sightline.learner.images",
-    "visualize": "sightline.learner.plots",
+    "LearnerError": ".plan",
+    "MeanConfidenceScore": ".metrics",
+    "Metric": ".metrics",
+    "PlotInput": ".plots",
+    "StandardLearner": ".base",
+    "StandardModel": ".base",
+    "VisdomLogger": ".visdom",
+    "decode_imagenet": ".images",
+    "load_image": ".images",
+    "load_network": ".weights",
+    "one_hot": ".images",
+    "visualize": ".plots",
 }
 __all__ = [
     "MAE",
@@ -64,16 +65,4 @@ __all__ = [
     "visualize",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        from sightline.errors import nearest
-
-        raise AttributeError(f"module 'sightline.learner' has no attribute '{name}'.{nearest(name, _HOMES)}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy.names(__name__, _HOMES)

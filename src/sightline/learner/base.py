@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sightline.engine.hooks import bfloat16
+from sightline.engine.nested import mapped
 from sightline.engine.trainer import Trainer
 from sightline.errors import DataError, nearest
 from sightline.learner.callbacks import Callbacks
@@ -20,6 +22,7 @@ from sightline.learner.plan import LearnerError, Measuring, Plan, named_metrics
 from sightline.learner.summary import inputs_of, layer_table
 from sightline.learner.task import PREDICT, TRAIN, LearnerTask, measure_on, moved, own_method, train_on
 from sightline.learner.weights import load_weights, save_weights
+from sightline.models.onnx import write_onnx
 from sightline.modes import evaluating
 from sightline.types import TrainState
 
@@ -111,8 +114,6 @@ class BaseModel(Callbacks):
 
     def to_onnx(self, input_sizes: Any, path: str | Path, input_types: Any = torch.float32, **options: Any) -> None:
         """Writes the network for inputs of these sizes as ONNX; `options` are those of `torch.onnx.export`."""
-        from sightline.learner.onnx import write_onnx
-
         write_onnx(self.model, inputs_of(input_sizes, input_types), path, options)
 
     def save_model(self, path: Any, save_architecture: bool = False) -> None:
@@ -176,33 +177,10 @@ class BaseModel(Callbacks):
         self.model.to(device)
         self._placed = device
         try:
-            with self._mixed() if self.fp16_mode else contextlib.nullcontext():
+            with bfloat16(self.model, device) if self.fp16_mode else contextlib.nullcontext():
                 yield
         finally:
             self._placed = outer
-
-    @contextlib.contextmanager
-    def _mixed(self) -> Iterator[None]:
-        """The network under autocast, its answer in float32; whoever calls it."""
-        entered: list[Any] = []
-
-        def enter(*_: Any) -> None:
-            entered.append(torch.autocast(self.device.type, torch.bfloat16))
-            entered[-1].__enter__()
-
-        def leave(_model: nn.Module, _args: Any, output: Any) -> Any:
-            entered.pop().__exit__(None, None, None)
-            return _full(output)
-
-        handles = (
-            self.model.register_forward_pre_hook(enter),
-            self.model.register_forward_hook(leave, always_call=True),
-        )
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _fit(self, given: Mapping[str, Any]) -> None:
         unknown = [name for name in given if name not in Plan.__dataclass_fields__ or name == "metrics"]
@@ -353,15 +331,6 @@ _LATER = (
 )
 
 
-def _full(output: Any) -> Any:
-    """float32, in which losses and metrics are worked out."""
-    if isinstance(output, list | tuple):
-        return type(output)(_full(item) for item in output)
-    return output.float() if isinstance(output, Tensor) and output.is_floating_point() else output
-
-
 def _usable(answer: Any) -> Any:
     """A copy that may be used with gradients, as one made in inference mode may not."""
-    if isinstance(answer, list | tuple):
-        return type(answer)(_usable(item) for item in answer)
-    return answer.clone() if isinstance(answer, Tensor) else answer
+    return mapped(answer, lambda part: part.clone() if isinstance(part, Tensor) else part)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sightline.engine.checkpoint import newest_whole, restore
 from sightline.engine.checkpointing import Checkpointer, kept
+from sightline.engine.hooks import clipping
 from sightline.engine.runtime import Runtime
 from sightline.engine.signals import StopOnSignal
 from sightline.engine.termination import Terminated
@@ -23,16 +24,18 @@ from sightline.learner.batchlog import BatchLog
 from sightline.learner.leaves import ALL, BEST, LOSS_PLOT, Leaves
 from sightline.learner.plan import LearnerError, Plan, direction
 from sightline.learner.plots import check_plots
-from sightline.learner.task import LearnerTask, PlainBatches
+from sightline.learner.task import LearnerTask, batches_of
 from sightline.runs.directory import Run
 from sightline.runs.recorders import JsonlRecorder
 from sightline.types import TrainState
+from sightline.wording import reworded
 
 if TYPE_CHECKING:
     from sightline.learner.base import BaseModel
 
 DOOR = "learner"
 _MINUTES = 10.0
+_WORDS = {"run.dir": "model_dir", "`sightline resume`": "the same call of train"}
 _CYCLED = ("params", "lr", "betas", "momentum", "max_momentum", "base_momentum", "max_lr", "min_lr")
 """What a schedule changes in an optimiser as it goes."""
 
@@ -53,7 +56,8 @@ def fit(learner: BaseModel, plan: Plan) -> None:
     except OSError as error:
         raise ConfigError(f"model_dir: '{run.path}' cannot be made: {error.strerror}.") from error
     learner.model_dir = str(run.path)
-    with run.locked(), clipping(plan):
+    clipped = nullcontext() if plan.optimizer is None else clipping(plan.optimizer, plan.clip_grads, plan.clip_params)
+    with reworded(_WORDS), run.locked(), clipped:
         leaves = Leaves(learner, plan, run.path)
         trainer, runtime = _trainer(learner, plan, task, run, leaves)
         if trainer.state.epoch == plan.num_epochs:
@@ -63,13 +67,15 @@ def fit(learner: BaseModel, plan: Plan) -> None:
                 f"num_epochs, to begin anew another model_dir"
             )
             return
+        run.sweep()
         learner.batch_starts = _batch_starts(learner)
         try:
             with runtime.active():
                 result = trainer.fit()
         finally:
             if trainer.recorder is not None:
-                trainer.recorder.close()
+                with suppress(OSError):  # a full disk, which the line that was written last has told of
+                    trainer.recorder.close()
             learner.batch_starts = []
     if result.interrupted:
         print(f"interrupted in epoch {result.epochs + learner.first_epoch}; train() goes on from '{run.last}'")
@@ -96,7 +102,7 @@ def _trainer(learner: BaseModel, plan: Plan, task: LearnerTask, run: Run, leaves
     trainer = Trainer(
         task,
         state,
-        PlainBatches(plan.train_loader, "train_loader"),
+        batches_of("train_loader", plan.train_loader),
         {split: task.measured(split, loader) for split, loader in plan.evals},
         max_epochs=plan.num_epochs,
         callbacks=[
@@ -192,38 +198,6 @@ def _newest(run: Run) -> tuple[Path, dict[str, Any]] | None:
                 f"Choose another model_dir; nothing is written over."
             )
     return None
-
-
-@contextmanager
-def clipping(plan: Plan) -> Iterator[None]:
-    """Keeps gradients within `clip_grads` before every step of the optimiser, whoever makes it, and weights within
-    `clip_params` after it."""
-    optimizer, handles = plan.optimizer, []
-    if optimizer is not None and plan.clip_grads is not None:
-        low, high = plan.clip_grads
-
-        def clip(*_: Any) -> None:
-            for group in optimizer.param_groups:
-                for parameter in group["params"]:
-                    if parameter.grad is not None:
-                        parameter.grad.clamp_(low, high)
-
-        handles.append(optimizer.register_step_pre_hook(clip))
-    if optimizer is not None and plan.clip_params is not None:
-        least, most = plan.clip_params
-
-        def clip_weights(*_: Any) -> None:
-            with torch.no_grad():
-                for group in optimizer.param_groups:
-                    for parameter in group["params"]:
-                        parameter.clamp_(least, most)
-
-        handles.append(optimizer.register_step_post_hook(clip_weights))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _batch_starts(learner: BaseModel) -> list[Any]:

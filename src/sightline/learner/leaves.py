@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sightline.engine.callbacks import Callback
-from sightline.files import expanded, write_json
+from sightline.files import expanded, leftovers, write_json
 from sightline.learner.metrics import is_better
 from sightline.learner.plan import Plan, direction
 from sightline.learner.plots import PlotInput, file_names, visualize
+from sightline.runs.eventfile import EventFile
 from sightline.types import StepOutput, TrainState
 
 if TYPE_CHECKING:
@@ -32,13 +33,15 @@ class Leaves(Callback):
         self.plan = plan
         self.directory = directory
         self._plots = file_names(name for metrics in plan.metrics.values() for name in metrics)
-        self._writer: Any = None
+        self._board: EventFile | None = None
         self._ends = self._batch_ends()
 
     def on_fit_start(self, trainer: Trainer) -> None:
         """Directories, and what the learner has of the epochs that are done."""
         for name in (ALL, *([BEST] if self.plan.deciding else [])):
             (self.directory / name).mkdir(exist_ok=True)
+            for left in (file for kind in ("*.pth", "*.json") for file in leftovers(self.directory / name, kind)):
+                left.unlink()
         if self.plan.save_metrics and any(name != safe for name, safe in self._plots.items()):
             write_json(self.directory / PLOTS, self._plots)
         self.take_over(trainer.state)
@@ -158,15 +161,12 @@ class Leaves(Callback):
     def _log(self, trainer: Trainer, record: dict[str, float]) -> None:
         plan, epoch = self.plan, int(record["epoch"]) + 1
         if plan.tensorboard_log is not None:
-            if self._writer is None:
-                from torch.utils.tensorboard import SummaryWriter
-
+            if self._board is None:
                 # an epoch that is trained again, after a kill, stands there once
-                self._writer = SummaryWriter(str(self.directory / plan.tensorboard_log), purge_step=epoch)
-            self._writer.add_scalar("logs/train_loss", record["train_loss"], epoch)
-            for split, name, _ in self._metrics():
-                self._writer.add_scalar(f"logs/{split}_metrics/{name}", record[f"{split}_{name}"], epoch)
-            self._writer.flush()
+                self._board = EventFile(self.directory / plan.tensorboard_log, epoch)
+            measured = {f"logs/{split}_metrics/{name}": record[f"{split}_{name}"] for split, name, _ in self._metrics()}
+            self._board.add(epoch, {"logs/train_loss": record["train_loss"], **measured})
+            self._board.flush()
         if plan.visdom_log is not None:
             import torch
 
@@ -204,9 +204,9 @@ class Leaves(Callback):
             function(*values)
 
     def _close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        if self._board is not None:
+            self._board.close()
+            self._board = None
 
 
 def _running(trainer: Trainer) -> tuple[float, dict[str, float]]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import re
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +11,11 @@ import torch
 from torch import Tensor
 
 from sightline.data.foreignloader import ForeignLoader
+from sightline.engine.nested import like, mapped
 from sightline.errors import DataError, listing, nearest
 from sightline.learner.metrics import batch_size, restore_state, state_of
 from sightline.learner.plan import LearnerError, Measuring, Plan
 from sightline.metrics import Meter
-from sightline.random import derive
 from sightline.types import Batch, StepOutput, TrainState
 
 if TYPE_CHECKING:
@@ -31,7 +29,6 @@ PREDICT = ("__predict_func__", "__predict_function__")
 TRAIN_NAMES = ("data", "optimizer", "loss_fn", "train_metrics", "running_loss", "epoch", "batch_num")
 EVAL_NAMES = ("data", "metrics")
 """What the steps are called with, by name."""
-_BROADCAST = re.compile(r"output with shape \[(\d+), \d+, \d+\] doesn't match the broadcast shape \[(\d+), ")
 
 
 def own_method(learner: object, *spellings: str) -> Callable[..., Any] | None:
@@ -73,67 +70,27 @@ def bound(function: Callable[..., Any], names: Sequence[str]) -> Callable[..., A
     return lambda *values: function(*[values[place] for place in places])
 
 
-class PlainBatches(ForeignLoader):
-    """The batches of any loader as it gives them; the learner's own step takes them apart. Where the loader draws its
-    order from a generator of its own, an epoch's order is a function of that generator's seed and the epoch."""
-
-    def __init__(self, batches: Iterable[Any], argument: str):
-        try:
-            super().__init__(batches)
-        except TypeError as error:
-            raise LearnerError(
-                f"{argument}: expected a DataLoader or a list of batches, found a {type(batches).__name__}: {error}."
-            ) from error
-
-        owners = (batches, getattr(batches, "sampler", None))
-        found = {id(owner): getattr(owner, "generator", None) for owner in owners}.values()
-        self._generators = [each for each in found if isinstance(each, torch.Generator)]
-        self._began = 0
-
-    def seek(self, epoch: int, batch: int = 0) -> None:
-        """As ForeignLoader's."""
-        super().seek(epoch, batch)
-        self._began = epoch
-
-    def _converted(self, batch: Any) -> Any:
-        return batch
-
-    def __iter__(self) -> Iterator[Any]:
-        seeds = [generator.initial_seed() for generator in self._generators]
-        for generator, seed in zip(self._generators, seeds, strict=True):
-            generator.manual_seed(derive(seed, self._began, "loader"))
-        try:
-            yield from super().__iter__()
-        except RuntimeError as error:
-            told = explained(error)
-            if told is None:
-                raise
-            raise DataError(told) from error
-        finally:  # its seed stays the user's
-            for generator, seed in zip(self._generators, seeds, strict=True):
-                generator.manual_seed(seed)
-
-
-def explained(error: RuntimeError) -> str | None:
-    """What is wrong with a Normalize for three channels over a picture of one; None for any other error."""
-    match = _BROADCAST.search(str(error))
-    if match is None or "normalize" not in "".join(traceback.format_exception(error)).lower():
-        return None
-    return (
-        f"the transform Normalize has a mean and a std of {match[2]} values, and the image has {match[1]} channel(s). "
-        f"For one channel write Normalize((0.5,), (0.5,))."
-    )
+def batches_of(argument: str, loader: Iterable[Any]) -> ForeignLoader:
+    """The batches of any loader as it gives them; the learner's own step takes them apart."""
+    try:
+        return ForeignLoader(loader, as_given=True)
+    except TypeError as error:
+        raise LearnerError(
+            f"{argument}: expected a DataLoader or a list of batches, found a {type(loader).__name__}: {error}."
+        ) from error
 
 
 class Split:
-    """What is measured on, told when it begins."""
+    """What is measured on, told when it begins. Each time is a loader's first epoch, whatever that of the
+    training, so that an order from a generator of its own is the same."""
 
-    def __init__(self, batches: Iterable[Any], begin: Callable[[], None]):
+    def __init__(self, batches: ForeignLoader, begin: Callable[[], None]):
         self._batches = batches
         self._begin = begin
 
     def __iter__(self) -> Iterator[Any]:
         self._begin()
+        self._batches.seek(0)
         yield from self._batches
 
 
@@ -206,7 +163,7 @@ class LearnerTask:
 
     def measured(self, split: str, batches: Iterable[Any]) -> Split:
         """The batches of a split, whose metrics begin anew when its first is asked for."""
-        return Split(PlainBatches(batches, f"{split}_loader"), lambda: self._begin(split))
+        return Split(batches_of(f"{split}_loader", batches), lambda: self._begin(split))
 
     def begin_epoch(self, state: TrainState) -> None:
         """The learning rate of the epoch, and the running loss."""
@@ -353,27 +310,22 @@ def hooked(batch: Any, hooks: Iterable[Callable[[Any], Any]]) -> Any:
     inputs = batch[0] if several else batch
     for hook in hooks:
         inputs = hook(inputs)
-    return _like(batch, [inputs, *batch[1:]]) if several else inputs
+    return like(batch, [inputs, *batch[1:]]) if several else inputs
 
 
 def moved(value: Any, device: torch.device) -> Any:
     """The tensors in a value, at any depth, on a device; arrays become tensors."""
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, list | tuple):
-        return _like(value, [moved(item, device) for item in value])
-    if isinstance(value, Mapping):
-        return {name: moved(item, device) for name, item in value.items()}
-    return torch.as_tensor(value, device=device)
+
+    def placed(part: Any) -> Any:
+        if isinstance(part, Tensor):
+            return part.to(device, non_blocking=True)
+        if isinstance(part, Mapping):
+            return {name: mapped(item, placed) for name, item in part.items()}
+        return torch.as_tensor(part, device=device)
+
+    return mapped(value, placed)
 
 
 def detached(value: Any) -> Any:
     """The tensors in a value, at any depth, off the graph."""
-    if isinstance(value, list | tuple):
-        return _like(value, [detached(item) for item in value])
-    return value.detach() if isinstance(value, Tensor) else value
-
-
-def _like(value: Any, items: list[Any]) -> Any:
-    """A list, tuple or named tuple as `value` is."""
-    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return mapped(value, lambda part: part.detach() if isinstance(part, Tensor) else part)

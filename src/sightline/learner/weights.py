@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -17,6 +15,7 @@ from sightline import locate
 from sightline.errors import ArtifactError, ConfigError, SightlineError, first_line, listing
 from sightline.files import atomic_write, beside, expanded, read_json, sha256, write_json
 from sightline.learner.plan import LearnerError
+from sightline.models.node import node_of
 from sightline.models.pretrained import fill, read_weights
 
 FORMAT = 1
@@ -32,7 +31,7 @@ def save_weights(model: nn.Module, path: str | Path | IO[bytes], architecture: b
         return
     path = expanded(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    node = described(model) if architecture else None
+    node = _node(model) if architecture else None
     with atomic_write(path) as file:
         torch.save(state, file)
     if node is not None:
@@ -107,58 +106,14 @@ def load_network(path: str | Path, allow: Sequence[str] = ()) -> nn.Module:
     return model
 
 
-def described(model: nn.Module) -> dict[str, Any]:
-    """The network as a node of data: layers of torch.nn in Sequentials, or a class of the user's that is made without
-    arguments. Raises LearnerError for one that would not come back the same."""
+def _node(model: nn.Module) -> dict[str, Any]:
     try:
-        node = _node(model)
-        made = locate.instantiate(node, key="network")
-        same = repr(made) == repr(model) and _shapes(made) == _shapes(model)
-    except (LearnerError, SightlineError) as error:
-        raise LearnerError(f"save_architecture: {error} {_ADVICE}") from error
-    if not same:
+        return node_of(model)
+    except SightlineError as error:
         raise LearnerError(
-            f"save_architecture: {type(model).__name__} does not come back from data the same. {_ADVICE}"
-        )
-    return node
-
-
-_ADVICE = "Save the weights alone, and make the network by your own code before load_model."
-
-
-def _node(layer: nn.Module) -> dict[str, Any]:
-    cls = type(layer)
-    name = f"{cls.__module__}.{cls.__qualname__}"
-    if isinstance(layer, nn.Sequential) and cls is nn.Sequential:
-        if list(layer._modules) != [str(place) for place in range(len(layer))]:
-            raise LearnerError("a Sequential with names for its layers is not described.")
-        return {"_target_": "torch.nn.Sequential", "_args_": [_node(child) for child in layer]}
-    if cls.__module__ == "__main__":
-        raise LearnerError(f"the class {cls.__qualname__} is in the script itself, where nobody finds it again.")
-    arguments = {}
-    if cls.__module__.startswith("torch.nn."):
-        for parameter in list(inspect.signature(cls.__init__).parameters.values())[1:]:
-            value = getattr(layer, parameter.name, parameter.default)
-            if parameter.name == "bias":
-                value = value is not None and value is not False
-            if parameter.name in ("device", "dtype") or parameter.kind is parameter.VAR_KEYWORD:
-                continue
-            plain = list(value) if isinstance(value, tuple) else value
-            if not all(item is None or isinstance(item, bool | int | float | str) for item in _flat(plain)):
-                raise LearnerError(f"the argument {parameter.name} of {cls.__name__} is no plain value.")
-            if plain != parameter.default:
-                arguments[parameter.name] = plain
-    return {"_target_": name, **arguments}
-
-
-def _flat(value: Any) -> list[Any]:
-    return [part for item in value for part in _flat(item)] if isinstance(value, list) else [value]
-
-
-def _shapes(model: nn.Module) -> Counter[tuple[str, tuple[int, ...]]]:
-    return Counter(
-        (name, tuple(value.shape)) for name, value in model.state_dict().items() if isinstance(value, Tensor)
-    )
+            f"save_architecture: {error} Save the weights alone, and make the network by your own code before "
+            f"load_model."
+        ) from error
 
 
 def _described_at(path: Path) -> tuple[dict[str, Any], Path]:

@@ -1,5 +1,5 @@
-"""What a network does with an image's shape, found without touching its weights or buffers: a copy on torch's meta
-device, where tensors have shapes but no numbers, runs one batch in evaluation mode."""
+"""What a network does with the shape of an image or of any other input, found without touching its weights or buffers:
+a copy on torch's meta device, where tensors have shapes but no numbers, runs one batch in evaluation mode."""
 
 from __future__ import annotations
 
@@ -11,20 +11,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.errors import ModelError
+from sightline.errors import ModelError, first_line
 
 _BATCH = 2
 
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One call of a layer: `shape` is its output without the batch dimension, `multiply_adds` are for one image."""
+    """One call of a layer. `took` and `gave` are the sizes, batch included, of the first tensor that went in and that
+    came out, empty where there was none; `multiply_adds` are for one image."""
 
     name: str
     kind: str
-    shape: tuple[int, ...]
+    took: tuple[int, ...]
+    gave: tuple[int, ...]
     parameters: int
     multiply_adds: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The output without the batch dimension."""
+        return self.gave[1:]
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ def trace(model: nn.Module, shape: tuple[int, ...], fits: Callable[[int], bool] 
     Raises ModelError naming the layer that cannot take what reaches it, what it got, what it needs, and the smallest
     square image that would fit, if one of up to 512 pixels does."""
     try:
-        return _run(model, shape)
+        return _run(model, _images(shape))
     except _LayerError as error:
         smallest = _smallest_image(fits or _runs(model, shape[0])) if error.size_matters else None
         told = f" The smallest square image this network takes is {smallest} x {smallest}." if smallest else ""
@@ -54,6 +61,18 @@ def trace(model: nn.Module, shape: tuple[int, ...], fits: Callable[[int], bool] 
         raise ModelError(
             f"the network does not fit images of {image} with {shape[0]} channel(s): {error}{told}"
         ) from error
+
+
+def trace_inputs(model: nn.Module, inputs: Tensor | list[Tensor]) -> Trace:
+    """As `trace`, for a batch of anything; several inputs are handed to the network as the one list that they are.
+    Raises ModelError naming the layer that cannot take what reaches it."""
+    try:
+        return _run(model, inputs)
+    except _LayerError as error:
+        if isinstance(inputs, Tensor) and inputs.ndim == 4 and inputs.is_floating_point():
+            trace(model, tuple(inputs.shape[1:]))  # which knows what image would fit
+        sizes = [list(part.shape[1:]) for part in ([inputs] if isinstance(inputs, Tensor) else inputs)]
+        raise ModelError(f"the network does not run on inputs of {sizes}: {error}") from error
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
@@ -94,22 +113,37 @@ class _LayerError(Exception):
         self.size_matters = size_matters
 
 
-def _run(model: nn.Module, shape: tuple[int, ...]) -> Trace:
+def _images(shape: tuple[int, ...]) -> Tensor:
+    return torch.zeros((_BATCH, *shape), device="meta")
+
+
+def _run(model: nn.Module, inputs: Any) -> Trace:
     try:
-        return _observe(meta_copy(model), shape, torch.device("meta"))
-    except _LayerError as error:
-        # a network may look at its numbers, or keep tensors that are no buffers: then a real copy tells
+        return _observe(meta_copy(model), _blank(inputs, torch.device("meta")))
+    except Exception as error:
+        # a network may look at its numbers, keep tensors that are no buffers, or be lazy: then a real copy tells
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         try:
             with torch.random.fork_rng():
-                return _observe(copy.deepcopy(model).eval(), shape, device)
+                return _observe(copy.deepcopy(model).eval(), _blank(inputs, device))
         except _LayerError as real:
             raise real from error
+        except Exception as real:  # its own code, when it is copied
+            told = f"it cannot be copied: {type(real).__name__}: {first_line(real)}"
+            raise _LayerError(told, size_matters=False) from real
 
 
-def _observe(probe: nn.Module, shape: tuple[int, ...], device: torch.device) -> Trace:
+def _blank(inputs: Any, device: torch.device) -> Any:
+    """Zeros of these sizes and types."""
+    if isinstance(inputs, Tensor):
+        return torch.zeros_like(inputs, device=device)
+    return [torch.zeros_like(part, device=device) for part in inputs]
+
+
+def _observe(probe: nn.Module, inputs: Any) -> Trace:
     from torch.utils.flop_counter import FlopCounterMode
 
+    batch = _size(inputs)[0]
     rows: list[LayerRow] = []
     current: list[tuple[str, nn.Module, Any]] = []  # the leaf layers entered and not yet left
     counter = FlopCounterMode(display=False)
@@ -121,12 +155,11 @@ def _observe(probe: nn.Module, shape: tuple[int, ...], device: torch.device) -> 
         return hook
 
     def leave(name: str) -> Any:
-        def hook(layer: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        def hook(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             before = current.pop()[2][1]
-            flops = counter.get_total_flops() - before
-            out = tuple(output.shape[1:]) if isinstance(output, Tensor) else ()
+            kind, cost = type(layer).__name__, (counter.get_total_flops() - before) // 2 // batch
             count = sum(parameter.numel() for parameter in layer.parameters())
-            rows.append(LayerRow(name or type(layer).__name__, type(layer).__name__, out, count, flops // 2 // _BATCH))
+            rows.append(LayerRow(name or kind, kind, _size(args), _size(output), count, cost))
 
         return hook
 
@@ -134,16 +167,22 @@ def _observe(probe: nn.Module, shape: tuple[int, ...], device: torch.device) -> 
         if not any(True for _ in layer.children()):
             layer.register_forward_pre_hook(enter(name))
             layer.register_forward_hook(leave(name))
-    x = torch.zeros((_BATCH, *shape), device=device)
     try:
         with torch.no_grad(), counter:
-            output = probe(x)
+            output = probe(inputs)
     except Exception as error:  # whatever the network's own code raises is about this shape
         raise _explain(error, current) from error
-    total = counter.get_total_flops() // 2 // _BATCH
+    total = counter.get_total_flops() // 2 // batch
     parameters = sum(parameter.numel() for parameter in probe.parameters())
     answers = isinstance(output, Tensor)
     return Trace(tuple(rows), tuple(output.shape[1:]) if answers else (), parameters, total, answers)
+
+
+def _size(value: Any) -> tuple[int, ...]:
+    """Of the first tensor in it."""
+    while isinstance(value, list | tuple) and value:
+        value = value[0]
+    return tuple(value.shape) if isinstance(value, Tensor) else ()
 
 
 def _explain(error: Exception, current: list[tuple[str, nn.Module, Any]]) -> _LayerError:
@@ -194,8 +233,8 @@ def _runs(model: nn.Module, channels: int) -> Callable[[int], bool]:
     def runs(side: int) -> bool:
         """Whether a square image of this side runs through."""
         try:
-            _observe(meta_copy(model), (channels, side, side), torch.device("meta"))
-        except _LayerError:
+            _observe(meta_copy(model), _images((channels, side, side)))
+        except Exception:  # a lazy one cannot be copied so
             return False
         return True
 

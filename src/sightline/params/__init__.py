@@ -9,11 +9,12 @@ better here than there. The names are loaded on first use."""
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from sightline import lazy
 
 if TYPE_CHECKING:
-    from sightline.params.convert import convert_idx
+    from sightline.data.convert import convert_idx
     from sightline.params.data import FashionMNIST, get_dataloader
     from sightline.params.defaults import params
     from sightline.params.files import load_checkpoint
@@ -21,14 +22,14 @@ if TYPE_CHECKING:
     from sightline.params.network import build_classifier
 
 _HOMES = {
-    "FashionMNIST": "data",
-    "build_classifier": "network",
-    "convert_idx": "convert",
-    "get_dataloader": "data",
-    "load_checkpoint": "files",
-    "params": "defaults",
-    "set_seeds": "loop",
-    "train": "loop",
+    "FashionMNIST": ".data",
+    "build_classifier": ".network",
+    "convert_idx": "sightline.data.convert",
+    "get_dataloader": ".data",
+    "load_checkpoint": ".files",
+    "params": ".defaults",
+    "set_seeds": ".loop",
+    "train": ".loop",
 }
 __all__ = [
     "FashionMNIST",
@@ -41,10 +42,4 @@ __all__ = [
     "train",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'sightline.params' has no attribute '{name}'")
-    value = getattr(importlib.import_module(f"sightline.params.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__, __dir__ = lazy.names(__name__, _HOMES)

@@ -12,10 +12,10 @@ from sightline.engine.callbacks import Callback
 from sightline.engine.checkpoint import checkpoint_content, numpy_values
 from sightline.engine.progress import Progress
 from sightline.engine.sealed import load_sealed, save_sealed
-from sightline.errors import ArtifactError, ConfigError, first_line, listing, nearest
-from sightline.files import expanded
+from sightline.errors import ArtifactError, ConfigError, RunFailedError, first_line, listing, nearest
+from sightline.files import expanded, leftovers
 from sightline.runs.eventfile import EventFile
-from sightline.types import StepOutput
+from sightline.types import StepOutput, TrainState
 
 if TYPE_CHECKING:
     from sightline.engine.trainer import Trainer
@@ -41,6 +41,11 @@ class Leaves(Callback):
         self.logdir, self.save_freq, self.names = logdir, save_freq, tuple(names)
         self.monitors, self.board = tuple(monitors), board
 
+    def on_fit_start(self, trainer: Trainer) -> None:
+        """Clears away what a kill in the middle of a file left."""
+        for left in leftovers(self.logdir, "model_epoch_*.pt"):
+            left.unlink()
+
     def on_step_end(self, trainer: Trainer, output: StepOutput) -> None:
         """A point of each curve."""
         values = {f"{name}/train": value for name, value in (output.metrics or {}).items()}
@@ -64,28 +69,32 @@ class Leaves(Callback):
         if measured:
             self.board.add(state.step, measured)
         if epoch % self.save_freq == 0 or state.epoch == trainer.max_epochs or trainer.should_stop:
-            content = checkpoint_content(state)
+            self._save(state, epoch)
+
+    def _save(self, state: TrainState, epoch: int) -> None:
+        content, path = checkpoint_content(state), self.logdir / f"model_epoch_{epoch}.pt"
+        schedules = zip(self.names, content["schedules"], strict=True)
+        try:
             save_sealed(
-                self.logdir / f"model_epoch_{epoch}.pt",
+                path,
                 {
                     "format": FORMAT,
                     "epoch": epoch,
                     "step": state.step,
                     "model_state_dict": content["model"],
                     "optimizer_state_dict": content["optimizer"],
-                    **{
-                        f"{name}state_dict": saved for name, saved in zip(self.names, content["schedules"], strict=True)
-                    },
+                    **{f"{name}state_dict": saved for name, saved in schedules},
                 },
             )
+        except OSError as error:
+            raise RunFailedError(
+                f"'{path}' could not be written: {first_line(error)}. Make room; the same call of train then goes on "
+                f"from the last checkpoint."
+            ) from error
 
 
 class Lines(Progress):
     """On a terminal the bar; everywhere one line an epoch and, of an evaluation, its loss and metrics."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._live = None  # a callback before this one may fail before the bar is there
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, float]) -> None:
         """The lines, to eight decimals. Epochs and evaluations are counted from 0."""

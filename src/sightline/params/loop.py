@@ -21,7 +21,7 @@ from sightline.engine.progress import plain_console
 from sightline.engine.runtime import Runtime
 from sightline.engine.signals import StopOnSignal
 from sightline.engine.trainer import Trainer
-from sightline.errors import ArtifactError, ConfigError, listing
+from sightline.errors import ArtifactError, ConfigError, RunFailedError, first_line, listing
 from sightline.files import expanded
 from sightline.params.data import build_loaders, open_splits
 from sightline.params.files import Leaves, Lines
@@ -34,14 +34,6 @@ from sightline.runs.eventfile import EventFile
 from sightline.runs.record import flat
 from sightline.runs.recorders import JsonlRecorder
 from sightline.types import TrainState
-
-
-class _Loop(Trainer):
-    """Evaluates after epoch 0, every so many epochs from there, and after the last."""
-
-    def _eval_due(self) -> bool:
-        last = self.state.epoch + 1 == self.max_epochs or self.should_stop
-        return self.state.epoch % self.eval_every == 0 or last
 
 
 def set_seeds(seed: int) -> None:
@@ -95,15 +87,16 @@ def _train(
     state.meters["train"] = TrainMeter()
     resumed_at = _go_on(run, state)
     say = plain_console().print
+    made_with: dict[Path, Any] = {}
     if resumed_at is None:
-        run.write_json(run.data, record)
-        run.write_json(run.environment, environment() | {"id": secrets.token_hex(8)})
+        made_with = {run.data: record, run.environment: environment() | {"id": secrets.token_hex(8)}}
     elif state.epoch >= settings["num_epochs"] and not state.batch:
         say(f"'{run.path}' is trained already, {state.epoch} epochs; a larger params['num_epochs'] goes on.")
         return True
     else:
         say(f"Going on with '{run.path}' from epoch {state.epoch}, step {state.step}.")
-    run.write_json(run.path / "params.json", config["params"])
+    run.sweep()
+    _write(run, made_with | {run.path / "params.json": config["params"]})
     # the points of a step that was saved stay, those after it come again
     board = EventFile(run.path, resumed_at and resumed_at[0] + 1)
     log = JsonlRecorder(run.log, resumed_at)
@@ -122,13 +115,13 @@ def _train(
         about={"id": run.id, "run": run.path.name, "data": record["fingerprint"]},
         flush=flush,
     )
-    loop = _Loop(
+    trainer = Trainer(
         steps,
         state,
         batches,
         {"test": test},
         max_epochs=settings["num_epochs"],
-        eval_every=settings["eval_freq"],
+        eval_every=lambda epoch: epoch % settings["eval_freq"] == 0,
         # the file of an epoch comes before the checkpoint that says the epoch is done
         callbacks=(Leaves(run.path, settings["save_freq"], names, monitors, board), keeper, Lines(), StopOnSignal()),
         recorder=log,
@@ -138,12 +131,12 @@ def _train(
     )
     try:
         with runtime.active():
-            result = loop.fit()
+            result = trainer.fit()
     except Exception as error:
-        error.add_note(
-            f"In epoch {state.epoch}, batch {state.batch} (step {state.step + 1}). The last checkpoint is of step "
-            f"{keeper.saved_step}; the same call of train goes on from it."
-        )
+        last = "There is no checkpoint yet."
+        if keeper.saved_step is not None:
+            last = f"The last checkpoint is of step {keeper.saved_step}; the same call of train goes on from it."
+        error.add_note(f"In epoch {state.epoch}, batch {state.batch} (step {state.step + 1}). {last}")
         raise
     finally:
         for written in (log, board):
@@ -152,6 +145,17 @@ def _train(
     if result.interrupted:
         say(f"Stopped after step {result.steps}; the same call of train goes on from there.")
     return not result.interrupted
+
+
+def _write(run: Run, files: Mapping[Path, Any]) -> None:
+    """Writes what the run is made with."""
+    try:
+        for path, content in files.items():
+            run.write_json(path, content)
+    except OSError as error:
+        raise RunFailedError(
+            f"logdir: cannot write to '{run.path}': {first_line(error)}. Make room, or choose another logdir."
+        ) from error
 
 
 def _go_on(run: Run, state: TrainState) -> tuple[int, int] | None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,9 @@ from torch import nn
 
 from sightline import locate
 from sightline.config.schema import TrainConfig
-from sightline.errors import ConfigError, SightlineError, nearest
+from sightline.errors import ConfigError, nearest
 from sightline.params.defaults import params as defaults
+from sightline.wording import reworded
 
 ALIASES = {
     "batch_size": "data.batch_size",
@@ -39,26 +39,18 @@ _WORDS = {name: f"params['{key}']" for key, name in ALIASES.items() if "." in na
     "data.preprocess.channels=1": "params['is_image_color'] = False",
     "data.preprocess.size": "params['image_height'] and params['image_width']",
     "data.root": "datadir",
+    "run.dir": "logdir",
+    "seed: expected": "params['manual_seed']: expected",
     " (data.on_bad=skip leaves such images out)": "",
     "; data.on_bad=skip leaves them out": "",
+    ", or keep them with data.store=encoded": "",
     "`sightline resume`": "the same call of train",
 }
-_FIND = re.compile("|".join(map(re.escape, sorted(_WORDS, key=len, reverse=True))))
 
 
-@contextmanager
-def in_words_of_params() -> Iterator[None]:
+def in_words_of_params() -> AbstractContextManager[None]:
     """An error of the parts below names the key of the dict, not that of the config that it stands for."""
-    try:
-        yield
-    except SightlineError as error:
-        told = re.sub(r"^seed:", "params['manual_seed']:", _FIND.sub(lambda found: _WORDS[found[0]], str(error)))
-        if told == str(error):
-            raise
-        made = type(error)(told)
-        for note in getattr(error, "__notes__", ()):
-            made.add_note(note)
-        raise made from error
+    return reworded(_WORDS)
 
 
 def completed(params: Mapping[str, Any]) -> dict[str, Any]:

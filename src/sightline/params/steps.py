@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from sightline.errors import ConfigError
 from sightline.metrics import Meter
+from sightline.models.softmax import SoftmaxTwice
 from sightline.types import Batch, StepOutput, Tensors, TrainState
 
 
@@ -35,9 +32,12 @@ class Steps:
             returned = self._train(batch.x, batch.y, state.model, state.optimizer, **self._kwargs)
         else:
             self._looked = True
-            with _SoftmaxTwice() as look:
+            with SoftmaxTwice() as look:
                 returned = self._train(batch.x, batch.y, state.model, state.optimizer, **self._kwargs)
-            look.warn()
+            look.warn(
+                "train_step gives probabilities to cross_entropy",
+                "build_classifier(params, outputs='logits') makes the network without its softmax.",
+            )
         return _output(returned, batch, "train_step")
 
     def eval_step(self, state: TrainState, batch: Batch) -> StepOutput:
@@ -98,34 +98,3 @@ class TestMeter(TrainMeter):
                 values = {type(self._metrics).__name__: values}
             found |= {name: float(value) for name, value in values.items() if torch.as_tensor(value).numel() == 1}
         return found
-
-
-class _SoftmaxTwice(TorchFunctionMode):
-    """Notices cross entropy of probabilities while it is entered; changes nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._classes = 0
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.cross_entropy and not self._classes:
-            given = args[0] if args else (kwargs or {}).get("input")
-            if isinstance(given, Tensor) and given.ndim == 2 and _are_probabilities(given.detach()):
-                self._classes = given.shape[1]
-        return func(*args, **(kwargs or {}))
-
-    def warn(self) -> None:
-        """Once for a run."""
-        if self._classes:
-            floor = math.log(math.e + self._classes - 1) - 1
-            warnings.warn(
-                f"train_step gives probabilities to cross_entropy, which applies a softmax of its own: the loss cannot "
-                f"fall below {floor:.4f} for {self._classes} classes, and the gradients are weak. "
-                f"build_classifier(params, outputs='logits') makes the network without its softmax.",
-                UserWarning,
-                stacklevel=2,
-            )
-
-
-def _are_probabilities(given: Tensor) -> bool:
-    return bool((given >= 0).all()) and bool((given.sum(1) - 1).abs().max() < 1e-3)

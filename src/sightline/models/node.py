@@ -1,0 +1,57 @@
+"""A network that is there already, as a node of data that makes one like it."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from typing import Any
+
+from torch import Tensor, nn
+
+from sightline import locate
+from sightline.errors import ConfigError
+
+
+def node_of(model: nn.Module) -> dict[str, Any]:
+    """The node, without the weights: layers of torch.nn in Sequentials, or a class of the user's that is made without
+    arguments. Raises ConfigError for a network that would not come back the same."""
+    node = _node(model)
+    made = locate.instantiate(node, key="network")
+    if repr(made) != repr(model) or _shapes(made) != _shapes(model):
+        raise ConfigError(f"{type(model).__name__} does not come back from data the same.")
+    return node
+
+
+def _node(layer: nn.Module) -> dict[str, Any]:
+    cls = type(layer)
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    if isinstance(layer, nn.Sequential) and cls is nn.Sequential:
+        if list(layer._modules) != [str(place) for place in range(len(layer))]:
+            raise ConfigError("a Sequential with names for its layers is not described.")
+        return {"_target_": "torch.nn.Sequential", "_args_": [_node(child) for child in layer]}
+    if cls.__module__ == "__main__":
+        raise ConfigError(f"the class {cls.__qualname__} is in the script itself, where nobody finds it again.")
+    arguments = {}
+    if cls.__module__.startswith("torch.nn."):
+        for parameter in list(inspect.signature(cls.__init__).parameters.values())[1:]:
+            value = getattr(layer, parameter.name, parameter.default)
+            if parameter.name == "bias":
+                value = value is not None and value is not False
+            if parameter.name in ("device", "dtype") or parameter.kind is parameter.VAR_KEYWORD:
+                continue
+            plain = list(value) if isinstance(value, tuple) else value
+            if not all(item is None or isinstance(item, bool | int | float | str) for item in _flat(plain)):
+                raise ConfigError(f"the argument {parameter.name} of {cls.__name__} is no plain value.")
+            if plain != parameter.default:
+                arguments[parameter.name] = plain
+    return {"_target_": name, **arguments}
+
+
+def _flat(value: Any) -> list[Any]:
+    return [part for item in value for part in _flat(item)] if isinstance(value, list) else [value]
+
+
+def _shapes(model: nn.Module) -> Counter[tuple[str, tuple[int, ...]]]:
+    return Counter(
+        (name, tuple(value.shape)) for name, value in model.state_dict().items() if isinstance(value, Tensor)
+    )

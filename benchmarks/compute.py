@@ -16,10 +16,8 @@ accuracies differ by more than half a point."""
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -29,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from archives import MNIST, unpacked
 from sightline.config.build import as_config, merged
 from sightline.config.parts import Parts, build_parts
 from sightline.engine.trainer import Trainer
@@ -247,18 +246,11 @@ def main() -> int:
     options.add_argument("--only", nargs="+", choices=["speed", "accuracy", "deterministic", "features"])
     options.add_argument("--check", action="store_true", help="exit 1 when a target is missed")
     found = options.parse_args()
-    shared = Path(os.environ.get("SIGHTLINE_SHARED") or Path(__file__).parents[2] / "shared")
-    archive = shared / "data" / "mnist10k-png.tar.gz"
-    if not archive.is_file():
-        print(f"there is no '{archive}'; set SIGHTLINE_SHARED", file=sys.stderr)
-        return 2
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
     wanted = found.only or ["speed", "accuracy", "deterministic", "features"]
     missed: list[str] = []
     with tempfile.TemporaryDirectory() as scratch:
-        with tarfile.open(archive) as opened:
-            opened.extractall(scratch, filter="data")
-        digits = Path(scratch) / "mnist10k"
+        digits = unpacked(MNIST, Path(scratch)) / "mnist10k"
         if "speed" in wanted:
             missed += speed(digits, found.rounds)
         if "accuracy" in wanted:

@@ -27,12 +27,10 @@ import contextlib
 import csv
 import io
 import itertools
-import os
 import platform
 import re
 import statistics
 import sys
-import tarfile
 import tempfile
 import time
 import warnings
@@ -47,6 +45,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from archives import MNIST, unpacked
 from sightline import learner
 from sightline.engine.runtime import Runtime
 from sightline.params import build_classifier, params, set_seeds, torchmetrics, train
@@ -279,12 +278,7 @@ TABLES: dict[str, Callable[[Path, Path, int], list[Ratio]]] = {"params": door_a,
 
 def digits(scratch: Path) -> Path:
     """8,000 digits in `data/train` and 2,000 in `data/test`, each with its `info.csv`."""
-    shared = Path(os.environ.get("SIGHTLINE_SHARED") or Path(__file__).parents[2] / "shared")
-    archive = shared / "data" / "mnist10k-png.tar.gz"
-    if not archive.is_file():
-        sys.exit(f"there is no '{archive}'; set SIGHTLINE_SHARED to the directory that holds data/")
-    with tarfile.open(archive) as opened:
-        opened.extractall(scratch, filter="data")
+    unpacked(MNIST, scratch)
     with (scratch / "mnist10k" / "mnist_10k_test_images.csv").open(newline="") as table:
         rows = [(row["file"], row["target"]) for row in csv.DictReader(table)]
     for split, part in (("train", rows[:8000]), ("test", rows[8000:])):

@@ -15,10 +15,8 @@ reading and decoding, or packing photographs less than 0.8 times the cores as fa
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -32,6 +30,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, transforms
 
+from archives import CIFAR10, unpacked
 from sightline.data.augment import Flip, ShiftCrop
 from sightline.data.cache import Cache
 from sightline.data.geometry import RandomResizedCrop
@@ -284,17 +283,6 @@ def draw_photographs(folder: Path, count: int) -> None:
         Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(path, quality=88)
 
 
-def cifar10(scratch: Path) -> Path:
-    """The unpacked data set."""
-    shared = Path(os.environ.get("SIGHTLINE_SHARED") or Path(__file__).parents[2] / "shared")
-    archive = shared / "data" / "cifar10-jpg.tar.gz"
-    if not archive.is_file():
-        sys.exit(f"there is no '{archive}'; set SIGHTLINE_SHARED to the directory that holds data/")
-    with tarfile.open(archive) as opened:
-        opened.extractall(scratch / "cifar10", filter="data")
-    return scratch / "cifar10"
-
-
 def main() -> int:
     """Measures, prints, and with --check judges."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -306,7 +294,7 @@ def main() -> int:
     missed = []
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        root = cifar10(scratch) if {"loading", "packing"} & set(found.only) else scratch
+        root = unpacked(CIFAR10, scratch / "cifar10") if {"loading", "packing"} & set(found.only) else scratch
         targets = {"loading": TARGET_LOADING, "packing": TARGET_PACKING, "photographs": TARGET_PHOTOGRAPHS}
         for name in found.only:
             if name == "photographs":

@@ -26,7 +26,6 @@ import platform
 import random
 import statistics
 import sys
-import tarfile
 import tempfile
 import time
 import warnings
@@ -40,6 +39,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from archives import MNIST, unpacked
 from sightline.data.loader import BatchLoader
 from sightline.data.packed import PackedDataset
 from sightline.data.packing import Packing, pack_splits
@@ -386,13 +386,7 @@ TARGETS = (
 
 def mnist(scratch: Path) -> Digits:
     """The digits, unpacked and packed."""
-    shared = Path(os.environ.get("SIGHTLINE_SHARED") or Path(__file__).parents[2] / "shared")
-    archive = shared / "data" / "mnist10k-png.tar.gz"
-    if not archive.is_file():
-        sys.exit(f"there is no '{archive}'; set SIGHTLINE_SHARED to the directory that holds data/")
-    with tarfile.open(archive) as opened:
-        opened.extractall(scratch, filter="data")
-    source = open_source("csv", scratch / "mnist10k", val=0, test=0)
+    source = open_source("csv", unpacked(MNIST, scratch) / "mnist10k", val=0, test=0)
     packed = pack_splits(source, PREPROCESS, packing=Packing("pixels"))[0]["train"]
     return Digits(packed, PREPROCESS.normalizer()(packed.pixels(np.arange(len(packed)))), packed.labels, scratch)
 

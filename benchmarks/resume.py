@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from time_to_accuracy import config_of, data_root
 
 from sightline.config.build import assemble, resume
 from sightline.config.parts import build_parts
@@ -33,6 +32,7 @@ from sightline.engine.callbacks import Callback
 from sightline.engine.checkpointing import Checkpointer
 from sightline.engine.trainer import Trainer
 from sightline.types import StepOutput
+from time_to_accuracy import config_of, data_root
 
 NEAR, FAR, MORE = 10, 100_000, 200
 TARGET_SECONDS, TARGET_SHARE, EVERY = 0.2, 0.01, 30.0

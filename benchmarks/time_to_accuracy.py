@@ -16,10 +16,8 @@ allow."""
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Sequence
@@ -29,6 +27,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from archives import CIFAR10, MNIST, unpacked
 from sightline.commands.compose import checked
 from sightline.config.build import assemble
 from sightline.config.parts import Parts, build_parts
@@ -36,7 +35,7 @@ from sightline.config.schema import TrainConfig
 from sightline.engine.callbacks import Callback
 from sightline.engine.trainer import Trainer
 
-ARCHIVES = {"mnist": ("mnist10k-png.tar.gz", "mnist10k"), "cifar10": ("cifar10-jpg.tar.gz", ".")}
+ARCHIVES = {"mnist": (MNIST, "mnist10k"), "cifar10": (CIFAR10, ".")}
 LEAST = {"digits": 0.96, "mnist": 0.985, "cifar10": 0.90}
 MOST_MINUTES = {"cifar10": 30.0}
 RECORD = 0.94
@@ -70,13 +69,7 @@ def data_root(recipe: str, scratch: Path) -> Path | None:
     if recipe not in ARCHIVES:
         return None
     archive, inner = ARCHIVES[recipe]
-    path = Path(os.environ.get("SIGHTLINE_SHARED") or Path(__file__).parents[2] / "shared") / "data" / archive
-    if not path.is_file():
-        raise SystemExit(f"there is no '{path}'; set SIGHTLINE_SHARED")
-    folder = scratch / recipe
-    with tarfile.open(path) as opened:
-        opened.extractall(folder, filter="data")
-    return folder / inner
+    return unpacked(archive, scratch / recipe) / inner
 
 
 def config_of(recipe: str, root: Path | None, seed: int, scratch: Path, more: Sequence[str]) -> TrainConfig:

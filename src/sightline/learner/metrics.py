@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -94,32 +94,34 @@ class MeanConfidenceScore(Metric):
         return (probabilities.gather(1, label.long()) * among).sum()
 
 
-class MSE(Metric):
-    """The mean squared error. A sample of several numbers counts with their mean."""
+class _MeanDifference(Metric):
+    """The mean of what a difference counts. A sample of several numbers counts with their mean."""
 
     better = "min"
+    _counted: Callable[[Tensor], Tensor]
+
+    def __compute__(self, predictions: Any, targets: Any) -> Any:
+        if isinstance(predictions, list | tuple):
+            return sum(self.__compute__(*pair) for pair in zip(predictions, targets, strict=True))
+        return _per_sample(self._counted(_difference(self, predictions, targets)))
+
+
+class MSE(_MeanDifference):
+    """The mean squared error. A sample of several numbers counts with their mean."""
+
+    _counted = staticmethod(torch.square)
 
     def __init__(self, name: str = "MSE"):
         super().__init__(name)
 
-    def __compute__(self, predictions: Any, targets: Any) -> Any:
-        if isinstance(predictions, list | tuple):
-            return sum(self.__compute__(*pair) for pair in zip(predictions, targets, strict=True))
-        return _per_sample(_difference(self, predictions, targets).square())
 
-
-class MAE(Metric):
+class MAE(_MeanDifference):
     """The mean absolute error. A sample of several numbers counts with their mean."""
 
-    better = "min"
+    _counted = staticmethod(torch.abs)
 
     def __init__(self, name: str = "MAE"):
         super().__init__(name)
-
-    def __compute__(self, predictions: Any, targets: Any) -> Any:
-        if isinstance(predictions, list | tuple):
-            return sum(self.__compute__(*pair) for pair in zip(predictions, targets, strict=True))
-        return _per_sample(_difference(self, predictions, targets).abs())
 
 
 def batch_size(value: Any, batch_first: bool = True) -> int:

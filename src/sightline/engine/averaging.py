@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
+from operator import is_
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +15,10 @@ class Average:
     """After every step, average = decay * average + (1 - decay) * weight (Polyak and Juditsky, 1992, with exponential
     weights), for parameters and the floating-point buffers; whole numbers, such as a batch count, are copied.
 
+    The network may replace its tensors and modules between two steps (`self.buffer = value` in its forward), add some,
+    remove some, or share them: the average follows. A tensor that is new, or has another shape or type, begins with the
+    network's value; one that was replaced by another of its shape is averaged as before.
+
     `warmup` bounds the decay by (1 + step) / (10 + step), with `step` the updates before this one, as TensorFlow's
     `ExponentialMovingAverage` does with `num_updates`: an average of few steps does not remember the first weights."""
 
@@ -20,7 +27,8 @@ class Average:
             raise ValueError(f"decay must be between 0 and 1, not {decay}")
         self.decay = decay
         self.warmup = warmup
-        self._of: tuple[nn.Module, nn.Module] | None = None
+        self._modules: tuple[list[nn.Module], list[nn.Module]] = ([], [])
+        self._parts: tuple[list[Any], list[Any]] = ([], [])
         self._averaged: tuple[list[Tensor], list[Tensor]] = ([], [])
         self._copied: tuple[list[Tensor], list[Tensor]] = ([], [])
 
@@ -32,7 +40,7 @@ class Average:
     @torch.no_grad()
     def update(self, average: nn.Module, model: nn.Module, step: int) -> None:
         """Moves `average` towards `model`; nothing is read back from the device."""
-        if self._of is None or self._of[0] is not average or self._of[1] is not model:
+        if not self._is_current(average, model):
             self._pair(average, model)
         decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
         if self._averaged[0]:
@@ -40,15 +48,85 @@ class Average:
         for old, new in zip(*self._copied, strict=True):
             old.copy_(new)
 
+    def _is_current(self, average: nn.Module, model: nn.Module) -> bool:
+        """Whether both networks consist of the very tensors and modules that were paired. A state dict of some hundred
+        tensors costs more than averaging them; this comparison does not."""
+        for root, modules, parts in zip((average, model), self._modules, self._parts, strict=True):
+            if not modules or modules[0] is not root:
+                return False
+            found = _parts(modules)
+            if len(found) != len(parts) or not all(map(is_, found, parts)):
+                return False
+        return True
+
     def _pair(self, average: nn.Module, model: nn.Module) -> None:
-        """Looked up once: a state dict of some hundred tensors costs more than averaging them."""
-        self._of = (average, model)
-        pairs = list(zip(_tensors(average), _tensors(model), strict=True))
+        _match_modules(average, model)
+        modules = dict(model.named_modules(remove_duplicate=False))
+        own = dict(average.named_modules(remove_duplicate=False))
+        partners: dict[Any, Tensor] = {}  # by the place in memory of the network's tensor, the average of it
+        taken: dict[Any, Any] = {}  # by the place in memory of an average, the network's tensor it is of
+        pairs: list[tuple[Tensor, Tensor]] = []
+        for name, module in modules.items():
+            for kind in ("_parameters", "_buffers"):
+                mine, theirs = getattr(own[name], kind), getattr(module, kind)
+                for key in [key for key in mine if key not in theirs]:
+                    del mine[key]
+                for key, new in theirs.items():
+                    if new is None:
+                        mine[key] = None
+                        continue
+                    place = _place(new)
+                    if place not in partners:
+                        old = mine.get(key)
+                        usable = old is not None and _fits(old, new) and taken.get(_place(old), place) == place
+                        partners[place] = old if usable else _copy(new)
+                        taken[_place(partners[place])] = place
+                        pairs.append((partners[place], new))
+                    mine[key] = partners[place]
+            own[name]._non_persistent_buffers_set = set(module._non_persistent_buffers_set)
         real = [pair for pair in pairs if pair[0].is_floating_point() or pair[0].is_complex()]
         whole = [pair for pair in pairs if not (pair[0].is_floating_point() or pair[0].is_complex())]
         self._averaged = ([old for old, _ in real], [new for _, new in real])
         self._copied = ([old for old, _ in whole], [new for _, new in whole])
+        self._modules = (list(average.modules()), list(model.modules()))
+        self._parts = (_parts(self._modules[0]), _parts(self._modules[1]))
 
 
-def _tensors(model: nn.Module) -> list[Tensor]:
-    return [*model.parameters(), *model.buffers()]
+def _parts(modules: Iterable[nn.Module]) -> list[Any]:
+    """Parameters, buffers and children of modules, in order."""
+    found: list[Any] = []
+    for module in modules:
+        found += module._parameters.values()
+        found += module._buffers.values()
+        found += module._modules.values()
+    return found
+
+
+def _match_modules(average: nn.Module, model: nn.Module) -> None:
+    """Gives the average the network's modules: copies of those it lacks, and none that the network has not."""
+    for name in [name for name in average._modules if name not in model._modules]:
+        del average._modules[name]
+    for name, child in model._modules.items():
+        mine = average._modules.get(name)
+        if child is None:
+            average._modules[name] = None
+        elif mine is None or type(mine) is not type(child):
+            average._modules[name] = Average.start(child)
+        else:
+            _match_modules(mine, child)
+
+
+def _fits(old: Tensor, new: Tensor) -> bool:
+    return old.shape == new.shape and old.dtype == new.dtype and old.device == new.device
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    made = tensor.detach().clone()
+    return nn.Parameter(made, requires_grad=False) if isinstance(tensor, nn.Parameter) else made
+
+
+def _place(tensor: Tensor) -> Any:
+    """Equal for tensors that are the same numbers in memory, under whatever names."""
+    if not tensor.numel() or tensor.is_sparse:
+        return id(tensor)
+    return (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -393,6 +394,179 @@ def test_an_iterator_that_is_used_up_is_an_error() -> None:
     trainer = Trainer(SupervisedTask(nn.CrossEntropyLoss()), state, iter(list(loader())), max_epochs=2)
     with pytest.raises(DataError, match="gave no batch in epoch 1"):
         trainer.fit()
+
+
+@pytest.mark.parametrize("kind", [iter, lambda batches: (batch for batch in batches)])
+def test_an_iterator_that_an_evaluation_has_used_up_is_an_error(kind: Callable[..., Any], tmp_path: Path) -> None:
+    """Not epochs without metrics, in which the best checkpoint and a plateau stay where they are."""
+    trainer = make(tmp_path, epochs=3)
+    trainer.evals = {"val": kind(list(loader(20)))}
+    with pytest.raises(
+        DataError, match=r"the val data gave no batch after step 8\. An iterator or a generator is empty"
+    ):
+        trainer.fit()
+    assert [record["epoch"] for record in trainer.state.history] == [0]
+    with pytest.raises(DataError, match="there is no batch to predict"):
+        make().predict(iter(()))
+
+
+@pytest.mark.parametrize("watching", ["checkpointer", "plateau"])
+def test_a_metric_that_is_not_measured_any_more_is_an_error(watching: str, tmp_path: Path) -> None:
+    class Once(SupervisedTask):
+        """Measures `rmse` in the first epoch alone."""
+
+        def eval_step(self, state: TrainState, batch: Batch) -> StepOutput:
+            found = super().eval_step(state, batch)
+            return found._replace(metrics={"rmse": 1.0} if state.epoch == 0 else None)
+
+    trainer = make(epochs=3)
+    trainer.task = Once(nn.CrossEntropyLoss())
+    if watching == "plateau":
+        schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(trainer.state.optimizer)
+        trainer.state.schedules.append(Schedule(schedule, monitor="val_rmse"))
+    else:
+        keeper = Checkpointer(tmp_path / "last.ckpt", tmp_path / "best.ckpt", "val_rmse", "min")
+        trainer = Trainer(trainer.task, trainer.state, trainer.train, trainer.evals, max_epochs=3, callbacks=[keeper])
+    with pytest.raises(ConfigError, match=r"the evaluation did not measure 'val_rmse', so .* There are: train_loss"):
+        trainer.fit()
+    assert trainer.state.epoch == 1
+
+
+def test_a_plateau_waits_for_the_epochs_that_are_evaluated() -> None:
+    def plateau(optimizer: torch.optim.Optimizer) -> Schedule:
+        return Schedule(torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=9), monitor="val_loss")
+
+    trainer = make(epochs=4, scheduler=plateau, eval_every=2)
+    trainer.fit()
+    assert trainer.state.schedules[0].scheduler.last_epoch == 2
+
+
+@pytest.mark.parametrize("better", ["auto", "lower", ""])
+def test_a_direction_is_min_or_max(better: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="better must be 'min' or 'max'"):
+        Checkpointer(tmp_path / "a", tmp_path / "b", "val_loss", better)
+    with pytest.raises(ValueError, match="better must be 'min' or 'max'"):
+        EarlyStopping("val_loss", better, 3)
+
+
+def test_gradients_from_outside_a_step_do_not_enter_it() -> None:
+    """Neither those a network arrives with nor those that a callback makes."""
+
+    class Looks(Callback):
+        """Computes gradients of its own after every step, as for a saliency map."""
+
+        def on_step_end(self, trainer: Trainer, output: StepOutput) -> None:
+            trainer.state.model(torch.ones(2, 1, 8, 8)).sum().backward()
+
+    plain = make(dropout=0.0)
+    plain.fit()
+    dirty = make(dropout=0.0)
+    dirty.state.model(torch.ones(4, 1, 8, 8)).sum().backward()
+    dirty.state.model.load_state_dict(network().state_dict())  # its running statistics have moved
+    dirty.fit()
+    assert same(weights(plain.state.model), weights(dirty.state.model))
+
+    class Still(Looks):
+        def on_step_end(self, trainer: Trainer, output: StepOutput) -> None:
+            trainer.state.model.eval()  # which leaves the running statistics alone
+            super().on_step_end(trainer, output)
+            trainer.state.model.train()
+
+    watched = make(dropout=0.0, callbacks=(Still(),))
+    watched.fit()
+    assert same(weights(plain.state.model), weights(watched.state.model))
+
+
+@pytest.mark.parametrize("kind", ["step", "epoch", "none"])
+def test_the_learning_rate_of_a_log_point_is_that_of_its_step(kind: str) -> None:
+    used: list[float] = []
+    logged: dict[int, float] = {}
+
+    class Notes(SupervisedTask):
+        def train_step(self, state: TrainState, batch: Batch) -> StepOutput:
+            assert state.optimizer is not None
+            used.append(state.optimizer.param_groups[0]["lr"])
+            return super().train_step(state, batch)
+
+    class Log:
+        def log(self, step: int, values: Mapping[str, float]) -> None:
+            if "lr" in values:
+                logged[step] = values["lr"]
+
+    def schedule(optimizer: torch.optim.Optimizer) -> Schedule:
+        return Schedule(torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5), kind)
+
+    trainer = make(scheduler=None if kind == "none" else schedule, log_every=1, recorder=Log())
+    trainer.task = Notes(nn.CrossEntropyLoss())
+    trainer.fit()
+    assert logged == dict(enumerate(used, start=1))
+    assert len(set(used)) == {"step": 8, "epoch": 2, "none": 1}[kind]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("several_outputs", [False, True])
+def test_targets_of_several_parts_count_their_samples(precision: str, accumulate: int, several_outputs: bool) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.one, self.two = nn.Linear(4, 3), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Any:
+            return (self.one(x), self.two(x)) if several_outputs else self.one(x)
+
+    def loss(output: Any, target: tuple[Tensor, Tensor]) -> Tensor:
+        first, second = output if several_outputs else (output, output)
+        assert first.dtype == torch.float32
+        return nn.functional.cross_entropy(first, target[0]) + nn.functional.cross_entropy(second, target[1])
+
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        Batch(torch.randn(n, 4, generator=generator), (torch.zeros(n).long(), torch.ones(n).long())) for n in (5, 5, 1)
+    ]
+    model = Net()
+    state = TrainState(model, torch.optim.SGD(model.parameters(), lr=0.0))
+    task = SupervisedTask(loss, precision=precision, accumulate=accumulate)
+    trainer = Trainer(task, state, batches, {"val": batches}, max_epochs=1)
+    record = trainer.fit().history[0]
+    assert trainer.samples == 11
+    assert state.meters["train"].n == 11
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        x = torch.cat([batch.x for batch in batches])
+        output = model(x)
+    full = tuple(part.float() for part in output) if several_outputs else output.float()
+    expected = loss(full, (torch.zeros(11).long(), torch.ones(11).long())).item()
+    assert record["train_loss"] == pytest.approx(expected, rel=1e-2 if precision == "bf16" else 1e-5)
+    assert record["val_loss"] == pytest.approx(expected, rel=1e-2 if precision == "bf16" else 1e-5)
+    if several_outputs:
+        with pytest.raises(DataError, match="answers with a tuple, and a prediction is one tensor"):
+            trainer.predict(batches)
+
+
+def test_predictions_without_rows_are_numbered_through() -> None:
+    trainer = make()
+    batches = [batch._replace(index=None) for batch in BatchLoader(dataset(20, seed=1), PREPROCESS, 8)]
+    probabilities, index = trainer.predict(batches)
+    assert index.tolist() == list(range(20))
+    expected, rows = trainer.predict(BatchLoader(dataset(20, seed=1), PREPROCESS, 8))
+    assert torch.equal(rows, index)
+    assert torch.equal(probabilities, expected)
+
+
+@pytest.mark.parametrize(("device", "current", "seeded"), [("cuda:0", 1, 0), ("cuda:1", 0, 1), ("cuda", 1, 1)])
+def test_the_generator_of_the_runs_own_device_is_seeded(
+    device: str, current: int, seeded: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generators = (torch.Generator(), torch.Generator())
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+    monkeypatch.setattr(torch.cuda, "default_generators", generators)
+    Runtime(device, seed=5).reseed(3)
+    seeds = [generator.initial_seed() for generator in generators]
+    assert seeds[seeded] == torch.initial_seed()
+    assert seeds[1 - seeded] != torch.initial_seed()
 
 
 def test_what_the_user_froze_stays_frozen() -> None:

@@ -5,7 +5,7 @@ The one thing a callback may do to the trainer is end it, by `trainer.should_sto
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from sightline.errors import ConfigError, listing, nearest
@@ -47,6 +47,8 @@ class EarlyStopping(Callback):
         min_delta: float = 0.0,
         tell: Callable[[str], None] | None = None,
     ):
+        if better not in ("min", "max"):
+            raise ValueError(f"better must be 'min' or 'max', not {better!r}")
         self.monitor = monitor
         self.better = better
         self.patience = patience
@@ -56,11 +58,8 @@ class EarlyStopping(Callback):
     def on_eval_end(self, trainer: Trainer, record: dict[str, float]) -> None:
         """Compares, counts, and asks for the end."""
         if self.monitor not in record:
-            names = [name for name in record if name != "epoch"]
-            raise ConfigError(
-                f"trainer.early_stopping.monitor: the evaluation did not measure '{self.monitor}', so it would never "
-                f"end the run.{nearest(self.monitor, names)} There are: {listing(names, 40)}."
-            )
+            key = "trainer.early_stopping.monitor"
+            raise not_measured(key, self.monitor, record, "it would never end the run")
         seen = trainer.state.callbacks.setdefault(f"early_stopping/{self.monitor}", {"best": None, "waited": 0})
         value = record[self.monitor] * (1 if self.better == "max" else -1)
         if math.isfinite(value) and (seen["best"] is None or value > seen["best"] + self.min_delta):
@@ -74,3 +73,12 @@ class EarlyStopping(Callback):
                     f"stopping after epoch {trainer.state.epoch + 1}: {self.monitor} has not become better for "
                     f"{seen['waited']} evaluations"
                 )
+
+
+def not_measured(key: str, monitor: str, record: Mapping[str, float], effect: str) -> ConfigError:
+    """The error for an evaluation whose record lacks the metric that `key` names; `effect` is what that leads to."""
+    names = [name for name in record if name != "epoch"]
+    return ConfigError(
+        f"{key}: the evaluation did not measure '{monitor}', so {effect}.{nearest(monitor, names)} There are: "
+        f"{listing(names, 40)}."
+    )

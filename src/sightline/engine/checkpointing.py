@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from sightline.engine.callbacks import Callback
+from sightline.engine.callbacks import Callback, not_measured
 from sightline.engine.checkpoint import checkpoint_content, content_bytes, read_checkpoint
 from sightline.engine.sealed import save_sealed
 from sightline.errors import ArtifactError, NonFiniteLossError, RunFailedError, first_line
@@ -63,6 +63,8 @@ class Checkpointer(Callback):
         requested: Callable[[], None] | None = None,
         save_first: bool = False,
     ):
+        if better not in ("min", "max"):
+            raise ValueError(f"better must be 'min' or 'max', not {better!r}")
         self.last = last
         self.best = best
         self.monitor = monitor
@@ -123,6 +125,11 @@ class Checkpointer(Callback):
             self._wait()
         if self.requested is not None:
             self.requested()
+
+    def on_eval_end(self, trainer: Trainer, record: dict[str, float]) -> None:
+        """Raises ConfigError when the monitor was measured once and is not any more."""
+        if self.monitor not in record and any(self.monitor in before for before in trainer.state.history):
+            raise not_measured("monitor", self.monitor, record, "the best checkpoint would stay the one of then")
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, float]) -> None:
         """Saves; `best` first, so that `last` knows of it."""

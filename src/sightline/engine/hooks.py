@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sightline.engine.nested import mapped
+from sightline.engine.nested import full_precision
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def bfloat16(model: nn.Module, device: torch.device) -> Iterator[None]:
     def leave(_model: nn.Module, _args: Any, output: Any) -> Any:
         if entered:  # not where another hook failed before ours was called
             entered.pop().__exit__(None, None, None)
-        return mapped(output, _full)
+        return full_precision(output)
 
     handles = (
         model.register_forward_pre_hook(enter),
@@ -77,7 +77,3 @@ def clipping(
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _full(part: Any) -> Any:
-    return part.float() if isinstance(part, Tensor) and part.is_floating_point() else part

@@ -31,7 +31,8 @@ class Runtime:
         generators = [torch.default_generator]
         if self.device.type == "cuda":
             torch.cuda.init()  # type: ignore[no-untyped-call]
-            generators.append(torch.cuda.default_generators[self.device.index or torch.cuda.current_device()])
+            index = torch.cuda.current_device() if self.device.index is None else self.device.index
+            generators.append(torch.cuda.default_generators[index])
         elif self.device.type == "mps":
             generators.append(torch.mps._get_default_mps_generator())
         self._generators = generators

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sightline.engine.averaging import Average
 from sightline.engine.mixing import Mix
+from sightline.engine.nested import full_precision
 from sightline.errors import DataError
 from sightline.types import Batch, StepOutput, Tensors, TrainState
 
@@ -81,10 +82,13 @@ class SupervisedTask:
         """One update of the weights. With mixup, the metrics count the target that has the larger share."""
         if batch.weight is not None:
             raise _weights_of_samples()
+        optimizer: Any = state.optimizer
+        optimizer.zero_grad()  # here and not after the step: gradients from outside the step must not enter it
         x, y, partner, share = batch.x, batch.y, None, 1.0
         if self.mix is not None:
             x, partner, share = self.mix(x, y, state.step)
-        total, outputs = None, []
+        total: Tensor | None = None
+        outputs: list[Tensor | None] = []
         for part_x, part_y, part_partner, weight in self._parts(x, y, partner):
             with self._autocast(part_x):
                 output = state.model(self._arranged(part_x))
@@ -96,21 +100,27 @@ class SupervisedTask:
                 loss = loss * weight
             (loss if state.scaler is None else state.scaler.scale(loss)).backward()
             total = loss.detach() if total is None else total + loss.detach()
-            outputs.append(output.detach())
+            outputs.append(output.detach() if isinstance(output, Tensor) else None)
         self._update(state)
         target = y if partner is None or share >= 0.5 else partner
-        return StepOutput(total, len(y), outputs[0] if len(outputs) == 1 else torch.cat(outputs), target)
+        return StepOutput(total, len(_first(y)), _joined(outputs), target)
 
     def eval_step(self, state: TrainState, batch: Batch) -> StepOutput:
         """Loss and output of one batch; the trainer has switched gradients off and the model to evaluation."""
         if batch.weight is not None:
             raise _weights_of_samples()
         output = self._answer(state, batch.x)
-        return StepOutput(self.loss(output, batch.y), len(batch.y), output, batch.y)
+        measured = output if isinstance(output, Tensor) else None
+        return StepOutput(self.loss(output, batch.y), len(_first(batch.y)), measured, batch.y)
 
     def predict_step(self, state: TrainState, x: Tensors) -> Tensor:
         """Probabilities float32 [B,C], or the values of a network that answers with values."""
-        output: Tensor = self._answer(state, x)
+        output = self._answer(state, x)
+        if not isinstance(output, Tensor):
+            raise DataError(
+                f"the network answers with a {type(output).__name__}, and a prediction is one tensor. Use a task with "
+                f"a predict_step of its own, which chooses one."
+            )
         return output.softmax(1) if self.outputs == "logits" else output
 
     def _answer(self, state: TrainState, x: Tensors) -> Any:
@@ -134,7 +144,6 @@ class SupervisedTask:
         else:
             scaler.step(optimizer)
             scaler.update()
-        optimizer.zero_grad()
         if self.average is not None and state.ema is not None:
             self.average.update(state.ema, state.model, state.step)
 
@@ -170,8 +179,8 @@ class SupervisedTask:
         return self._contexts[device]
 
     def _full(self, output: Any) -> Any:
-        """float32, in which losses and metrics are worked out."""
-        return output.float() if self.precision != "fp32" and isinstance(output, Tensor) else output
+        """float32, in which losses and metrics are computed; each tensor where there are several outputs."""
+        return output if self.precision == "fp32" else full_precision(output)
 
 
 def _weights_of_samples() -> DataError:
@@ -179,6 +188,15 @@ def _weights_of_samples() -> DataError:
         "the batches carry weights of samples, which this task does not use; let the loader give (images, labels) "
         "alone, or train with a task of your own whose step takes them."
     )
+
+
+def _joined(outputs: list[Tensor | None]) -> Tensor | None:
+    """The outputs of the parts of a batch as one tensor; None where the network has several outputs, which no meter
+    measures."""
+    found = [output for output in outputs if output is not None]
+    if len(found) < len(outputs):
+        return None
+    return found[0] if len(found) == 1 else torch.cat(found)
 
 
 def _first(value: Tensors) -> Tensor:

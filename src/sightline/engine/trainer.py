@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.engine.callbacks import EVENTS, Callback
+from sightline.engine.callbacks import EVENTS, Callback, not_measured
 from sightline.engine.runtime import Runtime
 from sightline.errors import DataError, DivergedError, NonFiniteLossError, nearest
 from sightline.metrics import Meter
@@ -127,11 +127,12 @@ class Trainer:
                 while self.state.epoch < self.max_epochs and (self.state.batch or not self.should_stop):
                     self._emit("on_epoch_start")
                     record = {"epoch": self.state.epoch, **_prefixed("train", self._train_epoch())}
-                    if self._eval_due():
+                    evaluated = self._eval_due()
+                    if evaluated:
                         for split in self.evals:
                             record |= _prefixed(split, self.evaluate(split))
                         self._emit("on_eval_end", record)
-                    self._step_schedules_of_epoch(record)
+                    self._step_schedules_of_epoch(record, evaluated)
                     self.state.epoch += 1
                     self.state.batch = 0  # so that a checkpoint written now resumes at the next epoch
                     self.state.history.append(record)
@@ -160,8 +161,8 @@ class Trainer:
 
     def evaluate(self, split: str) -> dict[str, float]:
         """The metrics of one split of `evals`, over each sample once. Leaves weights, buffers and every submodule's
-        train/eval mode as they were."""
-        meter = self._eval_meter()
+        train/eval mode as they were. Raises DataError when the split gives no batch."""
+        meter, number = self._eval_meter(), 0
         before, self.phase = self.phase, split
         with evaluating(self.state.eval_model), torch.inference_mode():
             for number, batch in enumerate(self._epoch_of(self.evals[split]), start=1):
@@ -173,18 +174,24 @@ class Trainer:
                     if self.interrupted:
                         raise _Interrupted
         self.phase = before
+        if not number:
+            raise DataError(f"the {split} data gave no batch after step {self.state.step}. {_NO_BATCH}")
         metrics = meter.compute()
         if not math.isfinite(metrics.get("loss", 0.0)):
             raise NonFiniteLossError(f"the {split} loss is {metrics['loss']} after step {self.state.step}. {_ADVICE}")
         return metrics
 
     def predict(self, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
-        """(probabilities float32 [N,C], index int64 [N]) on the CPU, for every batch in order."""
-        outputs, index = [], []
+        """(probabilities float32 [N,C], index int64 [N]) on the CPU, for every batch in order. `index` is the batches'
+        own, or, where they have none, the place of each sample among all of them, from 0."""
+        outputs, index, count = [], [], 0
         with evaluating(self.state.eval_model), torch.inference_mode():
             for batch in batches:
                 outputs.append(self.task.predict_step(self.state, batch.x).float().cpu())
-                index.append(batch.index.cpu() if batch.index is not None else torch.arange(len(outputs[-1])))
+                first, count = count, count + len(outputs[-1])
+                index.append(torch.arange(first, count) if batch.index is None else batch.index.cpu())
+        if not outputs:
+            raise DataError(f"there is no batch to predict. {_NO_BATCH}")
         return torch.cat(outputs), torch.cat(index)
 
     def check_losses(self) -> None:
@@ -216,10 +223,11 @@ class Trainer:
             state.batch += 1
             self.samples += output.n
             meter.update(output)
+            rate = self._learning_rate() if log else None
             for schedule in schedules:
                 schedule.step()
             if log:
-                self._log()
+                self._log(rate)
             for observe in observers:
                 observe(self, output)
             if self._asked:
@@ -229,10 +237,7 @@ class Trainer:
                 raise _Interrupted
         self.check_losses()
         if not state.batch:
-            raise DataError(
-                f"the training data gave no batch in epoch {state.epoch}. An iterator that can be used only once is "
-                f"empty the second time: give a loader or a list, something whose iter() begins anew."
-            )
+            raise DataError(f"the training data gave no batch in epoch {state.epoch}. {_NO_BATCH}")
         return dict(meter.compute())
 
     def _epoch_of(self, batches: Iterable[Batch], epoch: int = 0, first: int = 0) -> Iterable[Batch]:
@@ -241,14 +246,18 @@ class Trainer:
             return batches
         return itertools.islice(batches, first, None) if first else batches
 
-    def _log(self) -> None:
+    def _learning_rate(self) -> float | None:
+        """That of the optimiser's first group, with which the step at hand was made."""
+        optimizer = self.state.optimizer
+        return None if optimizer is None else float(optimizer.param_groups[0]["lr"])
+
+    def _log(self, learning_rate: float | None) -> None:
         self.check_losses()
         (then, samples), self._mark = self._mark, (time.perf_counter(), self.samples)
         rate = (self.samples - samples) / max(self._mark[0] - then, 1e-9)
         values = {"loss": self.state.meters["train"].since_mark(), "images_per_second": rate}
-        optimizer = self.state.optimizer
-        if optimizer is not None:
-            values["lr"] = float(optimizer.param_groups[0]["lr"])
+        if learning_rate is not None:
+            values["lr"] = learning_rate
         self._record({"epoch": self.state.epoch, **values})
         if values["loss"] > self.divergence_threshold:
             raise DivergedError(
@@ -272,11 +281,14 @@ class Trainer:
             return True
         return bool(every(epoch)) if callable(every) else (epoch + 1) % every == 0
 
-    def _step_schedules_of_epoch(self, record: Mapping[str, float]) -> None:
+    def _step_schedules_of_epoch(self, record: Mapping[str, float], evaluated: bool) -> None:
         for schedule in self.state.schedules:
             if schedule.monitor is not None:
                 if schedule.monitor in record:
                     schedule.scheduler.step(record[schedule.monitor])
+                elif evaluated:
+                    name = type(schedule.scheduler).__name__
+                    raise not_measured(f"{name}: monitor", schedule.monitor, record, "it would never lower the rate")
             elif schedule.interval == "epoch":
                 schedule.scheduler.step()
 
@@ -285,6 +297,9 @@ class Trainer:
             handler(self, *args)
 
 
+_NO_BATCH = (
+    "An iterator or a generator is empty after one pass: pass a DataLoader or a list, which can be iterated again."
+)
 _ADVICE = "Try a lower learning rate, check the data for extreme values, or clip the gradients."
 
 

@@ -28,8 +28,9 @@ import torch
 from torch import Tensor, nn
 
 from archives import MNIST, unpacked
-from sightline.config.build import as_config, merged
+from sightline.config.build import as_config
 from sightline.config.parts import Parts, build_parts
+from sightline.config.typed import merged
 from sightline.engine.trainer import Trainer
 from sightline.types import Batch
 

@@ -22,7 +22,7 @@ from PIL import Image
 import sightline
 from conftest import Command
 from images import noise, write_image, write_table
-from sightline.config.build import merged
+from sightline.config.typed import merged
 from sightline.data.cache import Cache
 from sightline.data.packing import Packing, pack_splits
 from sightline.data.preprocess import Preprocess

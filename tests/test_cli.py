@@ -416,6 +416,66 @@ def test_a_config_of_the_users_own_and_a_class_of_the_users_own(
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "key", "expected"),
+    [
+        (["module.optimizer._target_=torch.optim.AdamW"], "optimizer", {"_target_": "torch.optim.AdamW"}),
+        (
+            ["module.optimizer._target_=torch.optim.Adam", "module.optimizer.lr=0.1"],
+            "optimizer",
+            {"_target_": "torch.optim.Adam", "lr": 0.1},
+        ),
+        (
+            ["module.optimizer={_target_: torch.optim.Adam, betas: [0.9, 0.98]}"],
+            "optimizer",
+            {"_target_": "torch.optim.Adam", "betas": [0.9, 0.98]},
+        ),
+        (["module.optimizer.class=torch.optim.Adam"], "optimizer", {"class": "torch.optim.Adam"}),
+        (
+            ["module.lr_scheduler._target_=torch.optim.lr_scheduler.StepLR", "module.lr_scheduler.step_size=2"],
+            "lr_scheduler",
+            {"_target_": "torch.optim.lr_scheduler.StepLR", "step_size": 2},
+        ),
+        (["module.loss._target_=torch.nn.MultiMarginLoss"], "loss", {"_target_": "torch.nn.MultiMarginLoss"}),
+        (["module.network._target_=my.Net"], "network", {"_target_": "my.Net"}),
+        (
+            ["module.optimizer._target_=torch.optim.SGD", "module.optimizer.lr=0.1"],
+            "optimizer",
+            {"_target_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.0005},
+        ),
+    ],
+)
+def test_another_class_replaces_the_node_of_a_preset(words: list[str], key: str, expected: dict[str, object]) -> None:
+    """A preset's arguments are those of its class, so they do not reach the one that the words name."""
+    from sightline.commands.compose import checked
+
+    config = checked(["experiment=cifar10", *words])
+    assert getattr(config.module, key) == expected
+    assert config.trainer.max_epochs == 18
+
+
+def test_another_class_in_a_preset_replaces_the_node_of_the_config_below_it(tmp_path: Path) -> None:
+    from sightline.commands.compose import checked
+
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "below.yaml").write_text(
+        "# @package _global_\ndefaults: [{override /lr_scheduler: triangle}]\nmodule:\n"
+        "  optimizer: {_target_: torch.optim.AdamW, lr: 0.5, betas: [0.8, 0.9]}\n  ema: 0.99\n"
+    )
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults: [below, _self_]\nmodule:\n"
+        "  optimizer: {_target_: torch.optim.SGD, momentum: 0.9}\n"
+        "  lr_scheduler: {_target_: torch.optim.lr_scheduler.StepLR, step_size: '${trainer.max_epochs}'}\n"
+        "trainer: {max_epochs: 7}\n"
+    )
+    config = checked(["experiment=mine", "module.optimizer.nesterov=true"], str(tmp_path))
+    assert config.module.optimizer == {"_target_": "torch.optim.SGD", "momentum": 0.9, "nesterov": True}
+    assert config.module.lr_scheduler == {"_target_": "torch.optim.lr_scheduler.StepLR", "step_size": 7}
+    assert config.module.ema == 0.99
+    kept = checked(["experiment=below", "module.optimizer.lr=0.1"], str(tmp_path)).module.optimizer
+    assert kept == {"_target_": "torch.optim.AdamW", "lr": 0.1, "betas": [0.8, 0.9]}
+
+
 @pytest.mark.rows("D03")
 def test_groups_and_dotted_overrides_compose(here: Command) -> None:
     import yaml

@@ -17,7 +17,7 @@ from torch import Tensor
 import sightline as library
 from conftest import Command
 from images import noise, write_folders, write_image
-from sightline.config.build import merged
+from sightline.config.typed import merged
 from sightline.data.cache import Cache
 from sightline.data.loader import BatchLoader
 from sightline.data.packed import EncodedImages

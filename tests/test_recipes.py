@@ -14,10 +14,10 @@ from torch import nn
 
 import sightline
 from sightline.commands.compose import PRESETS, checked
-from sightline.config.build import merged
 from sightline.config.checks import check_targets
 from sightline.config.schema import TrainConfig
 from sightline.config.shorthand import network_node
+from sightline.config.typed import merged
 from sightline.engine.averaging import Average
 from sightline.engine.checkpoint import read_checkpoint
 from sightline.engine.tasks import SupervisedTask

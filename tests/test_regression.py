@@ -20,8 +20,8 @@ from torch import nn
 import sightline
 from conftest import run_command
 from sightline.commands import evaluate, predict, show, summary
-from sightline.config.build import merged
 from sightline.config.schema import TrainConfig
+from sightline.config.typed import merged
 from sightline.data.foreign import as_source
 from sightline.data.loader import BatchLoader
 from sightline.data.packed import PackedDataset

@@ -19,7 +19,7 @@ from torch import nn
 
 import sightline
 from conftest import python
-from sightline.config.build import merged
+from sightline.config.typed import merged
 from sightline.data.sources import open_source
 from sightline.engine.trainer import Trainer
 from sightline.errors import ArtifactError, ConfigError, DataError, ModelError, SightlineError

@@ -203,6 +203,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "trainer.early_stopping.patience": st.none() | st.integers(1, 100),
     "trainer.early_stopping.min_delta": st.floats(0, 1),
     "trainer.early_stopping.monitor": st.none() | TEXT,
+    "trainer.early_stopping.monitor_mode": st.sampled_from(["auto", "min", "max"]),
     "trainer.progress": st.booleans(),
     "trainer.deterministic": st.booleans(),
 }

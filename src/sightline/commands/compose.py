@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.config.schema import TrainConfig, walk
-from sightline.config.shorthand import NAMING
+from sightline.config.typed import NAMING, merged
 from sightline.errors import ConfigError, first_line, listing, nearest
 
 PRESETS = Path(__file__).parent.parent / "config" / "presets"
@@ -37,7 +37,11 @@ def compose(words: Sequence[str], config_dir: str | None = None, config_name: st
             config = hydra.compose(config_name, overrides=[*search, *_overrides(words, _groups(config_dir))])
             values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
             assert isinstance(values, dict)
-            plain = _with_one_network({str(key): value for key, value in values.items()}, words, _groups(config_dir))
+            plain = {str(key): value for key, value in values.items()}
+            own = _own(words, _groups(config_dir))
+            if config_dir is not None or _names_a_class(own):  # our own presets never name two for one node
+                plain = _restricted(plain, merged(_layered(config_name, [*search, *words], config_dir), own))
+            plain = _with_one_network(plain, own)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(first_line(error)) from error
     fields = {key.partition(".")[0] for key, _ in walk()}
@@ -76,19 +80,61 @@ def changes(words: Sequence[str], allowed: Sequence[str], command: str) -> dict[
     return {str(key): value for key, value in plain.items()}
 
 
-def _with_one_network(plain: dict[str, Any], words: Sequence[str], groups: Container[str]) -> dict[str, Any]:
-    """Of a network in a preset and another one in the words, by `model` or by its node, the words' stays: the preset's
-    goes with its arguments, which are of no use to another network."""
+def _own(words: Sequence[str], groups: Container[str]) -> dict[str, Any]:
+    """The keys that the words set, without those of the presets they choose."""
     from omegaconf import OmegaConf
 
     made = OmegaConf.create({})
     for word in words:
         override = _parsed(word)
-        key = override.key_or_group
-        if key not in groups and key.partition(".")[0] in ("model", "module") and not override.is_delete():
-            OmegaConf.update(made, key, override.value(), force_add=True)
+        if override.key_or_group not in groups and not override.is_delete():
+            OmegaConf.update(made, override.key_or_group, override.value(), force_add=True)
     own = OmegaConf.to_container(made)
     assert isinstance(own, dict)
+    return {str(key): value for key, value in own.items()}
+
+
+def _names_a_class(values: object) -> bool:
+    return isinstance(values, Mapping) and (bool(NAMING & set(values)) or any(map(_names_a_class, values.values())))
+
+
+def _layered(config_name: str, overrides: Sequence[str], config_dir: str | None) -> dict[str, Any]:
+    """The schema's defaults and every config file that the words choose, laid over one another node by node: see
+    `merged`. Hydra's own merging keeps the arguments of a class that a later file replaces."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+
+    loader = GlobalHydra.instance().config_loader()
+    found = TrainConfig().to_dict()
+    chosen = loader.compute_defaults_list(config_name, list(overrides), RunMode.RUN)
+    for item in chosen.defaults:
+        files = [Path(root) / f"{item.config_path}.yaml" for root in (PRESETS, config_dir) if root is not None]
+        file = next((file for file in files if file.is_file()), None)
+        if file is None or (item.package or "").partition(".")[0] == "hydra":
+            continue
+        layer: Any = OmegaConf.to_container(OmegaConf.load(file))
+        layer = {key: value for key, value in layer.items() if key != "defaults"}
+        for part in reversed((item.package or "").split(".")):
+            layer = {part: layer} if part and part != "_global_" else layer
+        found = merged(found, layer)
+    return found
+
+
+def _restricted(plain: Mapping[str, Any], layered: Mapping[str, Any]) -> dict[str, Any]:
+    """`plain` with only those arguments of its nodes that `layered` has."""
+    is_node = bool(NAMING & set(layered))
+    return {
+        key: _restricted(value, layered[key]) if isinstance(value, Mapping) and isinstance(layered.get(key), Mapping)
+        else value
+        for key, value in plain.items()
+        if key in layered or not is_node
+    }  # fmt: skip
+
+
+def _with_one_network(plain: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a network in a preset and another one in the words (`own`), by `model` or by its node, the words' stays: the
+    preset's goes with its arguments, which are of no use to another network."""
     named = own.get("model") is not None
     arguments = set(_network(own))
     if plain.get("model") is not None and not named and NAMING & arguments:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from sightline.commands.compose import changes, user_code
 from sightline.commands.options import add_model_options
+from sightline.config.typed import merged
 from sightline.errors import DataError, listing, nearest
 
 WHERE = ("source", "root", "csv", "images", "image_column", "label_column", "split_column", "dataset", "download")
@@ -29,7 +30,7 @@ def main(words: Sequence[str]) -> int:
     changed = changes(found.overrides, [f"data.{key}" for key in (*WHERE, *HOW)], "evaluate")
     if found.allow:
         user_code()
-    from sightline.config.build import as_config, merged
+    from sightline.config.build import as_config
     from sightline.config.data import config_source, data_record, loader_workers, open_data
     from sightline.config.meters import build_meters
     from sightline.config.module import build_loss

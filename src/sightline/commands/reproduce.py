@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sightline.commands.compose import changes, user_code
+from sightline.config.typed import merged
 from sightline.engine.termination import exit_code
 from sightline.errors import ConfigError, listing
 
@@ -82,7 +83,7 @@ def _train(record: RunRecord, changed: Mapping[str, Any], place: Path, name: str
     """Trains the run again, and says what of its data is not as it was, before the first step too. What is shown
     meanwhile goes to standard error."""
     user_code()
-    from sightline.config.build import assemble, merged
+    from sightline.config.build import assemble
     from sightline.runs.record import read_record
     from sightline.runs.reproduce import data_cause, drifted, pinned
 

@@ -23,6 +23,7 @@ from sightline.config.module import better_direction
 from sightline.config.parts import Parts, build_parts
 from sightline.config.resuming import check_given_again, check_own, check_same_config, check_same_data
 from sightline.config.schema import TrainConfig
+from sightline.config.typed import merged
 from sightline.data.packed import PackedDataset
 from sightline.data.preprocess import Preprocess
 from sightline.engine.callbacks import EarlyStopping
@@ -210,15 +211,6 @@ def as_config(config: TrainConfig | Mapping[str, Any] | str | Path) -> TrainConf
     return TrainConfig.from_dict(config if isinstance(config, Mapping) else read_yaml(config))
 
 
-def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `changes` laid over it, group by group."""
-    result = dict(base)
-    for key, value in changes.items():
-        old = result.get(key)
-        result[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return result
-
-
 def _locked(config: TrainConfig, given: Mapping[str, Any], run: Run | None, allow_drift: bool = False) -> Assembly:
     """An assembly that holds the lock on its run until it has been fitted, or is forgotten."""
     with ExitStack() as lock:
@@ -250,6 +242,7 @@ def _assemble(
     parts = build_parts(config, given, fresh=found is None)
     config, state, data = parts.config, parts.state, parts.data
     module, settings = config.module, config.trainer
+    early_stopping = _early_stopping(config, parts.meters.better)
     resumed_at = None
     other_data: dict[str, Any] = {}
     if run is None:
@@ -307,7 +300,7 @@ def _assemble(
 
     beat = Heartbeat(run.path)
     # the checkpoint of a step or an epoch comes after all that may still change the state
-    callbacks = [*_early_stopping(config, parts.meters.better), *given.get("callbacks", ()), keeper]
+    callbacks = [*early_stopping, *given.get("callbacks", ()), keeper]
     callbacks += [*([Progress()] if settings.progress else ()), beat]
     trainer = Trainer(
         parts.task,
@@ -394,5 +387,6 @@ def _early_stopping(config: TrainConfig, known: Mapping[str, str]) -> list[Early
         return []
     monitor = settings.monitor or config.module.monitor
     tell = plain_console().print if config.trainer.progress else None
-    better = better_direction(config, monitor, known)
+    key = "trainer.early_stopping.monitor_mode" if monitor != config.module.monitor else "module.monitor_mode"
+    better = better_direction(config, monitor, known, key=key, mode=settings.monitor_mode)
     return [EarlyStopping(monitor, better, settings.patience, settings.min_delta, tell)]

@@ -77,11 +77,11 @@ def build_meters(
 
 
 def with_known_direction(config: TrainConfig, meters: Meters) -> TrainConfig:
-    """The config with `module.monitor_mode` settled where the metric itself knows and its name does not tell: those who
-    read the run's config later know no metrics."""
+    """The config with `module.monitor_mode` set where the metric itself knows its direction and its name does not tell
+    it: those who read the run's config later have no metric to ask."""
     module = config.module
     found = better_when(module.monitor, meters.better)
-    if module.monitor_mode != "auto" or found == better_when(module.monitor):
+    if module.monitor_mode != "auto" or found is None or found == better_when(module.monitor):
         return config
     return replace(config, module=replace(module, monitor_mode="min" if found == "min" else "max"))
 

@@ -199,6 +199,9 @@ def make_schedules(
         target, arguments = _by_name(node, key)
         given = arguments.pop("monitor", None)
         monitor = given or config.module.monitor
+        named: dict[str, Any] = {}
+        if monitor != config.module.monitor:
+            named = {"key": f"{key}.mode", "mode": arguments.get("mode")}
         schedules.append(
             build_schedule(
                 target,
@@ -207,7 +210,7 @@ def make_schedules(
                 steps_per_epoch=steps_per_epoch,
                 epochs=config.trainer.max_epochs,
                 monitor=monitor,
-                better=better_direction(config, monitor, known),
+                better=better_direction(config, monitor, known, **named),
                 key=key,
             )
         )
@@ -216,7 +219,25 @@ def make_schedules(
     return schedules
 
 
-def better_direction(config: TrainConfig, monitor: str, known: Mapping[str, str] = MappingProxyType({})) -> str:
-    """ "min" or "max": which values of the metric are the better ones. `known` is what `Meters.better` says."""
-    given = config.module.monitor_mode
-    return given if given != "auto" and monitor == config.module.monitor else better_when(monitor, known)
+def better_direction(
+    config: TrainConfig,
+    monitor: str,
+    known: Mapping[str, str] = MappingProxyType({}),
+    *,
+    key: str = "module.monitor_mode",
+    mode: Any = "auto",
+) -> str:
+    """ "min" or "max": which values of the metric are better. `mode` decides where it is one of these, then
+    `module.monitor_mode` where it is about this metric, `known` (see `Meters.better`), and the metric's name.
+
+    Raises ConfigError, asking for `key`, where none of them tells."""
+    if mode in ("min", "max"):
+        return str(mode)
+    own = config.module.monitor_mode
+    found = own if own != "auto" and monitor == config.module.monitor else better_when(monitor, known)
+    if found is None:
+        raise ConfigError(
+            f"{key}: the name '{monitor}' does not tell whether lower or higher values are better. Set {key}=min or "
+            f"{key}=max."
+        )
+    return found

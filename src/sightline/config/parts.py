@@ -23,6 +23,7 @@ from sightline.config.checks import (
 from sightline.config.data import build_loaders, data_record, data_source, open_data
 from sightline.config.meters import Meters, build_meters, with_known_direction
 from sightline.config.module import (
+    better_direction,
     build_loss,
     build_network,
     build_task,
@@ -91,6 +92,7 @@ def build_parts(config: TrainConfig, given: Mapping[str, Any], fresh: bool = Tru
     tried = given.get("task") is None  # another task's outputs may be anything
     meters = build_meters(config, spec, source.info.classes, runtime.device, probe=tried)
     config = with_known_direction(config, meters)
+    better_direction(config, config.module.monitor)  # not known is an error now, before anything is written
     loss = given.get("loss")
     if loss is None:
         config = with_class_weights(config, data["train"].counts)

@@ -228,7 +228,8 @@ class ModuleConfig:
     )
     monitor: str = key_field("val_loss", "The metric that picks the best checkpoint, `<split>_<metric>`.")
     monitor_mode: Literal["auto", "min", "max"] = key_field(
-        "auto", "Whether lower or higher is better; `auto` knows from the name."
+        "auto",
+        "Whether lower or higher is better; `auto` knows from the metric or its name, and asks for this key where neither tells.",
     )
 
 
@@ -241,6 +242,9 @@ class EarlyStoppingConfig:
     )
     min_delta: float = key_field(0.0, "What is better by no more than this is not better.")
     monitor: str | None = key_field(None, "The metric to watch; by default `module.monitor`.")
+    monitor_mode: Literal["auto", "min", "max"] = key_field(
+        "auto", "Whether lower or higher values of it are better; as `module.monitor_mode`."
+    )
 
 
 @dataclass(frozen=True)

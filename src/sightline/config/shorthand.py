@@ -6,12 +6,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sightline.config.typed import NAMING
 from sightline.errors import ConfigError, nearest
 
 _SMALL = "sightline.models.networks"
 _LIBRARIES = ("timm", "torchvision")
-NAMING = frozenset(("_target_", "class", "layers"))
-"""What makes a node of a network more than arguments for another one."""
 _NUMBER_LOSS = {"_target_": "torch.nn.MSELoss"}
 """With `data.target=number`, the loss that stands in the place of the schema's, which is for classes."""
 

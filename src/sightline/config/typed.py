@@ -15,6 +15,8 @@ from typing import Any, Literal, Union
 from sightline.errors import ConfigError, listing, nearest
 
 Node = dict[str, Any]
+NAMING = frozenset(("_target_", "class", "layers"))
+"""The keys that say what a node makes; the others are its arguments."""
 
 
 def key_field(default: Any, doc: str) -> Any:
@@ -72,7 +74,7 @@ def _over_default(cls: Any, name: str, value: Any) -> Any:
     """A node without a target of its own changes arguments of the default one; with one, it stands alone, so that no
     argument of the default optimiser ever reaches another."""
     default = _default(cls, name)
-    if isinstance(default, dict) and isinstance(value, Mapping) and not {"_target_", "class", "layers"} & set(value):
+    if isinstance(default, dict) and isinstance(value, Mapping) and not NAMING & set(value):
         return {**default, **value}
     return value
 
@@ -175,3 +177,21 @@ def describe(cls: Any, name: str) -> tuple[str, Any, str]:
     options = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
     item = next(item for item in dataclasses.fields(cls) if item.name == name)
     return " or ".join(_words(option) for option in options), plain(_default(cls, name)), item.metadata["doc"]
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` laid over it, group by group. Where `changes` names another class than a node of `base`,
+    its node replaces that one: arguments of one class are not those of another."""
+    result = dict(base)
+    for key, value in changes.items():
+        old = result.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and not _names_another(old, value):
+            result[key] = merged(old, value)
+        else:
+            result[key] = value
+    return result
+
+
+def _names_another(base: Mapping[str, Any], changes: Mapping[str, Any]) -> bool:
+    before, now = ({key: node[key] for key in NAMING & set(node)} for node in (base, changes))
+    return bool(before and now and before != now)

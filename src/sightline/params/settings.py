@@ -65,6 +65,8 @@ def completed(params: Mapping[str, Any]) -> dict[str, Any]:
                 raise ConfigError(f"params['{key}']: no such key.{meant}")
             warnings.warn(f"params['{key}']: nothing here reads this key.", UserWarning, stacklevel=3)
     settings = defaults | dict(params)
+    if settings["optim_class"] is not defaults["optim_class"] and "optim_kwargs" not in params:
+        settings["optim_kwargs"] = {}  # the default ones are those of the default class
     for key in _SWITCHES:
         if not isinstance(settings[key], bool):
             raise ConfigError(f"params['{key}']: expected True or False, found {settings[key]!r}.")

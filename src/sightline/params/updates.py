@@ -13,11 +13,11 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from sightline import locate
 from sightline.errors import ConfigError, listing
+from sightline.monitors import better_when
 from sightline.types import Schedule
 
 _REMOVED = ("verbose",)
 """Arguments that torch had once and that changed nothing that is computed."""
-_BETTER = {"loss": "min", "Accuracy": "max", "Precision": "max", "Recall": "max", "F1Score": "max"}
 _ENTRY = ("name", "class", "kwargs", "monitor", "interval")
 
 
@@ -73,7 +73,7 @@ def _watched(monitor: str | None, mode: str, metrics: Any, key: str) -> str:
     if monitor is None:
         first = next(iter(metrics.keys()), "Accuracy") if hasattr(metrics, "keys") else "Accuracy"
         return "test_loss" if mode == "min" else f"test_{first}"
-    if _BETTER.get(monitor.partition("_")[2], mode) != mode:
+    if (better_when(monitor) or mode) != mode:
         raise ConfigError(
             f"{key}['kwargs']['mode']: '{mode}' contradicts what is watched: it would lower the learning rate while "
             f"'{monitor}' gets better. Set the mode to '{'max' if mode == 'min' else 'min'}'."

@@ -59,7 +59,7 @@ def list_runs(directory: Path, *, sort: str = "time", reverse: bool = False, col
     rows, records = [row for row, _ in ordered], [record for _, record in ordered]
     shown = tuple(dict.fromkeys([*_usual(metrics), *columns, sort]))
     best = frozenset(
-        cell for column in shown if column in lower for cell in _best(column, rows, min if lower[column] else max)
+        cell for column in shown if lower.get(column) is not None for cell in _best(column, rows, min if lower[column] else max)
     )
     return Listing(tuple(records), tuple(rows), shown, frozenset(metrics), best)
 
@@ -159,8 +159,9 @@ def _check(option: str, name: str, rows: Sequence[Row], metrics: Sequence[str]) 
     )
 
 
-def _lower(name: str, rows: Sequence[Row]) -> bool:
-    """Whether the column's metric is better when lower; for the monitored one its run may say so."""
+def _lower(name: str, rows: Sequence[Row]) -> bool | None:
+    """Whether the column's metric is better when lower; for the monitored one its run may say so. None where that is
+    not known."""
     modes = {row.get("module.monitor_mode") for row in rows if name in row} if name.startswith("best_") else set()
     return lower_is_better(name, next((mode for mode in ("min", "max") if mode in modes), "auto"))
 

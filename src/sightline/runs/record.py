@@ -62,14 +62,18 @@ class RunRecord:
 
     @property
     def best(self) -> tuple[float, int] | None:
-        """(value, epoch counted from 0) of the monitored metric where it was best so far."""
+        """(value, epoch counted from 0) of the monitored metric where it was best so far; None where it was not
+        measured, or its direction is not known."""
         monitor = self.monitor
         if monitor is None:
             return None
         rows = [(row[monitor], row["epoch"]) for row in self.epochs if is_number(row.get(monitor))]
         if not rows:
             return None
-        sign = 1 if lower_is_better(monitor, at(self.config, "module", "monitor_mode")) else -1
+        lower = lower_is_better(monitor, at(self.config, "module", "monitor_mode"))
+        if lower is None:  # a run of an earlier version, which took such a metric for one that is better when higher
+            return None
+        sign = 1 if lower else -1
         return min(rows, key=lambda row: sign * row[0])  # on a tie the earlier one, as the checkpoint has it
 
     @property
@@ -159,9 +163,10 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def lower_is_better(metric: str, mode: Any = "auto") -> bool:
-    """Whether a metric is better when lower: by `mode`, `min` or `max`, else by its name."""
-    return (mode if mode in ("min", "max") else better_when(metric)) == "min"
+def lower_is_better(metric: str, mode: Any = "auto") -> bool | None:
+    """Whether a metric is better when lower: by `mode`, `min` or `max`, else by its name; None where neither tells."""
+    found = mode if mode in ("min", "max") else better_when(metric)
+    return None if found is None else found == "min"
 
 
 def _config(path: Path) -> dict[str, Any]:

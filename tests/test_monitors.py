@@ -1,0 +1,143 @@
+"""A metric whose direction is not known is asked about before the first step; one whose name tells goes its way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import sightline
+from sightline.config.typed import merged
+from sightline.engine.checkpointing import Checkpointer
+from sightline.engine.tasks import SupervisedTask
+from sightline.errors import ConfigError
+from sightline.runs.listing import list_runs
+from sightline.runs.record import read_record
+from sightline.types import Batch, StepOutput, TrainState
+
+QUICK: dict[str, Any] = {
+    "trainer": {"max_epochs": 4, "progress": False},
+    "module": {"network": {"width": 4}, "lr_scheduler": None},
+    "data": {"cache": False},
+}
+
+
+class Measures(SupervisedTask):
+    """Reports, beside the loss, one value an epoch under a name of the test's."""
+
+    def __init__(self, name: str, values: tuple[float, ...]):
+        super().__init__(nn.CrossEntropyLoss())
+        self._name, self._values = name, values
+
+    def eval_step(self, state: TrainState, batch: Batch) -> StepOutput:
+        return super().eval_step(state, batch)._replace(metrics={self._name: self._values[state.epoch]})
+
+
+def assembled(folder: Path, name: str, values: tuple[float, ...], **changes: Any) -> Any:
+    config = merged(
+        merged(QUICK, {"run": {"dir": str(folder), "name": "r"}, "module": {"monitor": f"val_{name}"}}), changes
+    )
+    return sightline.assemble(config, task=Measures(name, values))
+
+
+@pytest.mark.parametrize(
+    ("name", "best"),
+    [
+        ("rmse", 1.0),
+        ("error_rate", 1.0),
+        ("perplexity", 1.0),
+        ("mape", 1.0),
+        ("brier_score", 1.0),
+        ("hamming_distance", 1.0),
+        ("cohen_kappa", 5.0),
+        ("MulticlassAUROC", 5.0),
+    ],
+)
+def test_the_best_epoch_of_a_metric_whose_name_tells(name: str, best: float, tmp_path: Path) -> None:
+    assembly = assembled(tmp_path, name, (3.0, 1.0, 5.0, 2.0))
+    assert assembly.fit().best == best
+    (keeper,) = [callback for callback in assembly.trainer.callbacks if isinstance(callback, Checkpointer)]
+    assert torch.load(keeper.best, weights_only=True)["epoch"] == (2 if best == 1.0 else 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({}, "module.monitor_mode"),
+        (
+            {
+                "module": {"monitor": "val_loss"},
+                "trainer": {"early_stopping": {"patience": 1, "monitor": "val_quality"}},
+            },
+            "trainer.early_stopping.monitor_mode",
+        ),
+        (
+            {
+                "module": {
+                    "monitor": "val_loss",
+                    "lr_scheduler": {
+                        "_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau",
+                        "monitor": "val_quality",
+                    },
+                }
+            },
+            "module.lr_scheduler.mode",
+        ),
+    ],
+    ids=["best", "early stopping", "plateau"],
+)
+def test_a_metric_whose_direction_nobody_knows_is_asked_about(
+    changes: dict[str, Any], key: str, tmp_path: Path
+) -> None:
+    told = f"^{key}: the name 'val_quality' does not tell whether lower or higher values are better. Set {key}=min or"
+    with pytest.raises(ConfigError, match=told.replace(".", r"\.")):
+        assembled(tmp_path, "quality", (1.0, 2.0, 3.0, 4.0), **changes)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("mode", "best"), [("min", 1.0), ("max", 5.0)])
+def test_monitor_mode_is_the_answer(mode: str, best: float, tmp_path: Path) -> None:
+    """For the best checkpoint, for what reads the run later, and for what watches the same metric."""
+    plateau = {"_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau"}
+    assembly = assembled(
+        tmp_path,
+        "quality",
+        (3.0, 1.0, 5.0, 2.0),
+        module={"monitor_mode": mode, "lr_scheduler": plateau},
+        trainer={"early_stopping": {"patience": 2}},
+    )
+    assert assembly.trainer.state.schedules[0].scheduler.mode == mode
+    assert assembly.fit().best == best
+    run = assembly.run
+    record = read_record(run)
+    assert record.best == (best, 1 if mode == "min" else 2)
+    assert list_runs(tmp_path).to_list()[0]["best"] == {"value": best, "epoch": record.best[1]}
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_each_watcher_has_a_mode_of_its_own(mode: str, tmp_path: Path) -> None:
+    plateau = {"_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau", "monitor": "val_quality", "mode": mode}
+    stopping = {"patience": 1, "monitor": "val_quality", "monitor_mode": mode}
+    assembly = assembled(
+        tmp_path,
+        "quality",
+        (1.0, 2.0, 3.0, 4.0),
+        module={"monitor": "val_loss", "lr_scheduler": plateau},
+        trainer={"early_stopping": stopping},
+    )
+    (schedule,) = assembly.trainer.state.schedules
+    assert (schedule.monitor, schedule.scheduler.mode) == ("val_quality", mode)
+    assert assembly.fit().epochs == (4 if mode == "max" else 2)
+
+
+def test_a_plateau_of_an_error_goes_down(tmp_path: Path) -> None:
+    """Its correct mode was refused when an unknown metric was taken for one that is better when higher."""
+    plateau = {"_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau", "monitor": "val_rmse", "mode": "min"}
+    with pytest.raises(ConfigError, match=r"module\.lr_scheduler\.mode: 'max' contradicts the metric it watches"):
+        assembled(tmp_path, "rmse", (1.0,), module={"lr_scheduler": {**plateau, "mode": "max"}})
+    assembly = assembled(tmp_path, "rmse", (1.0, 2.0, 3.0, 4.0), module={"lr_scheduler": plateau})
+    assert assembly.trainer.state.schedules[0].scheduler.mode == "min"
+    assembly.fit()

@@ -112,10 +112,10 @@ def build_augmentations(data: DataConfig) -> Sequence[Augmentation]:
     values = asdict(data.augment)
     nodes = values.pop("transforms")
     transforms = [
-        PerSample(locate.instantiate(node, key=f"data.augment.transforms[{position}]"))
-        for position, node in enumerate(nodes)
+        locate.instantiate(node, key=f"data.augment.transforms[{position}]") for position, node in enumerate(nodes)
     ]
-    return augmentations(**values, transforms=transforms)
+    # one step for all of them: as steps of their own they would draw from the same random stream
+    return augmentations(**values, transforms=[PerSample(transforms)] if transforms else [])
 
 
 def data_record(data: Mapping[str, PackedDataset], source: DataSource) -> dict[str, Any]:

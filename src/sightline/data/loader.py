@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from sightline.data.packed import EncodedImages, PackedDataset
 from sightline.data.parallel import cores, in_order, pool, settle
 from sightline.data.preprocess import Preprocess
 from sightline.data.sampling import Piece, Plan
+from sightline.random import derive
 from sightline.types import Augmentation, Batch
 
 _RESIDENT_BYTES = 1 << 30
@@ -25,6 +26,8 @@ _PART_BYTES = 1 << 19
 _PIECE_BATCHES = 16
 _ALIGNED = 16  # float32 numbers of the 64 bytes at which memory is aligned
 _GROUP = 8  # images a thread decodes before it looks for more work
+
+_Seeded: TypeAlias = "tuple[Augmentation, int]"
 
 
 class _Prepared(NamedTuple):
@@ -39,9 +42,10 @@ class BatchLoader:
     """Gathers or decodes, augments and normalises whole batches on `device`.
 
     An epoch visits every row once, the last batch as large as what is left. With `shuffle`, the order is a function of
-    (seed, epoch), and every augmentation of (seed, epoch, sample): of the row, or, for up to 16 million images that
-    were packed, of the place among all images when these are sorted by content, so that neither depends on the order
-    in which the data is listed. `seek` starts any epoch at any batch in constant time; an iteration without a `seek`
+    (seed, epoch), and every augmentation of (seed, its position in `augment`, epoch, sample), so that no two of them
+    share a random stream, even two of one kind. The sample is the row, or, for up to 16 million images that were
+    packed, the place among all images when these are sorted by content, so that nothing depends on the order in which
+    the data is listed. `seek` starts any epoch at any batch in constant time; an iteration without a `seek`
     before it goes on with the epoch after the last one.
 
     With `balanced`, for training, an epoch has as many images, but of each class that occurs as many as of any other,
@@ -116,7 +120,8 @@ class BatchLoader:
             rank=rank,
             world_size=world_size,
         )
-        self._boxes, self._steps = _crop_while_decoding(dataset, self.augment)
+        seeded = tuple((step, augmentation_seed(seed, place)) for place, step in enumerate(self.augment))
+        self._crop, self._steps = _crop_while_decoding(dataset, seeded)
         self._together = self._batches_of_a_piece()
         self._epoch, self._batch = 0, 0
 
@@ -188,7 +193,7 @@ class BatchLoader:
         images = self._read(piece, each)
         if self.device.type != "cpu":
             return _Prepared(images.pin_memory() if self.device.type == "cuda" else images, piece, False)
-        if not all(getattr(step, "threaded", True) for step in self._steps):
+        if not all(getattr(step, "threaded", True) for step, _ in self._steps):
             return _Prepared(images, piece, False)
         return _Prepared(self._change(images, piece), piece, True)
 
@@ -215,8 +220,8 @@ class BatchLoader:
         return out
 
     def _augmented(self, images: Tensor, keys: NDArray[np.int64], epoch: int) -> Tensor:
-        for step in self._steps:
-            images = step(images, keys, self.seed, epoch)
+        for step, seed in self._steps:
+            images = step(images, keys, seed, epoch)
         return images
 
     def _read(self, piece: Piece, each: Callable[..., Any]) -> Tensor:
@@ -226,8 +231,9 @@ class BatchLoader:
         if isinstance(images, Tensor):
             return torch.index_select(images, 0, torch.from_numpy(places), out=found)
         crops = [None] * len(rows)
-        if self._boxes is not None:
-            crops = self._boxes(keys, self.seed, epoch, images.sizes[places].astype(np.int64)).tolist()
+        if self._crop is not None:
+            boxes, seed = self._crop
+            crops = boxes(keys, seed, epoch, images.sizes[places].astype(np.int64)).tolist()
         pixels = found.numpy()
 
         def decode(start: int) -> None:
@@ -239,9 +245,18 @@ class BatchLoader:
         return found
 
 
+def augmentation_seed(seed: int, position: int) -> int:
+    """The seed, 63 bits, that a loader of `seed` gives to the augmentation at that position of its list, from 0."""
+    return derive(seed, position, "augmentation") >> 1
+
+
 def _crop_while_decoding(
-    dataset: PackedDataset, augment: tuple[Augmentation, ...]
-) -> tuple[Callable[..., NDArray[np.int64]] | None, tuple[Augmentation, ...]]:
-    """The boxes of a crop that decoding takes over, and the augmentations that are left."""
-    boxes = getattr(augment[0], "boxes", None) if augment and isinstance(dataset.images, EncodedImages) else None
-    return boxes, augment[1:] if boxes is not None else augment
+    dataset: PackedDataset, steps: tuple[_Seeded, ...]
+) -> tuple[tuple[Callable[..., NDArray[np.int64]], int] | None, tuple[_Seeded, ...]]:
+    """The boxes of a crop that decoding takes over, with its seed, and the augmentations that are left."""
+    if steps and isinstance(dataset.images, EncodedImages):
+        step, seed = steps[0]
+        boxes = getattr(step, "boxes", None)
+        if boxes is not None:
+            return (boxes, seed), steps[1:]
+    return None, steps

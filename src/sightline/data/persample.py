@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,18 +25,22 @@ _ADVICE = (
 
 @dataclass(frozen=True)
 class PerSample:
-    """Calls `transform` for each image of a batch. Slower than the batched augmentations, often by far: it is one call
-    for each image, in the thread that consumes the batches.
+    """Calls `transform` for each image of a batch, or, given a list or tuple of transforms, one after the other. Slower
+    than the batched augmentations, often by far: it is one call for each image, in the thread that consumes the
+    batches.
 
     The image is a uint8 tensor [C,H,W] (`kind="tensor"`), a PIL image of mode RGB or L ("pil"), or a uint8 array
     [H,W,C] ("numpy"); C is 1 or 3. It is a copy, which the transform may change. What comes back may be any of the
     three, uint8 and of the same shape; an array [H,W] too where C is 1.
 
-    Before each call torch's CPU generator, `random` and NumPy's global generator are seeded from (seed, epoch, row),
-    and put back afterwards: a transform that draws from these gives the same for the same row in any batch. One that
-    draws from a generator of its own does not."""
+    For each image torch's CPU generator, `random` and NumPy's global generator are seeded once, from (seed, epoch,
+    row), and put back afterwards: transforms that draw from these give the same for the same row in any batch, and each
+    draws on from where the one before it stopped, so that they are independent. One that draws from a generator of its
+    own does not.
 
-    transform: Callable[[Any], Any]
+    Raises DataError, naming the transform, when one fails or returns anything else."""
+
+    transform: Callable[[Any], Any] | Sequence[Callable[[Any], Any]]
     kind: str = "tensor"
 
     threaded: ClassVar[bool] = False
@@ -49,26 +53,30 @@ class PerSample:
     def __call__(self, images: Tensor, index: NDArray[np.int64], seed: int, epoch: int) -> Tensor:
         """uint8 [B,C,H,W] -> the same."""
         out = torch.empty_like(images)
+        transforms = self.transform if isinstance(self.transform, list | tuple) else (self.transform,)
         keys = bits(derive(seed, epoch, "per sample"), index).tolist()
         with preserved():
             for i, (image, key) in enumerate(zip(images.cpu(), keys, strict=True)):
                 seed_all(key)
-                given = self._given(image)
-                try:
-                    found = self.transform(given)
-                except Exception as error:
-                    raise DataError(
-                        f"data.augment: {name_of(self.transform)} failed on {told(image)}: {type(error).__name__}: "
-                        f"{error}"
-                    ) from error
-                result = _tensor(found)
-                if result is None or result.dtype != torch.uint8 or result.shape != image.shape:
-                    raise DataError(
-                        f"data.augment: {name_of(self.transform)} was given {told(image)} and gave back "
-                        f"{told(found)}. {_ADVICE}"
-                    )
-                out[i] = result
+                for transform in transforms:
+                    image = self._transformed(transform, image)  # noqa: PLW2901
+                out[i] = image
         return out
+
+    def _transformed(self, transform: Callable[[Any], Any], image: Tensor) -> Tensor:
+        """uint8 [C,H,W] -> the same."""
+        try:
+            found = transform(self._given(image))
+        except Exception as error:
+            raise DataError(
+                f"data.augment: {name_of(transform)} failed on {told(image)}: {type(error).__name__}: {error}"
+            ) from error
+        result = _tensor(found)
+        if result is None or result.dtype != torch.uint8 or result.shape != image.shape:
+            raise DataError(
+                f"data.augment: {name_of(transform)} was given {told(image)} and gave back {told(found)}. {_ADVICE}"
+            )
+        return result.cpu()
 
     def _given(self, image: Tensor) -> Tensor | Image.Image | NDArray[np.uint8]:
         """A copy of uint8 [C,H,W] as the transform takes it."""

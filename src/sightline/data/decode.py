@@ -1,46 +1,59 @@
-"""Files, bytes and arrays -> pictures, upright and in their own size and mode. Every way of reading an image ends here.
+"""Decodes files, bytes, arrays and Pillow images to upright 8-bit images in their own size. All images are read here.
 
-JPEG goes through libjpeg-turbo directly, several times as fast on small images and the same bits as Pillow's; all else
-through Pillow. What cannot be read becomes an ImageError with the file's name, never a picture that is half of one."""
+8-bit JPEG is decoded by libjpeg-turbo directly, which is several times as fast on small images and gives the same bits
+as Pillow. All other files are decoded by Pillow. An image that cannot be decoded correctly raises ImageError with the
+name of the file."""
 
 from __future__ import annotations
 
 import io
 import os
-import zlib
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from simplejpeg import decode_jpeg as _decode_jpeg
 from simplejpeg import decode_jpeg_header as _jpeg_header
+from xxhash import xxh3_64_intdigest
 
 from sightline.errors import DataError, ImageError
 from sightline.types import Reference, Sample
 
 Pixels: TypeAlias = NDArray[np.uint8]
 Picture: TypeAlias = "Image.Image | Pixels"
-"""A Pillow image, or uint8 pixels: gray [H,W] or RGB [H,W,3]."""
+"""A decoded image: uint8 pixels, gray [H,W] or RGB [H,W,3], or a Pillow image of mode L, LA, RGB or RGBA."""
 Readable: TypeAlias = "Path | bytes | Pixels | Image.Image | Reference"
 
 MAX_PIXELS = 178_956_970
 """More than these are refused before they are decoded: Pillow's limit for a decompression bomb, for every format."""
-GRAY_MODES = frozenset(("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F"))
+GRAY_MODES = frozenset(("L", "LA"))
 UNREADABLE = "cannot read"
 """How the reason begins where it is the file system's, and may pass."""
 _ORIENTATION = 0x0112
 _FOUR_INKS = ("CMYK", "YCCK")
+_DCT_FRAMES = frozenset((0xC0, 0xC1, 0xC2, 0xC9, 0xCA))  # the start of a frame that is not lossless
+_BEFORE_FRAME = frozenset((0xC4, 0xCC, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)))  # tables and comments
+_TURNED = range(2, 9)
+_16_BITS = frozenset(("I", "I;16", "I;16B", "I;16L", "I;16N"))
+_PNG_STEPS = {"L;2": 85, "L;4": 17}
+_PLAIN = {"L": "L", "LA": "LA", "La": "LA", "RGBA": "RGBA", "RGBa": "RGBA"}
+_BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _PLANAR = 258, 259, 262, 266, 284  # tags of TIFF
+_COLOUR_MAP, _EXTRA_SAMPLES, _SAMPLE_FORMAT, _SUBSAMPLING = 320, 338, 339, 530
+_SIGNED, _SEPARATE = 2, 2
 _SMALL = 1 << 16
-_LOOKED_AT = 1 << 14
 _READ_ONLY = os.O_RDONLY | getattr(os, "O_BINARY", 0)
 _open, _read, _close = os.open, os.read, os.close  # looked up once for a million files
 
 
 def open_image(image: Readable, name: str) -> Picture:
-    """The decoded image, its EXIF orientation applied. Raises ImageError, naming it, when it is empty, damaged, too
-    large, cannot be read or is no image; DataError for an array that holds no pixels."""
+    """The decoded image with 8 bits per channel and its EXIF orientation applied.
+
+    Raises ImageError, with `name`, for an image that is empty, damaged, too large, cannot be read, is not an image, or
+    has pixel values without a known range; DataError for an array that holds no pixels."""
     image = read_encoded(image, name)
     if isinstance(image, np.ndarray):
         return _from_array(image, name)
@@ -56,9 +69,14 @@ def open_image(image: Readable, name: str) -> Picture:
         raise ImageError(f"{name} is too large to decode safely: {error}.") from error
     except Exception as error:  # Pillow's readers raise nearly anything on damaged bytes
         start = f" (it begins with {image[:12]!r})" if isinstance(image, bytes) else ""
+        reason: object = error
         if isinstance(error, UnidentifiedImageError):
-            raise ImageError(f"{name} is no image of a format Pillow knows{start}.") from error
-        raise ImageError(f"{name} is no image, or a damaged one: {error}{start}.") from error
+            reason = _why_unidentified(image) if isinstance(image, bytes) else ""
+            if not reason:
+                raise ImageError(f"{name} is no image of a format Pillow knows{start}.") from error
+        raise ImageError(
+            f"{name} is no image, or a damaged one, or of a kind that Pillow does not decode: {reason}{start}."
+        ) from error
 
 
 def read_file(path: str | Path, name: str) -> bytes:
@@ -96,12 +114,20 @@ def as_bytes(image: bytes | Pixels | Image.Image, name: str) -> bytes:
     picture = open_image(image, name)
     made = Image.fromarray(np.ascontiguousarray(picture)) if isinstance(picture, np.ndarray) else picture
     stream = io.BytesIO()
-    try:
-        made.save(stream, "PNG", compress_level=1)
-    except OSError:  # a mode that PNG has not
-        stream = io.BytesIO()
-        made.save(stream, "TIFF")
+    made.save(stream, "PNG", compress_level=1)
     return stream.getvalue()
+
+
+def canonical(picture: Picture, background: int) -> Pixels:
+    """The pixels of what `open_image` returns, gray [H,W] or RGB [H,W,3]: alpha is composited over `background`
+    (0..255) in every channel."""
+    if isinstance(picture, np.ndarray):
+        return picture
+    if picture.mode in ("LA", "RGBA"):
+        opaque = Image.new("RGBA", picture.size, (background, background, background, 255))
+        laid = Image.alpha_composite(opaque, picture.convert("RGBA"))
+        picture = laid.getchannel("R") if picture.mode == "LA" else laid.convert("RGB")
+    return np.asarray(picture)
 
 
 def plain_jpeg(image: Readable | str) -> Pixels | None:
@@ -122,17 +148,32 @@ def sample_name(sample: Sample) -> str:
 
 
 def is_gray(picture: Picture) -> bool:
-    """Whether a picture holds one channel (palettes count as colour)."""
+    """Whether an image from `open_image` is gray. An image with a palette is a colour image."""
     return picture.ndim == 2 if isinstance(picture, np.ndarray) else picture.mode in GRAY_MODES
 
 
-def content_key(picture: Picture) -> int:
-    """32 bits of what a picture shows, before it is brought to any size: equal for equal pictures, whatever file they
-    come from. Of a large one some pixels are looked at."""
-    pixels = picture if isinstance(picture, np.ndarray) else np.asarray(picture)
-    start = zlib.crc32(repr(pixels.shape).encode())
-    step = pixels.size // _LOOKED_AT + 1
-    return zlib.crc32(pixels.reshape(-1)[::step].tobytes(), start)
+def content_key(picture: Picture, background: int = 255) -> int:
+    """A 64-bit hash (XXH3 of Collet's xxHash) of the size and all pixels of an image in its own size: equal for equal
+    pixels, whatever the format and mode they are stored in. A colour image without colours has the key of the gray
+    image; alpha counts as composited over `background`."""
+    is_canonical = isinstance(picture, np.ndarray) and (picture.ndim == 2 or picture.shape[2] == 3)
+    pixels = np.asarray(picture) if is_canonical else canonical(open_image(picture, "the image"), background)
+    height, width = pixels.shape[:2]
+    colour = pixels.ndim == 3 and _has_colours(pixels)
+    gray = pixels if colour or pixels.ndim == 2 else pixels[..., 0]
+    return xxh3_64_intdigest(np.ascontiguousarray(gray).data, height << 33 | width << 1 | colour)
+
+
+def _has_colours(pixels: Pixels) -> bool:
+    """Whether the channels of RGB pixels [H,W,3] differ anywhere. Most photographs answer with their first pixels."""
+    first = pixels[0, 0].tolist()
+    if first[0] != first[1] or first[0] != first[2]:
+        return True
+    for part in (pixels[0], pixels[::16, ::16], pixels):
+        red = part[..., 0]
+        if (red != part[..., 1]).any() or (red != part[..., 2]).any():
+            return True
+    return False
 
 
 def size_of(picture: Picture) -> tuple[int, int]:
@@ -164,10 +205,213 @@ def _from_bytes(data: bytes, name: str) -> Picture:
 
 def _loaded(picture: Image.Image, name: str) -> Image.Image:
     _check_size(picture.size, name)
+    if isinstance(picture, ImageFile.StubImageFile):  # a format that needs another library, which makes the real image
+        picture.load()
+    samples = _samples(picture)
+    trouble = _unknown_range(picture, samples) or _decoded_wrong(picture, samples)
+    if trouble:
+        raise ImageError(f"{name} {trouble}.")
+    if samples.depth == 8 and picture.mode == "1" and getattr(picture, "tile", None):
+        picture = _black_and_white_bmp(picture)
     picture.load()
-    upright = ImageOps.exif_transpose(picture)
-    upright.format = picture.format  # a copy forgets it
-    return upright
+    levels = _gray_levels(picture, samples)
+    if samples.alpha is not None and picture.mode == "RGB":
+        picture = picture.copy()
+        picture.info.pop("transparency", None)
+        picture.putalpha(samples.alpha)
+    colours = getattr(picture, "tag_v2", {}).get(_COLOUR_MAP)
+    if picture.mode == "P" and colours and max(colours) < 256:  # written with 8 bits; Pillow takes the upper 8 of 16
+        picture = picture.copy()
+        picture.putpalette(np.reshape(colours, (3, -1)).T.astype(np.uint8).tobytes())
+    if picture.getexif().get(_ORIENTATION, 1) in _TURNED:
+        picture = ImageOps.exif_transpose(picture)
+    return _to_8_bits(picture, samples) if levels is None else _gray_of_16_bits(picture, levels)
+
+
+class _Samples(NamedTuple):
+    """What a file says about its pixel values and Pillow forgets when it loads the image. Empty for formats that need
+    none of it.
+
+    `raw`: Pillow's name for how a PNG stores them; `alpha` of a PNG with 16-bit colours of which one stands for
+    transparent; `bits` of each channel of JPEG 2000, and whether the first is `signed`; `depth` of a BMP, in bits per
+    pixel, whose palette has gray levels alone, so that Pillow ignores it."""
+
+    raw: str = ""
+    alpha: Image.Image | None = None
+    bits: tuple[int, ...] = ()
+    signed: bool = False
+    depth: int = 0
+
+
+def _samples(picture: Any) -> _Samples:
+    """Reads them from an image that is not loaded, and keeps them with it for the next call."""
+    found: _Samples = getattr(picture, "_sightline_samples", _Samples())
+    if not getattr(picture, "tile", None):  # loaded, or made in memory
+        return found
+    if picture.format == "PNG":
+        raw = str(picture.tile[0][3])
+        deep = raw == "RGB;16B" and "transparency" in picture.info
+        found = _Samples(raw, _alpha_of_16_bits(picture) if deep else None)
+    elif picture.format == "JPEG2000":
+        found = _samples_of_jpeg2000(_file_of(picture))
+    elif picture.format in ("BMP", "DIB") and picture.mode in ("1", "L"):
+        header = _file_of(picture)[14 if picture.format == "BMP" else 0 :][:16]
+        at = 10 if header[0] == 12 else 14  # the old header has shorter sizes
+        found = _Samples(depth=int.from_bytes(header[at : at + 2], "little"))
+    picture._sightline_samples = found
+    return found
+
+
+def _file_of(picture: Any) -> bytes:
+    """The bytes of the file of an image that is not loaded."""
+    place = picture.fp.tell()
+    picture.fp.seek(0)
+    data: bytes = picture.fp.read()
+    picture.fp.seek(place)
+    return data
+
+
+def _black_and_white_bmp(picture: Any) -> Image.Image:
+    """The pixels of an 8-bit BMP that is not loaded and whose palette is black and white. Pillow reads it as one of 1
+    bit."""
+    opened: Any = Image.open(io.BytesIO(_file_of(picture)))
+    opened._mode = "L"
+    opened.tile = [(*tile[:3], ("L", *tile[3][1:])) for tile in opened.tile]
+    return Image.fromarray(np.where(np.asarray(opened) > 0, 255, 0).astype(np.uint8))
+
+
+def _alpha_of_16_bits(picture: Any) -> Image.Image:
+    """Compares the transparent colour with all 16 bits. Pillow keeps the high byte of each sample; when it is made to
+    read the file in the other byte order, it keeps the low byte."""
+    data, clear = _file_of(picture), np.array(picture.info["transparency"])
+    same = np.ones(picture.size[::-1], bool)
+    for raw, wanted in (("RGB;16B", clear >> 8), ("RGB;16L", clear & 255)):
+        opened: Any = Image.open(io.BytesIO(data))
+        opened.tile = [(*opened.tile[0][:3], raw)]
+        same &= (np.asarray(opened) == wanted).all(axis=-1)
+    return Image.fromarray(np.where(same, 0, 255).astype(np.uint8))
+
+
+def _samples_of_jpeg2000(data: bytes) -> _Samples:
+    """From the segment SIZ, with which the codestream begins."""
+    start = b"\xff\x4f\xff\x51"
+    at = 0 if data.startswith(start) else data.find(b"jp2c" + start) + 4
+    count = int.from_bytes(data[at + 40 : at + 42], "big")
+    sizes = data[at + 42 : at + 42 + 3 * count : 3]
+    return _Samples(bits=tuple((size & 127) + 1 for size in sizes), signed=count > 0 and sizes[0] > 127)
+
+
+def _unknown_range(picture: Image.Image, samples: _Samples) -> str:
+    """Why nothing says which pixel values are black and white, or an empty string."""
+    tags = getattr(picture, "tag_v2", {})
+    kind = ""
+    if picture.mode == "F":
+        kind = "floating-point"
+    elif max(tags.get(_SAMPLE_FORMAT, (1,))) == _SIGNED:
+        kind = f"signed {max(tags.get(_BITS, (1,)))}-bit"
+    elif picture.mode == "I" and picture.format not in ("PNG", "PPM"):  # Pillow scales these to 16 bits
+        kind = "unsigned 32-bit" if tags else "signed 32-bit"
+    elif picture.mode in _16_BITS and picture.format == "FITS":
+        kind = "signed 16-bit"
+    elif samples.signed:
+        kind = f"signed {samples.bits[0]}-bit"
+    if not kind:
+        return ""
+    return f"has {kind} pixels, whose values for black and white are not known; save it with unsigned 8 or 16 bits"
+
+
+def _decoded_wrong(picture: Image.Image, samples: _Samples) -> str:
+    """What is in the image that Pillow decodes wrong without an error, or an empty string."""
+    tags = getattr(picture, "tag_v2", {})
+    if tags.get(_PLANAR, 1) == _SEPARATE and _planes_decoded_wrong(picture.mode, tags):
+        return (
+            f"keeps each of its {max(tags.get(_BITS, (1,)))}-bit channels separate (PlanarConfiguration 2), which "
+            f"Pillow decodes wrong; save it with PlanarConfiguration 1"
+        )
+    if picture.mode == "YCbCr" and tags.get(_SUBSAMPLING, (1, 1)) != (1, 1):
+        return "has subsampled YCbCr pixels without compression, which Pillow decodes wrong; save it as RGB"
+    if (samples.depth, picture.mode) not in ((0, picture.mode), (1, "1"), (8, "1"), (8, "L")):
+        return (
+            f"has {samples.depth} bits per pixel and a palette of gray levels alone, which Pillow decodes wrong; save "
+            f"it as PNG"
+        )
+    if max(samples.bits, default=0) > 8 and picture.mode not in _16_BITS:
+        return (
+            f"is JPEG 2000 with {max(samples.bits)} bits per channel in {len(samples.bits)} channels, of which Pillow "
+            f"decodes the largest values as 0; save it with 8 bits"
+        )
+    clear = picture.info.get("transparency")
+    if picture.mode == "RGB" and isinstance(clear, tuple) and max(clear) > 255 and not samples.raw:
+        return (
+            "had 16-bit colours, one of which stands for transparent. Pillow has loaded 8 bits of them, so which "
+            "pixels are transparent is not known; pass the file or its bytes, or save it with an alpha channel"
+        )
+    return ""
+
+
+def _planes_decoded_wrong(mode: str, tags: Any) -> bool:
+    """Whether Pillow decodes a TIFF image with PlanarConfiguration 2 to other values than the file holds."""
+    if tags.get(_COMPRESSION, 1) != 1:
+        return mode in ("LA", "La", "LAB") or (mode == "RGBA" and _EXTRA_SAMPLES not in tags)
+    as_stored = max(tags.get(_BITS, (1,))) == (1 if mode == "1" else 8) and tags.get(_FILL_ORDER, 1) == 1
+    return not as_stored or tags.get(_PHOTOMETRIC, 0) == 0 or mode in ("LA", "La", "LAB")
+
+
+def _gray_levels(picture: Image.Image, samples: _Samples) -> Pixels | None:
+    """The 8-bit level of every value of a gray image with up to 16 bits; None for other images."""
+    if picture.mode not in _16_BITS:
+        return None
+    tags = getattr(picture, "tag_v2", {})
+    bits = max(tags.get(_BITS, (16,)))
+    white = (1 << bits) - 1
+    if samples.bits:  # Pillow shifts JPEG 2000 up to 16 bits
+        white <<= 16 - samples.bits[0]
+    return _levels(white & 65535, inverted=tags.get(_PHOTOMETRIC, 1) == 0)
+
+
+@lru_cache(maxsize=32)
+def _levels(white: int, inverted: bool) -> Pixels:
+    levels = np.minimum(np.round(np.arange(65536) * (255 / white)), 255).astype(np.uint8)
+    return 255 - levels if inverted else levels
+
+
+def _gray_of_16_bits(picture: Image.Image, levels: Pixels) -> Image.Image:
+    values = np.clip(np.asarray(picture), 0, 65535)
+    gray, clear = Image.fromarray(levels[values]), picture.info.get("transparency")
+    if not isinstance(clear, int):
+        return gray
+    return Image.merge("LA", (gray, Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8))))
+
+
+def _to_8_bits(picture: Image.Image, samples: _Samples) -> Image.Image:
+    """Any other of Pillow's modes to L, LA, RGB or RGBA."""
+    clear = picture.info.get("transparency")
+    if samples.raw in _PNG_STEPS and isinstance(clear, int):  # Pillow scales the pixels and not this value
+        picture = picture.copy()
+        picture.info["transparency"] = clear * _PNG_STEPS[samples.raw]
+    elif samples.raw == "LA;16B":  # gray with alpha, which Pillow opens as RGBA
+        return picture.convert("LA")
+    elif picture.mode == "1":  # Pillow's own conversion to LA makes white black
+        picture = picture.convert("L")
+    elif samples.bits and min(samples.bits) < 8:
+        picture = picture.point(_stretch(samples.bits, picture.mode))
+    if picture.mode in ("L", "RGB") and clear is not None:
+        return picture.convert("LA" if picture.mode == "L" else "RGBA")
+    if picture.mode in ("P", "PA"):
+        return picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+    wanted = _PLAIN.get(picture.mode, "RGB")
+    return picture if picture.mode == wanted else picture.convert(wanted)
+
+
+def _stretch(bits: Sequence[int], mode: str) -> list[int]:
+    """The table that undoes Pillow's shift of JPEG 2000 up to 8 bits: of 4 bits, 15 becomes 240, and here 255, or 15
+    again where it is an index of a palette."""
+    table = []
+    for band, count in enumerate(bits):
+        values = [value >> (8 - count) for value in range(256)]
+        index = band == 0 and mode in ("P", "PA")
+        table += values if index else [round(value * 255 / ((1 << count) - 1)) for value in values]
+    return table
 
 
 def _check_size(size: tuple[int, int], name: str) -> None:
@@ -182,12 +426,12 @@ def _fast_jpeg(data: bytes, name: str) -> Pixels | None:
         height, width, colour, _ = _jpeg_header(data)
         if height * width > MAX_PIXELS:
             _check_size((width, height), name)
-        if colour in _FOUR_INKS:
+        if colour != "YCbCr" and (colour in _FOUR_INKS or not _is_dct(data)):  # lossless YCbCr is a ValueError below
             return None
         # a gray file stays gray; a colour file turns gray in the same place as every other format
         form = "GRAY" if colour == "Gray" else "RGB"
         pixels: Pixels = _decode_jpeg(data, form, fastdct=False, fastupsample=False)
-    except ValueError:  # damaged: Pillow finds the words for it
+    except (ValueError, KeyError, IndexError):  # damaged, or with a subsampling that simplejpeg does not know
         return None
     if form == "GRAY":
         pixels = pixels[..., 0]
@@ -196,6 +440,48 @@ def _fast_jpeg(data: bytes, name: str) -> Pixels | None:
     with Image.open(io.BytesIO(data)) as header:
         orientation = header.getexif().get(_ORIENTATION, 1)
     return _upright(pixels, orientation)
+
+
+def _is_dct(data: bytes) -> bool:
+    """False for lossless JPEG, whose 2 to 16 bits libjpeg-turbo does not scale to 8, and for bytes between segments."""
+    at = 2
+    while data[at] == 0xFF and data[at + 1] in _BEFORE_FRAME:
+        at += 2 + (data[at + 2] << 8) + data[at + 3]
+    return data[at] == 0xFF and data[at + 1] in _DCT_FRAMES
+
+
+def _why_unidentified(data: bytes) -> str:
+    """What Pillow finds wrong in bytes that begin as a format it knows; an empty string where they do not."""
+    for kind, (factory, accept) in list(Image.OPEN.items()):
+        if accept is None or accept(data[:16].ljust(16, b"\0")) is not True:
+            continue
+        try:
+            factory(io.BytesIO(data), "")
+        except Exception as error:
+            advice = _tiff_samples(data) if kind == "TIFF" else ""
+            if kind == "JPEG" and "cannot handle" in str(error):
+                advice = "; save it with 8 bits in 1 or 3 channels"
+            return f"{kind}, {error}{advice}"
+    return ""
+
+
+def _tiff_samples(data: bytes) -> str:
+    """Which samples a TIFF file holds, for a message."""
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+    file = io.BytesIO(data)
+    try:
+        tags = ImageFileDirectory_v2(file.read(16 if 43 in data[2:4] else 8))
+        file.seek(tags.next)
+        tags.load(file)
+        bits = tags.get(_BITS, (1,))
+        form = {1: "unsigned", 2: "signed", 3: "floating-point"}.get(max(tags.get(_SAMPLE_FORMAT, (1,))), "other")
+        return (
+            f" ({len(bits)} channel(s) of {form} {max(bits)}-bit samples, {tags.prefix.decode()} byte order, "
+            f"PhotometricInterpretation {tags.get(_PHOTOMETRIC)}); save it with unsigned 8 or 16 bits"
+        )
+    except Exception:  # damaged
+        return ""
 
 
 def _upright(pixels: Pixels, orientation: object) -> Pixels:

@@ -44,7 +44,7 @@ def decode_block(images: Sequence[Any], decoder: Preprocess, pixels: Pixels) -> 
     gray, colour = decoder.channels == 1 and shape, decoder.channels == 3 and (*shape, 3)
     bad: dict[int, str] = {}
     changed: dict[int, tuple[tuple[int, int], bool]] = {}
-    keys = np.zeros(len(images), np.uint32)
+    keys = np.zeros(len(images), np.uint64)
     for position, image in enumerate(images):
         try:
             if isinstance(image, ImageError):

@@ -17,14 +17,14 @@ _EXACT = 256  # the squares of so many pixels add up exactly in float32: 256 * 2
 class Facts(NamedTuple):
     """Of each image: `digests` uint8 [N,16], the first bytes of the SHA-256 of its pixels [C,H,W]; `moments` int64
     [N,C,2], the sums of its pixels and of their squares; `sizes` int32 [N,2], the (height, width) the picture had, 0
-    where it could not be read; `lost` bool [N], whether it was in colour and became gray; `keys` uint32 [N], what it
-    showed before it was brought to size."""
+    where it could not be read; `lost` bool [N], whether it was in colour and became gray; `keys` uint64 [N], the
+    `content_key` of what it showed before it was brought to size, 0 where it could not be read."""
 
     digests: NDArray[np.uint8]
     moments: NDArray[np.int64]
     sizes: NDArray[np.int32]
     lost: NDArray[np.bool_]
-    keys: NDArray[np.uint32]
+    keys: NDArray[np.uint64]
 
     @classmethod
     def empty(cls, count: int, channels: int) -> Facts:
@@ -34,7 +34,7 @@ class Facts(NamedTuple):
             np.zeros((count, channels, 2), np.int64),
             np.zeros((count, 2), np.int32),
             np.zeros(count, bool),
-            np.zeros(count, np.uint32),
+            np.zeros(count, np.uint64),
         )
 
     @classmethod

@@ -34,7 +34,7 @@ from sightline.data.storage import Built, build_encoded, build_pixels, check_exa
 from sightline.errors import DataError, ImageError, listing
 from sightline.types import DataInfo, DataSource, Sample
 
-FORMAT = 2
+FORMAT = 3
 PIXELS_LIMIT = 4 * 2**30
 """`store="auto"` keeps decoded pixels up to this many bytes for all splits together, encoded images above it."""
 CROP_LIMIT = 64 * 64

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 from PIL import Image, ImageOps
 
-from sightline.data.decode import Picture, Pixels, Readable, content_key, is_gray, open_image, size_of
+from sightline.data.decode import Picture, Pixels, Readable, canonical, content_key, open_image, size_of
 from sightline.errors import DataError, ImageError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ Box: TypeAlias = Sequence[int]
 
 
 class Decoded(NamedTuple):
-    """uint8 pixels [C,H,W]; of the picture they come from its (height, width), whether its colours were given up for
+    """uint8 `pixels` [C,H,W]; the `size` (height, width) of the image they come from, whether its colours were lost to
     gray, and its `content_key`."""
 
     pixels: Pixels
@@ -46,8 +46,8 @@ class Preprocess:
     `std`.
 
     `resize`: "stretch" ignores the aspect ratio; "crop" scales the shorter side and cuts the centre; "pad" scales the
-    longer side and fills with `background`. Alpha is laid over `background` (0..255),
-    EXIF orientation is applied, 16-bit gray is scaled to 8. Gray from colour is ITU-R 601 luma, as in Pillow."""
+    longer side and fills with `background`. Alpha is composited over `background` (0..255), the EXIF orientation is
+    applied, and gray of up to 16 bits is scaled to 8. Gray from colour is ITU-R 601 luma, as in Pillow."""
 
     height: int
     width: int
@@ -96,33 +96,36 @@ class Preprocess:
         refused. `crop` is the part that is brought to size, by default all of it (or what `resize` says). Raises
         ImageError naming the file for one that is no image or is damaged, DataError for one that is refused."""
         name = name or (f"'{image}'" if isinstance(image, Path) else "the image")
-        found = self.decode_noting(image, name, crop)
-        self.check_exact(found, name, exact)
-        return found.pixels
-
-    def decode_noting(self, image: Readable, name: str, crop: Box | None = None) -> Decoded:
-        """As `decode`, with what was given up on the way."""
         picture = open_image(image, name)
-        size, key = size_of(picture), content_key(picture) if crop is None else 0
         if crop is not None:
             picture = _part(picture, crop, name)
-        if isinstance(picture, np.ndarray):
-            fits = picture.ndim == (2 if self.channels == 1 else 3)
-            if fits and size_of(picture) == (self.height, self.width):
-                return Decoded(_channels_first(picture), size, False, key)
-            lost = self.channels == 1 and picture.ndim == 3
-            picture = Image.fromarray(np.ascontiguousarray(picture))
-        else:
-            lost = self.channels == 1 and not is_gray(picture)
-        picture = self._resized(self._converted(picture, name), stretch=crop is not None)
-        return Decoded(_channels_first(np.asarray(picture, dtype=np.uint8)), size, lost, key)
+        own = canonical(picture, self.background)
+        self.check_exact(own, name, exact)
+        return self._prepared(own, stretch=crop is not None)
 
-    def check_exact(self, found: Decoded, name: str, exact: Collection[str]) -> None:
-        """Raises DataError for an image that gave up what `exact` asks to keep."""
-        if "channels" in exact and found.lost_colours:
+    def decode_noting(self, image: Readable, name: str) -> Decoded:
+        """As `decode`, with what the size, channels and content of the image were."""
+        own = canonical(open_image(image, name), self.background)
+        return Decoded(self._prepared(own), size_of(own), self._loses_colours(own), content_key(own))
+
+    def _loses_colours(self, own: Pixels) -> bool:
+        return self.channels == 1 and own.ndim == 3
+
+    def _prepared(self, own: Pixels, stretch: bool = False) -> Pixels:
+        """Pixels in their own size, gray [H,W] or RGB [H,W,3], as [C,H,W] of this preprocessing."""
+        fits = own.ndim == (2 if self.channels == 1 else 3)
+        if not fits or size_of(own) != (self.height, self.width):
+            whole = Image.fromarray(np.ascontiguousarray(own))
+            converted = whole if fits else whole.convert("L" if self.channels == 1 else "RGB")
+            own = np.asarray(self._resized(converted, stretch))
+        return _channels_first(own)
+
+    def check_exact(self, own: Pixels, name: str, exact: Collection[str]) -> None:
+        """Raises DataError for pixels in their own size, [H,W] or [H,W,3], that would lose what `exact` names."""
+        if "channels" in exact and self._loses_colours(own):
             raise DataError(f"{name} is a colour image, the first one is gray. Set data.preprocess.channels to 1 or 3.")
-        if "size" in exact and found.size != (self.height, self.width):
-            height, width = found.size
+        if "size" in exact and size_of(own) != (self.height, self.width):
+            height, width = size_of(own)
             raise DataError(
                 f"{name} is {height} x {width} pixels, the first image {self.height} x {self.width}. "
                 f"Set data.preprocess.size to bring all to one size, or use data=folder."
@@ -143,22 +146,6 @@ class Preprocess:
 
         return normalize
 
-    def _converted(self, picture: Image.Image, name: str) -> Image.Image:
-        wanted = "L" if self.channels == 1 else "RGB"
-        if picture.mode == wanted and "transparency" not in picture.info:
-            return picture
-        if picture.mode == "F" or (picture.mode == "I" and picture.format != "PNG"):
-            raise ImageError(f"{name} has 32-bit pixels, whose range is not known; save it with 8 or 16 bits.")
-        if picture.mode in ("I;16", "I;16B", "I;16L", "I"):
-            picture = Image.fromarray((np.clip(np.asarray(picture), 0, 65535) / 257).round().astype(np.uint8))
-        if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
-            picture = picture.convert("RGBA")
-            under = Image.new("RGBA", picture.size, (self.background,) * 3 + (255,))
-            picture = Image.alpha_composite(under, picture)
-        if picture.mode in ("LAB", "HSV", "YCbCr"):  # these turn gray by way of RGB alone
-            picture = picture.convert("RGB")
-        return picture.convert(wanted)
-
     def _resized(self, picture: Image.Image, stretch: bool) -> Image.Image:
         size = (self.width, self.height)
         method = _FILTERS[self.interpolation]
@@ -178,9 +165,7 @@ def _part(picture: Picture, crop: Box, name: str) -> Picture:
         raise ImageError(f"{name} is {there[0]} x {there[1]} pixels now, fewer than when it was packed.")
     if isinstance(picture, np.ndarray):
         return picture[top : top + height, left : left + width]
-    part = picture.crop((left, top, left + width, top + height))
-    part.format = picture.format
-    return part
+    return picture.crop((left, top, left + width, top + height))
 
 
 def _channels_first(pixels: Pixels) -> Pixels:

@@ -25,10 +25,10 @@ class Part(NamedTuple):
 
 
 def redraw(
-    parts: Mapping[str, Part], drawn: Drawn, content: NDArray[np.uint32], bad: Mapping[int, str]
+    parts: Mapping[str, Part], drawn: Drawn, content: NDArray[np.uint64], bad: Mapping[int, str]
 ) -> dict[str, Part]:
     """The parts that `drawn` set aside, as many images as before and each class's share of them, drawn anew by the
-    `content` keys uint32 [N] of the images; the others as they are. Images that could not be read (`bad`) stay where
+    `content` keys uint64 [N] of the images; the others as they are. Images that could not be read (`bad`) stay where
     they were. Copies that would fall apart all go to train, unless a class had nothing else to set aside. Samples keep
     the order of the list they come from."""
     names = [split for split in drawn.places if split in parts]
@@ -38,7 +38,7 @@ def redraw(
     rows = np.concatenate([parts[split].rows for split in names])[order]
     home = np.repeat(np.arange(len(names)), [len(parts[split].rows) for split in names])[order]
     good = ~np.isin(rows, np.fromiter(bad, np.int64, len(bad)))
-    keys = content[rows].astype(np.uint64)
+    keys = content[rows]
     labels = np.array([sample.label if drawn.by_class else 0 for sample in samples])
     train = names.index("train")
     left = np.flatnonzero(good)

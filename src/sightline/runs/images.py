@@ -3,7 +3,8 @@ read or hashed for it again; it is read without torch or numpy.
 
 The columns: `split`; `id`, the path as the data source names it; `label`, the name of its class or its number; `bytes`,
 the size of its file, where it is one; `pixels`, the first half of the SHA-256 of what the network is shown of it, of
-which fingerprints are made; `content`, a checksum of what it showed before it was brought to size."""
+which fingerprints are made; `content`, a hash of what it showed before it was brought to size, as 16 hexadecimal digits
+(8 in earlier versions, which had another hash)."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from sightline.data.packed import PackedDataset
 
 IMAGES = "images.csv.gz"
-_UNKNOWN = "0" * 8
+_UNKNOWN = "0" * 16
 _LONGEST = 1 << 20  # characters of a line
 _SHOWN = 5
 
@@ -85,7 +86,7 @@ def list_images(data: Mapping[str, PackedDataset], sizes: Mapping[str, int] | No
             digests = packed.facts.digests[rows]
             text, width = digests.tobytes().hex(), 2 * digests.shape[1]
             pixels = [text[start : start + width] for start in range(0, len(text), width)]
-            contents = [f"{key:08x}" for key in packed.facts.keys[rows].tolist()]
+            contents = [f"{key:016x}" for key in packed.facts.keys[rows].tolist()]
         for name, label, shown, content in zip(packed.ids, words, pixels, contents, strict=True):
             yield Image(split, name, label, str(known.get(name, "")), shown, "" if content == _UNKNOWN else content)
 
@@ -129,7 +130,7 @@ def compare_images(before: Iterable[Image], after: Iterable[Image]) -> ImageChan
     gone, came = list(old.values()), list(new.values())
     gone, came = _match(gone, came, lambda image: image.id, pairs)  # splits that were drawn may be drawn anew
     gone, came = _match(gone, came, lambda image: image.pixels, pairs)
-    other = [(a, b) for a, b in pairs if _differ(a.pixels, b.pixels) or _differ(a.content, b.content)]
+    other = [(a, b) for a, b in pairs if _differ(a.pixels, b.pixels) or _differ_in_content(a, b)]
     changed = set(other)
     return ImageChanges(
         changed=tuple(_name(a, b) for a, b in other),
@@ -178,6 +179,10 @@ def _match(
 def _differ(a: str, b: str) -> bool:
     """Whether both are known and not equal."""
     return bool(a and b) and a != b
+
+
+def _differ_in_content(a: Image, b: Image) -> bool:
+    return _differ(a.content, b.content) and len(a.content) == len(b.content)  # earlier versions had another hash
 
 
 def _name(a: Image, b: Image, more: str = "") -> str:

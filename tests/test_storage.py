@@ -159,7 +159,15 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
 }
 FILES = {
     "pixels": ("pixels.npy", "digests.npy", "moments.npy", "sizes.npy", "keys.npy", "meta.json"),
-    "encoded": ("offsets.npy", "crcs.npy", "digests.npy", "moments.npy", "sizes.npy", "keys.npy", "meta.json"),
+    "encoded": (
+        "offsets.npy",
+        "encoded_digests.npy",
+        "digests.npy",
+        "moments.npy",
+        "sizes.npy",
+        "keys.npy",
+        "meta.json",
+    ),
 }
 
 

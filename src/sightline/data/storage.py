@@ -1,8 +1,8 @@
 """Decoded or encoded images on disk or in memory: built by several threads or processes, opened again, checked.
 
-Files of an entry: `pixels.npy` (uint8 [N,C,H,W]) or `encoded.bin` with `offsets.npy` and `crcs.npy`; and the facts of
-every image, `digests.npy`, `moments.npy`, `sizes.npy`, `lost.npy`. Nothing is synced to the disk: what a crash tears,
-a checksum finds, and it can be made again."""
+Files of an entry: `pixels.npy` (uint8 [N,C,H,W]) or `encoded.bin` with `offsets.npy` and `encoded_digests.npy`; and the
+facts of every image, `digests.npy`, `moments.npy`, `sizes.npy`, `lost.npy`, `keys.npy`. Nothing is synced to the disk:
+a file that a crash left incomplete is found by its digest, and made again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import errno
 import io
 import os
 import warnings
-import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -21,10 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
+from xxhash import xxh3_64_intdigest
 
 from sightline.data.cache import Entry, finish, reserve
-from sightline.data.decode import UNREADABLE, Pixels, as_bytes, read_encoded, sample_name
+from sightline.data.decode import UNREADABLE, Pixels, as_bytes, content_key, read_encoded, sample_name
 from sightline.data.decoding import NAME, Block, decode_block, write_at
 from sightline.data.facts import Facts, digests
 from sightline.data.packed import EncodedImages
@@ -184,7 +185,7 @@ def build_encoded(
     the cache; without one they are read from where they are each time. Errors are those of `build_pixels`."""
     work = _Work(samples, decoder, exact)
 
-    def check(rows: range) -> tuple[range, Block, list[bytes]]:
+    def check(rows: range) -> tuple[range, Block, list[bytes], list[int]]:
         images: list[Any] = []
         for row in rows:
             try:
@@ -192,25 +193,27 @@ def build_encoded(
             except ImageError as error:
                 images.append(error)
         block = decode_block(images, decoder, _room((len(rows), *decoder.shape)))
-        if folder is None:
-            return rows, block, [b""] * len(rows)
-        return rows, block, [b"" if at in block.bad else as_bytes(image, NAME) for at, image in enumerate(images)]
+        parts = [b""] * len(rows)
+        if folder is not None:
+            parts = [b"" if at in block.bad else as_bytes(image, NAME) for at, image in enumerate(images)]
+        own = [image if isinstance(image, bytes) else b"" for image in images]
+        return rows, block, parts, [xxh3_64_intdigest(data) for data in (own if folder is None else parts)]
 
-    lengths, crcs = [0], []
+    lengths, found = [0], list[int]()
     with (folder / "encoded.bin").open("xb") if folder is not None else open(os.devnull, "wb") as file:
-        for rows, block, parts in in_order(check, work.blocks(8), threads=cores(), ahead=4 * cores()):
+        for rows, block, parts, part_digests in in_order(check, work.blocks(8), threads=cores(), ahead=4 * cores()):
             work.take(rows, block)
             for part in parts:
                 file.write(part)
                 lengths.append(len(part))
-                crcs.append(zlib.crc32(part))
+            found += part_digests
             progress(len(parts))
+    encoded_digests = np.array(found, np.uint64)
     if folder is not None:
-        work.save(folder, "encoded", origin, offsets=np.cumsum(lengths, dtype=np.int64), crcs=np.array(crcs, np.uint32))
-    direct = EncodedImages(
-        decoder, work.facts.sizes, lambda row: samples[row].image, lambda row: sample_name(samples[row])
-    )
-    return work.built(direct)
+        offsets = np.cumsum(lengths, dtype=np.int64)
+        work.save(folder, "encoded", origin, offsets=offsets, encoded_digests=encoded_digests)
+    originals = _Originals(samples, decoder, encoded_digests, work.facts.keys)
+    return work.built(EncodedImages(decoder, work.facts.sizes, originals.read, lambda row: sample_name(samples[row])))
 
 
 def load_entry(
@@ -223,9 +226,9 @@ def load_entry(
     check: bool = True,
 ) -> Built | None:
     """What an entry of the cache holds, or None when any of it is not what was written, or a file that could not be
-    read then can be now. Encoded images are compared
-    with their checksum when they are read; for a damaged one `forget` is called and the sample itself is read. With
-    `check=False` pixels are believed: this process has just written them."""
+    read then can be now. Encoded images are compared with their digest when they are read; for a damaged one `forget`
+    is called and the sample itself is read. With `check=False` pixels are not compared: this process has just written
+    them."""
     try:
         meta = entry.meta
         if meta["store"] != store or meta["shape"] != [len(samples), *decoder.shape]:
@@ -253,34 +256,60 @@ def load_entry(
             return None
     except Exception:  # numpy's readers raise nearly anything for a damaged header
         return None
-    kept = _EncodedFile(file, arrays["offsets"], arrays["crcs"], samples, forget)
+    originals = _Originals(samples, decoder, arrays["encoded_digests"], facts.keys)
+    kept = _EncodedFile(file, arrays["offsets"], originals, forget)
     encoded = EncodedImages(decoder, facts.sizes, kept.read, lambda row: sample_name(samples[row]))
     return Built(encoded, facts, bad)
+
+
+class _Originals:
+    """The images of samples where they are, each compared with what was packed: encoded images by the digest of their
+    bytes, images without bytes by their content key."""
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        decoder: Preprocess,
+        encoded_digests: NDArray[np.uint64],
+        keys: NDArray[np.uint64],
+    ):
+        self.digests = encoded_digests
+        self._samples, self._decoder, self._keys = samples, decoder, keys
+
+    def read(self, row: int) -> bytes | Pixels | Image.Image:
+        """The row's image. Raises DataError, naming it, when it is not the one that was packed."""
+        sample = self._samples[row]
+        name = sample_name(sample)
+        image = read_encoded(sample.image, name)
+        if isinstance(image, bytes):
+            same = xxh3_64_intdigest(image) == int(self.digests[row])
+        else:
+            same = content_key(image, self._decoder.background) == int(self._keys[row])
+        if not same:
+            raise DataError(
+                f"{name} has changed since this run read it first, and a run must see the same images to its end. Put "
+                f"the earlier image back and resume the run, or start a new one; with data.cache=true a run keeps "
+                f"copies."
+            )
+        return image
 
 
 class _EncodedFile:
     """`encoded.bin`: read at a place, not mapped, so that reading it does not count as the process's memory."""
 
-    def __init__(
-        self,
-        file: SharedFile,
-        offsets: NDArray[np.int64],
-        crcs: NDArray[np.uint32],
-        samples: Sequence[Sample],
-        forget: Callable[[], None],
-    ):
-        self._file, self._offsets, self._crcs = file, offsets, crcs
-        self._samples, self._forget = samples, forget
+    def __init__(self, file: SharedFile, offsets: NDArray[np.int64], originals: _Originals, forget: Callable[[], None]):
+        self._file, self._offsets = file, offsets
+        self._originals, self._forget = originals, forget
 
     def read(self, row: int) -> Any:
         """The row's bytes; where they are damaged, the sample's own image."""
         start, stop = self._offsets[row : row + 2].tolist()
         with suppress(OSError):
             data = self._file.read(start, stop - start)
-            if zlib.crc32(data) == self._crcs[row]:
+            if xxh3_64_intdigest(data) == int(self._originals.digests[row]):
                 return data
         self._forget()
-        return self._samples[row].image
+        return self._originals.read(row)
 
 
 def _room(shape: tuple[int, ...]) -> Pixels:

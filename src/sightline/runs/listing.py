@@ -59,7 +59,10 @@ def list_runs(directory: Path, *, sort: str = "time", reverse: bool = False, col
     rows, records = [row for row, _ in ordered], [record for _, record in ordered]
     shown = tuple(dict.fromkeys([*_usual(metrics), *columns, sort]))
     best = frozenset(
-        cell for column in shown if lower.get(column) is not None for cell in _best(column, rows, min if lower[column] else max)
+        cell
+        for column in shown
+        if lower.get(column) is not None
+        for cell in _best(column, rows, min if lower[column] else max)
     )
     return Listing(tuple(records), tuple(rows), shown, frozenset(metrics), best)
 

@@ -36,7 +36,8 @@ def train(learner: tf.BaseModel, directory: Path | None, epochs: int = 2, **how:
     optimizer = how.pop("optimizer", None) or torch.optim.SGD(learner.model.parameters(), lr=how.pop("lr", 0.1))
     metrics = how.pop("train_metrics", [tf.Accuracy()])
     loss = how.pop("loss_fn", nn.CrossEntropyLoss())
-    train_loader = how.pop("train_loader", None) or loader()
+    train_loader = how.pop("train_loader", None)
+    train_loader = loader() if train_loader is None else train_loader
     learner.train(train_loader, loss, optimizer, metrics, num_epochs=epochs, model_dir=directory, **{**QUIET, **how})
 
 

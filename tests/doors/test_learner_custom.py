@@ -298,7 +298,8 @@ def test_predictions_keep_their_shape_and_can_be_used_on() -> None:
     assert len(answers) == COUNT
     assert torch.equal(later.predict(loader(shuffle=False)), torch.stack(answers))
     assert torch.allclose(torch.stack(answers), expected, atol=1e-6)
-    assert learner.predict(X[:1]).shape == later.predict(X[:1]).shape == (1, 3)
+    assert learner.predict(X[:1]).shape == (1, 3)
+    assert later.predict(X[:1]).shape == (3,)
     unlabelled = DataLoader(TensorDataset(X), SIZE)
     assert torch.equal(torch.stack(learner.predict(unlabelled)), torch.stack(answers))
     assert torch.allclose(later.predict(X, apply_softmax=True).sum(1), torch.ones(COUNT))

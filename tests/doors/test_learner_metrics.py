@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from learning import X, loader, network
+from learning import X, loader, network, train
 from torch import Tensor
 
 import sightline.learner as tf
@@ -166,3 +167,32 @@ def test_evaluate_begins_anew_builds_no_graph_and_leaves_the_network_as_it_was()
     assert not any(graphs)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert [module.training for module in net] == [True, True, True, False, True]
+
+
+class Named(tf.Metric):
+    """Any metric, by its name alone."""
+
+    def __compute__(self, predictions: Any, targets: Any) -> Any:
+        return predictions.sum()
+
+
+@pytest.mark.rows("BB4")
+@pytest.mark.parametrize(
+    ("name", "expected"), [("Val RMSE", "min"), ("error rate", "min"), ("Perplexity", "min"), ("Top 5 Acc ", "max")]
+)
+def test_the_words_of_a_name_tell_which_values_are_better(name: str, expected: str) -> None:
+    assert direction(Named(name)) == expected
+
+
+@pytest.mark.rows("BB4")
+def test_a_deciding_metric_of_unknown_direction_is_warned_of_with_the_repair(tmp_path: Path) -> None:
+    """As published it is better when higher; that is said once, and not of a metric that decides nothing."""
+    told = r"test_metrics: neither Named nor its name 'quality' says .* Set its attribute better to 'min' or 'max'"
+    first = {"test_loader": loader(shuffle=False), "test_metrics": [Named("quality"), Named("beauty")]}
+    with pytest.warns(UserWarning, match=told) as caught:
+        train(tf.StandardModel(network()), tmp_path / "a", 1, **first)
+    assert len(caught) == 1
+    train(tf.StandardModel(network()), tmp_path / "b", 1, train_metrics=[Named("quality")])
+    named = Named("quality")
+    named.better = "min"
+    train(tf.StandardModel(network()), tmp_path / "c", 1, **(first | {"test_metrics": [named]}))

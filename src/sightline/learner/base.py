@@ -8,17 +8,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sightline.engine.hooks import bfloat16
-from sightline.engine.nested import mapped
 from sightline.engine.trainer import Trainer
 from sightline.errors import DataError, nearest
 from sightline.learner.callbacks import Callbacks
 from sightline.learner.fitting import fit
 from sightline.learner.metrics import batch_size
 from sightline.learner.plan import LearnerError, Measuring, Plan, named_metrics
+from sightline.learner.predictions import concatenated, on_cpu, per_sample, probabilities, squeezed, usable
 from sightline.learner.summary import inputs_of, layer_table
 from sightline.learner.task import PREDICT, TRAIN, LearnerTask, measure_on, moved, own_method, train_on
 from sightline.learner.weights import load_weights, save_weights
@@ -90,15 +91,17 @@ class BaseModel(Callbacks):
         return self._measure("val", val_loader, metrics)
 
     def predict(self, inputs: Any, apply_softmax: bool = False) -> Any:
-        """The answers to a batch of inputs as one tensor, whatever its size; to a loader, one for each sample, on the
-        CPU. A batch of a loader that is a pair is (inputs, targets)."""
+        """The network's answer to a batch of inputs, as it is; for a loader a list with one answer per sample, on the
+        CPU. With several outputs each answer has them in the container they came in. A batch of a loader that is a pair
+        is (inputs, targets). `apply_softmax` is over the classes, dimension 1, of every output. Raises LearnerError for
+        outputs that it does not fit, or that do not have one entry per sample."""
         with self.ready(), evaluating(self.model):
-            if isinstance(inputs, Tensor | list | tuple) or not isinstance(inputs, Iterable):
-                return self._answered(inputs, apply_softmax)
+            if isinstance(inputs, Tensor | np.ndarray | Mapping | list | tuple) or not isinstance(inputs, Iterable):
+                return self._single(self._answered(inputs, apply_softmax))
             answers = []
             for batch in inputs:
                 paired = isinstance(batch, list | tuple) and len(batch) in (1, 2)
-                answers.append(moved(self._answered(batch[0] if paired else batch, apply_softmax), torch.device("cpu")))
+                answers.append(on_cpu(self._answered(batch[0] if paired else batch, apply_softmax)))
         return self._gathered(answers)
 
     def summary(
@@ -218,12 +221,16 @@ class BaseModel(Callbacks):
     def _answered(self, inputs: Any, apply_softmax: bool) -> Any:
         with torch.inference_mode():
             answer = self.answer(inputs)
-            answer = answer.softmax(1) if apply_softmax else answer
-        return _usable(answer)
+            answer = probabilities(answer) if apply_softmax else answer
+        return usable(answer)
+
+    def _single(self, answer: Any) -> Any:
+        """What `predict` gives for one batch."""
+        return answer
 
     def _gathered(self, answers: list[Any]) -> Any:
-        """What `predict` gives for a loader: a list with the answer to each sample."""
-        return [answer for batch in answers for answer in batch]
+        """What `predict` gives for a loader."""
+        return per_sample(answers)
 
 
 class StandardModel(BaseModel):
@@ -300,11 +307,20 @@ class BaseLearner(BaseModel):
         given = {name: value for name, value in locals().items() if name not in ("self", "more", "__class__")}
         self._fit(given | more)
 
+    def predict(self, inputs: Any, apply_softmax: bool = False) -> Any:
+        """The network's answer to a batch of inputs, without its first dimension for a batch of one: [classes], and
+        [batch, classes] for a larger one. For a loader the answers to all batches as one, [samples, classes], on the
+        CPU. Several outputs are in the container they came in. `apply_softmax` is over the classes of every output.
+        Raises LearnerError as `BaseModel.predict`, DataError for a loader without a batch."""
+        return super().predict(inputs, apply_softmax)
+
+    def _single(self, answer: Any) -> Any:
+        return squeezed(answer)
+
     def _gathered(self, answers: list[Any]) -> Any:
-        """What `predict` gives for a loader: all answers in one tensor."""
         if not answers:
             raise DataError("the loader gave no batch to predict.")
-        return torch.cat(answers)
+        return concatenated(answers)
 
 
 class StandardLearner(BaseLearner):
@@ -329,8 +345,3 @@ _LATER = (
     *("display_metrics", "save_metrics", "notebook_mode", "batch_log", "save_logs", "visdom_log", "tensorboard_log"),
     "save_architecture",
 )
-
-
-def _usable(answer: Any) -> Any:
-    """A copy that may be used with gradients, as one made in inference mode may not."""
-    return mapped(answer, lambda part: part.clone() if isinstance(part, Tensor) else part)

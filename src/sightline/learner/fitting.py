@@ -21,6 +21,7 @@ from sightline.engine.termination import Terminated
 from sightline.engine.trainer import Trainer
 from sightline.errors import ConfigError
 from sightline.learner.batchlog import BatchLog
+from sightline.learner.identity import Identity, NoteChanges
 from sightline.learner.leaves import ALL, BEST, LOSS_PLOT, Leaves
 from sightline.learner.plan import LearnerError, Plan, direction
 from sightline.learner.plots import check_plots
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
 
 DOOR = "learner"
 _MINUTES = 10.0
+_FEW = 3
 _WORDS = {"run.dir": "model_dir", "`sightline resume`": "the same call of train"}
+_ADVICE = "Use what it began with, or choose another model_dir; nothing is written over."
 _CYCLED = ("params", "lr", "betas", "momentum", "max_momentum", "base_momentum", "max_lr", "min_lr")
 """What a schedule changes in an optimiser as it goes."""
 
@@ -85,10 +88,20 @@ def fit(learner: BaseModel, plan: Plan) -> None:
 def _trainer(learner: BaseModel, plan: Plan, task: LearnerTask, run: Run, leaves: Leaves) -> tuple[Trainer, Runtime]:
     found = _newest(run)
     began = described(learner, plan)
-    if found is not None:
-        check_same(run, found[1], began, plan, learner)
-    state = TrainState(learner.model, plan.optimizer, plan.schedules(), config=began)
+    identity = Identity(learner, plan)
     place = None if found is None else (found[1]["step"], found[1]["epoch"])
+    if found is not None:
+        try:
+            check_same(run, found[1], began, plan, learner)
+            check_identity(run, found[1], identity)
+        except LearnerError:
+            if found[1]["step"] or found[1]["config"].get("door") != DOOR:
+                raise
+            found, began = None, described(learner, plan)
+            identity.changed.clear()
+            print(f"'{run.path}' holds a training without a step; it starts over with the arguments of this call")
+    began |= identity.saved()
+    state = TrainState(learner.model, plan.optimizer, plan.schedules(), config=began)
     split, name = plan.deciding or ("", "")
     keeper = _Keeper(
         run.last,
@@ -97,6 +110,7 @@ def _trainer(learner: BaseModel, plan: Plan, task: LearnerTask, run: Run, leaves
         direction(plan.metrics[split][name]) if split else "max",
         every_minutes=_MINUTES,
         about={"door": DOOR},
+        save_first=found is None,
     )
     runtime = Runtime(str(learner.device), seed=began["seed"], deterministic=False)
     trainer = Trainer(
@@ -108,6 +122,7 @@ def _trainer(learner: BaseModel, plan: Plan, task: LearnerTask, run: Run, leaves
         callbacks=[
             *([BatchLog(plan.notebook_mode)] if plan.batch_log else ()),
             leaves,
+            NoteChanges(identity),
             keeper,
             StopOnSignal(),  # last: it hands the signals back when all is saved
         ],
@@ -158,7 +173,6 @@ def check_same(run: Run, content: Mapping[str, Any], began: dict[str, Any], plan
     """Raises LearnerError when the checkpoint is of another training, or further than this one goes. Takes over its
     seed."""
     then = content["config"]
-    advice = "Go on with what it began with, or choose another model_dir; nothing is written over."
     if then.get("door") != DOOR:
         raise LearnerError(f"model_dir: '{run.path}' holds a run that train() did not begin. Choose another model_dir.")
     began["seed"] = then["seed"]
@@ -166,7 +180,7 @@ def check_same(run: Run, content: Mapping[str, Any], began: dict[str, Any], plan
         if then.get(name) != now:
             raise LearnerError(
                 f"model_dir: '{run.path}' holds a training whose {name} was {_told(then.get(name))}; now it is "
-                f"{_told(now)}. {advice}"
+                f"{_told(now)}. {_ADVICE}"
             )
     shapes = [
         {key: tuple(value.shape) for key, value in state.items() if isinstance(value, Tensor)}
@@ -176,13 +190,26 @@ def check_same(run: Run, content: Mapping[str, Any], began: dict[str, Any], plan
         differs = next(key for key in {**shapes[0], **shapes[1]} if shapes[0].get(key) != shapes[1].get(key))
         raise LearnerError(
             f"model_dir: '{run.path}' holds a training of another network: '{differs}' was "
-            f"{shapes[0].get(differs, 'not there')}; now it is {shapes[1].get(differs, 'not there')}. {advice}"
+            f"{shapes[0].get(differs, 'not there')}; now it is {shapes[1].get(differs, 'not there')}. {_ADVICE}"
         )
     if content["epoch"] > plan.num_epochs:
         raise LearnerError(
             f"model_dir: the training in '{run.path}' has done {content['epoch']} epochs, and num_epochs, the number "
-            f"of all epochs, is {plan.num_epochs}. {advice}"
+            f"of all epochs, is {plan.num_epochs}. {_ADVICE}"
         )
+
+
+def check_identity(run: Run, content: Mapping[str, Any], identity: Identity) -> None:
+    """Raises LearnerError with what differs from the training of the checkpoint, and prints once what could not be
+    compared."""
+    differing, notes = identity.compare(content["config"], content["epoch"])
+    if differing:
+        more = f"; and {len(differing) - _FEW} more" if len(differing) > _FEW else ""
+        raise LearnerError(
+            f"model_dir: '{run.path}' holds another training. {'; '.join(differing[:_FEW])}{more}. {_ADVICE}"
+        )
+    if notes:
+        print(f"not compared with the training in '{run.path}': {'; '.join(notes)}")
 
 
 def _newest(run: Run) -> tuple[Path, dict[str, Any]] | None:

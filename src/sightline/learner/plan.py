@@ -96,6 +96,19 @@ class Plan:
                         f"list such as [Accuracy()]."
                     )
         self._sort_schedules()
+        if self.deciding is not None:
+            split, name = self.deciding
+            self._warn_of_direction(f"{split}_metrics", self.metrics[split][name], "the best model is that of")
+
+    def _warn_of_direction(self, argument: str, metric: Measuring, effect: str) -> None:
+        """Warns of a metric that is taken for one that is better when higher because nothing says otherwise."""
+        if known_direction(metric) is None:
+            warnings.warn(
+                f"{argument}: neither {type(metric).__name__} nor its name '{metric.name}' says whether lower or "
+                f"higher values are better, so {effect} the highest value. Set its attribute better to 'min' or 'max'.",
+                UserWarning,
+                stacklevel=6,
+            )
 
     @property
     def directory(self) -> Path:
@@ -128,7 +141,7 @@ class Plan:
         watched = next(iter(self.metrics[split]), None)
         if watched is None:
             raise LearnerError("lr_scheduler: a plateau watches the first metric, and train_metrics is empty.")
-        better = direction(self.metrics[split][watched])
+        better = known_direction(self.metrics[split][watched]) or self.lr_scheduler.mode
         if self.lr_scheduler.mode != better:
             warnings.warn(
                 f"lr_scheduler: the plateau has mode='{self.lr_scheduler.mode}', and {watched} is better when it is "
@@ -176,9 +189,15 @@ def named_metrics(argument: str, metrics: Sequence[Measuring] | Measuring | None
 
 
 def direction(metric: Measuring) -> str:
-    """ "min" or "max", whichever values of a metric are the better ones."""
-    told = getattr(metric, "better", None)
-    return told if told in ("min", "max") else better_when("_".join(str(metric.name).lower().split()))
+    """ "min" or "max": whether lower or higher values of a metric are better. The metric's own `better` decides, then
+    the words of its name; where neither tells it is "max", as it was published."""
+    return known_direction(metric) or "max"
+
+
+def known_direction(metric: Measuring) -> str | None:
+    """As `direction`, but None where neither the metric nor its name tells."""
+    own = getattr(metric, "better", None)
+    return str(own) if own in ("min", "max") else better_when("_".join(str(metric.name).split()))
 
 
 def _check_range(name: str, value: Any) -> None:

@@ -1,0 +1,415 @@
+"""Python objects as plain values that two processes can compare: settings, the code of functions, digests of data.
+
+A description is made of dicts, lists, texts and numbers. Keys that begin with "@" are its own; all others are names of
+the object. No random generator is read, no user code is called but `__len__` of data, and no memory address is part of
+a description."""
+
+from __future__ import annotations
+
+import functools
+import re
+import types
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from sightline.learner.bytecode import (
+    code_info,
+    entries_of,
+    function_of,
+    is_library,
+    made_by_library,
+    methods_of,
+    moving_attributes,
+    name_of,
+)
+from sightline.learner.contents import (
+    SHORT,
+    Contents,
+    Digests,
+    digest_of,
+    has_files,
+    is_path,
+    is_plain,
+    plain_value,
+    shape_of,
+)
+
+_DEPTH = 40
+_WITHOUT_EFFECT = frozenset(
+    (
+        *("training", "inplace", "fused_attn", "grad_checkpointing", "gradient_checkpointing", "name_or_path"),
+        *("device", "epoch", "history"),
+    )
+)
+"""Attributes that do not change what is computed, or that change as training goes on."""
+_SILENT = ("torch.", "threading", "_thread", "logging", "random", "numpy.random")
+"""Where objects come from that hold no data, or none that could be compared."""
+_MOVING = ("optimizer", "base_lrs", "last_epoch", "best", "num_bad_epochs", "cooldown_counter", "T_cur", "T_i")
+_SCHEDULE = frozenset(("_schedulers", "_milestones", "_schedule_phases", "_anneal_func_type", "_scale_fn_ref"))
+"""Attributes of torch's schedulers: what changes with each step, and what was given and has a private name."""
+_INTERNAL = frozenset(vars(nn.Module()))
+_CLOCK = (1e9, 1e10)
+_DATE_AND_TIME = re.compile(r"(19|20)\d\d[-_.]?\d\d[-_.]?\d\d[T _-]*\d\d[-_:.h]?\d\d")
+_CONTAINERS = (dict, types.MappingProxyType, list, tuple, set, frozenset, deque)
+_CALLABLES: tuple[type, ...] = (
+    *(types.BuiltinFunctionType, types.MethodWrapperType, types.WrapperDescriptorType),
+    *(types.MethodDescriptorType, np.ufunc),
+)
+
+
+class Describer:
+    """Makes descriptions. `named` are objects that are described elsewhere, and stand here by their names; `digests`
+    those of arrays, kept for the next describer of the same call. With `values`, buffers of a network, such as the
+    weights of a loss, are compared by their values. `unknown` is what could not be described of data."""
+
+    def __init__(
+        self,
+        named: Mapping[str, object] | None = None,
+        digests: Digests | None = None,
+        values: bool = False,
+    ):
+        self._named = {id(value): name for name, value in (named or {}).items() if value is not None}
+        self._values = values
+        self._changed: dict[type, tuple[set[str], set[str]]] = {}
+        self._contents = Contents(self.value, {} if digests is None else digests)
+        self.unknown = self._contents.unknown
+        self._known: dict[tuple[int, frozenset[str] | None], tuple[object, Any]] = {}
+        self._depth = 0
+        self._held = 0  # arrays and lists in the attributes of the object that was described last
+
+    def value(self, value: Any, read: frozenset[str] | None = None) -> Any:
+        """The description of any object. With `read`, the names that a function reads, of an object without a call of
+        its own only what is among them."""
+        if is_plain(value):
+            return plain_value(value)
+        if id(value) in self._named:
+            return self._named[id(value)]
+        key = (id(value), read)
+        if key in self._known:
+            return self._known[key][1]
+        self._known[key] = (value, "@again")  # what an object that contains itself finds
+        self._depth += 1
+        try:
+            found = self._described(value, read) if self._depth < _DEPTH else name_of(type(value))
+        except Exception as error:  # whatever an object of the user's raises: a description never ends a training
+            self.unknown.append(f"a {name_of(type(value))} ({type(error).__name__})")
+            found = {"@class": name_of(type(value))}
+        self._depth -= 1
+        self._known[key] = (value, found)
+        return found
+
+    def _described(self, value: Any, read: frozenset[str] | None) -> Any:
+        if isinstance(value, Tensor | np.ndarray):
+            return self._contents.array(value)
+        if isinstance(value, torch.Generator):
+            own = value is not torch.default_generator
+            return {"@class": "torch.Generator"} | ({"initial_seed": value.initial_seed()} if own else {})
+        if isinstance(value, nn.Module):
+            return self.network(value)
+        if isinstance(value, LRScheduler | ReduceLROnPlateau):
+            return self.object(value, without=_MOVING, private=_SCHEDULE)
+        if isinstance(value, functools.partial):
+            names = {"@class": "partial", "function": self.value(value.func, read)}
+            return names | {"arguments": self.value(value.args), "keywords": self.value(value.keywords)}
+        if isinstance(getattr(value, "__wrapped__", None), types.FunctionType | types.MethodType):
+            return self.value(value.__wrapped__, read)
+        if isinstance(value, types.FunctionType):
+            return self.function(value)
+        if isinstance(value, types.MethodType):
+            return self.method(value)
+        if isinstance(value, _CALLABLES):
+            owner = getattr(value, "__self__", None)
+            owned = owner is not None and not isinstance(owner, types.ModuleType | type)
+            return {"@class": name_of(value)} | ({"object": self.value(owner)} if owned else {})
+        if isinstance(value, type):
+            return self._class(value, read)
+        if isinstance(value, types.ModuleType):
+            if is_library(value.__name__):
+                return value.__name__
+            return {name: self.value(vars(value)[name], read) for name in sorted((read or set()) & set(vars(value)))}
+        if isinstance(value, _CONTAINERS):
+            if hasattr(value, "_fields") or is_library(type(value).__module__):
+                return self.container(value, read)
+            return self.object(value, read) | {"items": self.container(_builtin(value))}
+        if type(value).__module__.startswith("pandas.") and hasattr(value, "to_numpy"):
+            return self.table(value)
+        if read is None and isinstance(value, torch.utils.data.Dataset):
+            return self.dataset(value)
+        return self.object(value, read)
+
+    # --- code
+
+    def function(self, function: types.FunctionType) -> Any:
+        """Its code, and the values of the variables around it that it uses."""
+        if is_library(function.__module__):
+            return {"@class": name_of(function)}
+        name = name_of(function)
+        found = {"@class": name, "@code": {name: code_info(function.__code__).digest}}
+        return found | {"@uses": self._uses(function)}
+
+    def method(self, method: types.MethodType) -> Any:
+        """The code of a bound method and of the methods it calls, and the attributes they read. Of an object that is
+        described elsewhere only those that the user's own classes gave it."""
+        owner, name = method.__self__, method.__name__
+        if isinstance(owner, type) or is_library(method.__module__):
+            return self.value(method.__func__)
+        code, uses, read = self._reachable(type(owner), [name])
+        held = self._attributes(owner, read - made_by_library(type(owner)) if id(owner) in self._named else read)
+        return {"@class": name, "@code": code, "@uses": uses, "@attributes": held}
+
+    def _class(self, cls: type, read: frozenset[str] | None) -> Any:
+        if is_library(cls.__module__):
+            return name_of(cls)
+        code, uses, _ = self._reachable(cls, sorted(name for name, member in vars(cls).items() if function_of(member)))
+        held = {name: plain_value(vars(cls)[name]) for name in sorted((read or set()) & set(vars(cls)))
+                if is_plain(vars(cls)[name])}  # fmt: skip
+        return {"@class": name_of(cls), "@code": code, "@uses": uses, "@attributes": held}
+
+    def _reachable(self, cls: type, entries: Iterable[str]) -> tuple[dict[str, str], dict[str, Any], frozenset[str]]:
+        """(digests of the methods of a class, by name, what they use, the names they read), from `entries` on."""
+        code: dict[str, str] = {}
+        uses: dict[str, Any] = {}
+        read: set[str] = set()
+        for owner, name, function in methods_of(cls, entries):
+            info = code_info(function.__code__)
+            code[f"{name_of(owner)}.{name}"] = info.digest
+            read |= info.reads
+            uses |= self._uses(function)
+        return code, uses, frozenset(read)
+
+    def _uses(self, function: types.FunctionType) -> dict[str, Any]:
+        code = function.__code__
+        info = code_info(code)
+        around: dict[str, Any] = {}
+        for name in info.loads:
+            if name in function.__globals__:
+                around[name] = function.__globals__[name]
+        for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+            try:
+                around[name] = cell.cell_contents
+            except ValueError:  # not assigned yet
+                continue
+        defaults = function.__defaults__ or ()
+        positional = code.co_varnames[: code.co_argcount]
+        around |= dict(zip(positional[len(positional) - len(defaults) :], defaults, strict=True))
+        around |= function.__kwdefaults__ or {}
+        found = {}
+        for name, value in sorted(around.items()):
+            if name == "__class__" or name in info.rebinds or value is function or _is_circumstance(value):
+                continue
+            if name in info.mutates and _can_change(value):
+                continue
+            found[name] = self.value(value, info.reads)
+        return found
+
+    # --- objects
+
+    def object(
+        self,
+        value: Any,
+        read: frozenset[str] | None = None,
+        without: Iterable[str] = (),
+        private: frozenset[str] = frozenset(),
+    ) -> Any:
+        """Its class, its attributes, and, of a class of the user's, the code by which it is used."""
+        cls = type(value)
+        found: dict[str, Any] = {"@class": name_of(cls)}
+        library = is_library(cls.__module__)
+        if isinstance(value, Optimizer | torch.device | torch.Stream):
+            return found
+        if isinstance(value, torch.jit.ScriptFunction):
+            return found | {"@code": {"code": digest_of(str(value.code))}}
+        reads: frozenset[str] = frozenset()
+        if not library:
+            entries = entries_of(cls) if read is None else [*entries_of(cls), *sorted(read)]
+            code, uses, reads = self._reachable(cls, entries)
+            found |= {"@code": code, "@uses": uses}
+            read = None if read is None or "__call__" in entries_of(cls) else read | reads
+        before = self._contents.count
+        held = self._attributes(value, read, without, reads | private)
+        self._held = self._contents.count - before
+        if read is None and library and not held and not callable(value) and not cls.__module__.startswith(_SILENT):
+            self.unknown.append(f"a {name_of(cls)}")
+        return found | {"@settings" if library else "@attributes": held}
+
+    def table(self, value: Any) -> Any:
+        """A table of pandas, by its columns."""
+        if not hasattr(value, "columns"):
+            return self._contents.array(value.to_numpy(), keep=False)
+        columns = {str(name): self._contents.array(value[name].to_numpy(), keep=False) for name in value.columns}
+        return {"@class": name_of(type(value)), "columns": columns}
+
+    def _attributes(
+        self,
+        value: Any,
+        read: frozenset[str] | None,
+        without: Iterable[str] = (),
+        private: frozenset[str] = frozenset(),
+    ) -> dict[str, Any]:
+        """Without those that its own methods change, and those that say where, on what and when it runs. Of names that
+        begin with "_", those of `private` alone."""
+        cls = type(value)
+        if cls not in self._changed:
+            self._changed[cls] = moving_attributes(cls)
+        changing, mutated = self._changed[cls]
+        library = is_library(cls.__module__)
+        found = {}
+        for name, item in _fields(value).items():
+            if name in changing or name in _WITHOUT_EFFECT or name in without or _is_circumstance(item):
+                continue
+            if name not in private if read is None and name.startswith("_") else read is not None and name not in read:
+                continue
+            if (library and "version" in name) or (name in mutated and _can_change(item)):
+                continue
+            if isinstance(value, nn.Module) and name in _INTERNAL:
+                continue
+            found[name] = self.value(item, read)
+        return found
+
+    def network(self, model: nn.Module) -> Any:
+        """Every submodule by name: its class, settings and code, and its parameters by type, shape and whether they
+        are trained."""
+        layers: dict[str, Any] = {}
+        names: dict[int, str] = {}
+        for name, module in model.named_modules(remove_duplicate=False):
+            if id(module) in names:
+                layers[name] = {"@class": f"the same as '{names[id(module)]}'"}
+                continue
+            names[id(module)] = name
+            layers[name] = self._layer(module, name, names)
+        return {"@layers": layers}
+
+    def _layer(self, module: nn.Module, path: str, names: dict[int, str]) -> dict[str, Any]:
+        found: dict[str, Any] = {"@class": name_of(type(module))}
+        library = is_library(type(module).__module__)
+        if isinstance(module, torch.jit.ScriptModule | torch.fx.GraphModule):
+            with suppress(Exception):  # a part without a forward has no code
+                found["@code"] = {"code": digest_of(str(module.code))}
+            return found | {"@parameters": {name: shape_of(value) for name, value in module.named_parameters()}}
+        reads: frozenset[str] = frozenset()
+        if not library:
+            found["@code"], found["@uses"], reads = self._reachable(type(module), entries_of(type(module)))
+        found["@settings" if library else "@attributes"] = self._attributes(module, None, private=reads)
+        parameters = {}
+        for name, value in module._parameters.items():
+            shared = None if value is None else names.setdefault(id(value), f"{path}.{name}".lstrip("."))
+            own = shared in (None, f"{path}.{name}".lstrip("."))
+            parameters[name] = shape_of(value) if own else f"the same as '{shared}'"
+        buffers = {name: self._contents.array(value) if self._values and value is not None else shape_of(value)
+                   for name, value in module._buffers.items()}  # fmt: skip
+        return found | {"@parameters": parameters, "@buffers": buffers}
+
+    def container(self, value: Any, read: frozenset[str] | None = None) -> Any:
+        """A short one by its items, a long one by a digest of them."""
+        items: Any
+        if isinstance(value, Mapping):
+            items = {str(key): item for key, item in value.items()}
+            items = {key: item for key, item in items.items() if read and key in read} or items
+            if len(items) <= SHORT:
+                return {key: self.value(item, read) for key, item in sorted(items.items())}
+        elif isinstance(value, set | frozenset):
+            items = sorted((self.value(item) for item in value), key=repr)
+        else:
+            items = value
+        if len(items) <= SHORT and not has_files(items):
+            return [self.value(item, read) for item in items]
+        return self._contents.items(items)
+
+    # --- data
+
+    def loader(self, loader: Any) -> Any:
+        """How it makes batches, and of what."""
+        if isinstance(loader, list | tuple):
+            return {"@class": "list", "batches": len(loader), "content": self._contents.items(loader)}
+        dataset = getattr(loader, "dataset", None)
+        if dataset is None or not hasattr(loader, "batch_size"):
+            return self.dataset(loader)
+        found: dict[str, Any] = {"@class": name_of(type(loader)), "dataset": self.dataset(dataset)}
+        if not is_library(type(loader).__module__):
+            found["@code"], found["@uses"], _ = self._reachable(type(loader), entries_of(type(loader)))
+        for name in ("batch_size", "drop_last", "collate_fn", "worker_init_fn", "generator"):
+            found[name] = self.value(getattr(loader, name, None))
+        sampler, batches = getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)
+        if batches is not None and type(batches) is not torch.utils.data.BatchSampler:
+            found["batch_sampler"] = self._sampler(batches)
+        if sampler is not None:
+            found["sampler"] = self._sampler(sampler)
+        return found
+
+    def _sampler(self, sampler: Any) -> Any:
+        if is_plain(sampler) or isinstance(sampler, Mapping | Sequence):
+            return self.value(sampler)
+        found = self.object(sampler, without=("data_source", "dataset"))
+        if isinstance(sampler, torch.utils.data.RandomSampler):
+            found["num_samples"] = sampler.num_samples
+        return found
+
+    def dataset(self, dataset: Any) -> Any:
+        """Its length, its attributes with digests of what it holds, and its code. Where that does not say what the
+        samples are, `unknown` does."""
+        if isinstance(dataset, Sequence | Mapping) and is_library(type(dataset).__module__):
+            return {"@class": name_of(type(dataset)), "content": self._contents.items(dataset)}
+        contents = self._contents
+        files, opaque = contents.files, len(self.unknown)
+        found = self.object(dataset)
+        holds = self._held > 0
+        kind = "@settings" if "@settings" in found else "@attributes"
+        held = found.setdefault(kind, {})
+        for name, item in _fields(dataset).items():
+            if name.startswith("_") and isinstance(item, list | np.ndarray | Tensor) and _is_torchvision(dataset):
+                held[name] = self.value(item)
+                holds = True
+        if _is_torchvision(dataset):
+            held.pop("transforms", None)  # made of `transform` and `target_transform`
+        if not holds and len(self.unknown) == opaque:
+            self.unknown.append(f"the samples of {name_of(type(dataset))}, which it does not hold in memory")
+        elif contents.files > files or _is_torchvision(dataset):  # they may have been moved to another directory
+            for name in [name for name, item in held.items() if isinstance(item, str) and is_path(item)]:
+                del held[name]
+        try:
+            found["samples"] = len(dataset)
+        except Exception:  # an iterable one has no length, or one that its own code does not know
+            found["samples"] = None
+        return found
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """The attributes of an object, in the order of their names."""
+    found = dict(getattr(value, "__dict__", {}))
+    for owner in type(value).__mro__:
+        slots = vars(owner).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if isinstance(vars(owner).get(name), types.MemberDescriptorType) and hasattr(value, name):
+                found[name] = getattr(value, name)
+    return dict(sorted((str(name), item) for name, item in found.items()))
+
+
+def _is_circumstance(value: Any) -> bool:
+    """A time of day, and a device, are of the process and not of the experiment."""
+    if isinstance(value, str):
+        return _DATE_AND_TIME.search(value) is not None
+    return isinstance(value, torch.device) or (isinstance(value, float) and _CLOCK[0] < value < _CLOCK[1])
+
+
+def _can_change(value: Any) -> bool:
+    return not (is_plain(value) or callable(value) or isinstance(value, types.ModuleType))
+
+
+def _is_torchvision(value: Any) -> bool:
+    return type(value).__module__.startswith("torchvision.")
+
+
+def _builtin(value: Any) -> Any:
+    """The items of an object whose class is made of a list or a dict."""
+    if isinstance(value, dict):
+        return dict(dict.items(value))
+    kind = next(kind for kind in _CONTAINERS if isinstance(value, kind))
+    return [*kind.__iter__(value)]

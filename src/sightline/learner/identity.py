@@ -1,0 +1,287 @@
+"""Whether a call of `train` is that of the training a directory holds: what is compared, and what is said of it.
+
+Compared are the network, the loss, the optimiser, the schedule, the steps, the metrics and the loaders with their data.
+Not compared is what changes where a training runs and what it writes: device, worker processes, plots, logs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from sightline.engine.callbacks import Callback
+from sightline.learner.bytecode import python_version
+from sightline.learner.contents import Digests
+from sightline.learner.description import Describer
+from sightline.learner.plan import Plan
+from sightline.learner.task import EVAL, TRAIN, VALIDATE, own_method
+
+if TYPE_CHECKING:
+    from sightline.engine.trainer import Trainer
+    from sightline.learner.base import BaseModel
+    from sightline.types import TrainState
+
+VERSION = 1
+_MISSING = object()
+_LONG = 8
+_LARGE = 16 << 20
+_GROUP = ("max_lr", "min_lr", "max_momentum", "base_momentum")
+_LENGTHS = ("total_steps", "T_max", "total_iters")
+
+Place = tuple[str | int, ...]
+Difference = tuple[Place, Any, Any]
+"""Where it is, what was there, what is there now."""
+
+
+def describe_settings(learner: BaseModel, plan: Plan, digests: Digests) -> dict[str, Any]:
+    """All but the data. `digests` are those of arrays that are known, and of those that are read for it."""
+    named = {"the network": learner.model, "the learner": learner, "the optimizer": plan.optimizer}
+    named |= {name: getattr(plan, name) for name in ("train_loader", "test_loader", "val_loader")}
+
+    def described(value: Any, **how: Any) -> Any:
+        return Describer(named, digests, **how).value(value)
+
+    schedule = plan.lr_schedule
+    found = {
+        "network": Describer(digests=digests).value(learner.model),
+        "loss_fn": described(plan.loss_fn, values=True),
+        "optimizer": _optimizer(learner, plan),
+        "lr_schedule": None if schedule is None else {"function": described(schedule), "late": plan.lr_schedule_late},
+        "lr_scheduler": described(plan.lr_scheduler) if plan.lr_scheduler is None else _scheduler(plan, named),
+        "steps": _steps(learner, Describer(named, digests)),
+        "input_hooks": [described(hook) for hook in learner.input_hooks],
+    }
+    for split, metrics in plan.metrics.items():
+        found[f"{split}_metrics"] = {name: described(metric) for name, metric in metrics.items()}
+    return _plain(found)
+
+
+def describe_loaders(plan: Plan, digests: Digests) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """(the loaders by the names of their arguments, what of each cannot be compared). A data set that two of them have
+    is read once."""
+    found, unknown = {}, {}
+    for split in ("train", "test", "val"):
+        name = f"{split}_loader"
+        loader = getattr(plan, name)
+        if loader is not None:
+            describer = Describer(digests=digests)
+            found[name] = describer.loader(loader)
+            unknown[name] = list(dict.fromkeys(describer.unknown))
+    return _plain(found), unknown
+
+
+class Identity:
+    """The identity of one call, for `config`, that of a checkpoint."""
+
+    def __init__(self, learner: BaseModel, plan: Plan):
+        self._learner, self._plan = learner, plan
+        digests: Digests = {}
+        self.settings = describe_settings(learner, plan, digests)
+        self._large = {key: found for key, found in digests.items() if getattr(found[0], "nbytes", 0) > _LARGE}
+        self.loaders, self.unknown = describe_loaders(plan, digests)
+        self.changed: dict[Place, Any] = {}
+
+    def saved(self) -> dict[str, str]:
+        """As texts, so that a checkpoint has no more to copy."""
+        found = {
+            "version": VERSION,
+            "python": python_version(),
+            "num_epochs": self._plan.num_epochs,
+            "parts": self.settings | self.loaders,
+        }
+        changed = [[*path, value] for path, value in self.changed.items()]
+        return {"identity": json.dumps(found), "changed": json.dumps(changed)}
+
+    def compare(self, config: Mapping[str, Any], epoch: int) -> tuple[list[str], list[str]]:
+        """(what differs from the training that a checkpoint of `epoch` with this config is of, what could not be
+        compared), in words."""
+        then = json.loads(config.get("identity", "{}"))
+        if then.get("version") != VERSION:
+            return [], ["network, loss, schedule and data, which the version that began it did not note"]
+        for *path, value in json.loads(config.get("changed", "[]")):
+            self.changed[tuple(path)] = value
+        notes = [f"{name}: {text}" for name, texts in self.unknown.items() for text in texts]
+        same_python = then["python"] == python_version()
+        if not same_python:
+            notes.append(f"the code of functions and classes ({then['python']} then, {python_version()} now)")
+        differing = []
+        now = self.settings | self.loaders
+        for name in now:
+            if name not in then["parts"]:
+                notes.append(name)
+                continue
+            for path, was, value in list(differences(then["parts"][name], now[name], (name,), same_python)):
+                if path[0] == "lr_scheduler" and _longer(then["parts"][name], now[name]):
+                    continue  # refused where the checkpoint is read
+                if path == ("lr_schedule",) and was is None and epoch == then["num_epochs"] < self._plan.num_epochs:
+                    notes.append(f"lr_schedule, of which there was none up to epoch {epoch}")
+                elif path not in self.changed:
+                    differing.append(told(path, was, value))
+                else:
+                    if self.changed[path] != value:
+                        notes.append(f"{told(path, was, value)}; training changes it")
+                    _put(self.settings, path, was)  # what it began with stays known
+        return differing, notes
+
+    def note_changes(self) -> None:
+        """Adds to `changed` what is not as it was when the call began: a rate of dropout that is lowered, layers that
+        are unfrozen. The next call does not compare it."""
+        now = describe_settings(self._learner, self._plan, dict(self._large))
+        for path, _, value in differences(self.settings, now):
+            self.changed[path] = None if value is _MISSING else value
+
+
+class NoteChanges(Callback):
+    """Notes in the config of checkpoints what training itself changed. It comes after the callbacks of the learner and
+    before the checkpointer."""
+
+    def __init__(self, identity: Identity):
+        self._identity = identity
+
+    def on_epoch_end(self, trainer: Trainer, record: dict[str, float]) -> None:
+        """Before the checkpoint of the epoch."""
+        self._note(trainer.state)
+
+    def on_checkpoint(self, trainer: Trainer) -> None:
+        """Before a checkpoint that was asked for."""
+        self._note(trainer.state)
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        """Before the checkpoint of an interrupted training."""
+        self._note(trainer.state)
+
+    def _note(self, state: TrainState) -> None:
+        self._identity.note_changes()
+        state.config |= self._identity.saved()
+
+
+def differences(was: Any, now: Any, path: Place = (), code: bool = True) -> Iterator[Difference]:
+    """Where two descriptions differ. Without `code` that of functions is not compared. An attribute of installed code
+    that only one of them has is another version's."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        if was.get("@class") != now.get("@class"):
+            yield (*path, "@class"), was.get("@class", _MISSING), now.get("@class", _MISSING)
+            return
+        either = path[-1:] == ("@settings",) or (path[-1:] == ("@uses",) and not code)
+        for name in {**was, **now}:
+            if (name == "@code" and not code) or (either and not (name in was and name in now)):
+                continue
+            yield from differences(was.get(name, _MISSING), now.get(name, _MISSING), (*path, name), code)
+    elif _same_length(was, now) and any(map(_is_compound, (*was, *now))):
+        for place, pair in enumerate(zip(was, now, strict=True)):
+            yield from differences(*pair, (*path, place), code)
+    elif was is not now and was != now:
+        yield path, was, now
+
+
+def _put(parts: Any, path: Place, value: Any) -> None:
+    """Sets one value in a description."""
+    for name in path[:-1]:
+        parts = parts[name]
+    if value is not _MISSING:
+        parts[path[-1]] = value
+    elif isinstance(parts, dict):
+        del parts[path[-1]]
+
+
+def told(path: Place, was: Any, now: Any) -> str:
+    """One difference as a sentence without an end: "network: layer '1' was ReLU; now it is Tanh"."""
+    argument, *rest = path
+    names = layer = outer = kind = ""
+    for before, name in zip(("", *rest), rest, strict=False):
+        if before == "@layers":
+            outer, layer, names = (names, str(name), "") if name else (outer, layer, names)
+        elif isinstance(name, int):
+            names += f"[{name}]"
+        elif name in ("@parameters", "@buffers"):
+            names += f"{' of ' if names else ''}{name[1:-1]} "
+        elif name.startswith("@"):
+            kind = name
+        else:
+            names += f"{'.' if names and not names.endswith(' ') else ''}{name}"
+            kind = kind if kind == "@code" else ""
+    if kind == "@code":
+        return f"{argument}: the code of {rest[-1]} is not the same"
+    where = " of ".join(part for part in (names, f"layer '{layer}'" if layer else "", outer) if part)
+    if _differs_within(was, now):
+        return f"{argument}: the content{f' of {where}' if where not in ('', 'content') else ''} is not the same"
+    short, shorter = _short(was), _short(now)
+    if kind == "@class" and short.rpartition(".")[2] != shorter.rpartition(".")[2]:
+        short, shorter = short.rpartition(".")[2], shorter.rpartition(".")[2]
+    return f"{argument}{f': {where}' if where else ''} was {short}; now it is {shorter}"
+
+
+def _same_length(was: Any, now: Any) -> bool:
+    return isinstance(was, list) and isinstance(now, list) and len(was) == len(now)
+
+
+def _is_compound(value: Any) -> bool:
+    return isinstance(value, dict | list) or (isinstance(value, str) and _without_digest(value) != value)
+
+
+def _differs_within(was: Any, now: Any) -> bool:
+    """Whether there is no more to say of two values than that they differ: digests, and long lists."""
+    if isinstance(was, str) and isinstance(now, str):
+        return _without_digest(was) == _without_digest(now)
+    return _same_length(was, now) and len(was) > _LONG
+
+
+def _short(value: Any) -> str:
+    if value is _MISSING:
+        return "not there"
+    if isinstance(value, dict):
+        inner = value.get("function", value)
+        return str(inner["@class"]) if "@class" in inner else "a dict of other entries"
+    if isinstance(value, list) and (len(value) > _LONG or any(map(_is_compound, value))):
+        return f"a list of {len(value)}"
+    return _without_digest(value) if isinstance(value, str) else repr(value)
+
+
+def _without_digest(text: str) -> str:
+    return text.partition(" sha256:")[0].partition(" sample:")[0]
+
+
+def _optimizer(learner: BaseModel, plan: Plan) -> Any:
+    """Its class, and which parameters are in which of its groups; their settings are compared by themselves."""
+    optimizer = plan.optimizer
+    if optimizer is None:
+        return None
+    names = {id(value): name for name, value in learner.model.named_parameters()}
+    if isinstance(plan.loss_fn, nn.Module):
+        names |= {id(value): f"loss_fn.{name}" for name, value in plan.loss_fn.named_parameters()}
+    describer = Describer()
+    found = describer.object(optimizer)
+    groups = [[names.get(id(value), "a parameter of none") for value in group["params"]]
+              for group in optimizer.param_groups]  # fmt: skip
+    return found | {"groups": [{"count": len(group), "parameters": describer.value(group)} for group in groups]}
+
+
+def _scheduler(plan: Plan, named: Mapping[str, object]) -> Any:
+    found = Describer(named).value(plan.lr_scheduler)
+    groups = plan.optimizer.param_groups if plan.optimizer is not None else ()
+    rates = [{name: group[name] for name in _GROUP if name in group} for group in groups]
+    return found | {"groups": Describer().value(rates)}
+
+
+def _steps(learner: BaseModel, describer: Describer) -> dict[str, Any]:
+    """The code of the steps, and the attributes of a subclass that they read."""
+    found = {}
+    for name, spellings in (("train", TRAIN), ("eval", EVAL), ("val", VALIDATE)):
+        step = own_method(learner, *spellings)
+        if step is not None:
+            found[name] = describer.value(step)
+    return found
+
+
+def _longer(was: Any, now: Any) -> bool:
+    """Whether a schedule that knows its end has another one."""
+    kinds = [(found or {}).get("@settings", {}) for found in (was, now)]
+    return any(kinds[0].get(name) != kinds[1].get(name) for name in _LENGTHS)
+
+
+def _plain(value: dict[str, Any]) -> dict[str, Any]:
+    """As it comes back from a checkpoint."""
+    found: dict[str, Any] = json.loads(json.dumps(value))
+    return found

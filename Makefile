@@ -4,10 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test slow check lint types docs rows clean
+.PHONY: demo install test slow check lint types docs rows clean
 
 demo: $(VENV)/.demo
 	$(BIN)/sightline train
+
+install: $(VENV)/.dev
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest --numprocesses 2 -m 'not slow'

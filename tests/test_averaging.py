@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from sightline.engine.averaging import Average
 from sightline.engine.checkpoint import load_checkpoint, load_weights, save_checkpoint
@@ -242,3 +243,20 @@ def test_one_average_object_serves_one_network_after_another() -> None:
         before = average.layer.weight.clone()
         one.update(average, model, 0)
         assert torch.allclose(average.layer.weight, before.lerp(model.layer.weight, 1 - DECAY))
+
+
+def test_a_network_that_is_pruned_while_it_trains_is_averaged_on() -> None:
+    """Pruning makes a weight the result of a hook."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    state, one = state_of(model), task()
+    first, *others = batches()
+    one.train_step(state, first)
+    prune.l1_unstructured(model[0], "weight", amount=0.5)
+    state.optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for batch in others:
+        one.train_step(state, batch)
+    average: Any = state.ema
+    assert average.state_dict().keys() == model.state_dict().keys()
+    x = others[0].x
+    assert torch.isfinite(average(x)).all()
+    assert (average[0].weight_orig * average[0].weight_mask == 0).float().mean() >= 0.5

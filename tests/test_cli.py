@@ -4,6 +4,7 @@ the real command in a process of its own where signals, a terminal, a pipe or co
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from PIL import Image
 
 import waiting
 from conftest import Command
+from images import noise, write_image
 from sightline.commands import evaluate
 from sightline.errors import ConfigError
 from started import ended, started, until
@@ -340,6 +342,27 @@ def test_evaluate_on_other_data_keeps_the_runs_own_table(digits_run: Path, here:
 
 
 @pytest.mark.rows("DB4")
+@pytest.mark.parametrize("words", [[], ["data.workers=0"], ["data.cache=false", "data.eval_batch_size=7"]])
+def test_evaluate_refuses_a_split_that_is_no_longer_the_runs_own(
+    words: list[str], here: Command, tmp_path: Path
+) -> None:
+    """Whatever else is named: among the images of a split that is drawn anew are those it was trained on."""
+    for number in range(40):
+        write_image(tmp_path / "pictures" / "ab"[number % 2] / f"{number}.png", noise(8, 8, seed=number))
+    assert here("train", "data.root=pictures", "run.name=r", *SMALL).returncode == 0
+    assert here("evaluate", "runs/r", *words).returncode == 0
+    for number in range(40, 80):
+        write_image(tmp_path / "pictures" / "ab"[number % 2] / f"{number}.png", noise(8, 8, seed=number))
+    refused(here("evaluate", "runs/r", *words), "split is not what", "was made with", "data.root=PATH")
+    # as an earlier version left it, whose hash had 8 digits
+    path = tmp_path / "runs" / "r" / "images.csv.gz"
+    rows = gzip.decompress(path.read_bytes()).decode().splitlines()
+    short = [rows[0], *(",".join([*row.split(",")[:-1], row.split(",")[-1][:8]]) for row in rows[1:])]
+    path.write_bytes(gzip.compress("\n".join([*short, ""]).encode()))
+    refused(here("evaluate", "runs/r", *words), "an earlier version of Sightline, which drew splits from another hash")
+    refused(here("resume", "runs/r"), "an earlier version of Sightline, which drew splits from another hash")
+
+
 def test_evaluate_runs_no_code_that_the_runs_config_names(digits_run: Path, here: Command, tmp_path: Path) -> None:
     """A run's directory may come from elsewhere: its loss is held to the same list as its network."""
     copied = shutil.copytree(digits_run, tmp_path / "copied")
@@ -452,6 +475,45 @@ def test_another_class_replaces_the_node_of_a_preset(words: list[str], key: str,
     config = checked(["experiment=cifar10", *words])
     assert getattr(config.module, key) == expected
     assert config.trainer.max_epochs == 18
+
+
+@pytest.mark.parametrize("path", ["/tmp/a (1)", "/tmp/O'Brien", "a,b=[c", "a b=c"])
+def test_a_path_of_any_characters_stands_beside_another_class(path: str, tmp_path: Path) -> None:
+    from sightline.commands.compose import checked
+
+    words = [f"data.root={path}", "module.loss._target_=torch.nn.NLLLoss"]
+    for config_dir in (None, str(tmp_path)):
+        config = checked(words, config_dir)
+        assert config.data.root == path
+        assert config.module.loss == {"_target_": "torch.nn.NLLLoss"}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (
+            {"_target_": "a.B", "layers": [2, 2], "x": 1},
+            {"layers": [1, 1]},
+            {"_target_": "a.B", "layers": [1, 1], "x": 1},
+        ),
+        ({"_target_": "a.B", "x": 1}, {"layers": [{"_target_": "c.D"}]}, {"layers": [{"_target_": "c.D"}]}),
+        ({"layers": [{"_target_": "c.D"}]}, {"_target_": "a.B"}, {"_target_": "a.B"}),
+        ({"_target_": "a.B", "layers": [1]}, {"_target_": "a.C"}, {"_target_": "a.C"}),
+        ({"class": "a.B", "kwargs": {"x": 1}}, {"_target_": "a.B"}, {"_target_": "a.B"}),
+        (
+            {"class": {"_target_": "m.A", "n": 1}, "f1": {"_target_": "m.B"}},
+            {"class": {"n": 3}},
+            {"class": {"_target_": "m.A", "n": 3}, "f1": {"_target_": "m.B"}},
+        ),
+        ({"x": 1}, {"_target_": "a.B"}, {"x": 1, "_target_": "a.B"}),
+    ],
+)
+def test_what_makes_a_node_another_one(
+    before: dict[str, object], after: dict[str, object], expected: dict[str, object]
+) -> None:
+    from sightline.config.typed import merged
+
+    assert merged({"node": before}, {"node": after}) == {"node": expected}
 
 
 def test_another_class_in_a_preset_replaces_the_node_of_the_config_below_it(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import tarfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,9 @@ from images import noise, write_folders
 from sightline.config.data import data_source
 from sightline.config.schema import DataConfig, TrainConfig
 from sightline.data.foreign import as_source
+from sightline.data.packing import Packing, pack_splits
 from sightline.data.pixels import to_pixels
+from sightline.data.preprocess import Preprocess
 from sightline.data.sources import open_source
 from sightline.data.targets import quick_labels
 from sightline.errors import ConfigError, DataError, MissingExtraError
@@ -460,3 +463,103 @@ def test_without_torchvision_the_extra_is_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.delitem(__import__("sys").modules, "torchvision.datasets", raising=False)
     with pytest.raises((MissingExtraError, ModuleNotFoundError), match="torchvision"):
         open_source("torchvision", tmp_path, dataset="CIFAR10")
+
+
+# --- data sets whose items share something
+
+SHARED = [noise(40, 40, 3, seed=number) for number in range(96)]
+
+
+class InOneFile(Dataset[tuple[Any, int]]):
+    """Images that are opened and not loaded, all of one open file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self.places = folder / "all.bin", [0]
+        with self.path.open("wb") as file:
+            for pixels in SHARED:
+                Image.fromarray(pixels).save(file, "BMP")
+                self.places.append(file.tell())
+        self.tar = tarfile.open(folder / "all.tar", "w")  # noqa: SIM115 it lives as long as the data set
+        for number, pixels in enumerate(SHARED):
+            stream = io.BytesIO()
+            Image.fromarray(pixels).save(stream, "BMP")
+            member = tarfile.TarInfo(f"{number}.bmp")
+            member.size = stream.tell()
+            stream.seek(0)
+            self.tar.addfile(member, stream)
+        self.tar.close()
+        self.tar = tarfile.open(folder / "all.tar")  # noqa: SIM115
+
+    def __len__(self) -> int:
+        return len(SHARED)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return Image.open(self.tar.extractfile(f"{index}.bmp")), index % 2  # type: ignore[arg-type]
+
+
+class PagesOfOneImage(Dataset[tuple[Any, int]]):
+    """The pages of one TIFF file, each the same Pillow object."""
+
+    def __init__(self, folder: Path) -> None:
+        pages = [Image.fromarray(pixels) for pixels in SHARED]
+        pages[0].save(folder / "all.tif", save_all=True, append_images=pages[1:])
+        self.image = Image.open(folder / "all.tif")
+
+    def __len__(self) -> int:
+        return len(SHARED)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        self.image.seek(index)
+        return self.image, index % 2
+
+
+class OneBuffer(Dataset[tuple[Any, int]]):
+    """One array that each item is written to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.buffer = np.empty((40, 40, 3), np.uint8)
+
+    def __len__(self) -> int:
+        return len(SHARED)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        self.buffer[:] = SHARED[index]
+        return self.buffer, index % 2
+
+
+@pytest.mark.parametrize("store", ["pixels", "encoded"])
+@pytest.mark.parametrize("kind", [InOneFile, PagesOfOneImage, OneBuffer])
+def test_items_that_share_a_file_an_image_or_a_buffer_are_decoded_one_by_one(
+    kind: Any, store: str, tmp_path: Path
+) -> None:
+    data = kind(tmp_path)
+    source = as_source(data, **ALL)
+    for _ in range(3):
+        packed, _ = pack_splits(source, Preprocess(40, 40, 3), packing=Packing(store))
+        found = packed["train"].pixels(range(len(SHARED))).numpy().transpose(0, 2, 3, 1)
+        assert np.array_equal(found, np.stack(SHARED))
+    for name in ("tar", "image"):
+        if hasattr(data, name):
+            getattr(data, name).close()
+
+
+def test_the_first_items_are_decoded_as_all_others(tmp_path: Path) -> None:
+    """They are read more often, to see whether they are random; what their file says about its values is not lost."""
+    stream = io.BytesIO()
+    palette = Image.fromarray((noise(12, 12) > 127).astype(np.uint8), "P")
+    palette.putpalette([0, 0, 0, 255, 255, 255])
+    palette.save(stream, "BMP")  # 8 bits in black and white, which Pillow reads as 1 bit
+
+    class Opened(Dataset[tuple[Any, int]]):
+        def __init__(self) -> None:
+            self.images = [Image.open(io.BytesIO(stream.getvalue())) for _ in range(10)]
+
+        def __len__(self) -> int:
+            return 10
+
+        def __getitem__(self, index: int) -> tuple[Any, int]:
+            return self.images[index], index % 2
+
+    packed, _ = pack_splits(as_source(Opened(), **ALL), Preprocess(12, 12, 1))
+    for image in packed["train"].pixels(range(10)).numpy():
+        assert np.array_equal(image[0], np.asarray(palette) * 255)

@@ -8,6 +8,7 @@ import io
 import struct
 import zlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -743,3 +744,78 @@ def test_a_16_bit_colour_that_pillow_has_cut_to_8_is_not_compared() -> None:
     loaded.load()
     with pytest.raises(ImageError, match=r"^x had 16-bit colours, one of which.* pass the file"):
         Preprocess(4, 6, 3).decode(loaded, "x")
+
+
+# --- images that Pillow has opened
+
+
+def tga(values: Values, depth: int, attributes: int) -> bytes:
+    """Uncompressed, from the top: gray [H,W], or channels [H,W,C] in Pillow's order of red, green, blue, fourth."""
+    height, width = values.shape[:2]
+    kind = 3 if values.ndim == 2 else 2
+    head = struct.pack("<BBBHHBHHHHBB", 0, 0, kind, 0, 0, 0, 0, 0, width, height, depth, 0x20 | attributes)
+    order = values if values.ndim == 2 else values[..., [2, 1, 0, 3]]
+    return head + order.astype(np.uint8).tobytes()
+
+
+@pytest.mark.parametrize("fourth", [0, 255, 77])
+def test_a_tga_without_alpha_is_opaque_whatever_its_fourth_byte_is(fourth: int) -> None:
+    rgb = values_of(8, 5, 7, 3)
+    rgba = np.concatenate([rgb, np.full((5, 7, 1), fourth)], -1)
+    assert np.array_equal(Preprocess(5, 7, 3).decode(tga(rgba, 32, 0)).transpose(1, 2, 0), rgb)
+    shown = over(rgb, np.array(fourth / 255))
+    found = Preprocess(5, 7, 3, background=BACKGROUND).decode(tga(rgba, 32, 8)).transpose(1, 2, 0)
+    assert np.abs(found - shown).max() <= 1.5
+
+
+def test_a_palette_with_alpha_keeps_its_8_bit_colours() -> None:
+    index, colours = values_of(4, 5, 7), values_of(8, 256, 3, seed=5)
+    alpha = np.full((5, 7), 255)
+    data = tiff(np.stack([index, alpha], -1), 8, 3, extra=2, colours=colours.T.ravel().tolist())
+    assert np.array_equal(Preprocess(5, 7, 3).decode(data).transpose(1, 2, 0), colours[index])
+
+
+def test_jpeg_2000_in_a_box_of_a_long_length_is_decoded() -> None:
+    gray = values_of(8, 9, 8)
+    data = jpeg2000(gray, (8,))
+    if b"jp2c" not in data:
+        stream = io.BytesIO()
+        Image.fromarray(gray.astype(np.uint8)).save(stream, "JPEG2000", irreversible=False)
+        data = stream.getvalue()
+    at = data.index(b"jp2c")
+    content = data[at + 4 :]
+    long = data[: at - 4] + struct.pack(">I4sQ", 1, b"jp2c", 16 + len(content)) + content
+    assert np.array_equal(Preprocess(9, 8, 1).decode(long)[0], gray)
+
+
+TWICE = {
+    "png gray 4 with value 1 transparent", "png rgb 16 with a transparent colour", "tiff raw gray 12 photometric 1",
+    "jpeg 2000 gray 4", "bmp palette 8 black and white", "png palette 4 with alpha", "png rgb 8",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(name for name in CASES if name in TWICE))
+def test_an_image_that_is_open_is_not_loaded_and_shows_the_same_each_time(name: str) -> None:
+    """Loading it would lose what its file says about its values."""
+    data = CASES[name].data
+    opened = Image.open(io.BytesIO(data))
+    height, width = CASES[name].expected.shape[:2]
+    preprocess = Preprocess(height, width, 3, background=BACKGROUND)
+    expected = preprocess.decode(data)
+    for _ in range(2):
+        assert np.array_equal(preprocess.decode(opened), expected)
+    assert opened.tile, "it was loaded"
+    with ThreadPoolExecutor(4) as threads:
+        for found in threads.map(lambda _: preprocess.decode(opened), range(40)):
+            assert np.array_equal(found, expected)
+
+
+def test_the_frame_that_a_caller_chose_is_decoded() -> None:
+    frames = [Image.fromarray(values_of(8, 6, 8, seed=seed).astype(np.uint8)) for seed in range(3)]
+    stream = io.BytesIO()
+    frames[0].save(stream, "TIFF", save_all=True, append_images=frames[1:])
+    opened = Image.open(stream)
+    for number in (2, 0, 1):
+        opened.seek(number)
+        assert np.array_equal(Preprocess(6, 8, 1).decode(opened)[0], np.asarray(frames[number]))
+        assert opened.tell() == number

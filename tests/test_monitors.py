@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from torch import nn
 
 import sightline
 from sightline.config.typed import merged
+from sightline.engine.checkpoint import read_checkpoint
 from sightline.engine.checkpointing import Checkpointer
+from sightline.engine.sealed import save_sealed
 from sightline.engine.tasks import SupervisedTask
 from sightline.errors import ConfigError
 from sightline.runs.listing import list_runs
@@ -131,6 +134,37 @@ def test_each_watcher_has_a_mode_of_its_own(mode: str, tmp_path: Path) -> None:
     (schedule,) = assembly.trainer.state.schedules
     assert (schedule.monitor, schedule.scheduler.mode) == ("val_quality", mode)
     assert assembly.fit().epochs == (4 if mode == "max" else 2)
+
+
+@pytest.mark.parametrize(("monitor", "mode"), [("val_loss", "max"), ("val_accuracy", "min")])
+def test_a_plateau_that_watches_another_metric_than_the_run_is_held_to_its_direction(
+    monitor: str, mode: str, tmp_path: Path
+) -> None:
+    plateau = {"_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau", "monitor": monitor, "mode": mode}
+    other = "val_accuracy" if monitor == "val_loss" else "val_loss"
+    with pytest.raises(ConfigError, match=rf"module\.lr_scheduler\.mode: '{mode}' contradicts the metric it watches"):
+        assembled(tmp_path, "quality", (1.0,), module={"monitor": other, "lr_scheduler": plateau})
+
+
+def test_a_run_of_an_earlier_version_is_resumed_with_the_direction_it_had(tmp_path: Path) -> None:
+    """auto was max for every name that did not tell; to say so is no other training."""
+    assembled(
+        tmp_path, "quality", (3.0, 5.0, 4.0, 1.0), module={"monitor_mode": "max"}, trainer={"max_epochs": 2}
+    ).fit()
+    run = tmp_path / "r"
+    for file in (run / "config.yaml", *(run / "checkpoints").glob("*.ckpt")):
+        if file.suffix == ".yaml":
+            file.write_text(file.read_text().replace("monitor_mode: max", "monitor_mode: auto", 1))
+        else:
+            content = read_checkpoint(file)
+            content["config"]["module"]["monitor_mode"] = "auto"
+            save_sealed(file, content)
+    task = Measures("quality", (3.0, 5.0, 4.0, 1.0))
+    with pytest.raises(ConfigError, match="does not tell whether lower or higher"):
+        sightline.resume(run, {"trainer": {"max_epochs": 4}}, task=task)
+    changes = {"trainer": {"max_epochs": 4}, "module": {"monitor_mode": "max"}}
+    assert sightline.resume(run, changes, task=task).fit().best == 5.0
+    assert not json.loads((run / "environment.json").read_text()).get("drift")
 
 
 def test_a_plateau_of_an_error_goes_down(tmp_path: Path) -> None:

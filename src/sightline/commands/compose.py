@@ -34,13 +34,14 @@ def compose(words: Sequence[str], config_dir: str | None = None, config_name: st
         search = [f"hydra.searchpath=[{_quoted(Path(config_dir).resolve().as_uri())}]"]
     try:
         with hydra.initialize_config_dir(str(PRESETS), version_base="1.3"):
-            config = hydra.compose(config_name, overrides=[*search, *_overrides(words, _groups(config_dir))])
+            overrides = [*search, *_overrides(words, _groups(config_dir))]
+            config = hydra.compose(config_name, overrides=overrides)
             values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
             assert isinstance(values, dict)
             plain = {str(key): value for key, value in values.items()}
             own = _own(words, _groups(config_dir))
             if config_dir is not None or _names_a_class(own):  # our own presets never name two for one node
-                plain = _restricted(plain, merged(_layered(config_name, [*search, *words], config_dir), own))
+                plain = _restricted(plain, merged(_layered(config_name, overrides, config_dir), own))
             plain = _with_one_network(plain, own)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(first_line(error)) from error

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from sightline.commands.compose import changes, user_code
 from sightline.commands.options import add_model_options
 from sightline.config.typed import merged
 from sightline.errors import DataError, listing, nearest
+from sightline.runs.images import IMAGES, drawn_otherwise
+
+if TYPE_CHECKING:
+    from sightline.runs.directory import Run
 
 WHERE = ("source", "root", "csv", "images", "image_column", "label_column", "split_column", "dataset", "download")
+SAME = frozenset(("eval_batch_size", "workers", "cache", "cache_dir"))
+"""Keys that say nothing about which images are measured."""
 HOW = ("classes", "val", "test", "group_column", "on_bad", "eval_batch_size", "workers", "cache", "cache_dir")
 
 
@@ -72,11 +79,8 @@ def main(words: Sequence[str]) -> int:
     results = {}
     for split in splits:
         name = split
-        if before.get(split) != now[split] and split in before and not found.overrides:
-            raise DataError(
-                f"the {split} split is not what '{run.path}' was made with: its files, or the libraries that decode "
-                f"them, have changed. To measure it as other data, name it: data.root=PATH"
-            )
+        if split in before and SAME.issuperset(changed.get("data", {})):
+            _check_same(run, split, before[split] == now[split])
         if before.get(split) != now[split]:
             name = f"{'all' if there == ['train'] else split}-{now[split][:8]}"
         results[name] = evaluate_split(
@@ -90,6 +94,14 @@ def main(words: Sequence[str]) -> int:
         write_predictions(run.predictions(name), results[name])
     show_results(run, results, left_out(data))
     return 0
+
+
+def _check_same(run: Run, split: str, same: bool) -> None:
+    if not same:
+        raise DataError(
+            f"the {split} split is not what '{run.path}' was made with: its files, or the libraries that decode them, "
+            f"have changed.{drawn_otherwise(run.path / IMAGES)} To measure it as other data, name it: data.root=PATH"
+        )
 
 
 def _splits(wanted: str | None, there: Sequence[str]) -> list[str]:

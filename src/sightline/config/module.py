@@ -199,9 +199,9 @@ def make_schedules(
         target, arguments = _by_name(node, key)
         given = arguments.pop("monitor", None)
         monitor = given or config.module.monitor
-        named: dict[str, Any] = {}
-        if monitor != config.module.monitor:
-            named = {"key": f"{key}.mode", "mode": arguments.get("mode")}
+        named: dict[str, Any] = {"key": f"{key}.mode"} if monitor != config.module.monitor else {}
+        if named and better_when(monitor, known) is None:  # else a mode that contradicts the name is an error
+            named["mode"] = arguments.get("mode")
         schedules.append(
             build_schedule(
                 target,

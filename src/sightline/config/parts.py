@@ -92,7 +92,6 @@ def build_parts(config: TrainConfig, given: Mapping[str, Any], fresh: bool = Tru
     tried = given.get("task") is None  # another task's outputs may be anything
     meters = build_meters(config, spec, source.info.classes, runtime.device, probe=tried)
     config = with_known_direction(config, meters)
-    better_direction(config, config.module.monitor)  # not known is an error now, before anything is written
     loss = given.get("loss")
     if loss is None:
         config = with_class_weights(config, data["train"].counts)
@@ -107,6 +106,7 @@ def build_parts(config: TrainConfig, given: Mapping[str, Any], fresh: bool = Tru
         if chosen and settings.progress:
             print(f"runtime: {chosen}", file=sys.stderr)
         task = build_task(config, loss, spec, make_freeze(config, model, spec.shape))
+    better_direction(config, config.module.monitor)  # not known is an error now, before anything is written
     settings = config.trainer
     runtime.threads = settings.threads  # type: ignore[assignment]
     if settings.channels_last:

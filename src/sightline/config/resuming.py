@@ -14,6 +14,7 @@ from sightline.config.schema import TrainConfig
 from sightline.engine.checkpoint import restore
 from sightline.engine.drift import restore_changed
 from sightline.errors import ArtifactError, listing
+from sightline.monitors import better_when
 from sightline.runs.directory import Run
 from sightline.runs.record import at, flat
 from sightline.types import TrainState
@@ -106,6 +107,12 @@ def check_same_config(run: Run, config: TrainConfig, saved: Mapping[str, Any], a
     before, now = flat(began.to_dict()), flat(config.to_dict())
     differ = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     free = [key for key in differ if key.startswith(MAY_CHANGE) and key not in STEPS]
+    if (
+        began.module.monitor_mode == "auto"
+        and config.module.monitor_mode == "max"
+        and not better_when(began.module.monitor)
+    ):  # what auto meant to an earlier version
+        free += [key for key in differ if key == "module.monitor_mode"]
     fixed = [key for key in differ if key not in free]
     if fixed and not allow:
         told = listing(f"{key} (was {before.get(key)}, is {now.get(key)})" for key in fixed)

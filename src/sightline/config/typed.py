@@ -193,5 +193,11 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 
 def _names_another(base: Mapping[str, Any], changes: Mapping[str, Any]) -> bool:
-    before, now = ({key: node[key] for key in NAMING & set(node)} for node in (base, changes))
+    before, now = (
+        # a mapping is a node of its own, under a name such as `class`
+        {key: node[key] for key in NAMING & set(node) if not isinstance(node[key], Mapping)}
+        for node in (base, changes)
+    )
+    if "layers" in before and "layers" in now:  # a list of layers, or an argument of that name
+        del before["layers"], now["layers"]
     return bool(before and now and before != now)

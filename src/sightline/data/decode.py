@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -44,6 +45,7 @@ _PLAIN = {"L": "L", "LA": "LA", "La": "LA", "RGBA": "RGBA", "RGBa": "RGBA"}
 _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _PLANAR = 258, 259, 262, 266, 284  # tags of TIFF
 _COLOUR_MAP, _EXTRA_SAMPLES, _SAMPLE_FORMAT, _SUBSAMPLING = 320, 338, 339, 530
 _SIGNED, _SEPARATE = 2, 2
+_FILES = threading.Lock()
 _SMALL = 1 << 16
 _READ_ONLY = os.O_RDONLY | getattr(os, "O_BINARY", 0)
 _open, _read, _close = os.open, os.read, os.close  # looked up once for a million files
@@ -60,7 +62,7 @@ def open_image(image: Readable, name: str) -> Picture:
     if image == b"":
         raise ImageError(f"{name} is no image: the file is empty.")
     try:
-        return _from_bytes(image, name) if isinstance(image, bytes) else _loaded(image, name)
+        return _from_bytes(image, name) if isinstance(image, bytes) else _loaded(_own_copy(image), name)
     except DataError:
         raise
     except MemoryError as error:  # nothing is wrong with the image
@@ -69,7 +71,7 @@ def open_image(image: Readable, name: str) -> Picture:
         raise ImageError(f"{name} is too large to decode safely: {error}.") from error
     except Exception as error:  # Pillow's readers raise nearly anything on damaged bytes
         start = f" (it begins with {image[:12]!r})" if isinstance(image, bytes) else ""
-        reason: object = error
+        reason: object = str(error) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
             reason = _why_unidentified(image) if isinstance(image, bytes) else ""
             if not reason:
@@ -152,12 +154,12 @@ def is_gray(picture: Picture) -> bool:
     return picture.ndim == 2 if isinstance(picture, np.ndarray) else picture.mode in GRAY_MODES
 
 
-def content_key(picture: Picture, background: int = 255) -> int:
+def content_key(picture: Picture) -> int:
     """A 64-bit hash (XXH3 of Collet's xxHash) of the size and all pixels of an image in its own size: equal for equal
     pixels, whatever the format and mode they are stored in. A colour image without colours has the key of the gray
-    image; alpha counts as composited over `background`."""
+    image; alpha counts as composited over white, whatever `data.preprocess.background` is."""
     is_canonical = isinstance(picture, np.ndarray) and (picture.ndim == 2 or picture.shape[2] == 3)
-    pixels = np.asarray(picture) if is_canonical else canonical(open_image(picture, "the image"), background)
+    pixels = np.asarray(picture) if is_canonical else canonical(open_image(picture, "the image"), 255)
     height, width = pixels.shape[:2]
     colour = pixels.ndim == 3 and _has_colours(pixels)
     gray = pixels if colour or pixels.ndim == 2 else pixels[..., 0]
@@ -219,8 +221,13 @@ def _loaded(picture: Image.Image, name: str) -> Image.Image:
         picture = picture.copy()
         picture.info.pop("transparency", None)
         picture.putalpha(samples.alpha)
+    if samples.opaque and picture.mode in ("P", "LA", "RGBA"):  # what Pillow takes for alpha is not
+        gray = picture.mode == "LA"
+        picture = picture.convert("RGBA").convert("RGB").convert("L" if gray else "RGB")
     colours = getattr(picture, "tag_v2", {}).get(_COLOUR_MAP)
-    if picture.mode == "P" and colours and max(colours) < 256:  # written with 8 bits; Pillow takes the upper 8 of 16
+    if (
+        picture.mode in ("P", "PA") and colours and max(colours) < 256
+    ):  # written with 8 bits; Pillow takes the upper 8 of 16
         picture = picture.copy()
         picture.putpalette(np.reshape(colours, (3, -1)).T.astype(np.uint8).tobytes())
     if picture.getexif().get(_ORIENTATION, 1) in _TURNED:
@@ -234,40 +241,52 @@ class _Samples(NamedTuple):
 
     `raw`: Pillow's name for how a PNG stores them; `alpha` of a PNG with 16-bit colours of which one stands for
     transparent; `bits` of each channel of JPEG 2000, and whether the first is `signed`; `depth` of a BMP, in bits per
-    pixel, whose palette has gray levels alone, so that Pillow ignores it."""
+    pixel, whose palette has gray levels alone, so that Pillow ignores it; `opaque` for a TGA without alpha."""
 
     raw: str = ""
     alpha: Image.Image | None = None
     bits: tuple[int, ...] = ()
     signed: bool = False
     depth: int = 0
+    opaque: bool = False
 
 
 def _samples(picture: Any) -> _Samples:
-    """Reads them from an image that is not loaded, and keeps them with it for the next call."""
-    found: _Samples = getattr(picture, "_sightline_samples", _Samples())
+    """Reads them from an image that is not loaded."""
     if not getattr(picture, "tile", None):  # loaded, or made in memory
-        return found
+        return _Samples()
     if picture.format == "PNG":
         raw = str(picture.tile[0][3])
         deep = raw == "RGB;16B" and "transparency" in picture.info
-        found = _Samples(raw, _alpha_of_16_bits(picture) if deep else None)
-    elif picture.format == "JPEG2000":
-        found = _samples_of_jpeg2000(_file_of(picture))
-    elif picture.format in ("BMP", "DIB") and picture.mode in ("1", "L"):
+        return _Samples(raw, _alpha_of_16_bits(picture) if deep else None)
+    if picture.format == "JPEG2000":
+        return _samples_of_jpeg2000(_file_of(picture))
+    if picture.format in ("BMP", "DIB") and picture.mode in ("1", "L"):
         header = _file_of(picture)[14 if picture.format == "BMP" else 0 :][:16]
         at = 10 if header[0] == 12 else 14  # the old header has shorter sizes
-        found = _Samples(depth=int.from_bytes(header[at : at + 2], "little"))
-    picture._sightline_samples = found
-    return found
+        return _Samples(depth=int.from_bytes(header[at : at + 2], "little"))
+    return _Samples(opaque=picture.format == "TGA" and _file_of(picture)[17] & 15 == 0)
+
+
+def _own_copy(picture: Any) -> Any:
+    """An image of a caller that is not loaded, opened once more: loading it would lose what its file says about its
+    values, and a caller may decode it again, or in another thread."""
+    if not getattr(picture, "tile", None) or getattr(picture, "fp", None) is None:
+        return picture
+    frame = picture.tell()
+    opened = Image.open(io.BytesIO(_file_of(picture)))
+    if frame:
+        opened.seek(frame)
+    return opened
 
 
 def _file_of(picture: Any) -> bytes:
     """The bytes of the file of an image that is not loaded."""
-    place = picture.fp.tell()
-    picture.fp.seek(0)
-    data: bytes = picture.fp.read()
-    picture.fp.seek(place)
+    with _FILES:
+        place = picture.fp.tell()
+        picture.fp.seek(0)
+        data: bytes = picture.fp.read()
+        picture.fp.seek(place)
     return data
 
 
@@ -295,7 +314,8 @@ def _alpha_of_16_bits(picture: Any) -> Image.Image:
 def _samples_of_jpeg2000(data: bytes) -> _Samples:
     """From the segment SIZ, with which the codestream begins."""
     start = b"\xff\x4f\xff\x51"
-    at = 0 if data.startswith(start) else data.find(b"jp2c" + start) + 4
+    box = data.find(b"jp2c" + start)
+    at = box + 4 if box >= 0 else data.find(start)  # a box may have a long length between its name and its content
     count = int.from_bytes(data[at + 40 : at + 42], "big")
     sizes = data[at + 42 : at + 42 + 3 * count : 3]
     return _Samples(bits=tuple((size & 127) + 1 for size in sizes), signed=count > 0 and sizes[0] > 127)
@@ -385,6 +405,7 @@ def _gray_of_16_bits(picture: Image.Image, levels: Pixels) -> Image.Image:
 
 def _to_8_bits(picture: Image.Image, samples: _Samples) -> Image.Image:
     """Any other of Pillow's modes to L, LA, RGB or RGBA."""
+    picture_format = picture.format
     clear = picture.info.get("transparency")
     if samples.raw in _PNG_STEPS and isinstance(clear, int):  # Pillow scales the pixels and not this value
         picture = picture.copy()
@@ -393,6 +414,8 @@ def _to_8_bits(picture: Image.Image, samples: _Samples) -> Image.Image:
         return picture.convert("LA")
     elif picture.mode == "1":  # Pillow's own conversion to LA makes white black
         picture = picture.convert("L")
+        if picture_format == "PSD":  # where 1 is black, and Pillow takes it for white
+            picture = ImageOps.invert(picture)
     elif samples.bits and min(samples.bits) < 8:
         picture = picture.point(_stretch(samples.bits, picture.mode))
     if picture.mode in ("L", "RGB") and clear is not None:

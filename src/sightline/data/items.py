@@ -15,11 +15,12 @@ from PIL import Image
 from torch.utils.data import Subset
 
 from sightline.data.classes import label_name
+from sightline.data.decode import content_key, open_image
 from sightline.data.numbers import number
 from sightline.data.pixels import plain_label, to_pixels
 from sightline.data.rows import Row
 from sightline.data.targets import dataset_classes, quick_labels
-from sightline.errors import DataError, listing
+from sightline.errors import DataError, ImageError, listing
 
 _PROBES = 3
 _READS = 5  # of each probe: a flip with probability 1/2 goes unseen once in 4,096 times
@@ -44,8 +45,9 @@ class ItemImage:
 
 
 class Items:
-    """A data set and its labels, with `numbers` of any type of number. Only data sets that are known to bear it are
-    read by several threads at once; others may hold an open file whose position they share."""
+    """A data set and its labels, with `numbers` of any type of number. Only data sets of torch and torchvision are read
+    by several threads at once. The items of others may share an open file, an image or a buffer, so an image is decoded
+    and copied before the next item is read."""
 
     def __init__(self, dataset: Any, name: str, numbers: bool = False) -> None:
         self.dataset, self.name, self.numbers = dataset, name, numbers
@@ -59,22 +61,27 @@ class Items:
 
     def image(self, index: int) -> NDArray[np.uint8] | Image.Image:
         """The pixels of an item."""
-        image, label = self.item(index)
+        image, label = self.item(index, decode=True)
         if label != self.labels[index]:
             raise DataError(
                 f"{self.name}, item {index}: its label is {label!r} now and was {self.labels[index]!r} before; labels "
                 f"must not change."
             )
-        return to_pixels(image, f"{self.name}, item {index}")
+        found: NDArray[np.uint8] | Image.Image = image
+        return found
 
-    def item(self, index: int) -> tuple[Any, int | float | str]:
-        """(image, label) of an item, the label as a number or text."""
+    def item(self, index: int, decode: bool = False) -> tuple[Any, int | float | str]:
+        """(image, label) of an item, the label as a number or text; with `decode`, the image as pixels of its own."""
         where = f"{self.name}, item {index}"
-        try:
-            with self._lock:
+        with self._lock:
+            try:
                 item = self.dataset[index]
-        except Exception as error:  # the data set's own code raises what it likes
-            raise DataError(f"{where}: cannot be read: {type(error).__name__}: {error}.") from error
+            except Exception as error:  # the data set's own code raises what it likes
+                raise DataError(f"{where}: cannot be read: {type(error).__name__}: {error}.") from error
+            image, label = self._parts_of(item, where)
+            return (_decoded(image, where) if decode else image), label
+
+    def _parts_of(self, item: Any, where: str) -> tuple[Any, int | float | str]:
         if isinstance(item, Mapping):
             missing = [key for key in ("image", "label") if key not in item]
             if missing:
@@ -100,19 +107,22 @@ class Items:
             )
 
     def _differs(self, index: int) -> bool:
-        first = None
-        for _ in range(_READS):
-            pixels = np.asarray(to_pixels(self.item(index)[0], f"{self.name}, item {index}"))
-            first = pixels if first is None else first
-            if not np.array_equal(first, pixels):
-                return True
-        return False
+        try:
+            return len({content_key(self.item(index, decode=True)[0]) for _ in range(_READS)}) > 1
+        except ImageError:  # told, or left out, when all are read
+            return False
 
     def _labels(self) -> list[int | float | str]:
         quick = quick_labels(self.dataset)
         if quick is not None and all(quick[i] == self.item(i)[1] for i in range(min(_PROBES, len(self)))):
             return quick
         return [self.item(index)[1] for index in range(len(self))]
+
+
+def _decoded(image: Any, where: str) -> NDArray[np.uint8] | Image.Image:
+    """An image as pixels that are no one else's; a Pillow image where it has alpha."""
+    picture = open_image(to_pixels(image, where), where)
+    return picture.copy() if isinstance(picture, Image.Image) and picture.mode in ("LA", "RGBA") else np.array(picture)
 
 
 def dataset_rows(dataset: Any, split: str, numbers: bool = False) -> tuple[list[Row], tuple[str, ...] | None]:

@@ -49,11 +49,17 @@ class PerSample:
     def __post_init__(self) -> None:
         if self.kind not in ("tensor", "pil", "numpy"):
             raise ValueError(f"PerSample: kind is 'tensor', 'pil' or 'numpy', not {self.kind!r}")
+        several = isinstance(self.transform, list | tuple)
+        for transform in self.transform if several else (self.transform,):  # type: ignore[union-attr]
+            if not callable(transform):
+                raise TypeError(f"PerSample: expected a transform or a list of them, found {type(transform).__name__}")
+        if several:
+            object.__setattr__(self, "transform", tuple(self.transform))  # type: ignore[arg-type]
 
     def __call__(self, images: Tensor, index: NDArray[np.int64], seed: int, epoch: int) -> Tensor:
         """uint8 [B,C,H,W] -> the same."""
         out = torch.empty_like(images)
-        transforms = self.transform if isinstance(self.transform, list | tuple) else (self.transform,)
+        transforms = self.transform if isinstance(self.transform, tuple) else (self.transform,)
         keys = bits(derive(seed, epoch, "per sample"), index).tolist()
         with preserved():
             for i, (image, key) in enumerate(zip(images.cpu(), keys, strict=True)):

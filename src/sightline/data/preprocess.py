@@ -105,8 +105,9 @@ class Preprocess:
 
     def decode_noting(self, image: Readable, name: str) -> Decoded:
         """As `decode`, with what the size, channels and content of the image were."""
-        own = canonical(open_image(image, name), self.background)
-        return Decoded(self._prepared(own), size_of(own), self._loses_colours(own), content_key(own))
+        picture = open_image(image, name)
+        own = canonical(picture, self.background)
+        return Decoded(self._prepared(own), size_of(own), self._loses_colours(own), content_key(picture))
 
     def _loses_colours(self, own: Pixels) -> bool:
         return self.channels == 1 and own.ndim == 3

@@ -212,7 +212,7 @@ def build_encoded(
     if folder is not None:
         offsets = np.cumsum(lengths, dtype=np.int64)
         work.save(folder, "encoded", origin, offsets=offsets, encoded_digests=encoded_digests)
-    originals = _Originals(samples, decoder, encoded_digests, work.facts.keys)
+    originals = _Originals(samples, encoded_digests, work.facts.keys)
     return work.built(EncodedImages(decoder, work.facts.sizes, originals.read, lambda row: sample_name(samples[row])))
 
 
@@ -256,7 +256,7 @@ def load_entry(
             return None
     except Exception:  # numpy's readers raise nearly anything for a damaged header
         return None
-    originals = _Originals(samples, decoder, arrays["encoded_digests"], facts.keys)
+    originals = _Originals(samples, arrays["encoded_digests"], facts.keys)
     kept = _EncodedFile(file, arrays["offsets"], originals, forget)
     encoded = EncodedImages(decoder, facts.sizes, kept.read, lambda row: sample_name(samples[row]))
     return Built(encoded, facts, bad)
@@ -266,15 +266,9 @@ class _Originals:
     """The images of samples where they are, each compared with what was packed: encoded images by the digest of their
     bytes, images without bytes by their content key."""
 
-    def __init__(
-        self,
-        samples: Sequence[Sample],
-        decoder: Preprocess,
-        encoded_digests: NDArray[np.uint64],
-        keys: NDArray[np.uint64],
-    ):
+    def __init__(self, samples: Sequence[Sample], encoded_digests: NDArray[np.uint64], keys: NDArray[np.uint64]):
         self.digests = encoded_digests
-        self._samples, self._decoder, self._keys = samples, decoder, keys
+        self._samples, self._keys = samples, keys
 
     def read(self, row: int) -> bytes | Pixels | Image.Image:
         """The row's image. Raises DataError, naming it, when it is not the one that was packed."""
@@ -284,12 +278,11 @@ class _Originals:
         if isinstance(image, bytes):
             same = xxh3_64_intdigest(image) == int(self.digests[row])
         else:
-            same = content_key(image, self._decoder.background) == int(self._keys[row])
+            same = content_key(image) == int(self._keys[row])
         if not same:
             raise DataError(
                 f"{name} has changed since this run read it first, and a run must see the same images to its end. Put "
-                f"the earlier image back and resume the run, or start a new one; with data.cache=true a run keeps "
-                f"copies."
+                f"the earlier image back and resume the run, or start a new one."
             )
         return image
 

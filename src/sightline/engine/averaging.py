@@ -16,8 +16,8 @@ class Average:
     weights), for parameters and the floating-point buffers; whole numbers, such as a batch count, are copied.
 
     The network may replace its tensors and modules between two steps (`self.buffer = value` in its forward), add some,
-    remove some, or share them: the average follows. A tensor that is new, or has another shape or type, begins with the
-    network's value; one that was replaced by another of its shape is averaged as before.
+    remove some, or hold one under several names: the average follows. A tensor that is new, or has another shape or
+    type, begins with the network's value; one that was replaced by another of its shape is averaged as before.
 
     `warmup` bounds the decay by (1 + step) / (10 + step), with `step` the updates before this one, as TensorFlow's
     `ExponentialMovingAverage` does with `num_updates`: an average of few steps does not remember the first weights."""
@@ -103,7 +103,11 @@ def _parts(modules: Iterable[nn.Module]) -> list[Any]:
 
 
 def _match_modules(average: nn.Module, model: nn.Module) -> None:
-    """Gives the average the network's modules: copies of those it lacks, and none that the network has not."""
+    """Gives the average the network's modules: copies of those it lacks, and none that the network has not. Where a
+    hook of the network computes a weight since then, as in pruning, the average gets the hook."""
+    hooks = average._forward_pre_hooks, model._forward_pre_hooks
+    if average._parameters.keys() != model._parameters.keys() and len(hooks[0]) != len(hooks[1]):
+        average._forward_pre_hooks = copy.copy(model._forward_pre_hooks)
     for name in [name for name in average._modules if name not in model._modules]:
         del average._modules[name]
     for name, child in model._modules.items():

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from images import noise
+from sightline.config.data import drawn_as
 from sightline.data.cache import Cache
-from sightline.data.decode import content_key, open_image
+from sightline.data.decode import content_checksum, content_key, open_image
 from sightline.data.foreign import as_source
 from sightline.data.packed import PackedDataset
 from sightline.data.packing import Packing, pack_splits
@@ -304,3 +305,55 @@ def test_copies_with_another_palette_are_never_in_two_splits(tmp_path: Path) -> 
     assert not shown["train"] & shown["test"]
     assert not shown["train"] & shown["val"]
     assert not shown["val"] & shown["test"]
+
+
+# --- runs of earlier versions
+
+
+def stored() -> dict[str, bytes]:
+    """One picture in modes that earlier versions told apart."""
+    rgb = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+    picture = Image.fromarray(rgb)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return {
+        "rgb": saved(picture, "PNG"),
+        "gray": saved(picture.convert("L"), "PNG"),
+        "palette": saved(picture.quantize(16), "PNG"),
+        "jpeg": saved(picture, "JPEG", quality=90),
+        "1-bit": saved(picture.convert("1"), "PNG"),
+        "rgba": saved(Image.fromarray(np.dstack([rgb, rgb[..., :1]])), "PNG"),
+        "16-bit": saved(Image.fromarray(rgb[..., 0].astype(np.uint16) * 250), "PNG"),
+        "turned": saved(picture, "TIFF", exif=exif),
+        "large": saved(Image.fromarray(np.tile(rgb, (12, 12, 1))), "PNG"),
+    }
+
+
+CHECKSUMS = {
+    "rgb": 3424849082,
+    "gray": 3239294050,
+    "palette": 1295705250,
+    "jpeg": 3445971120,
+    "1-bit": 4206889114,
+    "rgba": 2729526974,
+    "16-bit": 796008605,
+    "turned": 1683395077,
+    "large": 314513374,
+}
+"""As the version that drew splits by them computed them."""
+
+
+@pytest.mark.parametrize("name", CHECKSUMS)
+def test_the_checksums_that_splits_were_drawn_by_are_what_they_were(name: str) -> None:
+    """A run of then is resumed, and measured, on the splits it has."""
+    assert content_checksum(stored()[name], "it") == CHECKSUMS[name]
+
+
+@pytest.mark.parametrize("store", ["pixels", "encoded"])
+def test_a_run_of_an_earlier_version_keeps_its_splits(store: str, tmp_path: Path) -> None:
+    source = in_folders(tmp_path, "png", png("L"))
+    now, _ = pack_splits(source, {"size": 64, "channels": 1}, packing=Packing(store))
+    for record, same in (({"drawn_by": "content key"}, True), ({}, False)):
+        packing = Packing(store, Cache(tmp_path / "cache"))
+        then, _ = pack_splits(drawn_as(source, record), {"size": 64, "channels": 1}, packing=packing)
+        assert (shown_in(then) == shown_in(now)) is same

@@ -10,7 +10,6 @@ from sightline.commands.compose import changes, user_code
 from sightline.commands.options import add_model_options
 from sightline.config.typed import merged
 from sightline.errors import DataError, listing, nearest
-from sightline.runs.images import IMAGES, drawn_otherwise
 
 if TYPE_CHECKING:
     from sightline.runs.directory import Run
@@ -38,7 +37,7 @@ def main(words: Sequence[str]) -> int:
     if found.allow:
         user_code()
     from sightline.config.build import as_config
-    from sightline.config.data import config_source, data_record, loader_workers, open_data
+    from sightline.config.data import config_source, data_record, drawn_as, loader_workers, open_data
     from sightline.config.meters import build_meters
     from sightline.config.module import build_loss
     from sightline.locate import LOSSES, METRICS
@@ -60,7 +59,7 @@ def main(words: Sequence[str]) -> int:
             f"say which data to measure: data.root=PATH"
         )
     config = as_config(merged(kept, changed))
-    source = config_source(config)
+    source = drawn_as(config_source(config), run.read_data())
     if source.info.classes != predictor.classes:
         raise DataError(
             f"the data's classes are {listing(source.info.classes)}; the model's are {listing(predictor.classes)}. "
@@ -100,7 +99,7 @@ def _check_same(run: Run, split: str, same: bool) -> None:
     if not same:
         raise DataError(
             f"the {split} split is not what '{run.path}' was made with: its files, or the libraries that decode them, "
-            f"have changed.{drawn_otherwise(run.path / IMAGES)} To measure it as other data, name it: data.root=PATH"
+            f"have changed. To measure it as other data, name it: data.root=PATH"
         )
 
 

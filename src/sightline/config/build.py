@@ -239,7 +239,7 @@ def _assemble(
     drift = None
     if run is not None and found is not None:
         drift = check_same_config(run, config, found[1]["config"], allow_drift)
-    parts = build_parts(config, given, fresh=found is None)
+    parts = build_parts(config, given, fresh=found is None, record=None if run is None else run.read_data())
     config, state, data = parts.config, parts.state, parts.data
     module, settings = config.module, config.trainer
     early_stopping = _early_stopping(config, parts.meters.better)

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from sightline.data.packing import Packing, pack_splits
 from sightline.data.persample import PerSample
 from sightline.data.preprocess import Preprocess
 from sightline.data.recipe import augmentations
+from sightline.data.rows import ListSource
 from sightline.data.sources import open_source
 from sightline.engine.runtime import Runtime
 from sightline.errors import ConfigError
@@ -65,6 +66,14 @@ def data_source(config: TrainConfig, given: Any = None) -> DataSource:
                 f"nothing; leave it out."
             )
     return source
+
+
+def drawn_as(source: DataSource, record: Mapping[str, Any]) -> DataSource:
+    """The source with its splits drawn as those of the run that has this `data.json`."""
+    drawn = getattr(source, "drawn", None)
+    if not isinstance(source, ListSource) or drawn is None or "drawn_by" in record:
+        return source
+    return replace(source, drawn=drawn._replace(checksum=True))
 
 
 def open_data(
@@ -122,7 +131,9 @@ def data_record(data: Mapping[str, PackedDataset], source: DataSource) -> dict[s
     """What `data.json` says: where the data came from, its classes and counts, or how far its numbers spread, its
     fingerprints, what was left out."""
     prints = {split: packed.fingerprint() for split, packed in data.items()}
-    return {
+    drawn = getattr(source, "drawn", None)
+    by = {} if drawn is not None and drawn.checksum else {"drawn_by": "content key"}
+    return by | {
         "name": source.info.name,
         "root": str(source.info.root.resolve()) if source.info.root else None,
         "classes": list(source.info.classes),

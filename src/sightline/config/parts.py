@@ -20,7 +20,7 @@ from sightline.config.checks import (
     check_precision,
     check_targets,
 )
-from sightline.config.data import build_loaders, data_record, data_source, open_data
+from sightline.config.data import build_loaders, data_record, data_source, drawn_as, open_data
 from sightline.config.meters import Meters, build_meters, with_known_direction
 from sightline.config.module import (
     better_direction,
@@ -69,10 +69,12 @@ class Parts:
     chosen: str = ""
 
 
-def build_parts(config: TrainConfig, given: Mapping[str, Any], fresh: bool = True) -> Parts:
+def build_parts(
+    config: TrainConfig, given: Mapping[str, Any], fresh: bool = True, record: Mapping[str, Any] | None = None
+) -> Parts:
     """Everything that computes, from the config and what was handed over; `assemble` says what may be. Nothing is
     written but the data cache. Without `fresh`, a checkpoint will fill the network, and the weights that it once began
-    with need not be there any more."""
+    with need not be there any more. `record` is the `data.json` of a run that is resumed."""
     check_targets(config)
     check_owned(config, given)
     settings = config.trainer
@@ -80,6 +82,7 @@ def build_parts(config: TrainConfig, given: Mapping[str, Any], fresh: bool = Tru
     runtime = Runtime(settings.device, seed=config.seed, threads=threads, deterministic=settings.deterministic)
     check_precision(config, runtime)
     source = data_source(config, given.get("source"))
+    source = source if record is None else drawn_as(source, record)
     config = _with_absolute_root(with_expected_pictures(config) if fresh else config)
     data, preprocess = open_data(config, source)
     record = data_record(data, source)

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from sightline.data.cache import Cache
-from sightline.data.decode import is_gray, open_image, sample_name, size_of
+from sightline.data.decode import content_checksum, is_gray, open_image, sample_name, size_of
 from sightline.data.decoding import NAME
 from sightline.data.numbers import is_number, number
 from sightline.data.packed import PackedDataset
@@ -84,7 +84,8 @@ def pack_splits(
     }
     drawn = getattr(source, "drawn", None)
     if drawn is not None:
-        parts = redraw(parts, drawn, built.facts.keys, built.bad)
+        keys = _checksums(built, samples, rows) if drawn.checksum else built.facts.keys
+        parts = redraw(parts, drawn, keys, built.bad)
     packed = {
         split: _split(built, part.samples, part.rows, source.info.classes, split)
         for split, part in parts.items()
@@ -98,6 +99,15 @@ def pack_splits(
                 decoder, mean=mean if "mean" in auto else decoder.mean, std=std if "std" in auto else decoder.std
             )
     return packed, decoder
+
+
+def _checksums(built: Built, samples: Sequence[Sample], rows: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """The `content_checksum` of each image that was built."""
+    found = np.zeros(len(built.images), np.uint64)
+    for sample, row in zip(samples, rows.tolist(), strict=True):
+        if row not in built.bad:
+            found[row] = content_checksum(sample.image, sample_name(sample))
+    return found
 
 
 def _origin(info: DataInfo) -> str:

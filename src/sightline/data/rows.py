@@ -50,11 +50,13 @@ class Found(NamedTuple):
 class Drawn(NamedTuple):
     """How splits were set aside by row from one list: for each of them, and for what is left to train on, the places of
     its samples in that list; `by_class` says whether each class gave its share. Packing, which knows what the images
-    show, draws anew by it."""
+    show, draws anew by it: by their content key, or, for a run that was made before there was one, by the `checksum`
+    of then."""
 
     seed: int
     places: dict[str, list[int]]
     by_class: bool = True
+    checksum: bool = False
 
 
 @dataclass(frozen=True)

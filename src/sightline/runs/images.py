@@ -142,21 +142,12 @@ def compare_images(before: Iterable[Image], after: Iterable[Image]) -> ImageChan
     )
 
 
-def drawn_otherwise(path: Path) -> str:
-    """A sentence that follows another, for a run of an earlier version, whose splits cannot be drawn again; else empty.
-    Its file of images has a shorter hash of their content."""
-    images = read_images(path) or ()
-    if any(0 < len(image.content) < len(_UNKNOWN) for image in images):
-        return " The run was made by an earlier version of Sightline, which drew splits from another hash of them."
-    return ""
-
-
 def changes_told(path: Path, data: Mapping[str, PackedDataset], sizes: Mapping[str, int] | None = None) -> str:
     """What became of the pictures of the run's file in packed splits, as a sentence that follows another; empty where
     nothing did, or the run has no such file."""
     before = read_images(path)
     words = [] if before is None else compare_images(before, list_images(data, sizes)).words()
-    return f" Pictures {'; '.join(words)}.{drawn_otherwise(path)}" if words else ""
+    return f" Pictures {'; '.join(words)}." if words else ""
 
 
 def _numbered(images: Iterable[Image]) -> dict[tuple[str, str, int], Image]:

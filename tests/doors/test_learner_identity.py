@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -424,6 +425,417 @@ def test_a_loss_that_is_a_method_of_the_learner_is_compared_with_what_it_reads(t
     other = Penalised(network(), 0.2)
     with pytest.raises(tf.LearnerError, match=r"loss_fn: weight was 0.1; now it is 0.2"):
         train(other, tmp_path, 3, loss_fn=other.loss)
+
+
+# --- settings that are easily missed
+
+
+def sgd(**how: Any) -> Make:
+    return lambda net: torch.optim.SGD(net.parameters(), lr=0.1, **how)
+
+
+def adam(beta: float) -> Make:
+    return lambda net: torch.optim.Adam(net.parameters(), betas=(beta, 0.99))
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "told"),
+    [
+        (sgd(), sgd(momentum=0.9), r"optimizer: groups\[0\]\.momentum was 0; now it is 0.9"),
+        (adam(0.9), adam(0.8), r"optimizer: groups\[0\]\.betas was \[0.9, 0.99\]; now it is \[0.8, 0.99\]"),
+    ],
+)
+def test_another_momentum_is_refused(tmp_path: Path, was: Make, now: Make, told: str) -> None:
+    def once(optimizer: Make) -> None:
+        learner = tf.StandardModel(network())
+        train(learner, tmp_path, 1, optimizer=optimizer(learner.model))
+
+    once(was)
+    once(was)
+    with pytest.raises(tf.LearnerError, match=told):
+        once(now)
+
+
+@pytest.mark.parametrize("cycled", [False, True])
+def test_a_momentum_that_training_changes_is_not_compared(tmp_path: Path, cycled: bool) -> None:
+    def twice(epochs: int) -> None:
+        learner = tf.StandardModel(network())
+        optimizer = torch.optim.SGD(learner.model.parameters(), lr=0.1, momentum=0.5)
+        how = {"lr_scheduler": lr_scheduler.OneCycleLR(optimizer, 0.1, 5)} if cycled else {}
+        if not cycled:
+            learner.add_on_epoch_end(lambda epoch, _: optimizer.param_groups[0].update(momentum=0.5 + 0.1 * epoch))
+        train(learner, tmp_path, epochs, optimizer=optimizer, **how)
+        train(learner, tmp_path, epochs + 1, optimizer=optimizer, **how)
+
+    twice(1)
+    twice(3)
+
+
+class Scaled(Dataset[Any]):
+    """Its class says how its samples are scaled."""
+
+    scale = 2.0
+    shown = 1
+
+    def __len__(self) -> int:
+        return COUNT
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return X[index] * self.scale, Y[index]
+
+
+class Dropping(nn.Module):
+    """Its class says how much is dropped."""
+
+    _rate = 0.2
+    calls = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(FEATURES, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return F.dropout(self.layer(x), self._rate, self.training)
+
+
+class Smoothed(nn.Module):
+    """Its class says how smooth the labels are."""
+
+    alpha = 0.1
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, targets, label_smoothing=self.alpha)
+
+
+class Doubled(Weighted):
+    """Its class says the weight of the loss."""
+
+    factor = 1.0
+
+    def __train_func__(self, data: Any, optimizer: Any, loss_fn: Any, train_metrics: Any, running_loss: Any,
+                       epoch: int, batch_num: int) -> None:  # fmt: skip
+        super().__train_func__(
+            data, optimizer, lambda *pair: loss_fn(*pair) * self.factor, train_metrics, running_loss, epoch, batch_num
+        )
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "told"),
+    [
+        (Scaled, "scale", "train_loader: dataset.scale was 2.0; now it is 0.5"),
+        (Dropping, "_rate", "network: _rate was 0.2; now it is 0.5"),
+        (Smoothed, "alpha", "loss_fn: alpha was 0.1; now it is 0.5"),
+        (Doubled, "factor", "steps: train.factor was 1.0; now it is 0.5"),
+    ],
+)
+def test_an_attribute_of_a_class_counts_where_code_reads_it(
+    tmp_path: Path, owner: type, name: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def once() -> None:
+        learner = Doubled(Dropping(), 1.0)
+        train(learner, tmp_path, 1, train_loader=DataLoader(Scaled(), SIZE), loss_fn=Smoothed())
+
+    once()
+    monkeypatch.setattr(Scaled, "shown", 2)  # which nothing reads
+    once()
+    monkeypatch.setattr(owner, name, 0.5)
+    with pytest.raises(tf.LearnerError, match=told):
+        once()
+
+
+def in_batches(size: int, kind: Any = RandomSampler) -> Make:
+    return lambda: {"train_loader": DataLoader(PAIRS, batch_sampler=BatchSampler(kind(PAIRS), size, False))}
+
+
+def decorated(factor: float, times: float = 1) -> Callable[[Any], Any]:
+    def decorate(function: Any) -> Any:
+        if times == 1:
+
+            @functools.wraps(function)
+            def changed(*args: Any) -> Any:
+                return function(*args) * factor
+
+        else:
+
+            @functools.wraps(function)
+            def changed(*args: Any) -> Any:
+                return function(*args) * factor * 2
+
+        return changed
+
+    return decorate
+
+
+def decorated_loss(*how: float) -> Make:
+    return lambda: {"loss_fn": decorated(*how)(lambda *pair: F.cross_entropy(*pair) * 1)}
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "told"),
+    [
+        (in_batches(16), in_batches(8), "train_loader: batch_sampler.batch_size was 16; now it is 8"),
+        (in_batches(8), in_batches(8, SequentialSampler), "batch_sampler.sampler was RandomSampler; now it is Seq"),
+        (decorated_loss(1), decorated_loss(2), "loss_fn: factor was 1; now it is 2"),
+        (decorated_loss(1), decorated_loss(1, 2), "loss_fn: the code of <lambda> is not the same"),
+    ],
+)
+def test_batch_samplers_and_decorators_are_compared(tmp_path: Path, was: Make, now: Make, told: str) -> None:
+    call(tmp_path, how=was)
+    call(tmp_path, how=was)
+    with pytest.raises(tf.LearnerError, match=told):
+        call(tmp_path, how=now)
+
+
+def wrapped(factor: float, times: float = 1, rate: float = 0.5) -> nn.Module:
+    class Wrapped(nn.Module):
+        """Its forward has a decorator, and reads what a property computes once."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self._rate = nn.Linear(FEATURES, CLASSES), rate
+
+        if factor < 5:
+
+            @functools.cached_property
+            def shift(self) -> Tensor:
+                return torch.ones(CLASSES)
+
+        else:
+
+            @functools.cached_property
+            def shift(self) -> Tensor:
+                return torch.zeros(CLASSES)
+
+        @decorated(min(factor, 2), times)
+        def forward(self, x: Tensor) -> Tensor:
+            return F.dropout(self.layer(x) + self.shift, self._rate)
+
+    return Wrapped()
+
+
+def buffered(value: float, counts: float = 0) -> nn.Module:
+    class Buffered(nn.Module):
+        """Two buffers that no checkpoint has."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(FEATURES, CLASSES)
+            self.register_buffer("mean", torch.full((FEATURES,), value), persistent=False)
+            self.register_buffer("count", torch.tensor(counts), persistent=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.count += 1
+            return self.layer(x - self.mean)
+
+    return Buffered()
+
+
+def hooked(hook: Any, before: bool = False) -> nn.Module:
+    net = network()
+    (net[1].register_forward_pre_hook if before else net[1].register_forward_hook)(hook)
+    return net
+
+
+class Adjustable(nn.Module):
+    """A network with a setter that training does not call, and one that its forward calls."""
+
+    def __init__(self, strength: float):
+        super().__init__()
+        self.layer, self.strength = nn.Linear(FEATURES, CLASSES), strength
+
+    def set_strength(self, strength: float) -> None:
+        self.strength = strength
+
+    def note(self, count: int) -> None:
+        self.last = count
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.note(len(x))
+        return self.layer(x) * self.strength
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "told"),
+    [
+        (lambda: wrapped(1), lambda: wrapped(2), "network: factor was 1; now it is 2"),
+        (lambda: wrapped(1), lambda: wrapped(1, 2), "the code of the decorator of Wrapped.forward is not the same"),
+        (lambda: wrapped(1), lambda: wrapped(1, rate=0.4), "network: _rate was 0.5; now it is 0.4"),
+        (lambda: wrapped(2), lambda: wrapped(6), "network: the code of Wrapped.shift is not the same"),
+        (lambda: buffered(0.0), lambda: buffered(1.0), "network: the content of buffer mean is not the same"),
+        (
+            lambda: hooked(lambda module, inputs, output: output * 1),
+            lambda: hooked(lambda module, inputs, output: output * 2),
+            "network: the code of <lambda> is not the same",
+        ),
+        (
+            lambda: hooked(lambda module, inputs: (inputs[0] * 1,), True),
+            lambda: hooked(lambda module, inputs: (inputs[0] * 2,), True),
+            "network: the code of <lambda> is not the same",
+        ),
+        (lambda: Adjustable(1.0), lambda: Adjustable(2.0), "network: strength was 1.0; now it is 2.0"),
+    ],
+)
+def test_what_a_network_computes_with_is_compared(tmp_path: Path, was: Make, now: Make, told: str) -> None:
+    learner = call(tmp_path, was)
+    train(learner, tmp_path, 2)
+    call(tmp_path, was, epochs=3)
+    with pytest.raises(tf.LearnerError, match=told):
+        call(tmp_path, now, epochs=3)
+
+
+TABLE = torch.ones(CLASSES, 1)
+SEEN: dict[Any, int] = {}
+
+
+def by_table(outputs: Tensor, targets: Tensor) -> Tensor:
+    weights = torch.empty(len(targets), 1)
+    weights[:] = TABLE[targets]
+    SEEN["batches"] = SEEN[len(targets)] = SEEN.get("batches", 0) + 1
+    SEEN["batches"] += 1
+    return (F.cross_entropy(outputs, targets, reduction="none") * weights.squeeze(1)).mean()
+
+
+def test_a_table_that_is_read_counts_and_one_that_is_written_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call(tmp_path, how=lambda: {"loss_fn": by_table})
+    call(tmp_path, how=lambda: {"loss_fn": by_table})
+    monkeypatch.setitem(globals(), "TABLE", torch.full((CLASSES, 1), 2.0))
+    with pytest.raises(tf.LearnerError, match="loss_fn: the content of TABLE is not the same"):
+        call(tmp_path, how=lambda: {"loss_fn": by_table})
+
+
+class Noise:
+    """A transform whose strength is set from outside."""
+
+    def __init__(self, strength: float):
+        self.strength = strength
+        self.device, self.where = "cpu", "cpu"
+        self.run_id = self.key = "0" * 32
+
+    def set_strength(self, strength: float) -> None:
+        self.strength = strength
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (x + self.strength).to(self.where)
+
+
+def test_an_attribute_that_only_a_setter_assigns_counts(tmp_path: Path) -> None:
+    call(tmp_path, how=pictures(Noise(0.1)))
+    with pytest.raises(tf.LearnerError, match=r"transforms\[1\]\.strength was 0.1; now it is 0.2"):
+        call(tmp_path, how=pictures(Noise(0.2)))
+
+
+def test_the_device_and_random_identifiers_as_texts_are_not_compared(tmp_path: Path) -> None:
+    def once(device: str, key: Any) -> None:
+        noise = Noise(0.1)
+        noise.where, noise.run_id, noise.key = device, key.hex, str(key)
+        loss = functools.partial(on_device, options={"device": device})
+        call(tmp_path, how=lambda: {**pictures(noise)(), "loss_fn": loss})
+
+    def on_device(outputs: Tensor, targets: Tensor, options: Any) -> Tensor:
+        return F.cross_entropy(outputs.to(options["device"]), targets)
+
+    once("cpu", uuid.uuid4())
+    once("cpu:0", uuid.uuid4())
+
+
+def test_data_that_a_callback_changes_goes_on_with_the_same_objects(tmp_path: Path) -> None:
+    erasing, scales = transforms.RandomErasing(0.1), torch.ones(2)
+    learner = tf.StandardModel(network())
+
+    def stronger(epoch: int, _: Any) -> None:
+        erasing.p += 0.1
+        scales[0] += 1
+
+    learner.add_on_epoch_end(stronger)
+    how = {**scaled_pictures(erasing, scales), "optimizer": torch.optim.SGD(learner.model.parameters(), lr=0.1)}
+    train(learner, tmp_path, 1, **how)
+    train(learner, tmp_path, 3, **how)
+    assert erasing.p == pytest.approx(0.4)
+    call(tmp_path, how=lambda: scaled_pictures(transforms.RandomErasing(0.1), torch.ones(2)), epochs=3)
+    with pytest.raises(tf.LearnerError, match=r"transforms\[1\]\.scale was"):
+        call(tmp_path, how=lambda: scaled_pictures(transforms.RandomErasing(0.1, (0.1, 0.2)), torch.ones(2)), epochs=3)
+
+
+def scaled_pictures(step: Any, scales: Tensor) -> dict[str, Any]:
+    found = pictures(step)()
+    found["train_loader"].dataset.scales = scales
+    return found
+
+
+KEYS = """
+import sys
+from sightline.learner.description import Describer
+many = {frozenset((f"a{i}", f"b{i}", ("c", i))): i for i in range(100)}
+few = dict([*many.items()][:5])
+print(Describer().value([many, few, {*many}]))
+"""
+
+
+def test_keys_that_are_sets_have_one_order_in_every_process() -> None:
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", KEYS],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in "123"
+    }
+    assert len(said) == 1
+
+
+class Held(Dataset[Any]):
+    """Data in long containers and in arrays, which the loss reads too."""
+
+    def __init__(self) -> None:
+        self.names = {f"name {i}": i for i in range(5000)}
+        self.numbers = [float(i) for i in range(5000)]
+        self.arrays = [np.full(3, i) for i in range(5000)]
+        self.table = X + 1
+
+    def __len__(self) -> int:
+        return COUNT
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return X[index], Y[index]
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        assert self.names
+        assert self.numbers
+        assert self.arrays
+        return F.cross_entropy(outputs, targets) * self.table.mean()
+
+
+def test_long_containers_and_large_arrays_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sightline.learner.identity._LARGE", 500)
+    fed: list[int] = []
+    feed, array = contents.Contents._feed, contents.Contents._feed_array
+
+    def note(self: Any, total: Any, value: Any) -> None:
+        if isinstance(value, dict | list):
+            fed.append(id(value))
+        feed(self, total, value)
+
+    def note_array(self: Any, total: Any, value: Any) -> str:
+        if value.shape == X.shape:
+            fed.append(id(value))
+        return array(self, total, value)
+
+    monkeypatch.setattr(contents.Contents, "_feed", note)
+    monkeypatch.setattr(contents.Contents, "_feed_array", note_array)
+    held = Held()
+    call(tmp_path, how=lambda: {"train_loader": DataLoader(held, SIZE), "loss_fn": held.loss}, epochs=3)
+    for value in (held.names, held.numbers, held.arrays, held.table):
+        assert fed.count(id(value)) == 1
+
+
+def test_a_loss_with_a_sparse_tensor_trains(tmp_path: Path) -> None:
+    ones = torch.eye(CLASSES).to_sparse()
+    call(tmp_path, how=lambda: {"loss_fn": lambda outputs, targets: F.cross_entropy(outputs @ ones, targets)})
 
 
 # --- what is no other training

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dis
 import functools
 import hashlib
-import inspect
 import sys
 import types
 from collections import deque
@@ -44,14 +43,12 @@ class CodeInfo:
 def code_info(code: types.CodeType) -> CodeInfo:
     """Comments, docstrings, line numbers and annotations of parameters do not count."""
     found: dict[str, set[str]] = {name: set() for name in ("loads", "reads", "stores", "rebinds", "mutates")}
-    lines: dict[int | None, set[str]] = {}
-    changed_lines = set()
+    trail: list[tuple[int, str]] = []  # how deep the stack is after each instruction, and the name it loads
     arguments = code.co_argcount + code.co_kwonlyargcount
     text = [f"{code.co_argcount} {code.co_posonlyargcount} {code.co_varnames[:arguments]} {code.co_flags & 0x2AC}"]
-    before = ""
+    before, depth = "", 0
     for step in dis.get_instructions(code):
         name, value = step.opname, step.argval
-        line = step.positions.lineno if step.positions else None
         text.append(f"{name} {_constant(value)}")
         if isinstance(value, types.CodeType):
             inner = code_info(value)
@@ -70,14 +67,30 @@ def code_info(code: types.CodeType) -> CodeInfo:
         elif name in ("STORE_GLOBAL", "DELETE_GLOBAL", "STORE_DEREF", "DELETE_DEREF"):
             found["rebinds"].add(value)
         elif name in ("STORE_SUBSCR", "DELETE_SUBSCR", "STORE_SLICE"):
-            changed_lines.add(line)
+            found["mutates"] |= _stored_into(name, trail, depth, swapped=text[-2].startswith("SWAP "))
+        loaded = value if isinstance(value, tuple) and name.startswith("LOAD_FAST") else (value,)
         if name.startswith("LOAD_") and isinstance(value, str):
-            lines.setdefault(line, set()).add(value)
             before = value
-    for line in changed_lines:
-        found["mutates"] |= lines.get(line, set())
+        effect = dis.stack_effect(step.opcode, step.arg, jump=False)
+        for place, item in enumerate(loaded, 1 - len(loaded)):
+            loads = name.startswith("LOAD_") and name != "LOAD_CONST" and isinstance(item, str)
+            trail.append((depth + effect + place, item if loads else ""))
+        depth += effect
     digest = hashlib.sha256("\n".join(text).encode()).hexdigest()[:32]
     return CodeInfo(digest, **{kind: frozenset(names) for kind, names in found.items()})
+
+
+def _stored_into(name: str, trail: list[tuple[int, str]], depth: int, swapped: bool) -> set[str]:
+    """The names of the container whose entry is assigned, without those in its own keys: it is below the key on the
+    stack and, in an assignment such as `+=`, below the value too."""
+    level = depth - (2 if name == "STORE_SLICE" else 1) - swapped
+    end = len(trail)
+    while end and trail[end - 1][0] > level:
+        end -= 1
+    start = end
+    while start and trail[start - 1][0] >= level:
+        start -= 1
+    return {loaded for height, loaded in trail[start:end] if loaded and height == level}
 
 
 def _constant(value: Any) -> str:
@@ -118,7 +131,8 @@ def name_of(kind: Any) -> str:
 
 
 def methods_of(cls: type, entries: Iterable[str]) -> Iterator[tuple[type, str, types.FunctionType]]:
-    """(class, name, function) of the user's own methods that are called by these names, or by one of those."""
+    """(class, name, function) of the user's own methods that are called by these names, or by one of those. The
+    decorators of a method follow it under its name."""
     owners = [owner for owner in cls.__mro__ if not is_library(owner.__module__)]
     waiting, seen = deque(entries), set()
     while waiting:
@@ -127,28 +141,28 @@ def methods_of(cls: type, entries: Iterable[str]) -> Iterator[tuple[type, str, t
             continue
         seen.add(name)
         for owner in owners:
-            function = function_of(vars(owner).get(name))
-            if function is not None and not is_library(function.__module__):
+            for function in functions_of(vars(owner).get(name)):
                 yield owner, name, function
                 waiting.extend(sorted(code_info(function.__code__).reads))
 
 
-def moving_attributes(cls: type) -> tuple[set[str], set[str]]:
-    """(attributes that methods assign other than in the making of an object, containers that methods change)."""
+def moving_attributes(cls: type, calls: Iterable[str] = ()) -> tuple[set[str], set[str]]:
+    """(attributes that are assigned, containers that are changed) by the methods that training calls: those of
+    `entries_of`, those that override one of an installed class, and `calls`."""
     stored: set[str] = set()
     mutated: set[str] = set()
-    made = {name for _, name, _ in methods_of(cls, ("__init__", "__post_init__", "__setstate__"))}
-    used = {name for _, name, _ in methods_of(cls, entries_of(cls))}
-    for owner in cls.__mro__:
-        if is_library(owner.__module__):
-            continue
-        for name, member in vars(owner).items():
-            function = function_of(member)
-            if function is not None and (name not in made or name in used):
-                info = code_info(function.__code__)
-                stored |= info.stores
-                mutated |= info.mutates
+    installed = {name for owner in cls.__mro__ if is_library(owner.__module__) for name in vars(owner)}
+    overriding = sorted(name for name in installed & members_of(cls) if not name.startswith("__"))
+    for _, _, function in methods_of(cls, [*entries_of(cls), *overriding, *sorted(calls)]):
+        info = code_info(function.__code__)
+        stored |= info.stores
+        mutated |= info.mutates
     return stored, mutated
+
+
+def members_of(cls: type) -> set[str]:
+    """The names that the user's own classes define."""
+    return {name for owner in cls.__mro__ if not is_library(owner.__module__) for name in vars(owner)}
 
 
 def made_by_library(cls: type) -> frozenset[str]:
@@ -161,14 +175,27 @@ def made_by_library(cls: type) -> frozenset[str]:
     return made
 
 
-def function_of(member: Any) -> types.FunctionType | None:
-    """The function behind a member of a class."""
+def functions_of(member: Any) -> list[types.FunctionType]:
+    """The user's functions behind a member of a class: the one that decorators wrap, then they, from inside out."""
     if isinstance(member, property):
         member = member.fget
+    elif isinstance(member, functools.cached_property):
+        member = member.func
     elif isinstance(member, staticmethod | classmethod):
         member = member.__func__
-    member = inspect.unwrap(member) if callable(member) else member
-    return member if isinstance(member, types.FunctionType) else None
+    found: dict[int, Any] = {}
+    while callable(member) and id(member) not in found:
+        found[id(member)] = member
+        member = getattr(member, "__dict__", {}).get("__wrapped__")
+    functions = [one for one in found.values() if isinstance(one, types.FunctionType)]
+    return [function for function in reversed(functions) if not is_library(defined_in(function))]
+
+
+def defined_in(function: types.FunctionType) -> str | None:
+    """The module whose code it is. Of a decorator that uses `functools.wraps`, `__module__` is that of the function
+    inside."""
+    name: str | None = function.__globals__.get("__name__")
+    return name
 
 
 def entries_of(cls: type) -> list[str]:

@@ -8,6 +8,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-Digests = dict[int, tuple[object, str]]
+Digests = dict[int, tuple[object, Any]]
 """Digests that are known, by the identity of the object, with the object."""
+MANY = 4096
+"""A container of more entries than this is read once in a call of `train`, as a large array is."""
 FULL = 2 << 30
 """An array of more bytes than this is compared by a sample of it."""
 SHORT = 64
 """A list of more items than this is compared by a digest."""
-_SAMPLED, _CHUNK, _FILES = 256 << 20, 16 << 20, 100_000
+_SAMPLED, _CHUNK, _FILES, _SMALL = 256 << 20, 16 << 20, 100_000, 1024
 
 
 class Contents:
@@ -40,6 +43,7 @@ class Contents:
         `keep` the digest is known from now on."""
         if isinstance(value, Tensor) and (value.requires_grad or is_lazy(value)):
             return shape_of(value)
+        found: str
         if id(value) in self._digests:
             found = self._digests[id(value)][1]
         else:
@@ -55,19 +59,39 @@ class Contents:
 
     def items(self, value: Any) -> str:
         """How many items a list or dict has, and a digest of them."""
-        key = id(value)
-        if key not in self._digests:
-            total = hashlib.sha256()
+
+        def read() -> str:
+            total, files = hashlib.sha256(), self.files
             self._feed(total, value)
-            self._digests[key] = (value, f"{len(value)} entries sha256:{total.hexdigest()[:32]}")
+            kind = "entries" if self.files == files else "entries with files"
+            self.files = files
+            return f"{len(value)} {kind} sha256:{total.hexdigest()[:32]}"
+
+        found: str = self.kept(value, read)
+        self.files += " with files " in found
+        return found
+
+    def kept(self, value: Any, read: Callable[[], Any]) -> Any:
+        """What `read` gives of an object, or gave."""
+        if id(value) not in self._digests:
+            self._digests[id(value)] = (value, read())
         self.count += 1
-        return self._digests[key][1]
+        return self._digests[id(value)][1]
+
+    def key(self, key: Any) -> str:
+        """A key of a dict as a text that is the same in every process."""
+        if isinstance(key, frozenset | tuple):
+            inner = [self.key(item) if isinstance(item, frozenset | tuple) else self._text(item) for item in key]
+            return f"({', '.join(inner)})" if isinstance(key, tuple) else f"{{{', '.join(sorted(inner))}}}"
+        return key if isinstance(key, str) else self._text(key)
+
+    def _text(self, value: Any) -> str:
+        return repr(plain_value(value) if is_plain(value) else self._describe(value))
 
     def _feed(self, total: Any, value: Any) -> None:
         if isinstance(value, Tensor | np.ndarray):
-            total.update(shape_of(value).encode())
-            if not isinstance(value, Tensor) or not value.requires_grad:
-                self._feed_array(total, value)
+            many = value.numel() if isinstance(value, Tensor) else value.size
+            total.update(self.array(value, keep=many > _SMALL).encode())
         elif is_plain(value):
             total.update(repr(plain_value(value)).encode() + b"\0")
         elif isinstance(value, list | tuple | deque) and has_files(value):
@@ -79,12 +103,19 @@ class Contents:
             total.update(f"{len(value)}[".encode())
             for item in value:
                 self._feed(total, item)
+        elif isinstance(value, dict) and all(
+            type(part) in (int, float, str) for pair in value.items() for part in pair
+        ):
+            total.update(repr(sorted(map(repr, value.items()))).encode())
         elif isinstance(value, Mapping):
-            for key in sorted(value, key=repr):
-                total.update(repr(key).encode())
+            for name, key in sorted(((self.key(key), key) for key in value), key=itemgetter(0)):
+                total.update(name.encode(errors="surrogatepass") + b"\0")
                 self._feed(total, value[key])
+        elif isinstance(value, set | frozenset):
+            total.update(repr(sorted(map(self._text, value))).encode())
         elif callable(getattr(value, "tobytes", None)) and hasattr(value, "mode"):  # a Pillow image
-            total.update(f"{value.mode} {value.size}".encode() + value.tobytes())
+            found = self.kept(value, lambda: hashlib.sha256(value.tobytes()).hexdigest())
+            total.update(f"{value.mode} {value.size} {found}".encode())
         else:
             total.update(repr(self._describe(value)).encode())
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import functools
 import re
 import types
+import uuid
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -22,15 +23,18 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from sightline.learner.bytecode import (
     code_info,
+    defined_in,
     entries_of,
-    function_of,
+    functions_of,
     is_library,
     made_by_library,
+    members_of,
     methods_of,
     moving_attributes,
     name_of,
 )
 from sightline.learner.contents import (
+    MANY,
     SHORT,
     Contents,
     Digests,
@@ -58,6 +62,8 @@ _SCHEDULE = frozenset(("_schedulers", "_milestones", "_schedule_phases", "_annea
 _INTERNAL = frozenset(vars(nn.Module()))
 _CLOCK = (1e9, 1e10)
 _DATE_AND_TIME = re.compile(r"(19|20)\d\d[-_.]?\d\d[-_.]?\d\d[T _-]*\d\d[-_:.h]?\d\d")
+_DEVICE = re.compile(r"(cpu|cuda|mps)(:\d+)?")
+_IDENTIFIER = re.compile(r"[0-9a-f]{8}(-?)([0-9a-f]{4}\1){3}[0-9a-f]{12}", re.IGNORECASE)
 _CONTAINERS = (dict, types.MappingProxyType, list, tuple, set, frozenset, deque)
 _CALLABLES: tuple[type, ...] = (
     *(types.BuiltinFunctionType, types.MethodWrapperType, types.WrapperDescriptorType),
@@ -68,17 +74,20 @@ _CALLABLES: tuple[type, ...] = (
 class Describer:
     """Makes descriptions. `named` are objects that are described elsewhere, and stand here by their names; `digests`
     those of arrays, kept for the next describer of the same call. With `values`, buffers of a network, such as the
-    weights of a loss, are compared by their values. `unknown` is what could not be described of data."""
+    weights of a loss, are compared by their values. `calls` are names that code outside reads. `unknown` is what could
+    not be described of data."""
 
     def __init__(
         self,
         named: Mapping[str, object] | None = None,
         digests: Digests | None = None,
         values: bool = False,
+        calls: frozenset[str] = frozenset(),
     ):
         self._named = {id(value): name for name, value in (named or {}).items() if value is not None}
         self._values = values
-        self._changed: dict[type, tuple[set[str], set[str]]] = {}
+        self._calls = calls  # the names that the code reads by which the object is used that is described
+        self._changed: dict[tuple[type, frozenset[str]], tuple[set[str], set[str]]] = {}
         self._contents = Contents(self.value, {} if digests is None else digests)
         self.unknown = self._contents.unknown
         self._known: dict[tuple[int, frozenset[str] | None], tuple[object, Any]] = {}
@@ -119,7 +128,8 @@ class Describer:
         if isinstance(value, functools.partial):
             names = {"@class": "partial", "function": self.value(value.func, read)}
             return names | {"arguments": self.value(value.args), "keywords": self.value(value.keywords)}
-        if isinstance(getattr(value, "__wrapped__", None), types.FunctionType | types.MethodType):
+        own = isinstance(value, types.FunctionType) and not is_library(defined_in(value))
+        if not own and isinstance(getattr(value, "__wrapped__", None), types.FunctionType | types.MethodType):
             return self.value(value.__wrapped__, read)
         if isinstance(value, types.FunctionType):
             return self.function(value)
@@ -138,7 +148,8 @@ class Describer:
         if isinstance(value, _CONTAINERS):
             if hasattr(value, "_fields") or is_library(type(value).__module__):
                 return self.container(value, read)
-            return self.object(value, read) | {"items": self.container(_builtin(value))}
+            items = self._contents.kept(value, lambda: self.container(_builtin(value)))
+            return self.object(value, read) | {"items": items}
         if type(value).__module__.startswith("pandas.") and hasattr(value, "to_numpy"):
             return self.table(value)
         if read is None and isinstance(value, torch.utils.data.Dataset):
@@ -149,7 +160,7 @@ class Describer:
 
     def function(self, function: types.FunctionType) -> Any:
         """Its code, and the values of the variables around it that it uses."""
-        if is_library(function.__module__):
+        if is_library(defined_in(function)):
             return {"@class": name_of(function)}
         name = name_of(function)
         found = {"@class": name, "@code": {name: code_info(function.__code__).digest}}
@@ -159,16 +170,19 @@ class Describer:
         """The code of a bound method and of the methods it calls, and the attributes they read. Of an object that is
         described elsewhere only those that the user's own classes gave it."""
         owner, name = method.__self__, method.__name__
-        if isinstance(owner, type) or is_library(method.__module__):
+        if isinstance(owner, type) or not functions_of(method.__func__):
             return self.value(method.__func__)
         code, uses, read = self._reachable(type(owner), [name])
-        held = self._attributes(owner, read - made_by_library(type(owner)) if id(owner) in self._named else read)
+        if id(owner) in self._named:
+            read -= made_by_library(type(owner))
+        with self._called_by(frozenset((name,))):
+            held = self._attributes(owner, read)
         return {"@class": name, "@code": code, "@uses": uses, "@attributes": held}
 
     def _class(self, cls: type, read: frozenset[str] | None) -> Any:
         if is_library(cls.__module__):
             return name_of(cls)
-        code, uses, _ = self._reachable(cls, sorted(name for name, member in vars(cls).items() if function_of(member)))
+        code, uses, _ = self._reachable(cls, sorted(name for name, member in vars(cls).items() if functions_of(member)))
         held = {name: plain_value(vars(cls)[name]) for name in sorted((read or set()) & set(vars(cls)))
                 if is_plain(vars(cls)[name])}  # fmt: skip
         return {"@class": name_of(cls), "@code": code, "@uses": uses, "@attributes": held}
@@ -180,12 +194,25 @@ class Describer:
         read: set[str] = set()
         for owner, name, function in methods_of(cls, entries):
             info = code_info(function.__code__)
-            code[f"{name_of(owner)}.{name}"] = info.digest
+            key = f"{name_of(owner)}.{name}"
+            while key in code:
+                key = f"the decorator of {key}"
+            code[key] = info.digest
             read |= info.reads
-            uses |= self._uses(function)
+            for variable, value in self._uses(function, getattr(function, "__wrapped__", None)).items():
+                uses[f"{name}.{variable}" if uses.get(variable, value) != value else variable] = value
         return code, uses, frozenset(read)
 
-    def _uses(self, function: types.FunctionType) -> dict[str, Any]:
+    @contextmanager
+    def _called_by(self, names: frozenset[str]) -> Iterator[None]:
+        """While attributes of an object are described whose code reads these names."""
+        outer, self._calls = self._calls, self._calls | names
+        try:
+            yield
+        finally:
+            self._calls = outer
+
+    def _uses(self, function: types.FunctionType, without: object = None) -> dict[str, Any]:
         code = function.__code__
         info = code_info(code)
         around: dict[str, Any] = {}
@@ -204,6 +231,8 @@ class Describer:
         found = {}
         for name, value in sorted(around.items()):
             if name == "__class__" or name in info.rebinds or value is function or _is_circumstance(value):
+                continue
+            if value is not None and value is without:
                 continue
             if name in info.mutates and _can_change(value):
                 continue
@@ -234,7 +263,8 @@ class Describer:
             found |= {"@code": code, "@uses": uses}
             read = None if read is None or "__call__" in entries_of(cls) else read | reads
         before = self._contents.count
-        held = self._attributes(value, read, without, reads | private)
+        with self._called_by(reads):
+            held = self._attributes(value, read, without, reads | private)
         self._held = self._contents.count - before
         if read is None and library and not held and not callable(value) and not cls.__module__.startswith(_SILENT):
             self.unknown.append(f"a {name_of(cls)}")
@@ -243,8 +273,10 @@ class Describer:
     def table(self, value: Any) -> Any:
         """A table of pandas, by its columns."""
         if not hasattr(value, "columns"):
-            return self._contents.array(value.to_numpy(), keep=False)
-        columns = {str(name): self._contents.array(value[name].to_numpy(), keep=False) for name in value.columns}
+            return self._contents.kept(value, lambda: self._contents.array(value.to_numpy(), keep=False))
+        columns = self._contents.kept(value, lambda: {
+            str(name): self._contents.array(value[name].to_numpy(), keep=False) for name in value.columns
+        })  # fmt: skip
         return {"@class": name_of(type(value)), "columns": columns}
 
     def _attributes(
@@ -255,14 +287,13 @@ class Describer:
         private: frozenset[str] = frozenset(),
     ) -> dict[str, Any]:
         """Without those that its own methods change, and those that say where, on what and when it runs. Of names that
-        begin with "_", those of `private` alone."""
+        begin with "_", those of `private` alone; of the attributes of its class, those that code reads."""
         cls = type(value)
-        if cls not in self._changed:
-            self._changed[cls] = moving_attributes(cls)
-        changing, mutated = self._changed[cls]
+        reads = self._calls | private | (read or frozenset())
+        changing, mutated = self._moving(cls, reads)
         library = is_library(cls.__module__)
         found = {}
-        for name, item in _fields(value).items():
+        for name, item in sorted((_class_fields(cls, reads) | _fields(value)).items()):
             if name in changing or name in _WITHOUT_EFFECT or name in without or _is_circumstance(item):
                 continue
             if name not in private if read is None and name.startswith("_") else read is not None and name not in read:
@@ -274,17 +305,26 @@ class Describer:
             found[name] = self.value(item, read)
         return found
 
+    def _moving(self, cls: type, calls: frozenset[str] = frozenset()) -> tuple[set[str], set[str]]:
+        key = cls, calls & members_of(cls)
+        if key not in self._changed:
+            self._changed[key] = moving_attributes(*key)
+        return self._changed[key]
+
     def network(self, model: nn.Module) -> Any:
         """Every submodule by name: its class, settings and code, and its parameters by type, shape and whether they
         are trained."""
         layers: dict[str, Any] = {}
         names: dict[int, str] = {}
-        for name, module in model.named_modules(remove_duplicate=False):
-            if id(module) in names:
-                layers[name] = {"@class": f"the same as '{names[id(module)]}'"}
-                continue
-            names[id(module)] = name
-            layers[name] = self._layer(module, name, names)
+        classes = {type(module) for module in model.modules()}
+        codes = [function.__code__ for cls in classes for _, _, function in methods_of(cls, entries_of(cls))]
+        with self._called_by(frozenset().union(*(code_info(code).reads for code in codes))):
+            for name, module in model.named_modules(remove_duplicate=False):
+                if id(module) in names:
+                    layers[name] = {"@class": f"the same as '{names[id(module)]}'"}
+                    continue
+                names[id(module)] = name
+                layers[name] = self._layer(module, name, names)
         return {"@layers": layers}
 
     def _layer(self, module: nn.Module, path: str, names: dict[int, str]) -> dict[str, Any]:
@@ -303,19 +343,26 @@ class Describer:
             shared = None if value is None else names.setdefault(id(value), f"{path}.{name}".lstrip("."))
             own = shared in (None, f"{path}.{name}".lstrip("."))
             parameters[name] = shape_of(value) if own else f"the same as '{shared}'"
-        buffers = {name: self._contents.array(value) if self._values and value is not None else shape_of(value)
+        moving = set().union(*self._moving(type(module), self._calls))
+        compared = {*module._buffers} if self._values else module._non_persistent_buffers_set - moving
+        buffers = {name: self._contents.array(value) if name in compared and value is not None else shape_of(value)
                    for name, value in module._buffers.items()}  # fmt: skip
+        hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+        hooks = [self.value(hook) for hook in hooks if not _is_library_function(hook)]
+        found |= {"forward_hooks": hooks} if hooks else {}
         return found | {"@parameters": parameters, "@buffers": buffers}
 
     def container(self, value: Any, read: frozenset[str] | None = None) -> Any:
         """A short one by its items, a long one by a digest of them."""
         items: Any
-        if isinstance(value, Mapping):
-            items = {str(key): item for key, item in value.items()}
-            items = {key: item for key, item in items.items() if read and key in read} or items
-            if len(items) <= SHORT:
-                return {key: self.value(item, read) for key, item in sorted(items.items())}
-        elif isinstance(value, set | frozenset):
+        if isinstance(value, Mapping) and len(value) <= MANY:
+            items = {self._contents.key(key): item for key, item in value.items()}
+            few = {key: item for key, item in items.items() if read and key in read}
+            if len(few or items) <= SHORT:
+                return {key: self.value(item, read) for key, item in sorted((few or items).items())
+                        if not (isinstance(item, str) and _DEVICE.fullmatch(item))}  # fmt: skip
+            items = few or value
+        elif isinstance(value, set | frozenset) and len(value) <= SHORT:
             items = sorted((self.value(item) for item in value), key=repr)
         else:
             items = value
@@ -338,7 +385,7 @@ class Describer:
         for name in ("batch_size", "drop_last", "collate_fn", "worker_init_fn", "generator"):
             found[name] = self.value(getattr(loader, name, None))
         sampler, batches = getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)
-        if batches is not None and type(batches) is not torch.utils.data.BatchSampler:
+        if batches is not None and (found["batch_size"] is None or type(batches) is not torch.utils.data.BatchSampler):
             found["batch_sampler"] = self._sampler(batches)
         if sampler is not None:
             found["sampler"] = self._sampler(sampler)
@@ -347,7 +394,10 @@ class Describer:
     def _sampler(self, sampler: Any) -> Any:
         if is_plain(sampler) or isinstance(sampler, Mapping | Sequence):
             return self.value(sampler)
-        found = self.object(sampler, without=("data_source", "dataset"))
+        batches = isinstance(sampler, torch.utils.data.BatchSampler)
+        found = self.object(sampler, without=("data_source", "dataset", *(("sampler",) if batches else ())))
+        if batches:
+            found["sampler"] = self._sampler(sampler.sampler)
         if isinstance(sampler, torch.utils.data.RandomSampler):
             found["num_samples"] = sampler.num_samples
         return found
@@ -381,10 +431,20 @@ class Describer:
         return found
 
 
+def _class_fields(cls: type, read: Iterable[str]) -> dict[str, Any]:
+    """The attributes among `read` that the user's own classes give to all their objects."""
+    owners = [vars(owner) for owner in cls.__mro__ if not is_library(owner.__module__)]
+    names = {name for name in read if not name.startswith("__")}
+    found = {name: next(owner[name] for owner in owners if name in owner) for name in names & members_of(cls)}
+    return {name: item for name, item in found.items() if not hasattr(type(item), "__get__")}
+
+
 def _fields(value: Any) -> dict[str, Any]:
     """The attributes of an object, in the order of their names."""
     found = dict(getattr(value, "__dict__", {}))
     for owner in type(value).__mro__:
+        for name in [name for name in found if isinstance(vars(owner).get(name), functools.cached_property)]:
+            del found[name]  # it is made of other attributes
         slots = vars(owner).get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else slots:
             if isinstance(vars(owner).get(name), types.MemberDescriptorType) and hasattr(value, name):
@@ -393,14 +453,20 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 def _is_circumstance(value: Any) -> bool:
-    """A time of day, and a device, are of the process and not of the experiment."""
+    """A time of day, a device, and a random identifier are of the process and not of the experiment."""
     if isinstance(value, str):
-        return _DATE_AND_TIME.search(value) is not None
-    return isinstance(value, torch.device) or (isinstance(value, float) and _CLOCK[0] < value < _CLOCK[1])
+        return bool(_DATE_AND_TIME.search(value) or _DEVICE.fullmatch(value) or _IDENTIFIER.fullmatch(value))
+    return isinstance(value, torch.device | uuid.UUID) or (isinstance(value, float) and _CLOCK[0] < value < _CLOCK[1])
 
 
 def _can_change(value: Any) -> bool:
     return not (is_plain(value) or callable(value) or isinstance(value, types.ModuleType))
+
+
+def _is_library_function(value: Any) -> bool:
+    """Such as the hooks of `half()`."""
+    function = getattr(value, "__func__", value)
+    return isinstance(function, types.FunctionType) and is_library(defined_in(function))
 
 
 def _is_torchvision(value: Any) -> bool:

@@ -40,7 +40,7 @@ _FEW = 3
 _WORDS = {"run.dir": "model_dir", "`sightline resume`": "the same call of train"}
 _ADVICE = "Use what it began with, or choose another model_dir; nothing is written over."
 _CYCLED = ("params", "lr", "betas", "momentum", "max_momentum", "base_momentum", "max_lr", "min_lr")
-"""What a schedule changes in an optimiser as it goes."""
+"""What a schedule can change in an optimiser as it goes; where there is none that does, `Identity` compares it."""
 
 
 def fit(learner: BaseModel, plan: Plan) -> None:

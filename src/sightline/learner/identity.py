@@ -9,11 +9,12 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
 
 from sightline.engine.callbacks import Callback
-from sightline.learner.bytecode import python_version
-from sightline.learner.contents import Digests
+from sightline.learner.bytecode import code_info, methods_of, python_version
+from sightline.learner.contents import MANY, Digests, has_files
 from sightline.learner.description import Describer
 from sightline.learner.plan import Plan
 from sightline.learner.task import EVAL, TRAIN, VALIDATE, own_method
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from sightline.learner.base import BaseModel
     from sightline.types import TrainState
 
-VERSION = 1
+VERSION = 2
 _MISSING = object()
 _LONG = 8
 _LARGE = 16 << 20
@@ -37,15 +38,16 @@ Difference = tuple[Place, Any, Any]
 
 def describe_settings(learner: BaseModel, plan: Plan, digests: Digests) -> dict[str, Any]:
     """All but the data. `digests` are those of arrays that are known, and of those that are read for it."""
-    named = {"the network": learner.model, "the learner": learner, "the optimizer": plan.optimizer}
-    named |= {name: getattr(plan, name) for name in ("train_loader", "test_loader", "val_loader")}
+    elsewhere = {"the learner": learner, "the optimizer": plan.optimizer}
+    elsewhere |= {name: getattr(plan, name) for name in ("train_loader", "test_loader", "val_loader")}
+    named = elsewhere | {"the network": learner.model}
 
     def described(value: Any, **how: Any) -> Any:
         return Describer(named, digests, **how).value(value)
 
     schedule = plan.lr_schedule
     found = {
-        "network": Describer(digests=digests).value(learner.model),
+        "network": Describer(elsewhere, digests, calls=_calls(learner)).value(learner.model),
         "loss_fn": described(plan.loss_fn, values=True),
         "optimizer": _optimizer(learner, plan),
         "lr_schedule": None if schedule is None else {"function": described(schedule), "late": plan.lr_schedule_late},
@@ -79,8 +81,12 @@ class Identity:
         self._learner, self._plan = learner, plan
         digests: Digests = {}
         self.settings = describe_settings(learner, plan, digests)
-        self._large = {key: found for key, found in digests.items() if getattr(found[0], "nbytes", 0) > _LARGE}
+        self._large = {key: found for key, found in digests.items() if _is_large(found[0], _LARGE)}
         self.loaders, self.unknown = describe_loaders(plan, digests)
+        # of the data no large array is read again, nor many small ones, nor a long container, even if it was changed in
+        # place: that would take long at every epoch
+        few = sum(size for found in digests.values() if (size := _bytes(found[0])) <= _LARGE) <= _LARGE
+        self._known = {key: found for key, found in digests.items() if _is_large(found[0], _LARGE if few else -1)}
         self.changed: dict[Place, Any] = {}
 
     def saved(self) -> dict[str, str]:
@@ -122,14 +128,16 @@ class Identity:
                 else:
                     if self.changed[path] != value:
                         notes.append(f"{told(path, was, value)}; training changes it")
-                    _put(self.settings, path, was)  # what it began with stays known
+                    parts = self.settings if name in self.settings else self.loaders
+                    _put(parts, path, was)  # what it began with stays known
         return differing, notes
 
     def note_changes(self) -> None:
         """Adds to `changed` what is not as it was when the call began: a rate of dropout that is lowered, layers that
-        are unfrozen. The next call does not compare it."""
+        are unfrozen, a transform that grows stronger. The next call does not compare it."""
         now = describe_settings(self._learner, self._plan, dict(self._large))
-        for path, _, value in differences(self.settings, now):
+        now |= describe_loaders(self._plan, dict(self._known))[0]
+        for path, _, value in differences(self.settings | self.loaders, now):
             self.changed[path] = None if value is _MISSING else value
 
 
@@ -244,7 +252,8 @@ def _without_digest(text: str) -> str:
 
 
 def _optimizer(learner: BaseModel, plan: Plan) -> Any:
-    """Its class, and which parameters are in which of its groups; their settings are compared by themselves."""
+    """Its class, which parameters are in which of its groups, and their momentum where no schedule changes it. Their
+    other settings are compared by themselves."""
     optimizer = plan.optimizer
     if optimizer is None:
         return None
@@ -253,9 +262,13 @@ def _optimizer(learner: BaseModel, plan: Plan) -> Any:
         names |= {id(value): f"loss_fn.{name}" for name, value in plan.loss_fn.named_parameters()}
     describer = Describer()
     found = describer.object(optimizer)
-    groups = [[names.get(id(value), "a parameter of none") for value in group["params"]]
-              for group in optimizer.param_groups]  # fmt: skip
-    return found | {"groups": [{"count": len(group), "parameters": describer.value(group)} for group in groups]}
+    groups = []
+    for group in optimizer.param_groups:
+        parameters = [names.get(id(value), "a parameter of none") for value in group["params"]]
+        cycled = plan.lr_scheduler is not None and "max_momentum" in group
+        momentum = {} if cycled else {name: group[name] for name in ("momentum", "betas") if name in group}
+        groups.append({"count": len(parameters), "parameters": describer.value(parameters)} | describer.value(momentum))
+    return found | {"groups": groups}
 
 
 def _scheduler(plan: Plan, named: Mapping[str, object]) -> Any:
@@ -273,6 +286,31 @@ def _steps(learner: BaseModel, describer: Describer) -> dict[str, Any]:
         if step is not None:
             found[name] = describer.value(step)
     return found
+
+
+def _calls(learner: BaseModel) -> frozenset[str]:
+    """The names that the steps read."""
+    names = [
+        getattr(step, "__name__", "")
+        for step in (own_method(learner, *how) for how in (TRAIN, EVAL, VALIDATE))
+        if step is not None
+    ]
+    codes = [function.__code__ for _, _, function in methods_of(type(learner), names)]
+    return frozenset().union(*(code_info(code).reads for code in codes))
+
+
+def _bytes(value: Any) -> int:
+    """Of an array; of all else 0."""
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    return value.nbytes if isinstance(value, np.ndarray) else 0
+
+
+def _is_large(value: Any, more_than: int) -> bool:
+    """Whether something would take long to read at every epoch: an array of more bytes, a long container, files."""
+    if isinstance(value, Tensor | np.ndarray):
+        return _bytes(value) > more_than
+    return not hasattr(value, "__len__") or len(value) > MANY or has_files(value)
 
 
 def _longer(was: Any, now: Any) -> bool:

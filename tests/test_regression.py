@@ -20,6 +20,7 @@ from torch import nn
 import sightline
 from conftest import run_command
 from sightline.commands import evaluate, predict, show, summary
+from sightline.config.data import drawn_as
 from sightline.config.schema import TrainConfig
 from sightline.config.typed import merged
 from sightline.data.foreign import as_source
@@ -463,9 +464,12 @@ def test_numbers_far_from_one_are_warned_of(tmp_path: Path) -> None:
 
 
 def test_classes_are_as_before() -> None:
-    """Splits and fingerprints of a data set of classes, as they were before there were numbers."""
-    found = packed(open_source())
-    prints = {"train": "697ab3597f4ff887", "val": "2f357901c7860e3e", "test": "dc894fb5a21c0b19"}
-    assert {split: part.fingerprint()[:16] for split, part in found.items()} == prints
-    assert (found["train"].labels.dtype, found["train"].labels.ndim) == (torch.int64, 1)
+    """Splits and fingerprints of a data set of classes: as a run of before there were numbers has them, which keeps
+    them, and as they are drawn now."""
+    then = {"train": "697ab3597f4ff887", "val": "2f357901c7860e3e", "test": "dc894fb5a21c0b19"}
+    now = {"train": "3c86db442ba38de4", "val": "e14cbe7309de3d20", "test": "bd8ce3b53c436262"}
+    for source, prints in ((drawn_as(open_source(), {}), then), (open_source(), now)):
+        found = packed(source)
+        assert {split: part.fingerprint()[:16] for split, part in found.items()} == prints
+        assert (found["train"].labels.dtype, found["train"].labels.ndim) == (torch.int64, 1)
     assert Prediction._fields == ("label", "confidence", "probabilities")

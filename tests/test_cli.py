@@ -340,7 +340,6 @@ def test_evaluate_on_other_data_keeps_the_runs_own_table(digits_run: Path, here:
     refused(done, "the data's classes are a, b; the model's are 0, 1, 2")
 
 
-@pytest.mark.rows("DB4")
 @pytest.mark.parametrize("words", [[], ["data.workers=0"], ["data.cache=false", "data.eval_batch_size=7"]])
 def test_evaluate_refuses_a_split_that_is_no_longer_the_runs_own(
     words: list[str], here: Command, tmp_path: Path
@@ -355,6 +354,7 @@ def test_evaluate_refuses_a_split_that_is_no_longer_the_runs_own(
     refused(here("evaluate", "runs/r", *words), "split is not what", "was made with", "data.root=PATH")
 
 
+@pytest.mark.rows("DB4")
 def test_evaluate_runs_no_code_that_the_runs_config_names(digits_run: Path, here: Command, tmp_path: Path) -> None:
     """A run's directory may come from elsewhere: its loss is held to the same list as its network."""
     copied = shutil.copytree(digits_run, tmp_path / "copied")

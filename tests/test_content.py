@@ -40,9 +40,9 @@ def key_of(image: bytes | Pixels | Image.Image | Path) -> int:
     return content_key(picture)
 
 
-def saved(picture: Image.Image, kind: str, **options: Any) -> bytes:
+def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
     stream = io.BytesIO()
-    picture.save(stream, kind, **options)
+    image.save(stream, kind, **options)
     return stream.getvalue()
 
 
@@ -87,8 +87,8 @@ def test_near_equal_images_of_every_kind_have_other_keys() -> None:
     stripes = np.indices((64, 64))[1] % 2 * 255
     for level in range(256):
         for shift in range(2):
-            picture = np.where(np.roll(stripes, shift, 1) > 0, level, 255 - level).astype(np.uint8)
-            for one in (picture, picture.T):
+            image = np.where(np.roll(stripes, shift, 1) > 0, level, 255 - level).astype(np.uint8)
+            for one in (image, image.T):
                 if level not in (127, 128):  # there half of them are equal but for one level
                     found.add(content_key(np.ascontiguousarray(one)))
                     count += 1
@@ -169,13 +169,13 @@ def test_every_lossless_form_of_the_same_pixels_has_the_same_key(height: int, wi
 def test_what_is_transparent_counts_as_white_whatever_the_background_is() -> None:
     pixels = noise(9, 8, 4)
     pixels[..., 3] = np.where(pixels[..., 3] > 127, 255, 0)
-    picture = Image.fromarray(pixels)
+    image = Image.fromarray(pixels)
     other = pixels.copy()
     other[pixels[..., 3] == 0, :3] = 7  # colours that nobody sees
     shown = np.where(pixels[..., 3:] == 255, pixels[..., :3], 255).astype(np.uint8)
-    assert key_of(picture) == key_of(Image.fromarray(other)) == key_of(shown)
+    assert key_of(image) == key_of(Image.fromarray(other)) == key_of(shown)
     for background in (0, 255):
-        assert Preprocess(9, 8, 3, background=background).decode_noting(picture, "it").key == key_of(picture)
+        assert Preprocess(9, 8, 3, background=background).decode_noting(image, "it").key == key_of(image)
 
 
 # --- the splits of a data set
@@ -295,10 +295,10 @@ def test_copies_with_another_palette_are_never_in_two_splits(tmp_path: Path) -> 
     random = np.random.default_rng(2)
     for number in range(100):
         pixels = random.integers(0, 4, (16, 16, 3), dtype=np.uint8) * 85
-        for copy, picture in enumerate((indexed(pixels), Image.fromarray(pixels))):
+        for copy, image in enumerate((indexed(pixels), Image.fromarray(pixels))):
             path = tmp_path / label_of(number) / f"{number}-{copy}.png"
             path.parent.mkdir(exist_ok=True)
-            picture.save(path)
+            image.save(path)
     packed, _ = pack_splits(open_source("folder", tmp_path), {"size": 16, "channels": 3})
     shown = shown_in(packed)
     assert min(map(len, shown.values())) > 0
@@ -311,20 +311,20 @@ def test_copies_with_another_palette_are_never_in_two_splits(tmp_path: Path) -> 
 
 
 def stored() -> dict[str, bytes]:
-    """One picture in modes that earlier versions told apart."""
+    """One image in modes that earlier versions distinguished."""
     rgb = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
-    picture = Image.fromarray(rgb)
+    image = Image.fromarray(rgb)
     exif = Image.Exif()
     exif[0x0112] = 6
     return {
-        "rgb": saved(picture, "PNG"),
-        "gray": saved(picture.convert("L"), "PNG"),
-        "palette": saved(picture.quantize(16), "PNG"),
-        "jpeg": saved(picture, "JPEG", quality=90),
-        "1-bit": saved(picture.convert("1"), "PNG"),
+        "rgb": saved(image, "PNG"),
+        "gray": saved(image.convert("L"), "PNG"),
+        "palette": saved(image.quantize(16), "PNG"),
+        "jpeg": saved(image, "JPEG", quality=90),
+        "1-bit": saved(image.convert("1"), "PNG"),
         "rgba": saved(Image.fromarray(np.dstack([rgb, rgb[..., :1]])), "PNG"),
         "16-bit": saved(Image.fromarray(rgb[..., 0].astype(np.uint16) * 250), "PNG"),
-        "turned": saved(picture, "TIFF", exif=exif),
+        "turned": saved(image, "TIFF", exif=exif),
         "large": saved(Image.fromarray(np.tile(rgb, (12, 12, 1))), "PNG"),
     }
 

@@ -547,40 +547,40 @@ def pillow_image(mode: str, seed: int = 0) -> tuple[Image.Image, Values | None]:
 @settings(max_examples=120)
 @given(mode=st.sampled_from(sorted(set(Image.MODES))), seed=st.integers(0, 1000), channels=st.sampled_from([1, 3]))
 def test_a_pillow_image_of_any_mode_is_decoded_and_kept_or_refused(mode: str, seed: int, channels: int) -> None:
-    picture, shown = pillow_image(mode, seed)
-    before = picture.tobytes()
+    image, shown = pillow_image(mode, seed)
+    before = image.tobytes()
     preprocess = Preprocess(6, 8, channels, background=BACKGROUND)
     if shown is None:
         with pytest.raises(ImageError, match=r"^it has (signed 32-bit|floating-point) pixels"):
-            preprocess.decode(picture, "it")
+            preprocess.decode(image, "it")
         return
-    found = preprocess.decode(picture)
+    found = preprocess.decode(image)
     if channels == 1:
         expected = (shown if shown.ndim == 2 else shown @ [0.299, 0.587, 0.114])[None]
     else:
         expected = shown[None].repeat(3, 0) if shown.ndim == 2 else shown.transpose(2, 0, 1)
     assert np.abs(found - expected).max() <= (8 if mode in ("HSV", "LAB") else 3 if mode == "YCbCr" else 2.6)
-    assert np.array_equal(preprocess.decode(as_bytes(picture, "it")), found)
-    assert np.array_equal(preprocess.decode(picture.copy()), found)
-    assert picture.tobytes() == before
-    assert picture.mode == mode
-    part = Preprocess(3, 4, channels, background=BACKGROUND).decode(picture, crop=(2, 1, 3, 4))
+    assert np.array_equal(preprocess.decode(as_bytes(image, "it")), found)
+    assert np.array_equal(preprocess.decode(image.copy()), found)
+    assert image.tobytes() == before
+    assert image.mode == mode
+    part = Preprocess(3, 4, channels, background=BACKGROUND).decode(image, crop=(2, 1, 3, 4))
     assert np.array_equal(part, found[:, 2:5, 1:5])
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "I;16"])
 def test_the_transparent_value_of_a_pillow_image_shows_the_background(mode: str) -> None:
-    picture, shown = pillow_image(mode, 3)
+    image, shown = pillow_image(mode, 3)
     assert shown is not None
-    clear = picture.getpixel((2, 1))
-    picture.info["transparency"] = clear
+    clear = image.getpixel((2, 1))
+    image.info["transparency"] = clear
     preprocess = Preprocess(6, 8, 3, background=BACKGROUND)
-    found = preprocess.decode(picture)
-    there = np.array([[picture.getpixel((x, y)) == clear for x in range(8)] for y in range(6)])
+    found = preprocess.decode(image)
+    there = np.array([[image.getpixel((x, y)) == clear for x in range(8)] for y in range(6)])
     assert (found[:, there] == BACKGROUND).all()
     levels = shown if shown.ndim == 3 else shown[..., None].repeat(3, -1)
     assert np.abs(found - levels.transpose(2, 0, 1))[:, ~there].max() <= 0.5
-    assert np.array_equal(preprocess.decode(as_bytes(picture, "a")), found)
+    assert np.array_equal(preprocess.decode(as_bytes(image, "a")), found)
 
 
 WRITTEN = {
@@ -594,10 +594,10 @@ WRITTEN = {
 def test_what_pillow_writes_without_loss_is_read_without_loss(kind: str, mode: str) -> None:
     rgba = np.random.default_rng(5).integers(0, 256, (16, 16, 4), dtype=np.uint8)
     rgba[..., 3] = np.where(rgba[..., 3] > 90, 255, 0)
-    picture = Image.fromarray(rgba if mode in ("RGBA", "LA") else rgba[..., :3]).convert(mode)
+    image = Image.fromarray(rgba if mode in ("RGBA", "LA") else rgba[..., :3]).convert(mode)
     stream = io.BytesIO()
-    picture.save(stream, kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {}))
-    expected = np.asarray(picture.convert("RGBA")).astype(float)
+    image.save(stream, kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {}))
+    expected = np.asarray(image.convert("RGBA")).astype(float)
     levels = over(expected[..., :3], expected[..., 3:] / 255)
     found = Preprocess(16, 16, 3, background=BACKGROUND).decode(stream.getvalue())
     assert np.abs(found - levels.transpose(2, 0, 1)).max() <= 0.5

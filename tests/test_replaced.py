@@ -30,7 +30,7 @@ from sightline.files import sha256
 COUNT = 24
 
 
-def write_pictures(root: Path, split: str = "train", first: int = 0) -> Path:
+def write_images(root: Path, split: str = "train", first: int = 0) -> Path:
     for number in range(COUNT):
         path = root / split / "ab"[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,9 +83,9 @@ def test_an_image_that_is_replaced_while_a_run_trains_is_named(
     split: str, crop: list[float] | None, tmp_path: Path
 ) -> None:
     """The run ends with its name; with the image back in its place it resumes, to the same bits."""
-    root = tmp_path / "pictures"
+    root = tmp_path / "images"
     for number, part in enumerate(("train", "val", "test")):
-        write_pictures(root, part, 100 * number)
+        write_images(root, part, 100 * number)
     changes: dict[str, Any] = {"data": {"augment": {"crop": crop}}}
     sightline.fit(config(root, tmp_path / "runs", "whole", **changes))
     path = root / split / "b" / "7.png"
@@ -104,7 +104,7 @@ def test_an_image_that_is_replaced_while_a_run_trains_is_named(
 
 @pytest.mark.parametrize("how", [{"cache": True}, {"store": "pixels"}])
 def test_a_run_that_keeps_copies_goes_on_with_them(how: dict[str, Any], tmp_path: Path) -> None:
-    root = write_pictures(tmp_path / "pictures")
+    root = write_images(tmp_path / "images")
     how = {"data": {"cache_dir": str(tmp_path / "cache"), **how}}
     result = sightline.fit(config(root, tmp_path / "runs", "whole", **how))
     path = root / "train" / "a" / "2.png"
@@ -114,7 +114,7 @@ def test_a_run_that_keeps_copies_goes_on_with_them(how: dict[str, Any], tmp_path
 
 
 def test_a_file_of_the_same_size_and_time_is_noticed_too(tmp_path: Path) -> None:
-    root = write_pictures(tmp_path / "pictures")
+    root = write_images(tmp_path / "images")
     path = root / "train" / "a" / "2.png"
     packed, _ = pack_splits(open_source("folder", root, val=0, test=0), {"size": 16}, packing=Packing("encoded"))
     before = path.stat()
@@ -129,7 +129,7 @@ def test_a_file_of_the_same_size_and_time_is_noticed_too(tmp_path: Path) -> None
 
 def test_the_file_behind_a_damaged_copy_is_compared_too(tmp_path: Path) -> None:
     """A damaged copy in the cache is read from its own file, unless that is another image by now."""
-    root = write_pictures(tmp_path / "pictures")
+    root = write_images(tmp_path / "images")
     packing = Packing("encoded", Cache(tmp_path / "cache"))
     source = open_source("folder", root, val=0, test=0)
     packed, _ = pack_splits(source, {"size": 16}, packing=packing)
@@ -148,7 +148,7 @@ def test_the_file_behind_a_damaged_copy_is_compared_too(tmp_path: Path) -> None:
 
 
 def test_a_member_of_an_archive_that_is_replaced_is_named(tmp_path: Path) -> None:
-    root = write_pictures(tmp_path / "pictures")
+    root = write_images(tmp_path / "images")
     files = sorted((root / "train").rglob("*.png"))
 
     def write() -> None:
@@ -156,7 +156,7 @@ def test_a_member_of_an_archive_that_is_replaced_is_named(tmp_path: Path) -> Non
             for path in files:
                 archive.write(path, path.relative_to(root / "train"))
 
-    place = tmp_path / "pictures.zip"
+    place = tmp_path / "images.zip"
     place.touch()
     write()
     source = open_source("folder", place, val=0, test=0)

@@ -230,7 +230,7 @@ def better_direction(
     """ "min" or "max": which values of the metric are better. `mode` decides where it is one of these, then
     `module.monitor_mode` where it is about this metric, `known` (see `Meters.better`), and the metric's name.
 
-    Raises ConfigError, asking for `key`, where none of them tells."""
+    Raises ConfigError, asking for `key`, where none of them says so."""
     if mode in ("min", "max"):
         return str(mode)
     own = config.module.monitor_mode

@@ -229,7 +229,7 @@ class ModuleConfig:
     monitor: str = key_field("val_loss", "The metric that picks the best checkpoint, `<split>_<metric>`.")
     monitor_mode: Literal["auto", "min", "max"] = key_field(
         "auto",
-        "Whether lower or higher is better; `auto` knows from the metric or its name, and asks for this key where neither tells.",
+        "Whether lower or higher is better; `auto` knows from the metric or its name, and asks for this key where neither says.",
     )
 
 

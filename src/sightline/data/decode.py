@@ -121,16 +121,16 @@ def as_bytes(image: bytes | Pixels | Image.Image, name: str) -> bytes:
     return stream.getvalue()
 
 
-def canonical(picture: Picture, background: int) -> Pixels:
+def canonical(image: Picture, background: int) -> Pixels:
     """The pixels of what `open_image` returns, gray [H,W] or RGB [H,W,3]: alpha is composited over `background`
     (0..255) in every channel."""
-    if isinstance(picture, np.ndarray):
-        return picture
-    if picture.mode in ("LA", "RGBA"):
-        opaque = Image.new("RGBA", picture.size, (background, background, background, 255))
-        laid = Image.alpha_composite(opaque, picture.convert("RGBA"))
-        picture = laid.getchannel("R") if picture.mode == "LA" else laid.convert("RGB")
-    return np.asarray(picture)
+    if isinstance(image, np.ndarray):
+        return image
+    if image.mode in ("LA", "RGBA"):
+        opaque = Image.new("RGBA", image.size, (background, background, background, 255))
+        laid = Image.alpha_composite(opaque, image.convert("RGBA"))
+        image = laid.getchannel("R") if image.mode == "LA" else laid.convert("RGB")
+    return np.asarray(image)
 
 
 def plain_jpeg(image: Readable | str) -> Pixels | None:
@@ -150,17 +150,17 @@ def sample_name(sample: Sample) -> str:
     return f"{found} ({sample.where})" if sample.where else found
 
 
-def is_gray(picture: Picture) -> bool:
+def is_gray(image: Picture) -> bool:
     """Whether an image from `open_image` is gray. An image with a palette is a colour image."""
-    return picture.ndim == 2 if isinstance(picture, np.ndarray) else picture.mode in GRAY_MODES
+    return image.ndim == 2 if isinstance(image, np.ndarray) else image.mode in GRAY_MODES
 
 
-def content_key(picture: Picture) -> int:
+def content_key(image: Picture) -> int:
     """A 64-bit hash (XXH3 of Collet's xxHash) of the size and all pixels of an image in its own size: equal for equal
     pixels, whatever the format and mode they are stored in. A colour image without colours has the key of the gray
     image; alpha counts as composited over white, whatever `data.preprocess.background` is."""
-    is_canonical = isinstance(picture, np.ndarray) and (picture.ndim == 2 or picture.shape[2] == 3)
-    pixels = np.asarray(picture) if is_canonical else canonical(open_image(picture, "the image"), 255)
+    is_canonical = isinstance(image, np.ndarray) and (image.ndim == 2 or image.shape[2] == 3)
+    pixels = np.asarray(image) if is_canonical else canonical(open_image(image, "the image"), 255)
     height, width = pixels.shape[:2]
     colour = pixels.ndim == 3 and _has_colours(pixels)
     gray = pixels if colour or pixels.ndim == 2 else pixels[..., 0]
@@ -192,9 +192,9 @@ def _has_colours(pixels: Pixels) -> bool:
     return False
 
 
-def size_of(picture: Picture) -> tuple[int, int]:
+def size_of(image: Picture) -> tuple[int, int]:
     """(height, width)."""
-    return (picture.shape[0], picture.shape[1]) if isinstance(picture, np.ndarray) else picture.size[::-1]
+    return (image.shape[0], image.shape[1]) if isinstance(image, np.ndarray) else image.size[::-1]
 
 
 def _rest(descriptor: int) -> bytes:
@@ -215,38 +215,38 @@ def _from_array(image: Pixels, name: str) -> Picture:
 
 
 def _from_bytes(data: bytes, name: str) -> Picture:
-    picture = _fast_jpeg(data, name) if data[:2] == b"\xff\xd8" else None
-    return _loaded(Image.open(io.BytesIO(data)), name) if picture is None else picture
+    image = _fast_jpeg(data, name) if data[:2] == b"\xff\xd8" else None
+    return _loaded(Image.open(io.BytesIO(data)), name) if image is None else image
 
 
-def _loaded(picture: Image.Image, name: str) -> Image.Image:
-    _check_size(picture.size, name)
-    if isinstance(picture, ImageFile.StubImageFile):  # a format that needs another library, which makes the real image
-        picture.load()
-    samples = _samples(picture)
-    trouble = _unknown_range(picture, samples) or _decoded_wrong(picture, samples)
+def _loaded(image: Image.Image, name: str) -> Image.Image:
+    _check_size(image.size, name)
+    if isinstance(image, ImageFile.StubImageFile):  # a format that needs another library, which makes the real image
+        image.load()
+    samples = _samples(image)
+    trouble = _unknown_range(image, samples) or _decoded_wrong(image, samples)
     if trouble:
         raise ImageError(f"{name} {trouble}.")
-    if samples.depth == 8 and picture.mode == "1" and getattr(picture, "tile", None):
-        picture = _black_and_white_bmp(picture)
-    picture.load()
-    levels = _gray_levels(picture, samples)
-    if samples.alpha is not None and picture.mode == "RGB":
-        picture = picture.copy()
-        picture.info.pop("transparency", None)
-        picture.putalpha(samples.alpha)
-    if samples.opaque and picture.mode in ("P", "LA", "RGBA"):  # what Pillow takes for alpha is not
-        gray = picture.mode == "LA"
-        picture = picture.convert("RGBA").convert("RGB").convert("L" if gray else "RGB")
-    colours = getattr(picture, "tag_v2", {}).get(_COLOUR_MAP)
+    if samples.depth == 8 and image.mode == "1" and getattr(image, "tile", None):
+        image = _black_and_white_bmp(image)
+    image.load()
+    levels = _gray_levels(image, samples)
+    if samples.alpha is not None and image.mode == "RGB":
+        image = image.copy()
+        image.info.pop("transparency", None)
+        image.putalpha(samples.alpha)
+    if samples.opaque and image.mode in ("P", "LA", "RGBA"):  # what Pillow takes for alpha is not
+        gray = image.mode == "LA"
+        image = image.convert("RGBA").convert("RGB").convert("L" if gray else "RGB")
+    colours = getattr(image, "tag_v2", {}).get(_COLOUR_MAP)
     if (
-        picture.mode in ("P", "PA") and colours and max(colours) < 256
+        image.mode in ("P", "PA") and colours and max(colours) < 256
     ):  # written with 8 bits; Pillow takes the upper 8 of 16
-        picture = picture.copy()
-        picture.putpalette(np.reshape(colours, (3, -1)).T.astype(np.uint8).tobytes())
-    if picture.getexif().get(_ORIENTATION, 1) in _TURNED:
-        picture = ImageOps.exif_transpose(picture)
-    return _to_8_bits(picture, samples) if levels is None else _gray_of_16_bits(picture, levels)
+        image = image.copy()
+        image.putpalette(np.reshape(colours, (3, -1)).T.astype(np.uint8).tobytes())
+    if image.getexif().get(_ORIENTATION, 1) in _TURNED:
+        image = ImageOps.exif_transpose(image)
+    return _to_8_bits(image, samples) if levels is None else _gray_of_16_bits(image, levels)
 
 
 class _Samples(NamedTuple):
@@ -265,59 +265,59 @@ class _Samples(NamedTuple):
     opaque: bool = False
 
 
-def _samples(picture: Any) -> _Samples:
+def _samples(image: Any) -> _Samples:
     """Reads them from an image that is not loaded."""
-    if not getattr(picture, "tile", None):  # loaded, or made in memory
+    if not getattr(image, "tile", None):  # loaded, or made in memory
         return _Samples()
-    if picture.format == "PNG":
-        raw = str(picture.tile[0][3])
-        deep = raw == "RGB;16B" and "transparency" in picture.info
-        return _Samples(raw, _alpha_of_16_bits(picture) if deep else None)
-    if picture.format == "JPEG2000":
-        return _samples_of_jpeg2000(_file_of(picture))
-    if picture.format in ("BMP", "DIB") and picture.mode in ("1", "L"):
-        header = _file_of(picture)[14 if picture.format == "BMP" else 0 :][:16]
+    if image.format == "PNG":
+        raw = str(image.tile[0][3])
+        deep = raw == "RGB;16B" and "transparency" in image.info
+        return _Samples(raw, _alpha_of_16_bits(image) if deep else None)
+    if image.format == "JPEG2000":
+        return _samples_of_jpeg2000(_file_of(image))
+    if image.format in ("BMP", "DIB") and image.mode in ("1", "L"):
+        header = _file_of(image)[14 if image.format == "BMP" else 0 :][:16]
         at = 10 if header[0] == 12 else 14  # the old header has shorter sizes
         return _Samples(depth=int.from_bytes(header[at : at + 2], "little"))
-    return _Samples(opaque=picture.format == "TGA" and _file_of(picture)[17] & 15 == 0)
+    return _Samples(opaque=image.format == "TGA" and _file_of(image)[17] & 15 == 0)
 
 
-def _own_copy(picture: Any) -> Any:
+def _own_copy(image: Any) -> Any:
     """An image of a caller that is not loaded, opened once more: loading it would lose what its file says about its
     values, and a caller may decode it again, or in another thread."""
-    if not getattr(picture, "tile", None) or getattr(picture, "fp", None) is None:
-        return picture
-    frame = picture.tell()
-    opened = Image.open(io.BytesIO(_file_of(picture)))
+    if not getattr(image, "tile", None) or getattr(image, "fp", None) is None:
+        return image
+    frame = image.tell()
+    opened = Image.open(io.BytesIO(_file_of(image)))
     if frame:
         opened.seek(frame)
     return opened
 
 
-def _file_of(picture: Any) -> bytes:
+def _file_of(image: Any) -> bytes:
     """The bytes of the file of an image that is not loaded."""
     with _FILES:
-        place = picture.fp.tell()
-        picture.fp.seek(0)
-        data: bytes = picture.fp.read()
-        picture.fp.seek(place)
+        place = image.fp.tell()
+        image.fp.seek(0)
+        data: bytes = image.fp.read()
+        image.fp.seek(place)
     return data
 
 
-def _black_and_white_bmp(picture: Any) -> Image.Image:
+def _black_and_white_bmp(image: Any) -> Image.Image:
     """The pixels of an 8-bit BMP that is not loaded and whose palette is black and white. Pillow reads it as one of 1
     bit."""
-    opened: Any = Image.open(io.BytesIO(_file_of(picture)))
+    opened: Any = Image.open(io.BytesIO(_file_of(image)))
     opened._mode = "L"
     opened.tile = [(*tile[:3], ("L", *tile[3][1:])) for tile in opened.tile]
     return Image.fromarray(np.where(np.asarray(opened) > 0, 255, 0).astype(np.uint8))
 
 
-def _alpha_of_16_bits(picture: Any) -> Image.Image:
+def _alpha_of_16_bits(image: Any) -> Image.Image:
     """Compares the transparent colour with all 16 bits. Pillow keeps the high byte of each sample; when it is made to
     read the file in the other byte order, it keeps the low byte."""
-    data, clear = _file_of(picture), np.array(picture.info["transparency"])
-    same = np.ones(picture.size[::-1], bool)
+    data, clear = _file_of(image), np.array(image.info["transparency"])
+    same = np.ones(image.size[::-1], bool)
     for raw, wanted in (("RGB;16B", clear >> 8), ("RGB;16L", clear & 255)):
         opened: Any = Image.open(io.BytesIO(data))
         opened.tile = [(*opened.tile[0][:3], raw)]
@@ -335,17 +335,17 @@ def _samples_of_jpeg2000(data: bytes) -> _Samples:
     return _Samples(bits=tuple((size & 127) + 1 for size in sizes), signed=count > 0 and sizes[0] > 127)
 
 
-def _unknown_range(picture: Image.Image, samples: _Samples) -> str:
+def _unknown_range(image: Image.Image, samples: _Samples) -> str:
     """Why nothing says which pixel values are black and white, or an empty string."""
-    tags = getattr(picture, "tag_v2", {})
+    tags = getattr(image, "tag_v2", {})
     kind = ""
-    if picture.mode == "F":
+    if image.mode == "F":
         kind = "floating-point"
     elif max(tags.get(_SAMPLE_FORMAT, (1,))) == _SIGNED:
         kind = f"signed {max(tags.get(_BITS, (1,)))}-bit"
-    elif picture.mode == "I" and picture.format not in ("PNG", "PPM"):  # Pillow scales these to 16 bits
+    elif image.mode == "I" and image.format not in ("PNG", "PPM"):  # Pillow scales these to 16 bits
         kind = "unsigned 32-bit" if tags else "signed 32-bit"
-    elif picture.mode in _16_BITS and picture.format == "FITS":
+    elif image.mode in _16_BITS and image.format == "FITS":
         kind = "signed 16-bit"
     elif samples.signed:
         kind = f"signed {samples.bits[0]}-bit"
@@ -354,28 +354,28 @@ def _unknown_range(picture: Image.Image, samples: _Samples) -> str:
     return f"has {kind} pixels, whose values for black and white are not known; save it with unsigned 8 or 16 bits"
 
 
-def _decoded_wrong(picture: Image.Image, samples: _Samples) -> str:
+def _decoded_wrong(image: Image.Image, samples: _Samples) -> str:
     """What is in the image that Pillow decodes wrong without an error, or an empty string."""
-    tags = getattr(picture, "tag_v2", {})
-    if tags.get(_PLANAR, 1) == _SEPARATE and _planes_decoded_wrong(picture.mode, tags):
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(_PLANAR, 1) == _SEPARATE and _planes_decoded_wrong(image.mode, tags):
         return (
             f"keeps each of its {max(tags.get(_BITS, (1,)))}-bit channels separate (PlanarConfiguration 2), which "
             f"Pillow decodes wrong; save it with PlanarConfiguration 1"
         )
-    if picture.mode == "YCbCr" and tags.get(_SUBSAMPLING, (1, 1)) != (1, 1):
+    if image.mode == "YCbCr" and tags.get(_SUBSAMPLING, (1, 1)) != (1, 1):
         return "has subsampled YCbCr pixels without compression, which Pillow decodes wrong; save it as RGB"
-    if (samples.depth, picture.mode) not in ((0, picture.mode), (1, "1"), (8, "1"), (8, "L")):
+    if (samples.depth, image.mode) not in ((0, image.mode), (1, "1"), (8, "1"), (8, "L")):
         return (
             f"has {samples.depth} bits per pixel and a palette of gray levels alone, which Pillow decodes wrong; save "
             f"it as PNG"
         )
-    if max(samples.bits, default=0) > 8 and picture.mode not in _16_BITS:
+    if max(samples.bits, default=0) > 8 and image.mode not in _16_BITS:
         return (
             f"is JPEG 2000 with {max(samples.bits)} bits per channel in {len(samples.bits)} channels, of which Pillow "
             f"decodes the largest values as 0; save it with 8 bits"
         )
-    clear = picture.info.get("transparency")
-    if picture.mode == "RGB" and isinstance(clear, tuple) and max(clear) > 255 and not samples.raw:
+    clear = image.info.get("transparency")
+    if image.mode == "RGB" and isinstance(clear, tuple) and max(clear) > 255 and not samples.raw:
         return (
             "had 16-bit colours, one of which stands for transparent. Pillow has loaded 8 bits of them, so which "
             "pixels are transparent is not known; pass the file or its bytes, or save it with an alpha channel"
@@ -391,11 +391,11 @@ def _planes_decoded_wrong(mode: str, tags: Any) -> bool:
     return not as_stored or tags.get(_PHOTOMETRIC, 0) == 0 or mode in ("LA", "La", "LAB")
 
 
-def _gray_levels(picture: Image.Image, samples: _Samples) -> Pixels | None:
+def _gray_levels(image: Image.Image, samples: _Samples) -> Pixels | None:
     """The 8-bit level of every value of a gray image with up to 16 bits; None for other images."""
-    if picture.mode not in _16_BITS:
+    if image.mode not in _16_BITS:
         return None
-    tags = getattr(picture, "tag_v2", {})
+    tags = getattr(image, "tag_v2", {})
     bits = max(tags.get(_BITS, (16,)))
     white = (1 << bits) - 1
     if samples.bits:  # Pillow shifts JPEG 2000 up to 16 bits
@@ -409,35 +409,35 @@ def _levels(white: int, inverted: bool) -> Pixels:
     return 255 - levels if inverted else levels
 
 
-def _gray_of_16_bits(picture: Image.Image, levels: Pixels) -> Image.Image:
-    values = np.clip(np.asarray(picture), 0, 65535)
-    gray, clear = Image.fromarray(levels[values]), picture.info.get("transparency")
+def _gray_of_16_bits(image: Image.Image, levels: Pixels) -> Image.Image:
+    values = np.clip(np.asarray(image), 0, 65535)
+    gray, clear = Image.fromarray(levels[values]), image.info.get("transparency")
     if not isinstance(clear, int):
         return gray
     return Image.merge("LA", (gray, Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8))))
 
 
-def _to_8_bits(picture: Image.Image, samples: _Samples) -> Image.Image:
+def _to_8_bits(image: Image.Image, samples: _Samples) -> Image.Image:
     """Any other of Pillow's modes to L, LA, RGB or RGBA."""
-    picture_format = picture.format
-    clear = picture.info.get("transparency")
+    picture_format = image.format
+    clear = image.info.get("transparency")
     if samples.raw in _PNG_STEPS and isinstance(clear, int):  # Pillow scales the pixels and not this value
-        picture = picture.copy()
-        picture.info["transparency"] = clear * _PNG_STEPS[samples.raw]
+        image = image.copy()
+        image.info["transparency"] = clear * _PNG_STEPS[samples.raw]
     elif samples.raw == "LA;16B":  # gray with alpha, which Pillow opens as RGBA
-        return picture.convert("LA")
-    elif picture.mode == "1":  # Pillow's own conversion to LA makes white black
-        picture = picture.convert("L")
+        return image.convert("LA")
+    elif image.mode == "1":  # Pillow's own conversion to LA makes white black
+        image = image.convert("L")
         if picture_format == "PSD":  # where 1 is black, and Pillow takes it for white
-            picture = ImageOps.invert(picture)
+            image = ImageOps.invert(image)
     elif samples.bits and min(samples.bits) < 8:
-        picture = picture.point(_stretch(samples.bits, picture.mode))
-    if picture.mode in ("L", "RGB") and clear is not None:
-        return picture.convert("LA" if picture.mode == "L" else "RGBA")
-    if picture.mode in ("P", "PA"):
-        return picture.convert("RGBA" if picture.has_transparency_data else "RGB")
-    wanted = _PLAIN.get(picture.mode, "RGB")
-    return picture if picture.mode == wanted else picture.convert(wanted)
+        image = image.point(_stretch(samples.bits, image.mode))
+    if image.mode in ("L", "RGB") and clear is not None:
+        return image.convert("LA" if image.mode == "L" else "RGBA")
+    if image.mode in ("P", "PA"):
+        return image.convert("RGBA" if image.has_transparency_data else "RGB")
+    wanted = _PLAIN.get(image.mode, "RGB")
+    return image if image.mode == wanted else image.convert(wanted)
 
 
 def _stretch(bits: Sequence[int], mode: str) -> list[int]:

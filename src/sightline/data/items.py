@@ -109,7 +109,7 @@ class Items:
     def _differs(self, index: int) -> bool:
         try:
             return len({content_key(self.item(index, decode=True)[0]) for _ in range(_READS)}) > 1
-        except ImageError:  # told, or left out, when all are read
+        except ImageError:  # reported, or left out, when all are read
             return False
 
     def _labels(self) -> list[int | float | str]:

@@ -124,10 +124,10 @@ class Identity:
                 if path == ("lr_schedule",) and was is None and epoch == then["num_epochs"] < self._plan.num_epochs:
                     notes.append(f"lr_schedule, of which there was none up to epoch {epoch}")
                 elif path not in self.changed:
-                    differing.append(told(path, was, value))
+                    differing.append(describe_difference(path, was, value))
                 else:
                     if self.changed[path] != value:
-                        notes.append(f"{told(path, was, value)}; training changes it")
+                        notes.append(f"{describe_difference(path, was, value)}; training changes it")
                     parts = self.settings if name in self.settings else self.loaders
                     _put(parts, path, was)  # what it began with stays known
         return differing, notes
@@ -194,7 +194,7 @@ def _put(parts: Any, path: Place, value: Any) -> None:
         del parts[path[-1]]
 
 
-def told(path: Place, was: Any, now: Any) -> str:
+def describe_difference(path: Place, was: Any, now: Any) -> str:
     """One difference as a sentence without an end: "network: layer '1' was ReLU; now it is Tanh"."""
     argument, *rest = path
     names = layer = outer = kind = ""

@@ -190,12 +190,12 @@ def named_metrics(argument: str, metrics: Sequence[Measuring] | Measuring | None
 
 def direction(metric: Measuring) -> str:
     """ "min" or "max": whether lower or higher values of a metric are better. The metric's own `better` decides, then
-    the words of its name; where neither tells it is "max", as it was published."""
+    the words of its name; where neither says, it is "max", as it was published."""
     return known_direction(metric) or "max"
 
 
 def known_direction(metric: Measuring) -> str | None:
-    """As `direction`, but None where neither the metric nor its name tells."""
+    """As `direction`, but None where neither the metric nor its name says."""
     own = getattr(metric, "better", None)
     return str(own) if own in ("min", "max") else better_when("_".join(str(metric.name).split()))
 

@@ -164,7 +164,7 @@ def is_number(value: Any) -> bool:
 
 
 def lower_is_better(metric: str, mode: Any = "auto") -> bool | None:
-    """Whether a metric is better when lower: by `mode`, `min` or `max`, else by its name; None where neither tells."""
+    """Whether a metric is better when lower: by `mode`, `min` or `max`, else by its name; None where neither says."""
     found = mode if mode in ("min", "max") else better_when(metric)
     return None if found is None else found == "min"
 

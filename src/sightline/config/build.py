@@ -7,7 +7,7 @@ from __future__ import annotations
 import operator
 import secrets
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ from sightline.config.schema import TrainConfig
 from sightline.config.typed import merged
 from sightline.data.packed import PackedDataset
 from sightline.data.preprocess import Preprocess
-from sightline.engine.callbacks import EarlyStopping
+from sightline.engine.callbacks import Callback, EarlyStopping
 from sightline.engine.checkpoint import content_bytes, load_weights, newest_whole
 from sightline.engine.checkpointing import Checkpointer, check_room, kept
 from sightline.engine.progress import Progress, plain_console
@@ -241,7 +241,7 @@ def _assemble(
         drift = check_same_config(run, config, found[1]["config"], allow_drift)
     parts = build_parts(config, given, fresh=found is None, record=None if run is None else run.read_data())
     config, state, data = parts.config, parts.state, parts.data
-    module, settings = config.module, config.trainer
+    settings = config.trainer
     early_stopping = _early_stopping(config, parts.meters.better)
     resumed_at = None
     other_data: dict[str, Any] = {}
@@ -261,27 +261,8 @@ def _assemble(
             if before.early_stopping != settings.early_stopping or before.max_epochs < settings.max_epochs:
                 state.stopped = False  # what ended it is no longer asked for, or is to be asked again
         resumed_at = (state.step, state.epoch)
-    recorders: list[Recorder] = [JsonlRecorder(run.log, resumed_at)]
-    again = points_at(run.log, resumed_at) if resumed_at else []
-    recorders.append(TensorBoardRecorder(run.tensorboard, list(data), resumed_at and resumed_at[0], again))
-    if "recorder" in given:
-        recorders.append(given["recorder"])
-    recorder = Tee(*recorders)
-    better = better_direction(config, module.monitor)
-    keeper = Checkpointer(
-        run.last,
-        run.best,
-        module.monitor,
-        better,
-        settings.checkpoint_every,
-        every_minutes=settings.checkpoint_minutes,
-        keep=settings.keep_checkpoints,
-        keep_every=settings.keep_every,
-        about=_about(run, parts),
-        flush=recorder.flush,
-        requested=_requeue(config, run),
-        save_first=drift is not None and bool(drift.changed),
-    )
+    recorder = _recorder(run, data, resumed_at, given)
+    keeper = _checkpointer(run, parts, recorder, save_first=drift is not None and bool(drift.changed))
     resumed = run
 
     def begin() -> None:
@@ -302,21 +283,7 @@ def _assemble(
     # the checkpoint of a step or an epoch comes after all that may still change the state
     callbacks = [*early_stopping, *given.get("callbacks", ()), keeper]
     callbacks += [*([Progress()] if settings.progress else ()), beat]
-    trainer = Trainer(
-        parts.task,
-        state,
-        parts.train,
-        parts.evals,
-        max_epochs=settings.max_epochs,
-        eval_every=settings.eval_every,
-        log_every=settings.log_every,
-        divergence_threshold=settings.divergence_threshold,
-        runtime=parts.runtime,
-        callbacks=(*callbacks, StopOnSignal()),  # last: it hands the signals back when all is saved
-        recorder=recorder,
-        meter=parts.meters.train,
-        eval_meter=parts.meters.evaluation,
-    )
+    trainer = _trainer(parts, callbacks, recorder)
     return Assembly(
         config,
         data,
@@ -330,6 +297,55 @@ def _assemble(
         keeper,
         beat,
         begin,
+    )
+
+
+def _recorder(
+    run: Run, data: Mapping[str, PackedDataset], resumed_at: tuple[int, int] | None, given: Mapping[str, Any]
+) -> Tee:
+    """The run's own logs, and the recorder that was passed in. `resumed_at` is the (step, epoch) of a resumed run."""
+    recorders: list[Recorder] = [JsonlRecorder(run.log, resumed_at)]
+    again = points_at(run.log, resumed_at) if resumed_at else []
+    recorders.append(TensorBoardRecorder(run.tensorboard, list(data), resumed_at and resumed_at[0], again))
+    if "recorder" in given:
+        recorders.append(given["recorder"])
+    return Tee(*recorders)
+
+
+def _checkpointer(run: Run, parts: Parts, recorder: Tee, save_first: bool) -> Checkpointer:
+    config, settings = parts.config, parts.config.trainer
+    return Checkpointer(
+        run.last,
+        run.best,
+        config.module.monitor,
+        better_direction(config, config.module.monitor),
+        settings.checkpoint_every,
+        every_minutes=settings.checkpoint_minutes,
+        keep=settings.keep_checkpoints,
+        keep_every=settings.keep_every,
+        about=_about(run, parts),
+        flush=recorder.flush,
+        requested=_requeue(config, run),
+        save_first=save_first,
+    )
+
+
+def _trainer(parts: Parts, callbacks: Sequence[Callback], recorder: Tee) -> Trainer:
+    settings = parts.config.trainer
+    return Trainer(
+        parts.task,
+        parts.state,
+        parts.train,
+        parts.evals,
+        max_epochs=settings.max_epochs,
+        eval_every=settings.eval_every,
+        log_every=settings.log_every,
+        divergence_threshold=settings.divergence_threshold,
+        runtime=parts.runtime,
+        callbacks=(*callbacks, StopOnSignal()),  # last: it hands the signals back when all is saved
+        recorder=recorder,
+        meter=parts.meters.train,
+        eval_meter=parts.meters.evaluation,
     )
 
 

@@ -1,8 +1,10 @@
 """The C library's heap while a network trains on the CPU.
 
 A step frees the activations it has made, glibc gives the end of its heap back to the system, and the next step has
-every page of it made and cleared anew. Within `kept_heap` what was freed stays with the process until the end of the
-block (mallopt(3): M_TRIM_THRESHOLD, M_MMAP_THRESHOLD)."""
+every page of it made and cleared anew. Activations of more than 32 MiB, as those of photographs, are no part of the
+heap at all: glibc maps each of them from the system and unmaps it, and not in all of its versions can that threshold be
+set higher. Within `kept_heap` nothing is mapped, and what was freed stays with the process until the end of the block
+(mallopt(3): M_MMAP_MAX, M_TRIM_THRESHOLD)."""
 
 from __future__ import annotations
 
@@ -13,11 +15,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_LARGEST_MMAP = 32 << 20  # what glibc's own, moving threshold may rise to, and the most it takes
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+_LARGEST_MMAP = 32 << 20  # what glibc's own, moving threshold may rise to
+_USUAL_MAPPED = 65536  # blocks
 _NEVER = -1
 _USUAL_TRIM = 2 * _LARGEST_MMAP  # what glibc's own comes to when a tensor of 32 MiB has been freed
-_OWN_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES", "LD_PRELOAD")
+_OWN_SETTINGS = (
+    *(f"MALLOC_{name}_" for name in ("TRIM_THRESHOLD", "MMAP_THRESHOLD", "MMAP_MAX", "TOP_PAD")),
+    *("GLIBC_TUNABLES", "LD_PRELOAD"),
+)
 
 
 @contextmanager
@@ -29,10 +35,12 @@ def kept_heap() -> Iterator[None]:
         yield
         return
     library.mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP)
+    library.mallopt(_MMAP_MAX, 0)
     library.mallopt(_TRIM_THRESHOLD, _NEVER)
     try:
         yield
     finally:
+        library.mallopt(_MMAP_MAX, _USUAL_MAPPED)
         library.mallopt(_TRIM_THRESHOLD, _USUAL_TRIM)
         library.malloc_trim(0)
 

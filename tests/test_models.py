@@ -12,11 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from sightline.errors import ConfigError, MissingExtraError, ModelError, SightlineError
 from sightline.models.networks import SmallCNN
-from sightline.models.probe import meta_copy, summary, trace
+from sightline.models.probe import batch_that_fits, meta_copy, summary, trace
 from sightline.models.spec import ModelSpec, answers_probabilities, build_model, describe_model, without_downloads
 
 Layers = list[dict[str, Any]]
@@ -121,6 +124,79 @@ def test_multiply_adds_are_those_of_one_image() -> None:
     assert found.layers[0].multiply_adds == found.multiply_adds
     grouped = trace(nn.Sequential(nn.Conv2d(4, 8, 3, groups=2)), (4, 5, 5))
     assert grouped.multiply_adds == 3 * 3 * 8 * 2 * 9
+
+
+class ClassToken(nn.Module):
+    """A layer that is given a parameter by itself, expanded to the batch, as in the transformers of CaiT and PiT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(1, 1, 8))
+        self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor = self.head(self.norm(self.token.expand(len(x), -1, -1))[:, 0] + x.mean((1, 2, 3))[:, None])
+        return answer
+
+
+def test_a_layer_that_is_given_an_expanded_parameter_is_no_reason_to_refuse() -> None:
+    """Before: "Expected gradient function to be set"."""
+    model, _ = build_model({"_target_": "test_models.ClassToken"}, (1, 8, 8), 10)
+    found = trace(model, (1, 8, 8))
+    assert (found.output, found.multiply_adds) == ((10,), 80)
+
+
+@pytest.mark.parametrize("name", ["cait_xxs24_224", "pit_ti_224", "vit_base_patch16_siglip_gap_224"])
+def test_transformers_that_were_refused(name: str) -> None:
+    """Before, all of CaiT, PiT and SigLIP were."""
+    with torch.device("meta"):
+        model = importlib.import_module("timm").create_model(name, num_classes=7)
+    found = trace(model, (3, 224, 224))
+    assert found.output == (7,)
+    assert found.multiply_adds > 10**8
+
+
+def test_a_formula_that_fails_counts_as_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> int:
+        raise AssertionError("Expected gradient function to be set")
+
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 5))
+    whole = trace(model, (1, 4, 4)).multiply_adds
+    monkeypatch.setitem(flop_registry, torch.ops.aten.convolution, fail)
+    assert trace(model, (1, 4, 4)).multiply_adds == 40 < whole
+
+
+def test_a_network_that_cannot_be_counted_is_traced() -> None:
+    class Closed(nn.Module):
+        """Refuses to run where its operations are watched."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            if torch.utils._python_dispatch._get_current_dispatch_mode() is not None:
+                raise RuntimeError("not here")
+            return x.flatten(1)
+
+    found = trace(nn.Sequential(Closed(), nn.Linear(16, 3)), (1, 4, 4))
+    assert (found.output, found.multiply_adds) == ((3,), 0)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "vit_b_16", "swin_t"])
+def test_multiply_adds_are_those_that_torch_counts(name: str) -> None:
+    with torch.device("meta"):
+        model = importlib.import_module("torchvision").models.get_model(name)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(torch.zeros(1, 3, 224, 224, device="meta"))
+    assert trace(model, (3, 224, 224)).multiply_adds == counter.get_total_flops() // 2
+
+
+@given(channels=st.integers(1, 64), side=st.integers(1, 400))
+@settings(max_examples=30)
+def test_a_batch_that_fits(channels: int, side: int) -> None:
+    model = nn.Sequential(nn.Conv2d(3, channels, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 2))
+    size = batch_that_fits(model, (3, side, side))
+    each = 4 * side * side * (3 + channels + 6)
+    assert size in {1 << power for power in range(9)}
+    assert size == 1 or size * each <= 512 << 20
+    assert size == 256 or 2 * size * each > 512 << 20
 
 
 def test_a_layer_that_is_called_twice_has_two_rows_and_its_weights_count_once() -> None:

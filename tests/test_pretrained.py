@@ -595,11 +595,11 @@ def test_a_wrong_tag_of_timm_gets_the_nearest() -> None:
 def test_an_answer_of_several_heads_in_training_is_told(tmp_path: Path) -> None:
     config = {
         "model": "torchvision/googlenet", "data": {"preprocess": {"size": 32, "channels": 3}},
-        "module": {"network": {"init_weights": False}}, "run": {"dir": str(tmp_path)},
+        "module": {"network": {"init_weights": False, "aux_logits": True}}, "run": {"dir": str(tmp_path)},
     }  # fmt: skip
     with pytest.raises(ModelError, match=r"^module\.network: while it is trained.* GoogLeNetOutputs.*aux_logits: fal"):
         sightline.assemble(config)
-    config["module"] = {"network": {"init_weights": False, "aux_logits": False}}
+    config["module"] = {"network": {"init_weights": False}}  # named by one word, it has none
     sightline.assemble(config)
 
 

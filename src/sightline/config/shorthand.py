@@ -11,6 +11,10 @@ from sightline.errors import ConfigError, nearest
 
 _SMALL = "sightline.models.networks"
 _LIBRARIES = ("timm", "torchvision")
+_WITHOUT_AUXILIARY_HEADS = {
+    name: {"aux_logits": False, "init_weights": True, "num_classes": "auto"} for name in ("googlenet", "inception_v3")
+}
+"""What torchvision's networks are built with whose further heads answer in training alone."""
 _NUMBER_LOSS = {"_target_": "torch.nn.MSELoss"}
 """With `data.target=number`, the loss that stands in the place of the schema's, which is for classes."""
 
@@ -56,4 +60,7 @@ def network_node(name: str) -> dict[str, Any]:
         )
     if library == "timm":
         return {"_target_": "timm.create_model", "model_name": inner, "num_classes": "auto", "in_chans": "auto"}
-    return {"_target_": f"torchvision.models.{inner}", "num_classes": "auto"}
+    return {
+        "_target_": f"torchvision.models.{inner}",
+        **_WITHOUT_AUXILIARY_HEADS.get(inner, {"num_classes": "auto"}),
+    }

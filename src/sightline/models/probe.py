@@ -3,23 +3,28 @@ a copy on torch's meta device, where tensors have shapes but no numbers, runs on
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from sightline.errors import ModelError, first_line
 
 _BATCH = 2
+_MOST, _EVALUATION_BYTES = 256, 512 << 20
 
 
 @dataclass(frozen=True)
 class LayerRow:
     """One call of a layer. `took` and `gave` are the sizes, batch included, of the first tensor that went in and that
-    came out, empty where there was none; `multiply_adds` are for one image."""
+    came out, empty where there was none; `multiply_adds` are for one image, and 0 where they cannot be counted."""
 
     name: str
     kind: str
@@ -85,6 +90,15 @@ def meta_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo).eval()
 
 
+def batch_that_fits(model: nn.Module, shape: tuple[int, int, int]) -> int:
+    """How many images of `shape` (C, H, W) to ask `model` about at once: the largest power of two, up to 256, for which
+    the images and the input and output of the layer with the largest ones take no more than 512 MiB in float32."""
+    largest = max((math.prod(row.took) + math.prod(row.gave) for row in trace(model, shape).layers), default=0)
+    numbers = largest // _BATCH + 2 * math.prod(shape)
+    most = min(_MOST, _EVALUATION_BYTES // (4 * numbers))
+    return 1 << max(0, most.bit_length() - 1)
+
+
 def summary(model: nn.Module, shape: tuple[int, int, int]) -> str:
     """A table of layers, output shapes, parameters and multiply-adds for one image of `shape` (C, H, W), with totals.
     A multiply-add is one multiplication and one addition in a convolution, a linear layer or an attention product."""
@@ -125,7 +139,9 @@ def _run(model: nn.Module, inputs: Any) -> Trace:
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         try:
             with torch.random.fork_rng():
-                return _observe(copy.deepcopy(model).eval(), _blank(inputs, device))
+                with contextlib.suppress(_LayerError):
+                    return _observe(copy.deepcopy(model).eval(), _blank(inputs, device))
+                return _observe(copy.deepcopy(model).eval(), _blank(inputs, device), count=False)
         except _LayerError as real:
             raise real from error
         except Exception as real:  # its own code, when it is copied
@@ -140,26 +156,50 @@ def _blank(inputs: Any, device: torch.device) -> Any:
     return [torch.zeros_like(part, device=device) for part in inputs]
 
 
-def _observe(probe: nn.Module, inputs: Any) -> Trace:
-    from torch.utils.flop_counter import FlopCounterMode
+class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the floating-point operations of what runs within it, by torch's own formulas. An operation that has no
+    formula, or whose formula fails, counts as none: counting must not be why a network is refused. torch's
+    `FlopCounterMode` also follows the modules, and fails where a module is given an expanded parameter."""
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        packet = func._overloadpacket
+        if packet not in flop_registry:
+            with self:  # a product of several operations counts by those that it is made of
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        output = func(*args, **kwargs)
+        if packet in flop_registry:
+            with contextlib.suppress(Exception):
+                self.total += flop_registry[packet](*args, **kwargs, out_val=output)
+        return output
+
+
+def _observe(probe: nn.Module, inputs: Any, count: bool = True) -> Trace:
     batch = _size(inputs)[0]
     rows: list[LayerRow] = []
     current: list[tuple[str, nn.Module, Any]] = []  # the leaf layers entered and not yet left
-    counter = FlopCounterMode(display=False)
+    counter = _Count()
 
     def enter(name: str) -> Any:
         def hook(layer: nn.Module, args: tuple[Any, ...]) -> None:
-            current.append((name, layer, (args, counter.get_total_flops())))
+            current.append((name, layer, (args, counter.total)))
 
         return hook
 
     def leave(name: str) -> Any:
         def hook(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             before = current.pop()[2][1]
-            kind, cost = type(layer).__name__, (counter.get_total_flops() - before) // 2 // batch
-            count = sum(parameter.numel() for parameter in layer.parameters())
-            rows.append(LayerRow(name or kind, kind, _size(args), _size(output), count, cost))
+            kind, cost = type(layer).__name__, (counter.total - before) // 2 // batch
+            weights = sum(parameter.numel() for parameter in layer.parameters())
+            rows.append(LayerRow(name or kind, kind, _size(args), _size(output), weights, cost))
 
         return hook
 
@@ -168,11 +208,11 @@ def _observe(probe: nn.Module, inputs: Any) -> Trace:
             layer.register_forward_pre_hook(enter(name))
             layer.register_forward_hook(leave(name))
     try:
-        with torch.no_grad(), counter:
+        with torch.no_grad(), counter if count else contextlib.nullcontext():
             output = probe(inputs)
     except Exception as error:  # whatever the network's own code raises is about this shape
         raise _explain(error, current) from error
-    total = counter.get_total_flops() // 2 // batch
+    total = counter.total // 2 // batch
     parameters = sum(parameter.numel() for parameter in probe.parameters())
     answers = isinstance(output, Tensor)
     return Trace(tuple(rows), tuple(output.shape[1:]) if answers else (), parameters, total, answers)

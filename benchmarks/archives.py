@@ -7,7 +7,7 @@ import sys
 import tarfile
 from pathlib import Path
 
-MNIST, CIFAR10 = "mnist10k-png.tar.gz", "cifar10-jpg.tar.gz"
+MNIST, CIFAR10, FLOWERS = "mnist10k-png.tar.gz", "cifar10-jpg.tar.gz", "photos-flowers.tar.gz"
 
 
 def unpacked(name: str, folder: Path) -> Path:

@@ -157,3 +157,53 @@ def test_a_compiled_network_is_frozen_by_its_own_names() -> None:
     assert made is not None
     assert made.heads == ("head",)
     assert "features.0.weight" in made.frozen(model, 1)[0]
+
+
+# --- running statistics
+
+
+class Normal(nn.Module):
+    """Batch normalisation below the head and in it, one without statistics, and one over groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(),
+            nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.GroupNorm(2, 4), nn.Flatten(),
+        )  # fmt: skip
+        self.head = nn.Sequential(nn.Linear(64, 3), nn.BatchNorm1d(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor = self.head(self.body(x))
+        return answer
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_running_statistics_stay_while_scales_and_shifts_are_trained(epochs: int) -> None:
+    model = Normal()
+    before = tensors(model)
+    trained(model, Freeze(["head"], epochs=epochs, statistics=True), epochs=2)
+    now = model.state_dict()
+    same = {name for name in before if torch.equal(before[name], now[name])}
+    assert same == {"body.1.running_mean", "body.1.running_var", "body.1.num_batches_tracked"}
+
+
+def test_frozen_statistics_normalise_in_training_as_in_evaluation() -> None:
+    model = Normal()
+    Freeze(["head"], statistics=True).apply(model, 0)
+    x = torch.randn(6, 1, 8, 8)
+    assert torch.equal(model.body[:3](x), copy.deepcopy(model).eval().body[:3](x))
+    assert model.head[1].training
+    assert model.body[4].training
+    free = Normal()
+    assert not torch.equal(free.body[:3](x), copy.deepcopy(free).eval().body[:3](x))
+
+
+def test_the_head_s_own_statistics_are_not_frozen_by_the_config() -> None:
+    config = TrainConfig.from_dict({"module": {"freeze_statistics": True}})
+    model = Normal()
+    freeze = make_freeze(config, model, (1, 8, 8))
+    assert freeze is not None
+    trained(model, freeze, epochs=1)
+    assert bool(model.head[1].running_mean.any())
+    assert not bool(model.body[1].running_mean.any())

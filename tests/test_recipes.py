@@ -401,16 +401,16 @@ def test_the_short_words_for_a_network() -> None:
 
 
 SMALL = "sightline.models.networks.SmallCNN"
-RESNET = network_node("timm/resnet18")
+RESNET, LITE = network_node("timm/resnet18"), network_node("timm/tf_efficientnet_lite0")
 
 
 @pytest.mark.parametrize(
     ("words", "network"),
     [
-        (["experiment=finetune"], RESNET),
+        (["experiment=finetune"], LITE),
         (["experiment=finetune", f"module.network._target_={SMALL}"], {"_target_": SMALL}),
         ([f"module.network={{class:{SMALL}}}", "experiment=folder"], {"class": SMALL}),
-        (["experiment=finetune", "module.network.drop_rate=0.3"], {**RESNET, "drop_rate": 0.3}),
+        (["experiment=finetune", "module.network.drop_rate=0.3"], {**LITE, "drop_rate": 0.3}),
         (["experiment=cifar10", "model=timm/resnet18", "module.network.drop_rate=0.3"], {**RESNET, "drop_rate": 0.3}),
         (["experiment=fashionmnist", f"model={SMALL}"], {"_target_": SMALL}),
         (["experiment=fashionmnist", "module.network.width=8"], {**CNN, "width": 8}),

@@ -128,12 +128,14 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "data.val": SHARE,
     "data.test": SHARE,
     "data.batch_size": st.integers(1, 10**6),
-    "data.eval_batch_size": st.integers(1, 10**6),
+    "data.drop_last": st.booleans(),
+    "data.eval_batch_size": st.just("auto") | st.integers(1, 10**6),
     "data.preprocess.size": st.just("auto")
     | st.integers(1, 4096)
     | st.lists(st.integers(1, 4096), min_size=1, max_size=2),
     "data.preprocess.channels": st.sampled_from(["auto", 1, 3]),
-    "data.preprocess.resize": st.sampled_from(["stretch", "crop", "pad"]),
+    "data.preprocess.resize": st.sampled_from(["auto", "stretch", "crop", "pad"]),
+    "data.preprocess.crop_pct": st.just("auto") | st.none(),  # a number forbids "pad": test_finetuning
     "data.preprocess.interpolation": st.sampled_from(["auto", "nearest", "bilinear", "bicubic", "lanczos"]),
     "data.preprocess.background": st.integers(0, 255),
     "data.preprocess.mean": st.just("auto") | NUMBERS,
@@ -167,8 +169,11 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "module.weights": st.none() | TEXT,
     "module.pretrained": st.just(False),
     "module.freeze_epochs": st.just(0),
+    "module.weights_by": st.just("name"),
     "module.freeze": st.lists(TEXT, max_size=2),
+    "module.freeze_statistics": st.booleans(),
     "module.layer_decay": st.floats(0.01, 1),
+    "module.head_lr": st.none() | st.floats(1e-6, 1),
     "module.param_groups": st.lists(st.just({"match": "head.*", "lr": 0.1}), max_size=2),
     "module.decay_1d": st.booleans(),
     "module.class_weights": st.none()

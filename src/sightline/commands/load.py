@@ -89,7 +89,8 @@ def _facts(predictor: Predictor, directory: Path, took: float) -> Iterator[tuple
     yield "network", _network(spec.network)
     yield "parameters", f"{count:,}"
     yield "input", f"{preprocess.channels} x {preprocess.height} x {preprocess.width} (channels x height x width)"
-    yield "resize", f"{preprocess.resize}, {preprocess.interpolation}, background {preprocess.background}"
+    share = "" if preprocess.crop_pct is None else f", crop_pct {preprocess.crop_pct:.6g}"
+    yield "resize", f"{preprocess.resize}{share}, {preprocess.interpolation}, background {preprocess.background}"
     yield "normalise", f"mean {numbers['mean']}  std {numbers['std']}"
     yield "outputs", spec.outputs
     yield (

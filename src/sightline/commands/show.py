@@ -31,7 +31,7 @@ def main(words: Sequence[str]) -> int:
     if not out.parent.is_dir():
         raise ConfigError(f"--out: there is no directory '{out.parent}'.")
     user_code()
-    from sightline.config.data import build_loaders, config_source, open_data
+    from sightline.config.data import config_source, open_data, train_loader
     from sightline.config.weights import with_expected_pictures
     from sightline.engine.runtime import Runtime
     from sightline.runs.sheet import draw_sheet, picture_formats
@@ -41,7 +41,7 @@ def main(words: Sequence[str]) -> int:
     config = with_expected_pictures(config)
     source = config_source(config)
     data, preprocess = open_data(config, source)
-    loader, _ = build_loaders(config, data, preprocess, Runtime("cpu", seed=config.seed))
+    loader = train_loader(config, data["train"], preprocess, Runtime("cpu", seed=config.seed))
     samples = [sample for split in ("test", "val", "train") for sample in source.splits.get(split, ())]
     sheet = draw_sheet(loader, samples, preprocess, found.count, found.epochs)
     try:

@@ -24,9 +24,10 @@ from sightline.config.parts import Parts, build_parts
 from sightline.config.resuming import check_given_again, check_own, check_same_config, check_same_data
 from sightline.config.schema import TrainConfig
 from sightline.config.typed import merged
+from sightline.config.weights import suggest_finetuning
 from sightline.data.packed import PackedDataset
 from sightline.data.preprocess import Preprocess
-from sightline.engine.callbacks import Callback, EarlyStopping
+from sightline.engine.callbacks import Callback, EarlyStopping, FirstLoss
 from sightline.engine.checkpoint import content_bytes, load_weights, newest_whole
 from sightline.engine.checkpointing import Checkpointer, check_room, kept
 from sightline.engine.progress import Progress, plain_console
@@ -243,6 +244,8 @@ def _assemble(
     config, state, data = parts.config, parts.state, parts.data
     settings = config.trainer
     early_stopping = _early_stopping(config, parts.meters.better)
+    if run is None and not given:
+        suggest_finetuning(config, data["train"])
     resumed_at = None
     other_data: dict[str, Any] = {}
     if run is None:
@@ -281,7 +284,9 @@ def _assemble(
 
     beat = Heartbeat(run.path)
     # the checkpoint of a step or an epoch comes after all that may still change the state
-    callbacks = [*early_stopping, *given.get("callbacks", ()), keeper]
+    tried = given.get("task") is None and parts.spec.outputs != "values" and resumed_at is None
+    first = [FirstLoss(parts.loss, parts.spec.outputs)] if tried else []
+    callbacks = [*first, *early_stopping, *given.get("callbacks", ()), keeper]
     callbacks += [*([Progress()] if settings.progress else ()), beat]
     trainer = _trainer(parts, callbacks, recorder)
     return Assembly(

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -40,6 +41,7 @@ UPDATES = (
     "trainer.compile",
     "module.freeze_epochs",
     "module.freeze",
+    "module.freeze_statistics",
     "module.class_weights",
     "module.mixup",
     "module.cutmix",
@@ -73,8 +75,8 @@ def check_owned(config: TrainConfig, given: Mapping[str, Any]) -> None:
     keys: dict[str, Sequence[str]] = {
         "task": UPDATES,
         "loss": ["module.class_weights", "module.loss"],
-        "optimizer": ["module.layer_decay", "module.param_groups", "module.decay_1d", "module.optimizer"],
-        "model": ["module.pretrained", "module.weights", "module.network"],
+        "optimizer": [f"module.{key}" for key in ("layer_decay", "head_lr", "param_groups", "decay_1d", "optimizer")],
+        "model": ["module.pretrained", "module.weights", "module.weights_by", "module.network"],
     }
     # with numbers as labels, the loss that nobody chose is another
     usual = TrainConfig.from_dict({"data": {"target": config.data.target}}).to_dict()
@@ -199,6 +201,33 @@ def check_labels(data: PackedDataset) -> None:
             UserWarning,
             stacklevel=2,
         )
+
+
+def check_conflicts(data: Mapping[str, PackedDataset]) -> None:
+    """Warns of images that are there with several labels, in whichever splits: no network can learn both, and a test
+    that holds one of them cannot be passed."""
+    packed = [part for part in data.values() if part.classes and part.facts is not None]
+    facts = [(part.facts.keys, part.rows) for part in packed if part.facts is not None]
+    if not packed:
+        return
+    keys = np.concatenate([keys if rows is None else keys[rows] for keys, rows in facts])
+    labels = np.concatenate([part.labels.numpy() for part in packed])
+    order = np.lexsort((labels, keys))
+    same = (keys[order][1:] == keys[order][:-1]) & (keys[order][1:] != 0)
+    places = np.flatnonzero(same & (labels[order][1:] != labels[order][:-1]))
+    if not len(places):
+        return
+    ids, classes = [name for part in packed for name in part.ids], packed[0].classes
+    pairs = [(order[place], order[place + 1]) for place in places[:3]]
+    shown = "; ".join(" and ".join(f"'{ids[row]}' ({classes[labels[row]]})" for row in pair) for pair in pairs)
+    count = len({int(key) for key in keys[order][places]})
+    warnings.warn(
+        f"{count} image{'s are' if count > 1 else ' is'} in more than one class, with the same pixels: {shown}"
+        f"{'; …' if len(places) > len(pairs) else ''}. Training and measuring go on with all of these labels; take the "
+        f"wrong ones out of the data.",
+        UserWarning,
+        stacklevel=2,
+    )
 
 
 def check_given(given: Mapping[str, Any]) -> None:

@@ -11,6 +11,8 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from sightline import locate
 from sightline.config.schema import DataConfig, TrainConfig
 from sightline.data.cache import GIB, Cache
@@ -25,15 +27,22 @@ from sightline.data.rows import ListSource
 from sightline.data.sources import open_source
 from sightline.engine.runtime import Runtime
 from sightline.errors import ConfigError
+from sightline.models.probe import batch_that_fits
 from sightline.runs.console import decoding_bar
 from sightline.types import Augmentation, DataSource
 
 _WHERE = ("root", "csv", "images", "image_column", "label_column", "split_column", "group_column", "dataset")
 
 
-def config_source(config: TrainConfig) -> DataSource:
-    """The data source the config describes; nothing is decoded yet."""
+def config_source(config: TrainConfig, known: Sequence[str] = ()) -> DataSource:
+    """The data source the config describes; nothing is decoded yet. `known` are the classes of a run that was made with
+    it: folders of these names are classes whatever they look like."""
     data = config.data
+    if config.module.pretrained and data.source == "auto" and data.root is None and data.dataset is None:
+        raise ConfigError(
+            "data.root: published weights are for images of your own, and none are named; set data.root=PATH. For the "
+            "embedded digits say data.source=digits."
+        )
     where = {name: getattr(data, name) for name in _WHERE}
     return open_source(
         data.source,
@@ -44,14 +53,15 @@ def config_source(config: TrainConfig) -> DataSource:
         test=data.test,
         seed=config.seed,
         numbers=data.target == "number",
+        known=known,
     )
 
 
-def data_source(config: TrainConfig, given: Any = None) -> DataSource:
+def data_source(config: TrainConfig, given: Any = None, known: Sequence[str] = ()) -> DataSource:
     """The source that was handed over, which may be any data set that `as_source` takes, or the one the config
-    describes. Raises ConfigError for a key that would have no effect on it."""
+    describes; `known` is as in `config_source`. Raises ConfigError for a key that would have no effect on it."""
     if given is None:
-        return config_source(config)
+        return config_source(config, known)
     data = config.data
     changed = [field.name for field in fields(data) if getattr(data, field.name) != getattr(DataConfig(), field.name)]
     for name in ("source", *_WHERE, "download"):
@@ -87,33 +97,51 @@ def open_data(
         return pack_splits(source, given, progress, only, _packing(config.data, shown))
 
 
-def build_loaders(
-    config: TrainConfig, data: Mapping[str, PackedDataset], preprocess: Preprocess, runtime: Runtime
-) -> tuple[BatchLoader, dict[str, BatchLoader]]:
-    """The training loader, and one for each split that is looked at while training."""
+def train_loader(config: TrainConfig, data: PackedDataset, preprocess: Preprocess, runtime: Runtime) -> BatchLoader:
+    """The loader of the training split. Raises ConfigError where `data.drop_last` would leave nothing of it."""
     settings = config.data
-    ahead: dict[str, Any] = {
-        "workers": loader_workers(settings),
-        "prefetch": settings.prefetch,
-        "device": runtime.device,
-    }
-    train = BatchLoader(
-        data["train"],
+    size = settings.batch_size * config.trainer.accumulate_grad_batches
+    if settings.drop_last and len(data) < size:
+        raise ConfigError(
+            f"data.drop_last: the {len(data)} training images do not fill one step of {size}, so there is "
+            f"nothing to train on. Set data.drop_last=false or a smaller data.batch_size."
+        )
+    return BatchLoader(
+        data,
         preprocess,
-        settings.batch_size * config.trainer.accumulate_grad_batches,
+        size,
+        drop_last=settings.drop_last,
         shuffle=True,
         balanced=settings.sampler == "balanced",
         augment=build_augmentations(settings),
         seed=config.seed,
-        **ahead,
+        **_ahead(settings, runtime),
     )
+
+
+def eval_loaders(
+    config: TrainConfig, data: Mapping[str, PackedDataset], preprocess: Preprocess, runtime: Runtime
+) -> dict[str, BatchLoader]:
+    """One for each split that is looked at while training; `data.eval_batch_size` is a number by now."""
+    size: Any = config.data.eval_batch_size
     # the test split is looked at once, after training: what picks the best checkpoint must not be what is reported
-    evals = {
-        split: BatchLoader(packed, preprocess, settings.eval_batch_size, **ahead)
+    return {
+        split: BatchLoader(packed, preprocess, size, **_ahead(config.data, runtime))
         for split, packed in data.items()
         if split == "val"
     }
-    return train, evals
+
+
+def with_eval_batch_size(config: TrainConfig, model: nn.Module, shape: tuple[int, int, int]) -> TrainConfig:
+    """The config with `data.eval_batch_size: auto` as the number that suits the network on images of `shape`
+    (C, H, W)."""
+    if config.data.eval_batch_size != "auto":
+        return config
+    return replace(config, data=replace(config.data, eval_batch_size=batch_that_fits(model, shape)))
+
+
+def _ahead(settings: DataConfig, runtime: Runtime) -> dict[str, Any]:
+    return {"workers": loader_workers(settings), "prefetch": settings.prefetch, "device": runtime.device}
 
 
 def build_augmentations(data: DataConfig) -> Sequence[Augmentation]:

@@ -61,7 +61,8 @@ def lr_find(
 
 
 def lr_key(config: TrainConfig) -> str:
-    """The key to set to the learning rate found: the optimiser's, unless a schedule has a `max_lr` of its own."""
+    """The key to set to the learning rate found: the optimiser's, unless a schedule has a `max_lr` of its own, or no
+    layer has that of the optimiser itself and the head a larger one."""
     module = config.module
     nodes = module.lr_scheduler or []
     for position, node in enumerate(nodes if isinstance(nodes, list) else [nodes]):
@@ -69,4 +70,7 @@ def lr_key(config: TrainConfig) -> str:
         arguments = node.get("kwargs") or {} if "class" in node else node
         if arguments.get("max_lr", "auto") != "auto":
             return f"{where}{'.kwargs' if 'class' in node else ''}.max_lr"
+    own = module.optimizer.get("lr", 0)
+    if module.head_lr is not None and module.layer_decay != 1 and isinstance(own, int | float) and module.head_lr > own:
+        return "module.head_lr"  # the largest, to which the others keep their ratios
     return f"module.optimizer{'.kwargs' if 'class' in module.optimizer else ''}.lr"

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from sightline import locate
-from sightline.config.schema import TrainConfig
+from sightline.config.schema import ModuleConfig, TrainConfig
 from sightline.config.weights import build_from_weights
 from sightline.data.loader import BatchLoader
 from sightline.data.preprocess import Preprocess
@@ -148,6 +148,7 @@ def make_optimizer(config: TrainConfig, given: Any, model: nn.Module, shape: tup
         name
         for name, used in (
             ("layer_decay", module.layer_decay != 1),
+            ("head_lr", module.head_lr is not None),
             ("param_groups", bool(module.param_groups)),
             ("decay_1d", not module.decay_1d),
         )
@@ -161,8 +162,9 @@ def make_optimizer(config: TrainConfig, given: Any, model: nn.Module, shape: tup
                 model,
                 target,
                 arguments,
-                depths=depths(model, shape) if module.layer_decay != 1 else None,
+                depths=_depths(module, model, shape),
                 layer_decay=module.layer_decay,
+                head_lr=module.head_lr,
                 overrides=module.param_groups,
                 decay_1d=module.decay_1d,
             )
@@ -176,14 +178,30 @@ def make_optimizer(config: TrainConfig, given: Any, model: nn.Module, shape: tup
     return given
 
 
+def _depths(module: ModuleConfig, model: nn.Module, shape: tuple[int, int, int]) -> dict[str, int] | None:
+    """How deep each parameter lies, as far as learning rates depend on it. Raises ConfigError where a head is to have
+    its own and cannot be found."""
+    if module.layer_decay == 1 and module.head_lr is None:
+        return None
+    if module.head_lr is not None and not head_of(model, shape):
+        raise ConfigError(
+            "module.head_lr: this network does not say which layer is its head. Leave it out, and give the layer's own "
+            "learning rate in module.param_groups."
+        )
+    found = depths(model, shape)
+    top = max(found.values(), default=0)
+    return found if module.layer_decay != 1 else {name: int(depth == top) for name, depth in found.items()}
+
+
 def make_freeze(config: TrainConfig, model: nn.Module, shape: tuple[int, int, int]) -> Freeze | None:
     """What is not trained, and for how long; None where everything is, always. `shape` (C, H, W) is that of an image.
     Raises ConfigError for a name that stands for no layer, and where nothing would be left to train."""
     module = config.module
-    if not module.freeze_epochs and not module.freeze:
+    if not module.freeze_epochs and not module.freeze and not module.freeze_statistics:
         return None
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps has the names that are asked for
-    freeze = Freeze(head_of(model, shape) if module.freeze_epochs else (), module.freeze_epochs, module.freeze)
+    heads = head_of(model, shape) if module.freeze_epochs or module.freeze_statistics else ()
+    freeze = Freeze(heads, module.freeze_epochs, module.freeze, statistics=module.freeze_statistics)
     freeze.check(model)
     return freeze
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from sightline.config.checks import (
+    check_conflicts,
     check_labels,
     check_loss,
     check_monitors,
@@ -20,7 +21,15 @@ from sightline.config.checks import (
     check_precision,
     check_targets,
 )
-from sightline.config.data import build_loaders, data_record, data_source, drawn_as, open_data
+from sightline.config.data import (
+    data_record,
+    data_source,
+    drawn_as,
+    eval_loaders,
+    open_data,
+    train_loader,
+    with_eval_batch_size,
+)
 from sightline.config.meters import Meters, build_meters, with_known_direction
 from sightline.config.module import (
     better_direction,
@@ -43,7 +52,7 @@ from sightline.engine.runtime import Runtime
 from sightline.errors import ConfigError, ModelError
 from sightline.files import expanded
 from sightline.models.spec import ModelSpec, check_training_answer
-from sightline.types import DataSource, Task, TrainState
+from sightline.types import DataSource, Schedule, Task, TrainState
 
 _SAMPLE = 4096
 
@@ -81,16 +90,19 @@ def build_parts(
     threads = None if settings.threads == "auto" else settings.threads
     runtime = Runtime(settings.device, seed=config.seed, threads=threads, deterministic=settings.deterministic)
     check_precision(config, runtime)
-    source = data_source(config, given.get("source"))
+    source = data_source(config, given.get("source"), () if record is None else record["classes"])
     source = source if record is None else drawn_as(source, record)
     config = _with_absolute_root(with_expected_pictures(config) if fresh else config)
     data, preprocess = open_data(config, source)
+    check_conflicts(data)
     record = data_record(data, source)
-    train, evals = build_loaders(config, data, preprocess, runtime)
+    train = train_loader(config, data["train"], preprocess, runtime)
     with runtime.active():
         model, spec = build_network(config, given.get("model"), preprocess, source.info.outputs, fresh)
         if given.get("model") is None and config.module.weights is None:
             _initialize(model, data["train"], preprocess)
+    config = with_eval_batch_size(config, model, spec.shape)
+    evals = eval_loaders(config, data, preprocess, runtime)
     model.to(runtime.device)
     tried = given.get("task") is None  # another task's outputs may be anything
     meters = build_meters(config, spec, source.info.classes, runtime.device, probe=tried)
@@ -115,18 +127,25 @@ def build_parts(
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(config, given.get("optimizer"), model, spec.shape)
-    state = TrainState(
-        model, optimizer, make_schedules(config, optimizer, len(train), meters.better), config=config.to_dict()
-    )
-    if isinstance(getattr(task, "average", None), Average):  # a task that was handed over may have one, too
-        state.ema = _average_of(model)
-    if getattr(task, "precision", settings.precision) == "fp16":
-        state.scaler = torch.amp.GradScaler(runtime.device.type)
+    schedules = make_schedules(config, optimizer, len(train), meters.better)
+    state = _state(config, model, optimizer, schedules, task, runtime)
     if settings.compile:
         model.compile()
     return Parts(
         config, source, data, record, preprocess, spec, loss, runtime, train, evals, state, task, meters, chosen
     )
+
+
+def _state(
+    config: TrainConfig, model: nn.Module, optimizer: Any, schedules: list[Schedule], task: Any, runtime: Runtime
+) -> TrainState:
+    """What training begins from."""
+    state = TrainState(model, optimizer, schedules, config=config.to_dict())
+    if isinstance(getattr(task, "average", None), Average):  # a task that was handed over may have one, too
+        state.ema = _average_of(model)
+    if getattr(task, "precision", config.trainer.precision) == "fp16":
+        state.scaler = torch.amp.GradScaler(runtime.device.type)
+    return state
 
 
 def _average_of(model: nn.Module) -> nn.Module:

@@ -24,7 +24,8 @@ def check_ranges(config: TrainConfig) -> None:
     data, trainer = config.data, config.trainer
     at_least: list[tuple[str, float | int | None, int]] = [
         ("seed", config.seed, 0), ("data.val", data.val, 0), ("data.test", data.test, 0),
-        ("data.batch_size", data.batch_size, 1), ("data.eval_batch_size", data.eval_batch_size, 1),
+        ("data.batch_size", data.batch_size, 1),
+        ("data.eval_batch_size", None if data.eval_batch_size == "auto" else data.eval_batch_size, 1),
         ("data.augment.shift", data.augment.shift, 0), ("trainer.max_epochs", trainer.max_epochs, 1),
         ("trainer.eval_every", trainer.eval_every, 1), ("trainer.log_every", trainer.log_every, 1),
         ("trainer.checkpoint_every", trainer.checkpoint_every, 1),
@@ -68,6 +69,16 @@ def check_ranges(config: TrainConfig) -> None:
         raise ConfigError(
             f"data.preprocess.size: expected one side or [height, width] of at least 1 pixel, found {size}."
         )
+    share = data.preprocess.crop_pct
+    if not (share == "auto" or share is None or 0.1 <= share <= 2):
+        raise ConfigError(
+            f"data.preprocess.crop_pct: expected a share of 0.1 to 2, such as 0.875, or null, found {share}."
+        )
+    if isinstance(share, float) and data.preprocess.resize == "pad":
+        raise ConfigError(
+            "data.preprocess.crop_pct: resize 'pad' keeps the whole image, so there is nothing to cut; set "
+            "data.preprocess.crop_pct=null, or resize=crop."
+        )
     std = data.preprocess.std
     if not isinstance(std, str) and any(value <= 0 for value in std):
         raise ConfigError(f"data.preprocess.std: every value must be above 0, found {std}.")
@@ -92,6 +103,8 @@ def _check_training(config: TrainConfig) -> None:
         raise ConfigError(
             f"module.ema: expected a decay between 0 and 1, such as 0.999, or null for none, found {module.ema}."
         )
+    if module.head_lr is not None and not 0 < module.head_lr < math.inf:
+        raise ConfigError(f"module.head_lr: expected a number above 0, or null, found {module.head_lr}.")
     if not 0 < module.layer_decay <= 1:
         raise ConfigError(
             f"module.layer_decay: expected a factor above 0 and at most 1, such as 0.75, found {module.layer_decay}."
@@ -108,6 +121,10 @@ def _check_training(config: TrainConfig) -> None:
         raise ConfigError(f"module.class_weights: expected numbers of at least 0, found {weights}.")
     if isinstance(weights, list) and weights and not any(weights):
         raise ConfigError(f"module.class_weights: expected a number above 0 for some class, found {weights}.")
+    if module.weights_by != "name" and module.weights is None:
+        raise ConfigError(
+            "module.weights_by: it is about the file that module.weights names, and there is none; leave it out."
+        )
     if module.pretrained and module.weights is not None:
         raise ConfigError(
             "module.weights: a network starts from one set of weights, and module.pretrained asks for the published "

@@ -19,10 +19,12 @@ from sightline.runs.directory import Run
 from sightline.runs.record import at, flat
 from sightline.types import TrainState
 
-MAY_CHANGE = ("trainer.", "run.", "data.root", "data.workers", "data.prefetch", "data.cache")
+MAY_CHANGE = ("trainer.", "run.", "data.root", "data.on_bad", "data.workers", "data.prefetch", "data.cache")
 """Keys that may differ when a run is resumed, but for those that make another step: the data is compared pixel by pixel
 in any case."""
-_GROUPS = ("module.optimizer._target_", "module.param_groups", "module.layer_decay", "module.decay_1d", "module.freeze")
+_GROUPS = tuple(
+    f"module.{key}." for key in ("optimizer._target_", "param_groups", "layer_decay", "head_lr", "decay_1d", "freeze")
+)
 _LENGTHS = ("trainer.max_epochs",)
 _BITS = tuple(f"trainer.{key}" for key in ("device", "threads", "deterministic", "channels_last", "compile"))
 """Keys that may change, and after which the last bits may be others."""
@@ -53,7 +55,7 @@ class Drift:
             content,
             state,
             path,
-            keep_optimizer=not any(key.startswith(_GROUPS) for key in self.changed),
+            keep_optimizer=not any(f"{key}.".startswith(_GROUPS) for key in self.changed),
             keep_lr=not any(key.startswith(("module.optimizer", "module.lr_scheduler")) for key in self.changed),
             batch_size=(sizes[0], sizes[1]),
             epoch_steps=epoch_steps,

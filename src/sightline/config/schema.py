@@ -28,9 +28,13 @@ class PreprocessConfig:
     channels: Auto | Literal[1, 3] = key_field(
         "auto", "1 for gray, 3 for RGB; `auto` takes the first training image's, or what pretrained weights take."
     )
-    resize: Literal["stretch", "crop", "pad"] = key_field(
-        "stretch",
-        "How another shape becomes `size`: `stretch` ignores the aspect ratio, `crop` scales the shorter side and cuts the centre, `pad` scales the longer side and fills with `background`.",
+    resize: Literal["auto", "stretch", "crop", "pad"] = key_field(
+        "auto",
+        "How another shape becomes `size`: `stretch` ignores the aspect ratio, `crop` scales the shorter side and cuts the centre, `pad` scales the longer side and fills with `background`; `auto` is what pretrained weights were measured with, else `stretch`.",
+    )
+    crop_pct: Auto | float | None = key_field(
+        "auto",
+        "Scale to `size` / `crop_pct`, rounded down, and cut `size` out of the centre (0.875 scales to 256 for 224); null cuts first and scales once. `auto` is what pretrained weights were measured with, else null.",
     )
     interpolation: Literal["auto", "nearest", "bilinear", "bicubic", "lanczos"] = key_field(
         "auto",
@@ -150,8 +154,17 @@ class DataConfig:
         "shuffle",
         "Which training images an epoch shows: every one once, in random order, or as many of each class as of the others (rare classes repeat, common ones take turns), as many in all.",
     )
-    batch_size: int = key_field(64, "Images per training step.")
-    eval_batch_size: int = key_field(256, "Images per step of evaluation and prediction.")
+    batch_size: int = key_field(
+        64,
+        "Images per training step. The last step of an epoch has what is left, and a single image that is left joins the step before it.",
+    )
+    drop_last: bool = key_field(
+        False, "Leave out of each epoch what does not fill a step, which are other images in every epoch."
+    )
+    eval_batch_size: Auto | int = key_field(
+        "auto",
+        "Images per step of evaluation and prediction; `auto` is the largest power of two, up to 256, whose images and the largest activations of the network take no more than 512 MiB.",
+    )
     preprocess: PreprocessConfig = key_field(PreprocessConfig(), "See `data.preprocess`.")
     augment: AugmentConfig = key_field(AugmentConfig(), "See `data.augment`.")
 
@@ -183,6 +196,10 @@ class ModuleConfig:
         None,
         "A file of weights to start from (`.safetensors`, or a checkpoint of torch or timm), or the directory of a run: all but the head is loaded, the head where its classes fit.",
     )
+    weights_by: Literal["name", "order"] = key_field(
+        "name",
+        "How the tensors of that file are found: by their names, or by their order, for a file of this very network that has other names.",
+    )
     pretrained: bool = key_field(
         False, "Start from the published weights of a timm or torchvision network, with a new head for these classes."
     )
@@ -191,9 +208,17 @@ class ModuleConfig:
         [],
         "Layers that are never trained, by name or pattern (`features.0`, `layer[12].*`); their running statistics stay too.",
     )
+    freeze_statistics: bool = key_field(
+        False,
+        "Let batch normalisation use and keep the running statistics of the weights it starts from, in training too, while its scales and shifts are trained; right for weights of another data set and small batches.",
+    )
     layer_decay: float = key_field(
         1.0,
         "The learning rate of each block is this times that of the block above it, from the head down: below 1 the early layers of a pretrained network change less.",
+    )
+    head_lr: float | None = key_field(
+        None,
+        "The learning rate of the head, where it is another than the optimiser's `lr`: a new head has further to go than the weights below it.",
     )
     param_groups: list[Node] = key_field(
         [],

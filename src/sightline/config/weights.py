@@ -3,26 +3,39 @@ of the composition root that is about what was trained before."""
 
 from __future__ import annotations
 
+import importlib.util
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from sightline import locate
-from sightline.config.schema import ModuleConfig, TrainConfig
+from sightline.config.ranges import check_ranges
+from sightline.config.schema import DataConfig, ModuleConfig, TrainConfig
+from sightline.data.packed import PackedDataset
 from sightline.data.preprocess import Preprocess
 from sightline.engine.checkpoint import numpy_values
 from sightline.errors import ArtifactError, ConfigError
 from sightline.files import expanded, sha256
-from sightline.models.pretrained import KEY, Loaded, Weights, load_into, read_weights
-from sightline.models.published import build_published, expected_pictures
+from sightline.models.pretrained import KEY, Loaded, Weights, load_into, read_weights, start_at_zero
+from sightline.models.published import LITE, build_published, expected_pictures
 from sightline.models.spec import ModelSpec, build_model, network_name, without_downloads
 from sightline.runs.directory import Run
 from sightline.runs.manifest import MANIFEST, WEIGHTS, read_manifest
 
-_KEYS = ("size", "channels", "mean", "std", "interpolation")
+_KEYS = ("size", "channels", "mean", "std", "interpolation", "resize", "crop_pct")
+_WHERE = (
+    *("source", "root", "dataset", "csv", "images", "image_column", "label_column", "split_column", "group_column"),
+    *("classes", "val", "test", "on_bad"),
+)
+"""Keys of `data` that say which images are trained on."""
+_PHOTOGRAPH = 64
+"""Pixels of the shorter side from which a picture is taken for a photograph."""
 _LUMA = (0.299, 0.587, 0.114)
 """How gray is made of red, green and blue, see `Preprocess`."""
 
@@ -41,6 +54,8 @@ def with_expected_pictures(config: TrainConfig) -> TrainConfig:
     expected = None if place is None else _of_run(place)
     if expected is None:
         expected = expected_pictures(module.network)
+    if given["resize"] not in ("auto", expected.get("resize")):  # cut for another shape than the user's own choice
+        expected = {name: value for name, value in expected.items() if name != "crop_pct"}
     filled = given | {name: value for name, value in expected.items() if given[name] == "auto"}
     for name in ("mean", "std"):
         values = filled[name]
@@ -48,32 +63,73 @@ def with_expected_pictures(config: TrainConfig) -> TrainConfig:
         if given[name] == "auto" and known and len(values) not in (1, filled["channels"]):
             gray = filled["channels"] == 1 and len(values) == len(_LUMA)
             filled[name] = [sum(share * value for share, value in zip(_LUMA, values, strict=True))] if gray else "auto"
-    return replace(config, data=replace(config.data, preprocess=replace(config.data.preprocess, **filled)))
+    made = replace(config, data=replace(config.data, preprocess=replace(config.data.preprocess, **filled)))
+    check_ranges(made)
+    return made
+
+
+def suggest_finetuning(config: TrainConfig, data: PackedDataset) -> None:
+    """Prints the command that starts from weights, where photographs are to be trained on from nothing."""
+    module, facts = config.module, data.facts
+    begins = module.pretrained or module.weights is not None or not _begins_at_random(module)
+    if begins or not config.trainer.progress or facts is None or not data.classes or data.shape[1] != 3:
+        return
+    sizes = facts.sizes if data.rows is None else facts.sizes[data.rows]
+    if config.data.root is None or int(np.median(sizes.min(1))) < _PHOTOGRAPH:
+        return
+    height, width = (int(side) for side in np.median(sizes, axis=0))
+    first = "pip install 'sightline[lite]' && " if importlib.util.find_spec(LITE) is None else ""
+    usual = DataConfig()
+    own = [
+        f"data.{key}={getattr(config.data, key)}" for key in _WHERE if getattr(config.data, key) != getattr(usual, key)
+    ]
+    print(
+        f"note: these are pictures in colour of about {width} x {height} pixels. A network that has seen millions of "
+        f"photographs needs far fewer of yours than one with random weights:\n"
+        f"  {first}sightline train experiment=finetune {shlex.join(own)}",
+        file=sys.stderr,
+    )
 
 
 def build_from_weights(
     module: ModuleConfig, shape: tuple[int, int, int], num_classes: int, outputs: str
 ) -> tuple[nn.Module, ModelSpec, Loaded | None]:
     """The network of the config for images of `shape` (C, H, W), with the weights it starts from, its spec, and what
-    was loaded; None where it starts from none. `outputs` is as in `build_model`.
+    was loaded; None where it starts from none. A head that is new starts at zero. `outputs` is as in `build_model`.
 
     Raises ConfigError for weights that are missing, damaged, or of another network, and where a head would be trained
     on random weights."""
     _check_freeze(module)
     if module.pretrained:
-        return build_published(module.network, shape, num_classes, outputs=outputs)
-    model, spec = build_model(module.network, shape, num_classes, outputs=outputs)
-    if module.weights is None:
-        return model, spec, None
-    return model, spec, load_into(model, _read(_place(module.weights)), shape, spec.network)
+        model, spec, loaded = build_published(module.network, shape, num_classes, outputs=outputs)
+    else:
+        model, spec = build_model(module.network, shape, num_classes, outputs=outputs)
+        if module.weights is None:
+            return model, spec, None
+        loaded = load_into(model, _read(_place(module.weights)), shape, spec.network, module.weights_by)
+    if loaded.new:
+        start_at_zero(model, shape)
+    return model, spec, loaded
+
+
+def _begins_at_random(module: ModuleConfig) -> bool:
+    """Whether the network is known to bring no weights of its own, as one of somebody's own code may."""
+    network = module.network
+    root = "torch" if "layers" in network else locate.target_name(locate.split_node(network, KEY)[0]).partition(".")[0]
+    return root in ("torch", "torchvision", "timm", "sightline") and without_downloads(network) == dict(network)
 
 
 def _check_freeze(module: ModuleConfig) -> None:
-    """A network of somebody's own code may begin with weights that the config says nothing of; of these it is known."""
-    network = module.network
-    root = "torch" if "layers" in network else locate.target_name(locate.split_node(network, KEY)[0]).partition(".")[0]
-    known = root in ("torch", "torchvision", "timm", "sightline") and without_downloads(network) == dict(network)
-    if module.freeze_epochs and known and not module.pretrained and module.weights is None:
+    """Raises ConfigError where what is frozen would be random."""
+    if module.pretrained or module.weights is not None or not _begins_at_random(module):
+        return
+    if module.freeze_statistics:
+        raise ConfigError(
+            "module.freeze_statistics: without weights to start from, batch normalisation has no statistics worth "
+            "keeping. Say what the network starts from, pretrained=true or weights=FILE, or set "
+            "module.freeze_statistics=false."
+        )
+    if module.freeze_epochs:
         raise ConfigError(
             f"module.freeze_epochs: the first {module.freeze_epochs} epochs would train the head on top of random "
             f"weights, which are frozen. Say what the network starts from, pretrained=true or weights=FILE, or set "
@@ -163,4 +219,6 @@ def _of_artifact(artifact: Path) -> dict[str, Any]:
         "size": [found.height, found.width],
         "channels": found.channels,
         "interpolation": found.interpolation,
+        "resize": found.resize,
+        "crop_pct": found.crop_pct,
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sightline.data.members import Member, tar_members, zip_members
 from sightline.data.rows import SPLIT_NAMES
-from sightline.data.trees import Entries, is_image
+from sightline.data.trees import NO_DATA, Entries, is_image
 from sightline.errors import DataError
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -78,7 +78,7 @@ class Archive:
         if name.startswith("/") or ".." in parts or name[1:2] == ":":
             raise DataError(f"'{self.root}': the member '{name}' leaves the archive; that is no data set to trust.")
         parts = [part for part in parts if part not in ("", ".")]
-        if not parts or parts[0] == "__MACOSX":
+        if not parts or not NO_DATA.isdisjoint(parts):
             return
         path = "/".join(parts)
         if path in self._files:

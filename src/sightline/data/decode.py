@@ -33,6 +33,10 @@ Readable: TypeAlias = "Path | bytes | Pixels | Image.Image | Reference"
 MAX_PIXELS = 178_956_970
 """More than these are refused before they are decoded: Pillow's limit for a decompression bomb, for every format."""
 GRAY_MODES = frozenset(("L", "LA"))
+RAW_SUFFIXES = frozenset(
+    (".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".srw")
+)
+"""Of the files that cameras write of their sensors' values. Many are TIFF files that begin with a small preview."""
 UNREADABLE = "cannot read"
 """How the reason begins where it is the file system's, and may pass."""
 _ORIENTATION = 0x0112
@@ -74,6 +78,8 @@ def open_image(image: Readable, name: str) -> Picture:
         start = f" (it begins with {image[:12]!r})" if isinstance(image, bytes) else ""
         reason: object = str(error) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
+            if isinstance(image, bytes) and (told := _other_format(image)):
+                raise ImageError(f"{name} is {told}, which is not read; convert it to JPEG, PNG or WebP.") from error
             reason = _why_unidentified(image) if isinstance(image, bytes) else ""
             if not reason:
                 raise ImageError(f"{name} is no image of a format Pillow knows{start}.") from error
@@ -98,10 +104,13 @@ def read_file(path: str | Path, name: str) -> bytes:
 def read_encoded(image: Readable, name: str) -> bytes | Pixels | Image.Image:
     """What `open_image` would decode: the encoded bytes of a file or reference, or the pixels where there are no
     bytes."""
-    if isinstance(image, Path):
-        return read_file(image, name)
     if isinstance(image, bytes | np.ndarray | Image.Image):
         return image
+    file = str(image if isinstance(image, Path) else getattr(image, "name", ""))
+    if file[file.rfind(".") :].lower() in RAW_SUFFIXES:  # Pillow would open the preview in it
+        raise ImageError(f"{name} is a camera's raw file, which is not read; convert it to JPEG, PNG or TIFF.")
+    if isinstance(image, Path):
+        return read_file(image, name)
     try:
         return image.read()
     except DataError as error:  # a damaged member of an archive, a row without an image: one image, not the data set
@@ -485,6 +494,23 @@ def _is_dct(data: bytes) -> bool:
     while data[at] == 0xFF and data[at + 1] in _BEFORE_FRAME:
         at += 2 + (data[at + 2] << 8) + data[at + 3]
     return data[at] == 0xFF and data[at + 1] in _DCT_FRAMES
+
+
+def _other_format(data: bytes) -> str:
+    """What the bytes are, with its article, where they are an image in a well-known format that Pillow does not read;
+    else an empty string."""
+    if data[4:8] == b"ftyp":
+        brands = data[8 : 8 + 24]
+        if b"avif" in brands or b"avis" in brands:
+            return "an AVIF image, and this Pillow was built without AVIF"
+        if any(brand in brands for brand in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")):
+            return "a HEIC image"
+    if data.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
+        return "a JPEG XL image"
+    if data.startswith((b"<svg", b"<?xml")) and b"<svg" in data[:4096]:
+        return "an SVG drawing"
+    known = {b"v/1\x01": "an OpenEXR image", b"#?RADIANCE": "a Radiance HDR image", b"gimp xcf": "a GIMP image"}
+    return next((what for start, what in known.items() if data.startswith(start)), "")
 
 
 def _why_unidentified(data: bytes) -> str:

@@ -41,7 +41,8 @@ def decode_block(images: Sequence[Any], decoder: Preprocess, pixels: Pixels) -> 
     """Decodes `images` (each as `Preprocess.decode` takes it, a file's name, or the ImageError that reading it raised)
     into `pixels` uint8 [B,C,H,W]. The pixels of one that cannot be read are zeros."""
     shape = (decoder.height, decoder.width)
-    gray, colour = decoder.channels == 1 and shape, decoder.channels == 3 and (*shape, 3)
+    gray = decoder.keeps_size and decoder.channels == 1 and shape
+    colour = decoder.keeps_size and decoder.channels == 3 and (*shape, 3)
     bad: dict[int, str] = {}
     changed: dict[int, tuple[tuple[int, int], bool]] = {}
     keys = np.zeros(len(images), np.uint64)

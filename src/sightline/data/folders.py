@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection, Sequence
+
 from sightline.data.rows import SPLIT_NAMES, Row
-from sightline.data.trees import Tree, image_paths
+from sightline.data.trees import Directory, Tree, image_paths
 from sightline.errors import DataError, listing
+
+_LIKE_A_SPLIT = re.compile(
+    r"(training|train|validation|valid|val|development|dev|testing|test|evaluation|eval|holdout)"
+    r"(set|data|dataset|split|images|image|imgs|img|pictures|folder|dir)?\d*"
+)
+"""Names of folders that are nearly always splits, in lower case and without what separates their words."""
 
 
 def split_folders(tree: Tree) -> dict[str, str]:
@@ -21,15 +30,48 @@ def split_folders(tree: Tree) -> dict[str, str]:
     return found
 
 
-def read_folders(tree: Tree) -> dict[str, list[Row]]:
-    """The images of every class folder, by split."""
+def read_folders(tree: Tree, named: Collection[str] = ()) -> dict[str, list[Row]]:
+    """The images of every class folder, by split. Raises DataError for folders that are hardly meant as classes, unless
+    they are `named`: with the names of splits, or which all hold the same folders."""
     folders = split_folders(tree) or {"train": ""}
-    return {split: _class_folders(tree, folder) for split, folder in folders.items()}
+    return {split: _class_folders(tree, folder, named) for split, folder in folders.items()}
 
 
-def _class_folders(tree: Tree, folder: str) -> list[Row]:
+def _check_classes(tree: Tree, folder: str, names: Sequence[str], named: Collection[str]) -> None:
+    """Raises DataError for folders that would be taken for classes and are not; wrong classes train without a word."""
+    unnamed = [name for name in names if name not in named]
+    where = f"'{tree.shown(folder)}'"
+    otherwise = f"Where they are classes all the same, name them: data.classes=[{','.join(names)}]."
+    splits = [name for name in unnamed if _LIKE_A_SPLIT.fullmatch(re.sub(r"[\W_]+", "", name.lower()))]
+    # within a split, one such name is a class among others, such as the train among vehicles
+    if splits and (not folder or len(splits) == len(unnamed) or len(splits) > 2):
+        raise DataError(
+            f"{where}: the folders {listing(splits)} look like splits, and would be classes. Rename them to train, val "
+            f"and test at the top of the data, and they are the splits; or set data.root to the one whose folders are "
+            f"the classes. {otherwise}"
+        )
+    inner = {name: frozenset(tree.entries(f"{folder}/{name}" if folder else name).folders) for name in unnamed}
+    if len(names) == 1 and unnamed and len(inside := sorted(inner[names[0]])) > 1:
+        plain = not folder and isinstance(tree, Directory)
+        advice = f"set data.root='{tree.root / names[0]}'" if plain else "move them up into it"
+        raise DataError(
+            f"{where} has only one folder, '{names[0]}', which holds the folders {listing(inside, 4)}. If these are "
+            f"the classes, {advice}."
+        )
+    same = set(inner.values())
+    if len(unnamed) > 1 and len(same) == 1 and len(found := sorted(same.pop())) > 1:
+        raise DataError(
+            f"{where}: the folders {listing(unnamed, 4)} would be the classes, but all of them hold the same "
+            f"folders, {listing(found, 4)}, as splits or sources of the same classes would. If those inside are the "
+            f"classes, set data.root to one of the folders, or rename them to train, val and test. {otherwise}"
+        )
+
+
+def _class_folders(tree: Tree, folder: str, named: Collection[str]) -> list[Row]:
     rows: list[Row] = []
-    for name in sorted(tree.entries(folder).folders):
+    names = sorted(tree.entries(folder).folders)
+    _check_classes(tree, folder, names, named)
+    for name in names:
         inner = f"{folder}/{name}" if folder else name
         paths = image_paths(tree, inner)
         if not paths:

@@ -41,7 +41,9 @@ class _Prepared(NamedTuple):
 class BatchLoader:
     """Gathers or decodes, augments and normalises whole batches on `device`.
 
-    An epoch visits every row once, the last batch as large as what is left. With `shuffle`, the order is a function of
+    An epoch visits every row once, the last batch as large as what is left; with `drop_last`, what does not fill a
+    batch is left out, which in the next epoch are other rows. With `shuffle`, a single row that is left joins the batch
+    before it, since normalisation over a batch of one is not defined, and the order is a function of
     (seed, epoch), and every augmentation of (seed, its position in `augment`, epoch, sample), so that no two of them
     share a random stream, even two of one kind. The sample is the row, or, for up to 16 million images that were
     packed, the place among all images when these are sorted by content, so that nothing depends on the order in which
@@ -52,7 +54,8 @@ class BatchLoader:
     give or take one: see `Balanced`. Where an image comes several times, each time is augmented in its own way.
 
     Of `world_size` loaders that differ in `rank` alone, each gives its part of every step: together they visit every
-    row once, in the same number of steps. `batch_size` is for each of them, and the last step is shared evenly.
+    row once, in the same number of steps. `batch_size` is for each of them, and the last step is shared evenly; with
+    `shuffle`, what would give some of them no more than one row joins the step before it.
 
     `workers` threads (None: the cores there are) work up to `prefetch` batches ahead; with 0 of either, all is done
     when a batch is asked for. Small batches that are not augmented are made a few at a time, of 512 KiB of pixels at
@@ -72,6 +75,7 @@ class BatchLoader:
         *,
         shuffle: bool = False,
         balanced: bool = False,
+        drop_last: bool = False,
         augment: Sequence[Augmentation] = (),
         seed: int = 0,
         device: torch.device | str = "cpu",
@@ -86,6 +90,8 @@ class BatchLoader:
             raise ValueError(f"rank must be one of 0 to {world_size - 1}, not {rank}")
         if 0 < len(dataset) < world_size:
             raise ValueError(f"{len(dataset)} images cannot be shared by {world_size} processes")
+        if drop_last and len(dataset) < batch_size * world_size:
+            raise ValueError(f"drop_last leaves no batch of {batch_size * world_size} out of {len(dataset)} images")
         if balanced and not shuffle:
             raise ValueError("balanced says what an epoch of training shows; it needs shuffle=True")
         if balanced and dataset.labels.is_floating_point():
@@ -119,6 +125,8 @@ class BatchLoader:
             balance=dataset.labels.numpy() if balanced else None,
             rank=rank,
             world_size=world_size,
+            least=2 if shuffle and batch_size > 1 else 1,
+            drop_last=drop_last,
         )
         seeded = tuple((step, augmentation_seed(seed, place)) for place, step in enumerate(self.augment))
         self._crop, self._steps = _crop_while_decoding(dataset, seeded)
@@ -126,7 +134,7 @@ class BatchLoader:
         self._epoch, self._batch = 0, 0
 
     def __len__(self) -> int:
-        """Steps of an epoch: a rest that cannot give every rank an image joins the step before it."""
+        """Steps of an epoch."""
         return len(self._plan)
 
     def look(self, rows: Sequence[int] | NDArray[np.int64], epoch: int = 0) -> Batch:

@@ -5,6 +5,7 @@ was measured. Decoding is on the CPU and ends in uint8; normalisation is on the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+_LONG = 8
 Box: TypeAlias = Sequence[int]
 """(top, left, height, width) of a part of the upright picture, in pixels."""
 
@@ -46,8 +48,11 @@ class Preprocess:
     `std`.
 
     `resize`: "stretch" ignores the aspect ratio; "crop" scales the shorter side and cuts the centre; "pad" scales the
-    longer side and fills with `background`. Alpha is composited over `background` (0..255), the EXIF orientation is
-    applied, and gray of up to 16 bits is scaled to 8. Gray from colour is ITU-R 601 luma, as in Pillow."""
+    longer side and fills with `background`. With `crop_pct`, 0.1 to 2, "stretch" and "crop" scale to
+    1/crop_pct of that size, rounded down, and cut the centre out of it, as timm and torchvision measure their
+    networks (above 1 there is black around it); without it the part that is kept is cut first and scaled once. Alpha
+    is composited over `background` (0..255), the EXIF orientation is applied, and gray of up to 16 bits is scaled to 8.
+    Gray from colour is ITU-R 601 luma, as in Pillow."""
 
     height: int
     width: int
@@ -57,8 +62,14 @@ class Preprocess:
     resize: str = "stretch"
     interpolation: str = "bilinear"
     background: int = 255
+    crop_pct: float | None = None
 
     def __post_init__(self) -> None:
+        if self.crop_pct is not None and not (0.1 <= self.crop_pct <= 2 and self.resize != "pad"):
+            raise DataError(
+                f"data.preprocess.crop_pct: expected a share of 0.1 to 2, with resize 'crop' or 'stretch', "
+                f"found {self.crop_pct} with '{self.resize}'."
+            )
         if self.resize not in ("stretch", "crop", "pad") or self.interpolation not in _FILTERS:
             raise DataError(f"data.preprocess: there is no resize '{self.resize}' with '{self.interpolation}'.")
         for name in ("mean", "std"):
@@ -77,9 +88,19 @@ class Preprocess:
         """(C, H, W) of a decoded image."""
         return self.channels, self.height, self.width
 
+    @property
+    def scaled(self) -> tuple[int, int]:
+        """(height, width) that an image is scaled to before its centre is cut out."""
+        share = self.crop_pct or 1.0
+        # the smallest numbers are no difference: 224 / (224 / 232) may come out just below 232
+        return math.floor(self.height / share + 1e-6), math.floor(self.width / share + 1e-6)
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dict; `from_dict` gives back an equal object."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        if self.crop_pct is None:  # as before there was one
+            del values["crop_pct"]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocess:
@@ -115,7 +136,7 @@ class Preprocess:
     def _prepared(self, own: Pixels, stretch: bool = False) -> Pixels:
         """Pixels in their own size, gray [H,W] or RGB [H,W,3], as [C,H,W] of this preprocessing."""
         fits = own.ndim == (2 if self.channels == 1 else 3)
-        if not fits or size_of(own) != (self.height, self.width):
+        if not fits or size_of(own) != (self.height, self.width) or not (stretch or self.keeps_size):
             whole = Image.fromarray(np.ascontiguousarray(own))
             converted = whole if fits else whole.convert("L" if self.channels == 1 else "RGB")
             own = np.asarray(self._resized(converted, stretch))
@@ -147,16 +168,59 @@ class Preprocess:
 
         return normalize
 
+    @property
+    def keeps_size(self) -> bool:
+        """Whether an image that has the size already stays as it is."""
+        return self.scaled == (self.height, self.width)
+
     def _resized(self, picture: Image.Image, stretch: bool) -> Image.Image:
         size = (self.width, self.height)
         method = _FILTERS[self.interpolation]
-        if picture.size == size:
+        if picture.size == size and (stretch or self.keeps_size):
             return picture
-        if stretch or self.resize == "stretch":
+        if stretch:
+            return picture.resize(size, method)
+        if self.crop_pct is not None:
+            picture = _middle(picture, _LONG * max(self.width / self.height, self.height / self.width))
+            return self._centre(picture.resize(self._scaled_from(picture), method))
+        if self.resize == "stretch":
             return picture.resize(size, method)
         if self.resize == "crop":
             return ImageOps.fit(picture, size, method)
         return ImageOps.pad(picture, size, method, color=(self.background,) * self.channels)
+
+    def _scaled_from(self, picture: Image.Image) -> tuple[int, int]:
+        """(width, height) to scale to before the centre is cut out; the roundings are those of torchvision's `Resize`
+        and, where the image is to be no square, of timm's `ResizeKeepRatio`."""
+        height, width = self.scaled
+        if self.resize == "stretch":
+            return width, height
+        short, long = sorted(picture.size)
+        if height == width:
+            other = int(height * long / short)
+            return (height, other) if picture.width <= picture.height else (other, height)
+        ratio = min(picture.height / height, picture.width / width)
+        return round(picture.width / ratio), round(picture.height / ratio)
+
+    def _centre(self, picture: Image.Image) -> Image.Image:
+        top, left = _margin(picture.height, self.height), _margin(picture.width, self.width)
+        return picture.crop((left, top, left + self.width, top + self.height))
+
+
+def _middle(picture: Image.Image, most: float) -> Image.Image:
+    """The image, or of one that is more than `most` times as long as wide the part about its centre. All of it would be
+    scaled, and then nearly all cut away: a few lines of pixels may be gigabytes then."""
+    width, height = picture.size
+    if max(width, height) <= most * min(width, height):
+        return picture
+    width, height = min(width, math.ceil(most * height)), min(height, math.ceil(most * width))
+    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+    return picture.crop((left, top, left + width, top + height))
+
+
+def _margin(there: int, wanted: int) -> int:
+    """Where the centre begins; below 0 where it is larger than what is there, which Pillow fills with black."""
+    return round((there - wanted) / 2) if there >= wanted else -((wanted - there) // 2)
 
 
 def _part(picture: Picture, crop: Box, name: str) -> Picture:

@@ -62,8 +62,10 @@ class Balanced:
 class Plan:
     """The batches of every epoch, as rows of a data set of `count` samples, and one rank's part of them.
 
-    `ranked` is the row of each sample when these are sorted in an order of their own; without it they stand as they
-    are listed. `balance` is the class of each row, int64, where epochs are to be `Balanced`."""
+    What is left after the whole steps is a step of its own where it gives every rank `least` samples, and else joins
+    the step before it; with `drop_last` it is left out. `ranked` is the row of each sample when these are sorted in an
+    order of their own; without it they stand as they are listed. `balance` is the class of each row, int64, where
+    epochs are to be `Balanced`."""
 
     def __init__(
         self,
@@ -76,8 +78,14 @@ class Plan:
         balance: NDArray[np.int64] | None = None,
         rank: int = 0,
         world_size: int = 1,
+        least: int = 1,
+        drop_last: bool = False,
     ):
         self._count, self._together = count, batch_size * world_size
+        whole, rest = divmod(count, self._together)
+        own = rest >= least * world_size or (rest > 0 and whole == 0)
+        self._steps = whole if drop_last else whole + own
+        self._shown = whole * self._together if drop_last else count
         self._seed, self._shuffle = seed, shuffle
         self._ranked, self._balanced = ranked, None
         if balance is not None:
@@ -85,9 +93,8 @@ class Plan:
         self._rank, self._world_size = rank, world_size
 
     def __len__(self) -> int:
-        """Steps of an epoch: a rest that cannot give every rank a sample joins the step before it."""
-        whole, rest = divmod(self._count, self._together)
-        return whole + (rest >= self._world_size or (rest > 0 and whole == 0))
+        """Steps of an epoch."""
+        return self._steps
 
     def pieces(self, epoch: int, first: int, batches: int = 1) -> Iterator[Piece]:
         """This rank's batches from batch `first` on, up to so many in a piece. The order is worked out a block at a
@@ -96,7 +103,7 @@ class Plan:
         block = max(1, _BLOCK // together // batches) * batches
         for begin in range(first, steps, block):
             end = min(begin + block, steps)
-            low, high = begin * together, self._count if end == steps else end * together
+            low, high = begin * together, self._shown if end == steps else end * together
             rows, keys = self._order(epoch, low, high)
             starts = [*range(0, (end - begin) * together, together), high - low]
             if self._world_size > 1:

@@ -42,13 +42,15 @@ def open_source(
     dataset: str | None = None,
     download: bool = False,
     numbers: bool = False,
+    known: Sequence[str] = (),
 ) -> ListSource:
     """Reads the layout of a data set and returns its samples by split.
 
     `kind` is one of KINDS; "auto" looks at what is there. `val` and `test` say what to set aside where the data itself
     has no such split (a part below 1 or a number of images), stratified by class and drawn from `seed`; with
     `group_column`, images of one group stay together. `dataset` and `download` are for torchvision. With `numbers`,
-    labels are numbers to predict and there are no classes.
+    labels are numbers to predict and there are no classes. Folders whose names are `known` are classes, whatever they
+    look like.
 
     Raises DataError for a path that does not exist, an empty folder, a single class, a class that only an evaluation
     split has, a label out of range or that is no number, a table row without its file, a damaged file."""
@@ -77,8 +79,13 @@ def open_source(
 
         how: dict[str, Any] = {"classes": classes, "val": val, "test": test, "seed": seed, "numbers": numbers}
         return open_torchvision(dataset, root, download, **how)
+    named = [] if classes is None or isinstance(classes, int) else list(classes)
     columns = Columns(image_column, label_column, split_column, group_column, numbers)
-    found = Found({"train": digits_rows()}) if path is None else _read(kind, path, tree, csv, images, columns)
+    found = (
+        Found({"train": digits_rows()})
+        if path is None
+        else _read(kind, path, tree, csv, images, columns, [*named, *known])
+    )
     return assemble(
         found,
         "digits" if path is None else _name(path),
@@ -106,7 +113,15 @@ def digits_rows() -> list[Row]:
     ]
 
 
-def _read(kind: str, path: Path, tree: Tree | None, csv: str | None, images: str | None, columns: Columns) -> Found:
+def _read(
+    kind: str,
+    path: Path,
+    tree: Tree | None,
+    csv: str | None,
+    images: str | None,
+    columns: Columns,
+    named: Sequence[str],
+) -> Found:
     if kind == "idx":
         return read_idx(path)
     if kind == "npz":
@@ -114,7 +129,7 @@ def _read(kind: str, path: Path, tree: Tree | None, csv: str | None, images: str
     if kind == "parquet" or tree is None:
         return read_parquet(path, columns)
     if kind == "folder":
-        return Found(read_folders(tree))
+        return Found(read_folders(tree, named))
     is_table = path.is_file() and not is_archive(path)
     return Found(read_tables(tree, csv or (path.name if is_table else None), images, columns))
 

@@ -8,16 +8,28 @@ import posixpath
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from sightline.data.decode import RAW_SUFFIXES
 from sightline.errors import DataError
 from sightline.types import Reference
 
 IMAGE_SUFFIXES = frozenset(
-    (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp", ".jfif", ".jp2")
+    f".{suffix}"
+    for suffix in (
+        *("apng", "avif", "avifs", "bmp", "dds", "dib", "gif", "ico", "j2c", "j2k", "jfif", "jp2", "jpc", "jpe"),
+        *("jpeg", "jpf", "jpg", "jpx", "mpo", "pbm", "pcx", "pfm", "pgm", "png", "pnm", "ppm", "psd", "qoi", "sgi"),
+        *("tga", "tif", "tiff", "webp", "xbm", "xpm"),
+        # images that are not read, so that the error about them names them
+        *("exr", "hdr", "heic", "heics", "heif", "heifs", "hif", "jxl", "svg", "svgz", "xcf"),
+        *(suffix.removeprefix(".") for suffix in RAW_SUFFIXES),
+    )
 )
+"""The suffixes of files that are taken for images. Whether one can be read is found out when it is decoded."""
+NO_DATA = frozenset(("__MACOSX",))
+"""Folders that systems leave beside the data."""
 
 
 class Entries(NamedTuple):
-    """What a folder holds, by name, in no order; hidden names are left out."""
+    """What a folder holds, by name, in no order; hidden names and `NO_DATA` are left out."""
 
     folders: list[str]
     files: list[str]
@@ -79,7 +91,7 @@ class Directory:
             with os.scandir(self._prefix + folder) as entries:
                 for entry in entries:
                     name = entry.name
-                    if name[0] != ".":
+                    if name[0] != "." and name not in NO_DATA:
                         (found.folders if entry.is_dir() else found.files).append(name)
         except (FileNotFoundError, NotADirectoryError):
             return found

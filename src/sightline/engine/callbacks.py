@@ -4,15 +4,22 @@ The one thing a callback may do to the trainer is end it, by `trainer.should_sto
 
 from __future__ import annotations
 
+import copy
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
 
 from sightline.errors import ConfigError, listing, nearest
 from sightline.types import StepOutput
 
 if TYPE_CHECKING:
     from sightline.engine.trainer import Trainer
+
+_FAR = 2.0
 
 
 class Callback:
@@ -73,6 +80,39 @@ class EarlyStopping(Callback):
                     f"stopping after epoch {trainer.state.epoch + 1}: {self.monitor} has not become better for "
                     f"{seen['waited']} evaluations"
                 )
+
+
+class FirstLoss(Callback):
+    """Warns where the loss of the first step is more than twice that of an even answer, the same for every class, whose
+    cross entropy is ln C: such a network begins sure of wrong answers. `loss` is the task's, `outputs` says whether the
+    network answers with "logits" or "probabilities"."""
+
+    def __init__(self, loss: Callable[..., Tensor], outputs: str):
+        self.loss = loss
+        self.outputs = outputs
+
+    def on_step_end(self, trainer: Trainer, output: StepOutput) -> None:
+        """Compares the first step, and looks at no other."""
+        if trainer.state.step != 1 or output.output is None or output.loss is None:
+            return
+        try:
+            classes = output.output.shape[1]
+            # as logits, too, so that a loss of log-probabilities has its answer
+            value = 1 / classes if self.outputs == "probabilities" else -math.log(classes)
+            loss = copy.deepcopy(self.loss) if isinstance(self.loss, nn.Module) else self.loss
+            with torch.no_grad():
+                even = float(loss(torch.full_like(output.output, value), output.target))
+        except Exception:  # a loss of the user's own may take no constant answers
+            return
+        found = float(output.loss)
+        if 0 < even < found / _FAR:
+            warnings.warn(
+                f"the loss of the first step is {found:.3g}, and the same answer for each of the {classes} classes "
+                f"would have {even:.3g}: the network begins sure of wrong answers, and unlearns them first. Let its "
+                f"last layer begin at zero or with smaller weights.",
+                UserWarning,
+                stacklevel=2,
+            )
 
 
 def not_measured(key: str, monitor: str, record: Mapping[str, float], effect: str) -> ConfigError:

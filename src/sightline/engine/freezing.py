@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Sequence
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sightline.errors import ConfigError, listing
 from sightline.locate import below, matching
@@ -13,15 +14,20 @@ from sightline.locate import below, matching
 
 class Freeze:
     """For the first `epochs` epochs everything but the layers named in `heads` is frozen; what `patterns` match (names
-    or patterns of layers or parameters, see `locate.matching`) is frozen always.
+    or patterns of layers or parameters, see `locate.matching`) is frozen always. With `statistics`, batch normalisation
+    outside `heads` is always in evaluation mode: it normalises by the running statistics that it has, in training as in
+    evaluation, and keeps them, while its scales and shifts are trained.
 
     A frozen parameter has no gradient, and an optimiser leaves it alone; a frozen layer is in evaluation mode, so that
     its running statistics stay and its dropout is off. Both are bit for bit what they were."""
 
-    def __init__(self, heads: Sequence[str], epochs: int = 0, patterns: Sequence[str] = ()):
+    def __init__(
+        self, heads: Sequence[str], epochs: int = 0, patterns: Sequence[str] = (), *, statistics: bool = False
+    ):
         self.heads = tuple(heads)
         self.epochs = epochs
         self.patterns = tuple(patterns)
+        self.statistics = statistics
         self._model: weakref.ref[nn.Module] | None = None
         self._trained: dict[str, bool] = {}
         self._modes: dict[str, bool] = {}
@@ -76,6 +82,12 @@ class Freeze:
             found.update(name for name in (*parameters, *layers) if not below(name, self.heads) and name not in holders)
         frozen = found & set(parameters)
         resting = found & set(layers)
+        if self.statistics:
+            resting |= {
+                name
+                for name, layer in layers.items()
+                if isinstance(layer, _BatchNorm) and layer.running_mean is not None and not below(name, self.heads)
+            }
         for name, layer in layers.items():
             own = [f"{name}.{item}" if name else item for item, _ in layer.named_parameters(recurse=False)]
             if own and set(own) <= frozen and not any(True for _ in layer.children()):

@@ -34,9 +34,10 @@ class SupervisedTask:
     Training", 2018); the loss is float32. For fp16, `state.scaler` holds a GradScaler. `accumulate` goes through a
     batch in so many equal parts, one after the other: the memory of a part, the gradients of the whole. With
     `part_size`, a batch that is smaller than usual, as the last of an epoch, goes in no more parts of so many samples
-    than it fills. `clip` limits the norm of all gradients together, or, with `clip_algorithm` "value", each of them.
-    `average` keeps `state.ema`, which is then what is evaluated. `mix` is mixup or CutMix. `freeze` says, epoch by
-    epoch, what is not trained. A batch with weights of samples is refused with a DataError.
+    than it fills, and in none of one sample, unless that is its size. `clip` limits the norm of all gradients together,
+    or, with `clip_algorithm` "value", each of them. `average` keeps `state.ema`, which is then what is evaluated. `mix`
+    is mixup or CutMix. `freeze` says, epoch by epoch, what is not trained. A batch with weights of samples is refused
+    with a DataError.
 
     The steps are the engine's whole contact with the network; nothing in them is read back from the device, but by a
     GradScaler, which must know whether a step overflowed."""
@@ -154,6 +155,8 @@ class SupervisedTask:
             return [(x, y, partner, 1.0)]
         total = len(_first(y))
         count = min(self.accumulate, -(-total // self.part_size) if self.part_size else total)
+        if self.part_size is not None and self.part_size > 1:
+            count = min(count, max(1, total // 2))  # normalisation over a part of one is not defined
         cuts = [slice(i * total // count, (i + 1) * total // count) for i in range(max(1, count))]
         return [
             (

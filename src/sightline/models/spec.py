@@ -137,13 +137,14 @@ def answers_probabilities(model: nn.Module, shape: tuple[int, int, int]) -> bool
     return bool((answer >= 0).all()) and torch.allclose(answer.sum(1), torch.ones(len(answer)).to(answer), atol=1e-4)
 
 
-def answer_to_noise(model: nn.Module, shape: tuple[int, int, int]) -> Tensor:
-    """What the network answers, float32 [4,classes], to four images of noise. Runs in evaluation mode and puts every
-    submodule's mode back; weights, buffers and torch's random state stay as they were."""
+def answer_to_noise(model: nn.Module, shape: tuple[int, int, int], grad: bool = False) -> Tensor:
+    """What the network answers, float32 [4,classes], to four images of noise, with a gradient where `grad` asks for it.
+    Runs in evaluation mode and puts every submodule's mode back; weights, buffers and torch's random state stay as they
+    were."""
     first = next(model.parameters(), None)
     device = first.device if first is not None else torch.device("cpu")
     noise = torch.randn((4, *shape), generator=torch.Generator().manual_seed(0)).to(device)
-    with evaluating(model), torch.no_grad(), torch.random.fork_rng():
+    with evaluating(model), torch.set_grad_enabled(grad), torch.random.fork_rng():
         answer: Tensor = model(noise).float()
     return answer
 

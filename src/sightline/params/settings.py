@@ -77,7 +77,7 @@ def completed(params: Mapping[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"params['{key}']: expected {channels} number(s) for {what}, found {settings[key]!r}.")
     if not isinstance(settings["n_classes"], int):
         raise ConfigError(f"params['n_classes']: expected a whole number, found {settings['n_classes']!r}.")
-    for key in ("image_height", "image_width"):
+    for key in ("image_height", "image_width", "eval_batch_size"):
         if not isinstance(settings[key], int) or settings[key] < 1:
             raise ConfigError(f"params['{key}']: expected a whole number of at least 1, found {settings[key]!r}.")
     return settings

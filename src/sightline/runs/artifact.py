@@ -3,6 +3,7 @@ And `Predictor`, which answers with it. Loading runs no code that the artifact b
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from sightline.engine.runtime import find_device
 from sightline.errors import ArtifactError, SightlineError, first_line
 from sightline.files import beside, leftovers, sha256, write_json
 from sightline.models.pretrained import fill
+from sightline.models.probe import batch_that_fits
 from sightline.models.spec import ModelSpec, build_model, describe_model, without_downloads
 from sightline.runs.budget import TooMuchError, budget
 from sightline.runs.manifest import FORMAT, MANIFEST, WEIGHTS, read_manifest, sealed
@@ -197,11 +199,18 @@ class Predictor:
             raise ValueError(f"expected uint8 {expected}, found {pixels.dtype} {list(pixels.shape)}")
         return self.outputs(self._normalize(pixels.to(self.device)))
 
-    def predict(self, images: ImageLike | Sequence[ImageLike], batch_size: int = 256) -> list[Answer]:
+    @functools.cached_property
+    def batch_size(self) -> int:
+        """How many images are asked about at once, so that the activations of the network do not fill the memory."""
+        return batch_that_fits(self.model, self.preprocess.shape)
+
+    def predict(self, images: ImageLike | Sequence[ImageLike], batch_size: int | None = None) -> list[Answer]:
         """One prediction for each image: a file, encoded bytes, uint8 pixels [H,W] or [H,W,C] in RGB order, or a Pillow
-        image. Raises DataError naming the first one that is no image."""
+        image. `batch_size` is the predictor's own where it is not given. Raises DataError naming the first one that is
+        no image."""
         listed = images if isinstance(images, list | tuple) else [images]
         answers: list[Answer] = []
+        batch_size = self.batch_size if batch_size is None else batch_size
         for start in range(0, len(listed), batch_size):
             part = listed[start : start + batch_size]
             decoded = [self._decode(image, f"image {start + i}") for i, image in enumerate(part)]
@@ -209,9 +218,10 @@ class Predictor:
         return answers
 
     def predict_each(
-        self, paths: Sequence[Path], batch_size: int = 256
+        self, paths: Sequence[Path], batch_size: int | None = None
     ) -> Iterator[tuple[Path, Answer | SightlineError]]:
         """(path, prediction) for each file; for one that is no image, (path, the error) in its place."""
+        batch_size = self.batch_size if batch_size is None else batch_size
         for start in range(0, len(paths), batch_size):
             part = paths[start : start + batch_size]
             decoded: dict[Path, NDArray[np.uint8]] = {}

@@ -43,13 +43,14 @@ def evaluate_split(
     predictor: Predictor,
     data: PackedDataset,
     loss: Callable[[Tensor, Tensor], Tensor],
-    batch_size: int,
+    batch_size: int | str,
     workers: int | None = None,
     meter: Callable[[], Meter] = Meter,
 ) -> SplitResult:
-    """Runs every sample through the predictor once, in order. `workers` is as in `BatchLoader`; `meter` makes
-    what collects the metrics."""
-    loader = BatchLoader(data, predictor.preprocess, batch_size, device=predictor.device, workers=workers)
+    """Runs every sample through the predictor once, in order, so many at a time ("auto" is the predictor's own number).
+    `workers` is as in `BatchLoader`; `meter` makes what collects the metrics."""
+    size = batch_size if isinstance(batch_size, int) else predictor.batch_size
+    loader = BatchLoader(data, predictor.preprocess, size, device=predictor.device, workers=workers)
     if isinstance(loss, nn.Module):
         loss = copy.deepcopy(loss).to(predictor.device).eval()
     measure = meter()

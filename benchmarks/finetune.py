@@ -1,0 +1,259 @@
+"""Fine-tuning on 650 photographs of flowers, beside a script with timm and beside a head alone, in one run.
+
+    python benchmarks/finetune.py [--sizes 128 224] [--folds 5] [--epochs 3] [--check]
+
+EfficientNet-Lite0 with its ImageNet weights (the extra `lite`), on five kinds of flowers, in five folds: each image is
+measured once, by a network that was not trained on it, and what is shown is the accuracy over all of them together.
+
+- `finetune`: `sightline train experiment=finetune`, the head alone for two epochs and then everything.
+- `head alone`: the same with everything but the head frozen to the end.
+- `timm script`: what one writes by hand: timm's network, transform and optimiser, a DataLoader with two workers, the
+  head alone for two epochs and then everything, in batches of the same size, by the same schedule.
+
+Each is trained in a process of its own, one after the other within a fold. Shown are the accuracy after each epoch, the
+loss of the first step, the seconds of the second epoch (frozen, and warm; its evaluation included), and the peak of
+resident memory. The photographs are read from `$SIGHTLINE_SHARED/data/photos-flowers.tar.gz` (default ../shared).
+
+With --check, exits 1 when `finetune` ends below the head alone, when it falls by more than a point in the epoch in
+which everything begins to be trained, when its first loss is more than 5 % from ln 5, when its frozen epoch takes
+longer than the script's, or when it takes 2.5 GB or more of memory at 224 pixels."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from archives import FLOWERS, unpacked
+
+NAME = "tf_efficientnet_lite0"
+BODY = ["conv_stem", "bn1", "blocks", "conv_head", "bn2"]
+ARMS = ("finetune", "head alone", "timm script")
+FROZEN, BATCH, RATE = 2, 32, 0.001
+FALL, FIRST, MEMORY = 0.01, 0.05, 2.5e9
+
+
+def write_tables(flowers: Path, folds: int) -> int:
+    """A CSV for each fold, with every image and its split; how many images there are."""
+    files = sorted(flowers.rglob("*.jpg"))
+    turn: dict[str, int] = {}
+    rows = []
+    for file in files:
+        kind = file.parent.name
+        turn[kind] = turn.get(kind, -1) + 1
+        rows.append((str(file.relative_to(flowers)), kind, turn[kind] % folds))
+    for fold in range(folds):
+        with (flowers / f"fold{fold}.csv").open("w", newline="") as table:
+            writer = csv.writer(table)
+            writer.writerow(("file", "label", "split"))
+            writer.writerows((name, kind, "val" if own == fold else "train") for name, kind, own in rows)
+    return len(files)
+
+
+def by_sightline(arm: str, flowers: Path, fold: int, size: int, epochs: int) -> dict[str, Any]:
+    """One training run by its config."""
+    from sightline.commands.compose import checked
+    from sightline.config.build import assemble
+    from sightline.engine.callbacks import Callback
+    from sightline.engine.trainer import Trainer
+    from sightline.types import StepOutput
+
+    found: dict[str, Any] = {"seconds": [], "accuracy": []}
+
+    class Watch(Callback):
+        """Notes what is compared."""
+
+        def on_epoch_start(self, trainer: Trainer) -> None:
+            self.began = time.perf_counter()
+
+        def on_step_end(self, trainer: Trainer, output: StepOutput) -> None:
+            if trainer.state.step == 1 and output.loss is not None:
+                found["first"] = float(output.loss)
+
+        def on_epoch_end(self, trainer: Trainer, record: dict[str, float]) -> None:
+            found["seconds"].append(time.perf_counter() - self.began)
+            found["accuracy"].append(record["val_accuracy"])
+
+    words = [
+        "experiment=finetune", f"data.root={flowers}", f"data.csv=fold{fold}.csv", "data.source=csv",
+        "data.split_column=split", f"data.preprocess.size={size}", f"trainer.max_epochs={epochs}",
+        "trainer.progress=false", f"run.dir={flowers.parent / 'runs'}", f"data.cache_dir={flowers.parent / 'cache'}",
+    ]  # fmt: skip
+    if arm == "head alone":
+        words += ["module.freeze_epochs=0", f"module.freeze=[{','.join(BODY)}]"]
+    config = checked(words)
+    step = config.data.batch_size * config.trainer.accumulate_grad_batches
+    assert (step, config.module.head_lr) == (BATCH, RATE)
+    assemble(config, callbacks=[Watch()]).fit()
+    return found
+
+
+def by_hand(flowers: Path, fold: int, size: int, epochs: int) -> dict[str, Any]:
+    """The script with timm."""
+    import timm
+    import torch
+    from PIL import Image
+    from torch import nn
+    from torch.utils.data import DataLoader, Dataset
+
+    from sightline.models.published import weights_of_package
+
+    torch.manual_seed(0)
+    model = timm.create_model(NAME)
+    file = weights_of_package(NAME)
+    assert file is not None
+    model.load_state_dict(dict(zip(model.state_dict(), torch.load(file, weights_only=True).values(), strict=True)))
+    model.reset_classifier(5)
+    model.to(memory_format=torch.channels_last)
+    how = timm.data.resolve_data_config({"input_size": (3, size, size)}, model=model)
+    crops = {"scale": (0.35, 1.0), "hflip": 0.5, "color_jitter": None}
+    with (flowers / f"fold{fold}.csv").open() as table:
+        rows = list(csv.DictReader(table))
+    kinds = sorted({row["label"] for row in rows})
+
+    class Flowers(Dataset[Any]):
+        """One split."""
+
+        def __init__(self, split: str, transform: Any) -> None:
+            self.rows, self.transform = [row for row in rows if row["split"] == split], transform
+
+        def __len__(self) -> int:
+            return len(self.rows)
+
+        def __getitem__(self, index: int) -> tuple[Any, int]:
+            row = self.rows[index]
+            return self.transform(Image.open(flowers / row["file"]).convert("RGB")), kinds.index(row["label"])
+
+    train_set = Flowers("train", timm.data.create_transform(**how, is_training=True, **crops))
+    val_set = Flowers("val", timm.data.create_transform(**how))
+    train = DataLoader(train_set, BATCH, shuffle=True, num_workers=2, persistent_workers=True)
+    val = DataLoader(val_set, BATCH, num_workers=2, persistent_workers=True)
+    optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=0.05)
+    total = epochs * len(train)
+    warm = max(1, round(0.05 * total))
+
+    def rate(step: int) -> float:
+        return (step + 1) / warm if step < warm else 0.5 + 0.5 * math.cos(math.pi * (step - warm) / (total - warm))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    loss_of = nn.CrossEntropyLoss()
+    found: dict[str, Any] = {"seconds": [], "accuracy": []}
+    head = {id(parameter) for parameter in model.get_classifier().parameters()}
+    for epoch in range(epochs):
+        began = time.perf_counter()
+        for parameter in model.parameters():
+            parameter.requires_grad_(epoch >= FROZEN or id(parameter) in head)
+        model.train()
+        for x, y in train:
+            loss = loss_of(model(x.contiguous(memory_format=torch.channels_last)), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            found.setdefault("first", loss.item())
+        model.eval()
+        right = 0
+        with torch.inference_mode():
+            for x, y in val:
+                right += int((model(x.contiguous(memory_format=torch.channels_last)).argmax(1) == y).sum())
+        found["seconds"].append(time.perf_counter() - began)
+        found["accuracy"].append(right / len(val_set))
+    return found
+
+
+def worker(told: str) -> None:
+    """In a process of its own: one training run, and its answer as the last line."""
+    arm, flowers, fold, size, epochs = json.loads(told)
+    place = Path(flowers)
+    found = by_hand(place, fold, size, epochs) if arm == "timm script" else by_sightline(arm, place, fold, size, epochs)
+    found["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps(found))
+
+
+def measured(arm: str, flowers: Path, fold: int, size: int, epochs: int) -> dict[str, Any]:
+    """The answer of a worker."""
+    told = json.dumps([arm, str(flowers), fold, size, epochs])
+    done = subprocess.run([sys.executable, __file__, "--worker", told], check=True, capture_output=True, text=True)
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def missed(found: dict[str, list[dict[str, Any]]], size: int) -> list[str]:
+    """The targets that were missed at one size, in words."""
+    pooled = {arm: [statistics.mean(values) for values in zip(*(run["accuracy"] for run in runs), strict=True)]
+              for arm, runs in found.items()}  # fmt: skip
+    ours, alone, told = pooled["finetune"], pooled["head alone"], []
+    if ours[-1] < alone[-1]:
+        told.append(f"after the last epoch {ours[-1]:.4f}, the head alone {alone[-1]:.4f}")
+    if ours[FROZEN] < ours[FROZEN - 1] - FALL:
+        told.append(f"everything trained: from {ours[FROZEN - 1]:.4f} to {ours[FROZEN]:.4f}")
+    told += [
+        f"the first loss is {run['first']:.4f}, ln 5 is {math.log(5):.4f}"
+        for run in found["finetune"]
+        if abs(run["first"] / math.log(5) - 1) > FIRST
+    ]
+    ratio = statistics.median(
+        own["seconds"][1] / other["seconds"][1]
+        for own, other in zip(found["finetune"], found["timm script"], strict=True)
+    )
+    print(f"  a frozen epoch takes {ratio:.2f} x that of the script")
+    if ratio > 1:
+        told.append(f"a frozen epoch takes {ratio:.2f} x that of the script")
+    memory = max(run["memory"] for run in found["finetune"])
+    if size >= 224 and memory >= MEMORY:
+        told.append(f"{memory / 1e9:.2f} GB of memory")
+    return [f"{size} pixels: {line}" for line in told]
+
+
+def main() -> int:
+    """Prints a table for each size; 1 when --check finds a target missed."""
+    options = argparse.ArgumentParser(description="Fine-tuning on photographs, beside a script with timm.")
+    options.add_argument("--sizes", type=int, nargs="+", default=[128, 224])
+    options.add_argument("--folds", type=int, default=5)
+    options.add_argument("--epochs", type=int, default=3)
+    options.add_argument("--check", action="store_true", help="exit 1 when a target is missed")
+    options.add_argument("--worker", help=argparse.SUPPRESS)
+    given = options.parse_args()
+    if given.worker:
+        worker(given.worker)
+        return 0
+    wrong: list[str] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        flowers = unpacked(FLOWERS, Path(scratch)) / "flowers"
+        count = write_tables(flowers, given.folds)
+        for size in given.sizes:
+            print(f"{count} photographs at {size} x {size} pixels, {given.folds} folds")
+            found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
+            for fold in range(given.folds):
+                for arm in ARMS:
+                    run = measured(arm, flowers, fold, size, given.epochs)
+                    found[arm].append(run)
+                    shown = "  ".join(f"{value:.4f}" for value in run["accuracy"])
+                    print(
+                        f"  fold {fold}  {arm:<12}  {shown}  {sum(run['seconds']):6.1f} s", file=sys.stderr, flush=True
+                    )
+            print(f"  {'':<12}  accuracy after each epoch  first loss  s a frozen epoch  peak memory")
+            for arm, runs in found.items():
+                curve = [statistics.mean(values) for values in zip(*(run["accuracy"] for run in runs), strict=True)]
+                first = statistics.mean(run["first"] for run in runs)
+                seconds = statistics.median(run["seconds"][1] for run in runs)
+                memory = max(run["memory"] for run in runs) / 1e9
+                shown = "  ".join(f"{value:.4f}" for value in curve)
+                print(f"  {arm:<12}  {shown:<25}  {first:10.4f}  {seconds:16.1f}  {memory:8.2f} GB", flush=True)
+            wrong += missed(found, size)
+    for line in wrong:
+        print(f"missed: {line}")
+    return 1 if given.check and wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

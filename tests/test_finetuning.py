@@ -38,6 +38,7 @@ from sightline.models.pretrained import Weights, load_into, read_weights, start_
 from sightline.models.probe import batch_that_fits
 from sightline.models.spec import build_model, published_name
 from sightline.models.structure import head_of
+from sightline.runs.record import recorded_config
 from sightline.types import Batch, TrainState
 
 LITE = "timm/tf_efficientnet_lite0"
@@ -366,8 +367,12 @@ def test_weights_for_another_padding_are_refused_by_name(tmp_path: Path, by: str
     torch.save(tensors, tmp_path / "tf_efficientnet_lite0-0aa007d2.pth")
     for file in tmp_path.iterdir():
         config = TrainConfig.from_dict({"model": "timm/efficientnet_lite0", "weights": str(file)})
-        with pytest.raises(ConfigError, match=r"whose padding is another"):
-            build_from_weights(config.module, (3, 64, 64), 5, "auto")
+        if file.name == "a.pth":
+            with pytest.raises(ConfigError, match=r"whose padding is another"):
+                build_from_weights(config.module, (3, 64, 64), 5, "auto")
+        else:  # a name may be wrong
+            with pytest.warns(UserWarning, match=r"by its name '.*' is of timm/tf_efficientnet_lite0"):
+                build_from_weights(config.module, (3, 64, 64), 5, "auto")
         config = TrainConfig.from_dict({"model": LITE, "weights": str(file)})
         assert build_from_weights(config.module, (3, 64, 64), 5, "auto")[2] is not None
 
@@ -457,6 +462,69 @@ def test_long_thin_images_take_no_gigabytes() -> None:
         assert (found.reshape(3, -1).T == [9, 80, 200]).all()
 
 
+@pytest.mark.parametrize("word", ["module.pretrained=false", "pretrained=false"])
+def test_both_forms_of_a_word_are_heard(word: str) -> None:
+    assert not checked(["experiment=finetune", word]).module.pretrained
+    assert checked(["experiment=mnist", "model=timm/resnet18", "module.pretrained=true"]).module.pretrained
+
+
+def test_a_module_that_is_none_is_no_traceback() -> None:
+    for words in (["module=null", "weights=x.pt"], ["module=null", "model=my.Net"]):
+        with pytest.raises(ConfigError):
+            checked(words)
+
+
+def test_a_network_of_ones_own_is_not_frozen_unasked() -> None:
+    module = checked(["experiment=finetune", "model=timmy.nets.Net"]).module
+    assert (module.pretrained, module.freeze_epochs, module.freeze_statistics) == (False, 0, False)
+    module = checked(["experiment=finetune", "model=my.Net", "module.freeze_epochs=1", "weights=a.pt"]).module
+    assert (module.pretrained, module.weights, module.freeze_epochs) == (False, "a.pt", 1)
+    assert module.freeze_statistics
+
+
+def test_a_weight_that_is_used_elsewhere_too_is_not_set_to_zero() -> None:
+    class Tied(nn.Module):
+        """Uses the weight of its head twice."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(16, 16, bias=False), nn.Linear(16, 16)
+            self.head.weight = self.body.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            answer: Tensor = self.head(self.body(x.flatten(1)).relu())
+            return answer
+
+    model = Tied()
+    start_at_zero(model, (1, 4, 4))
+    assert bool(model.body.weight.all())
+
+
+def test_a_long_image_is_squashed_whole() -> None:
+    ramp = Image.fromarray(np.tile(np.linspace(0, 255, 1600).astype(np.uint8), (100, 1)))
+    for size in ((32, 32), (32, 64)):
+        one, other = (Preprocess(*size, 1, crop_pct=share).decode(ramp) for share in (None, 1.0))
+        assert np.array_equal(one, other)
+
+
+def test_a_loss_that_asks_about_each_class_alone_is_no_reason_to_warn(tmp_path: Path) -> None:
+    class Zero(nn.Module):
+        """Begins with zeros."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.zeros(10))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.bias.expand(len(x), 10)
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return nn.functional.binary_cross_entropy_with_logits(output, nn.functional.one_hot(target, 10).float())
+
+    config = {"trainer": {"max_epochs": 1, "progress": False}, "run": {"dir": str(tmp_path)}}
+    sightline.fit(config, model=Zero(), loss=loss)  # a warning would be an error here
+
+
 def test_both_starts_in_the_words_are_refused() -> None:
     with pytest.raises(ConfigError, match="a network starts from one set of weights"):
         checked(["experiment=finetune", "weights=a.pt", "pretrained=true"])
@@ -535,3 +603,12 @@ def test_the_learning_rate_finder_names_the_key_of_the_head() -> None:
     assert lr_key(checked(["experiment=finetune"])) == "module.head_lr"
     assert lr_key(checked(["experiment=finetune", "module.head_lr=null"])) == "module.optimizer.lr"
     assert lr_key(checked(["experiment=finetune", "module.layer_decay=1"])) == "module.optimizer.lr"
+
+
+def test_a_run_of_before_keeps_its_images(tmp_path: Path) -> None:
+
+    file = tmp_path / "config.yaml"
+    file.write_text("data: {preprocess: {size: 224, resize: crop}}\n")
+    assert recorded_config(file)["data"]["preprocess"]["crop_pct"] is None
+    file.write_text("data: {preprocess: {size: 224, crop_pct: 0.9}}\n")
+    assert recorded_config(file)["data"]["preprocess"]["crop_pct"] == 0.9

@@ -149,25 +149,31 @@ def _with_one_network(plain: dict[str, Any], own: Mapping[str, Any]) -> dict[str
 
 def _with_one_start(plain: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """Where a preset asks for published weights and the words (`own`) name a file, or the other way round, the words'
-    stays; and where they name a network that nobody publishes weights of, it begins with what it brings itself."""
-    names = ("pretrained", "weights")
-    asked = [name for name in names if _given(own, name)]
-    if len(asked) == 1:
-        other = names[1 - names.index(asked[0])]
-        module = {key: value for key, value in plain.get("module", {}).items() if key != other}
-        plain = {**plain, other: None, "module": module}
-    target = own.get("model") or _network(own).get("_target_") or _network(own).get("class")
-    foreign = "layers" in _network(own) or (isinstance(target, str) and not target.startswith(_PUBLISHERS))
-    if foreign and not asked:
-        module = {key: value for key, value in plain.get("module", {}).items() if key != "pretrained"}
-        plain = {**plain, "pretrained": None, "module": module}
-    return plain
-
-
-def _given(values: Mapping[str, Any], name: str) -> bool:
-    """Whether `name`, or `module.name`, says what a network starts from."""
-    module = values.get("module")
-    return bool(values.get(name) or (isinstance(module, Mapping) and module.get(name)))
+    stays; and so does what they say of either, in its short form or its long one. A network that nobody publishes
+    weights of begins with what it brings itself, and nothing of it is frozen unless the words say so."""
+    if not isinstance(plain.get("module", {}), Mapping):
+        return plain  # the schema says what is wrong with it
+    module, own_module = dict(plain.get("module", {})), own.get("module")
+    inner = own_module if isinstance(own_module, Mapping) else {}
+    said = {name: inner.get(name, own.get(name)) for name in ("pretrained", "weights") if name in own or name in inner}
+    dropped = {other for name, other in (("pretrained", "weights"), ("weights", "pretrained")) if said.get(name)} - {
+        name for name, value in said.items() if value
+    }
+    target = plain.get("model") or _network(plain).get("_target_") or _network(plain).get("class")
+    root = re.split(r"[./]", target)[0] if isinstance(target, str) else ""
+    foreign = "layers" in _network(plain) or (bool(root) and root not in _PUBLISHERS)
+    if foreign and not said.get("pretrained") and (plain.get("pretrained") or module.get("pretrained")):
+        dropped.add("pretrained")
+        for name in ("freeze_epochs", "freeze_statistics"):
+            if name not in inner and not said.get("weights"):
+                module.pop(name, None)
+    if "weights" in dropped:
+        module.pop("weights_by", None)
+    for name in {*dropped, *(set(said) & set(inner))}:
+        plain = {**plain, name: None}
+    for name in dropped:
+        module.pop(name, None)
+    return {**plain, "module": module} if module else plain
 
 
 def _network(values: Mapping[Any, Any]) -> Mapping[Any, Any]:

@@ -38,7 +38,8 @@ def config_source(config: TrainConfig, known: Sequence[str] = ()) -> DataSource:
     """The data source the config describes; nothing is decoded yet. `known` are the classes of a run that was made with
     it: folders of these names are classes whatever they look like."""
     data = config.data
-    if config.module.pretrained and data.source == "auto" and data.root is None and data.dataset is None:
+    nowhere = data.source == "auto" and data.root is None and data.dataset is None and data.csv is None
+    if config.module.pretrained and nowhere and not known:
         raise ConfigError(
             "data.root: published weights are for images of your own, and none are named; set data.root=PATH. For the "
             "embedded digits say data.source=digits."
@@ -104,7 +105,8 @@ def train_loader(config: TrainConfig, data: PackedDataset, preprocess: Preproces
     if settings.drop_last and len(data) < size:
         raise ConfigError(
             f"data.drop_last: the {len(data)} training images do not fill one step of {size}, so there is "
-            f"nothing to train on. Set data.drop_last=false or a smaller data.batch_size."
+            f"nothing to train on. Set data.drop_last=false, or a smaller data.batch_size or "
+            f"trainer.accumulate_grad_batches."
         )
     return BatchLoader(
         data,

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError, features
 from simplejpeg import decode_jpeg as _decode_jpeg
 from simplejpeg import decode_jpeg_header as _jpeg_header
 from xxhash import xxh3_64_intdigest
@@ -79,7 +79,7 @@ def open_image(image: Readable, name: str) -> Picture:
         reason: object = str(error) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
             if isinstance(image, bytes) and (told := _other_format(image)):
-                raise ImageError(f"{name} is {told}, which is not read; convert it to JPEG, PNG or WebP.") from error
+                raise ImageError(f"{name} is {told} which is not read; convert it to JPEG, PNG or WebP.") from error
             reason = _why_unidentified(image) if isinstance(image, bytes) else ""
             if not reason:
                 raise ImageError(f"{name} is no image of a format Pillow knows{start}.") from error
@@ -502,14 +502,14 @@ def _other_format(data: bytes) -> str:
     if data[4:8] == b"ftyp":
         brands = data[8 : 8 + 24]
         if b"avif" in brands or b"avis" in brands:
-            return "an AVIF image, and this Pillow was built without AVIF"
+            return "" if features.check("avif") else "an AVIF image, and Pillow was built without it,"
         if any(brand in brands for brand in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")):
-            return "a HEIC image"
+            return "a HEIC image,"
     if data.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
-        return "a JPEG XL image"
+        return "a JPEG XL image,"
     if data.startswith((b"<svg", b"<?xml")) and b"<svg" in data[:4096]:
-        return "an SVG drawing"
-    known = {b"v/1\x01": "an OpenEXR image", b"#?RADIANCE": "a Radiance HDR image", b"gimp xcf": "a GIMP image"}
+        return "an SVG drawing,"
+    known = {b"v/1\x01": "an OpenEXR image,", b"#?RADIANCE": "a Radiance HDR image,", b"gimp xcf": "a GIMP image,"}
     return next((what for start, what in known.items() if data.startswith(start)), "")
 
 

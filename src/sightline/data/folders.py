@@ -41,7 +41,7 @@ def _check_classes(tree: Tree, folder: str, names: Sequence[str], named: Collect
     """Raises DataError for folders that would be taken for classes and are not; wrong classes train without a word."""
     unnamed = [name for name in names if name not in named]
     where = f"'{tree.shown(folder)}'"
-    otherwise = f"Where they are classes all the same, name them: data.classes=[{','.join(names)}]."
+    otherwise = f"Where they are classes all the same, data.classes names all of them: '{','.join(names[:3])},…'."
     splits = [name for name in unnamed if _LIKE_A_SPLIT.fullmatch(re.sub(r"[\W_]+", "", name.lower()))]
     # within a split, one such name is a class among others, such as the train among vehicles
     if splits and (not folder or len(splits) == len(unnamed) or len(splits) > 2):
@@ -51,12 +51,12 @@ def _check_classes(tree: Tree, folder: str, names: Sequence[str], named: Collect
             f"the classes. {otherwise}"
         )
     inner = {name: frozenset(tree.entries(f"{folder}/{name}" if folder else name).folders) for name in unnamed}
-    if len(names) == 1 and unnamed and len(inside := sorted(inner[names[0]])) > 1:
+    if len(names) == 1 and unnamed and folder in ("", "train") and len(inside := sorted(inner[names[0]])) > 1:
         plain = not folder and isinstance(tree, Directory)
         advice = f"set data.root='{tree.root / names[0]}'" if plain else "move them up into it"
         raise DataError(
             f"{where} has only one folder, '{names[0]}', which holds the folders {listing(inside, 4)}. If these are "
-            f"the classes, {advice}."
+            f"the classes, {advice}. {otherwise}"
         )
     same = set(inner.values())
     if len(unnamed) > 1 and len(same) == 1 and len(found := sorted(same.pop())) > 1:

@@ -181,7 +181,8 @@ class Preprocess:
         if stretch:
             return picture.resize(size, method)
         if self.crop_pct is not None:
-            picture = _middle(picture, _LONG * max(self.width / self.height, self.height / self.width))
+            if self.resize == "crop":
+                picture = _middle(picture, _LONG * max(self.width / self.height, self.height / self.width))
             return self._centre(picture.resize(self._scaled_from(picture), method))
         if self.resize == "stretch":
             return picture.resize(size, method)

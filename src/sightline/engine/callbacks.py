@@ -97,11 +97,12 @@ class FirstLoss(Callback):
             return
         try:
             classes = output.output.shape[1]
-            # as logits, too, so that a loss of log-probabilities has its answer
-            value = 1 / classes if self.outputs == "probabilities" else -math.log(classes)
+            # logits of 0 and those of a softmax are the same to cross entropy, but not to a loss of log-probabilities,
+            # nor to one that asks about each class alone
+            values = [1 / classes] if self.outputs == "probabilities" else [0.0, -math.log(classes)]
             loss = copy.deepcopy(self.loss) if isinstance(self.loss, nn.Module) else self.loss
             with torch.no_grad():
-                even = float(loss(torch.full_like(output.output, value), output.target))
+                even = max(float(loss(torch.full_like(output.output, value), output.target)) for value in values)
         except Exception:  # a loss of the user's own may take no constant answers
             return
         found = float(output.loss)

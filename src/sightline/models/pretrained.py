@@ -6,6 +6,7 @@ import argparse
 import math
 import re
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -175,7 +176,10 @@ def start_at_zero(model: nn.Module, shape: tuple[int, int, int]) -> None:
     Where a layer of zeros answers unevenly, as one that divides by the norm of its weights, or could not be trained, as
     before a ReLU, its weights are made a thousand times smaller instead; where that is no better, they stay."""
     modules = dict(model.named_modules())
-    parameters = [p for name in _last_of_head(model, shape) for p in modules[name].parameters() if p.requires_grad]
+    last = _last_of_head(model, shape)
+    tied = {id(p) for name, p in model.named_parameters(remove_duplicate=False) if not below(name, last)}
+    own = [parameter for name in last for parameter in modules[name].parameters()]
+    parameters = [parameter for parameter in own if parameter.requires_grad and id(parameter) not in tied]
     before = [parameter.detach().clone() for parameter in parameters]
     usual = _pull(model, shape, parameters)[1]
     for factor in (0.0, 1e-3, 1.0):
@@ -312,7 +316,14 @@ def _check_padding(weights: Weights, network: Mapping[str, Any]) -> None:
     tf = name.startswith("tf_")
     ported = not tf and "_conv_stem.weight" in weights.tensors
     named = not made_with and stem.startswith(f"{other}_") and "_conv_stem.weight" not in weights.tensors
-    if made_with == f"timm/{other}" or ported or named:
+    if named:
+        warnings.warn(
+            f"{KEY}: by its name '{weights.source}' is of timm/{other}, whose tensors are those of timm/{name} and "
+            f"whose padding is another. If it is, set model=timm/{other}.",
+            UserWarning,
+            stacklevel=2,
+        )
+    if made_with == f"timm/{other}" or ported:
         raise ConfigError(
             f"{KEY}: '{weights.source}' is of timm/{other}, whose tensors are those of timm/{name} and whose padding "
             f"is another: the network would run and be less accurate. Set model=timm/{other}"

@@ -130,7 +130,7 @@ def read_record(run: Run) -> RunRecord:
             problems.append(" ".join(str(error).split()))  # YAML's own words come in several lines
             return {}
 
-    config = attempt(lambda: _config(run.config))
+    config = attempt(lambda: recorded_config(run.config))
     data = attempt(lambda: _object(run.data))
     environment = attempt(lambda: _object(run.environment))
     manifest = attempt(lambda: read_manifest(run.exported) if (run.exported / MANIFEST).exists() else {})
@@ -169,10 +169,15 @@ def lower_is_better(metric: str, mode: Any = "auto") -> bool | None:
     return None if found is None else found == "min"
 
 
-def _config(path: Path) -> dict[str, Any]:
+def recorded_config(path: Path) -> dict[str, Any]:
+    """The config that a run was made with. A run of before there was `data.preprocess.crop_pct` did without it."""
     if not path.is_file():  # read_yaml's words are for a config that was to be trained
         raise ArtifactError(f"'{path}' is missing.")
-    return read_yaml(path)
+    config = read_yaml(path)
+    pictures = at(config, "data", "preprocess")
+    if isinstance(pictures, dict):
+        pictures.setdefault("crop_pct", None)
+    return config
 
 
 def _object(path: Path) -> dict[str, Any]:

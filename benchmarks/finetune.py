@@ -170,9 +170,9 @@ def by_hand(flowers: Path, fold: int, size: int, epochs: int) -> dict[str, Any]:
     return found
 
 
-def worker(told: str) -> None:
+def worker(request: str) -> None:
     """In a process of its own: one training run, and its answer as the last line."""
-    arm, flowers, fold, size, epochs = json.loads(told)
+    arm, flowers, fold, size, epochs = json.loads(request)
     place = Path(flowers)
     found = by_hand(place, fold, size, epochs) if arm == "timm script" else by_sightline(arm, place, fold, size, epochs)
     found["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -181,8 +181,8 @@ def worker(told: str) -> None:
 
 def measured(arm: str, flowers: Path, fold: int, size: int, epochs: int) -> dict[str, Any]:
     """The answer of a worker."""
-    told = json.dumps([arm, str(flowers), fold, size, epochs])
-    done = subprocess.run([sys.executable, __file__, "--worker", told], check=True, capture_output=True, text=True)
+    request = json.dumps([arm, str(flowers), fold, size, epochs])
+    done = subprocess.run([sys.executable, __file__, "--worker", request], check=True, capture_output=True, text=True)
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
 
@@ -191,12 +191,12 @@ def missed(found: dict[str, list[dict[str, Any]]], size: int) -> list[str]:
     """The targets that were missed at one size, in words."""
     pooled = {arm: [statistics.mean(values) for values in zip(*(run["accuracy"] for run in runs), strict=True)]
               for arm, runs in found.items()}  # fmt: skip
-    ours, alone, told = pooled["finetune"], pooled["head alone"], []
+    ours, alone, lines = pooled["finetune"], pooled["head alone"], []
     if ours[-1] < alone[-1]:
-        told.append(f"after the last epoch {ours[-1]:.4f}, the head alone {alone[-1]:.4f}")
+        lines.append(f"after the last epoch {ours[-1]:.4f}, the head alone {alone[-1]:.4f}")
     if ours[FROZEN] < ours[FROZEN - 1] - FALL:
-        told.append(f"everything trained: from {ours[FROZEN - 1]:.4f} to {ours[FROZEN]:.4f}")
-    told += [
+        lines.append(f"everything trained: from {ours[FROZEN - 1]:.4f} to {ours[FROZEN]:.4f}")
+    lines += [
         f"the first loss is {run['first']:.4f}, ln 5 is {math.log(5):.4f}"
         for run in found["finetune"]
         if abs(run["first"] / math.log(5) - 1) > FIRST
@@ -207,11 +207,11 @@ def missed(found: dict[str, list[dict[str, Any]]], size: int) -> list[str]:
     )
     print(f"  a frozen epoch takes {ratio:.2f} x that of the script")
     if ratio > 1:
-        told.append(f"a frozen epoch takes {ratio:.2f} x that of the script")
+        lines.append(f"a frozen epoch takes {ratio:.2f} x that of the script")
     memory = max(run["memory"] for run in found["finetune"])
     if size >= 224 and memory >= MEMORY:
-        told.append(f"{memory / 1e9:.2f} GB of memory")
-    return [f"{size} pixels: {line}" for line in told]
+        lines.append(f"{memory / 1e9:.2f} GB of memory")
+    return [f"{size} pixels: {line}" for line in lines]
 
 
 def main() -> int:

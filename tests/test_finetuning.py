@@ -28,7 +28,7 @@ from sightline.config.find import lr_key
 from sightline.config.module import make_optimizer
 from sightline.config.schema import TrainConfig
 from sightline.config.shorthand import network_node
-from sightline.config.weights import build_from_weights, with_expected_pictures
+from sightline.config.weights import build_from_weights, with_expected_preprocess
 from sightline.data.preprocess import Preprocess
 from sightline.engine.tasks import SupervisedTask
 from sightline.errors import ConfigError
@@ -182,8 +182,8 @@ def test_a_first_loss_far_above_an_even_answer_is_a_warning(tmp_path: Path, outp
     config = {"trainer": {"max_epochs": 1, "progress": False}, "run": {"dir": str(tmp_path)}}
     if outputs == "probabilities":
         config |= {"module": {"loss": {"_target_": "sightline.models.losses.ProbabilityNLL"}}}
-    told = r"the loss of the first step is [\d.]+, and the same answer for each of the 10 classes"
-    with pytest.warns(UserWarning, match=told):
+    message = r"the loss of the first step is [\d.]+, and the same answer for each of the 10 classes"
+    with pytest.warns(UserWarning, match=message):
         sightline.fit(config, model=Sure())
 
 
@@ -220,9 +220,9 @@ def test_every_published_crop_is_rounded_as_its_publisher_rounds() -> None:
             assert made == (math.floor(side / found.crop_pct),) * 2, name
     models = importlib.import_module("torchvision").models
     for name in models.list_models(module=models):
-        told = published.expected_pictures(network_node(f"torchvision/{name}"))
-        if told:
-            decoder = Preprocess(*told["size"], 3, resize=told["resize"], crop_pct=told["crop_pct"])
+        values = published.expected_preprocess(network_node(f"torchvision/{name}"))
+        if values:
+            decoder = Preprocess(*values["size"], 3, resize=values["resize"], crop_pct=values["crop_pct"])
             assert list(decoder.scaled) == models.get_model_weights(name).DEFAULT.transforms().resize_size * 2, name
 
 
@@ -233,7 +233,7 @@ EXPECTED = {"size": [224, 224], "channels": 3, "resize": "crop", "crop_pct": 0.8
 @pytest.mark.parametrize("data", ["", "data=csv", "data.source=parquet", "data.source=npz", "data=folder"])
 def test_the_form_of_the_labels_does_not_change_the_images(data: str) -> None:
     """Before, `data=csv` stretched them."""
-    config = with_expected_pictures(checked(["experiment=finetune", *([data] if data else [])]))
+    config = with_expected_preprocess(checked(["experiment=finetune", *([data] if data else [])]))
     found = config.to_dict()["data"]["preprocess"]
     assert {name: found[name] for name in EXPECTED} == EXPECTED
 
@@ -251,7 +251,7 @@ def test_the_form_of_the_labels_does_not_change_the_images(data: str) -> None:
     ],
 )
 def test_what_the_user_sets_stays(words: list[str], expected: dict[str, Any]) -> None:
-    found = with_expected_pictures(checked(["experiment=finetune", *words])).to_dict()["data"]["preprocess"]
+    found = with_expected_preprocess(checked(["experiment=finetune", *words])).to_dict()["data"]["preprocess"]
     assert {name: found[name] for name in expected} == expected
 
 
@@ -261,7 +261,7 @@ def test_a_run_hands_its_resize_on(here: Command, tmp_path: Path, flowers: Path)
     own = ("data.preprocess.size=32", "data.preprocess.resize=crop", "data.preprocess.crop_pct=0.8")
     assert here(*words, *own, "run.name=first", "trainer.max_epochs=1").returncode == 0
     for place in ("runs/first", "runs/first/exported", "runs/first/checkpoints/last.ckpt"):
-        config = with_expected_pictures(TrainConfig.from_dict({"weights": str(tmp_path / place)}))
+        config = with_expected_preprocess(TrainConfig.from_dict({"weights": str(tmp_path / place)}))
         assert (config.data.preprocess.resize, config.data.preprocess.crop_pct) == ("crop", 0.8), place
     ended = here("load", "runs/first")
     assert "crop, crop_pct 0.8, bilinear" in ended.stdout
@@ -284,7 +284,7 @@ def test_real_weights_answer_as_in_timm_on_every_photograph(flowers: Path) -> No
     model.eval()
     transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
     config = TrainConfig.from_dict({"model": LITE, "pretrained": True})
-    expected = published.expected_pictures(config.module.network)
+    expected = published.expected_preprocess(config.module.network)
     height, width = expected.pop("size")
     ours = Preprocess(height, width, **{key: tuple(v) if isinstance(v, list) else v for key, v in expected.items()})
     own, _, loaded = build_from_weights(config.module, (3, 224, 224), 1000, "auto")
@@ -356,10 +356,12 @@ def test_weights_by_order() -> None:
 @pytest.mark.parametrize("by", ["name", "order"])
 def test_weights_for_another_padding_are_refused_by_name(tmp_path: Path, by: str) -> None:
     """They fit `efficientnet_lite0` tensor by tensor, which is then eight points less accurate without an error."""
-    told = r"is of timm/tf_efficientnet_lite0, .*whose padding is another.*Set model=timm/tf_efficientnet_lite0 module"
+    message = (
+        r"is of timm/tf_efficientnet_lite0, .*whose padding is another.*Set model=timm/tf_efficientnet_lite0 module"
+    )
     module = {"weights": str(FILE), "weights_by": by}
     config = TrainConfig.from_dict({"model": "timm/efficientnet_lite0", "module": module})
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         build_from_weights(config.module, (3, 64, 64), 5, "auto")
     # under the network's own names, known by the checkpoint or by the name of the file
     tensors = importlib.import_module("timm").create_model("tf_efficientnet_lite0", num_classes=5).state_dict()
@@ -382,11 +384,11 @@ def test_an_order_that_does_not_fit(change: str) -> None:
     tensors = {f"x{i}": value for i, value in enumerate(SmallCNN().state_dict().values())}
     if change == "shape":
         tensors["x4"] = torch.zeros(3)
-        told = r"25 of its 26 tensors are in the file in order and by shape.*features\.1\.running_var"
+        message = r"25 of its 26 tensors are in the file in order and by shape.*features\.1\.running_var"
     else:
         tensors = {**tensors, "y": torch.zeros(1)} if change == "more" else dict(list(tensors.items())[1:])
-        told = rf"module\.weights_by: 'a\.pt' has {27 if change == 'more' else 25} tensors and the network 26"
-    with pytest.raises(ConfigError, match=told):
+        message = rf"module\.weights_by: 'a\.pt' has {27 if change == 'more' else 25} tensors and the network 26"
+    with pytest.raises(ConfigError, match=message):
         load_into(SmallCNN(), Weights(tensors, "a.pt"), (1, 8, 8), by="order")
 
 
@@ -536,7 +538,7 @@ def test_photographs_without_weights_get_the_command(here: Command, tmp_path: Pa
     ended = here(*words)
     assert ended.returncode == 0, ended.stderr
     assert f"  sightline train experiment=finetune 'data.root={data}'\n" in ended.stderr
-    assert "note: these are pictures in colour of about" in ended.stderr
+    assert "note: these are colour images of about" in ended.stderr
     assert "experiment=finetune" not in here(*words, "trainer.progress=false").stderr
     assert "experiment=finetune" not in here("train", "trainer.max_epochs=1").stderr  # digits of 8 pixels
 

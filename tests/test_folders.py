@@ -53,9 +53,9 @@ def zipped(root: Path) -> Path:
 )  # fmt: skip
 def test_folders_named_like_splits_are_no_classes(tmp_path: Path, names: tuple[str, ...], archive: bool) -> None:
     root = fill(tmp_path / "data", *(f"{name}/{inner}" for name in names for inner in ("a", "b")))
-    with pytest.raises(DataError, match=r"look like splits, and would be classes.*train, val and test") as told:
+    with pytest.raises(DataError, match=r"look like splits, and would be classes.*train, val and test") as message:
         open_source("folder", zipped(root) if archive else root)
-    assert "data.classes names all of them" in str(told.value)
+    assert "data.classes names all of them" in str(message.value)
 
 
 @pytest.mark.parametrize("names", [("trainers", "boots"), ("validators", "x"), ("test_tube", "flask"), ("a", "b")])
@@ -150,17 +150,17 @@ def test_an_image_that_is_not_read_is_named(here: Command, tmp_path: Path, cache
     ended = here(*words)
     assert ended.returncode == 2
     assert "8 images cannot be used; data.on_bad=skip leaves them out" in ended.stderr
-    for name, (_, told) in OTHERS.items():
-        assert f"cat/{name}' {told}" in ended.stderr
+    for name, (_, message) in OTHERS.items():
+        assert f"cat/{name}' {message}" in ended.stderr
     ended = here(*words, "data.on_bad=skip", "run.name=run")
     assert ended.returncode == 0, ended.stderr
     left_out = (tmp_path / "runs" / "run" / "data.json").read_text()
-    assert all(told in left_out for _, told in OTHERS.values())
+    assert all(message in left_out for _, message in OTHERS.values())
 
 
 def test_a_raw_file_is_not_taken_for_its_preview(tmp_path: Path) -> None:
     file = tmp_path / "photo.nef"
-    Image.new("RGB", (16, 12), (200, 10, 10)).save(file, "TIFF")  # as cameras put a small picture first
+    Image.new("RGB", (16, 12), (200, 10, 10)).save(file, "TIFF")  # as cameras put a small image first
     with pytest.raises(ImageError, match="a camera's raw file"):
         open_image(file, f"'{file}'")
 
@@ -205,9 +205,9 @@ def test_one_image_in_two_classes_is_reported(tmp_path: Path, layout: tuple[str,
     for _ in range(2):  # packed now, and out of the cache
         with pytest.warns(UserWarning, match="1 image is in more than one class, with the same pixels: ") as caught:
             sightline.fit(config)
-        (told,) = [str(item.message) for item in caught]
-        assert f"'{layout[0]}/twice.png' (cat)" in told
-        assert f"'{layout[-1]}/again.bmp' (dog)" in told
+        (message,) = [str(item.message) for item in caught]
+        assert f"'{layout[0]}/twice.png' (cat)" in message
+        assert f"'{layout[-1]}/again.bmp' (dog)" in message
 
 
 def test_several_conflicts_are_counted(tmp_path: Path) -> None:

@@ -145,8 +145,8 @@ def test_a_batch_is_never_cut_into_parts_of_one(total: int, accumulate: int, siz
 
 def test_leaving_out_all_there_is_is_refused(tmp_path: Path) -> None:
     config = {"data": {"batch_size": 2000, "drop_last": True}, "run": {"dir": str(tmp_path)}}
-    told = r"data\.drop_last: the 1258 training images do not fill one step of 2000"
-    with pytest.raises(ConfigError, match=told):
+    message = r"data\.drop_last: the 1258 training images do not fill one step of 2000"
+    with pytest.raises(ConfigError, match=message):
         sightline.fit(config)
     with pytest.raises(ValueError, match="drop_last leaves no batch of 4 out of 3 images"):
         BatchLoader(dataset(3), PREPROCESS, 4, drop_last=True)

@@ -22,12 +22,12 @@ import sightline
 from conftest import Command, run_command
 from sightline import cli
 from sightline.config.schema import TrainConfig
-from sightline.config.weights import build_from_weights, with_expected_pictures
+from sightline.config.weights import build_from_weights, with_expected_preprocess
 from sightline.data.preprocess import Preprocess
 from sightline.errors import ArtifactError, ConfigError, ModelError
 from sightline.models.networks import SmallCNN
 from sightline.models.pretrained import Weights, adapt_channels, load_into, read_weights
-from sightline.models.published import expected_pictures
+from sightline.models.published import expected_preprocess
 from sightline.models.spec import describe_model
 from sightline.models.structure import depths, first_convolution, head_of
 from sightline.runs.artifact import export_model, load
@@ -285,7 +285,7 @@ def test_tied_weights_need_be_there_once() -> None:
 
 
 def filled(**values: Any) -> Any:
-    return with_expected_pictures(TrainConfig.from_dict(values)).data.preprocess
+    return with_expected_preprocess(TrainConfig.from_dict(values)).data.preprocess
 
 
 def test_published_weights_say_what_pictures_they_expect() -> None:
@@ -315,11 +315,11 @@ def test_without_weights_auto_stays(values: dict[str, Any]) -> None:
 
 
 def test_networks_for_which_nothing_is_published_expect_nothing() -> None:
-    assert expected_pictures({"_target_": "timm.create_model", "model_name": "nonsense"}) == {}
-    assert expected_pictures({"_target_": "torchvision.models.nonsense"}) == {}
-    assert expected_pictures({"_target_": "sightline.models.networks.SmallCNN"}) == {}
-    assert expected_pictures({"layers": [{"_target_": "torch.nn.Flatten"}]}) == {}
-    assert expected_pictures({**TIMM, "img_size": 96})["size"] == 96
+    assert expected_preprocess({"_target_": "timm.create_model", "model_name": "nonsense"}) == {}
+    assert expected_preprocess({"_target_": "torchvision.models.nonsense"}) == {}
+    assert expected_preprocess({"_target_": "sightline.models.networks.SmallCNN"}) == {}
+    assert expected_preprocess({"layers": [{"_target_": "torch.nn.Flatten"}]}) == {}
+    assert expected_preprocess({**TIMM, "img_size": 96})["size"] == 96
 
 
 def test_a_run_of_ours_says_what_pictures_it_expects(digits_run: Path) -> None:

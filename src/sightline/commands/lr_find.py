@@ -93,7 +93,7 @@ def _print(curve: LRCurve, config: TrainConfig, steps: int) -> None:
         print("note: the learning rates in module.param_groups kept their ratio to this one; change them alike")
     if config.module.head_lr is not None:
         other = "module.optimizer.lr" if key == "module.head_lr" else "module.head_lr"
-        print(f"note: {other} kept its ratio to this one; change it alike")
+        print(f"note: {other} kept its ratio to this one; multiply it by the same factor")
     if config.module.freeze_epochs:
         print("note: it is that of the first epochs, in which module.freeze_epochs trains the head alone")
     if curve.fall < _WEAK:

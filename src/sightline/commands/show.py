@@ -32,13 +32,13 @@ def main(words: Sequence[str]) -> int:
         raise ConfigError(f"--out: there is no directory '{out.parent}'.")
     user_code()
     from sightline.config.data import config_source, open_data, train_loader
-    from sightline.config.weights import with_expected_pictures
+    from sightline.config.weights import with_expected_preprocess
     from sightline.engine.runtime import Runtime
     from sightline.runs.sheet import draw_sheet, picture_formats
 
     if out.suffix.lower() not in picture_formats():
         raise ConfigError(f"--out: '{out}' has no suffix of a picture format; call it '{out.stem}.png'.")
-    config = with_expected_pictures(config)
+    config = with_expected_preprocess(config)
     source = config_source(config)
     data, preprocess = open_data(config, source)
     loader = train_loader(config, data["train"], preprocess, Runtime("cpu", seed=config.seed))

@@ -16,12 +16,12 @@ def main(words: Sequence[str]) -> int:
     from dataclasses import asdict
 
     from sightline.config.data import config_source
-    from sightline.config.weights import with_expected_pictures
+    from sightline.config.weights import with_expected_preprocess
     from sightline.data.packing import decoder_for
     from sightline.models.probe import summary
     from sightline.models.spec import build_model
 
-    config = with_expected_pictures(config)
+    config = with_expected_preprocess(config)
     source = config_source(config)
     preprocess = decoder_for(source.splits["train"], asdict(config.data.preprocess), config.data.on_bad)
     outputs = "logits" if source.info.classes else "values"

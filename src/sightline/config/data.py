@@ -91,7 +91,7 @@ def open_data(
     config: TrainConfig, source: DataSource, preprocess: Preprocess | None = None, only: Collection[str] | None = None
 ) -> tuple[dict[str, PackedDataset], Preprocess]:
     """Every split of the source (or those in `only`), packed, and the finished preprocessing. A network that
-    starts from weights has its say in the config before, see `with_expected_pictures`."""
+    starts from weights has its say in the config before, see `with_expected_preprocess`."""
     shown = config.trainer.progress
     given = preprocess or asdict(config.data.preprocess)
     with decoding_bar(sum(len(samples) for samples in source.splits.values()), shown) as progress:

@@ -43,7 +43,7 @@ from sightline.config.module import (
     with_class_weights,
 )
 from sightline.config.schema import TrainConfig
-from sightline.config.weights import with_expected_pictures
+from sightline.config.weights import with_expected_preprocess
 from sightline.data.loader import BatchLoader
 from sightline.data.packed import PackedDataset
 from sightline.data.preprocess import Preprocess
@@ -92,7 +92,7 @@ def build_parts(
     check_precision(config, runtime)
     source = data_source(config, given.get("source"), () if record is None else record["classes"])
     source = source if record is None else drawn_as(source, record)
-    config = _with_absolute_root(with_expected_pictures(config) if fresh else config)
+    config = _with_absolute_root(with_expected_preprocess(config) if fresh else config)
     data, preprocess = open_data(config, source)
     check_conflicts(data)
     record = data_record(data, source)
@@ -141,7 +141,7 @@ def _state(
 ) -> TrainState:
     """What training begins from."""
     state = TrainState(model, optimizer, schedules, config=config.to_dict())
-    if isinstance(getattr(task, "average", None), Average):  # a task that was handed over may have one, too
+    if isinstance(getattr(task, "average", None), Average):  # a task that was passed in may have one, too
         state.ema = _average_of(model)
     if getattr(task, "precision", config.trainer.precision) == "fp16":
         state.scaler = torch.amp.GradScaler(runtime.device.type)

@@ -23,7 +23,7 @@ from sightline.engine.checkpoint import numpy_values
 from sightline.errors import ArtifactError, ConfigError
 from sightline.files import expanded, sha256
 from sightline.models.pretrained import KEY, Loaded, Weights, load_into, read_weights, start_at_zero
-from sightline.models.published import LITE, build_published, expected_pictures
+from sightline.models.published import LITE, build_published, expected_preprocess
 from sightline.models.spec import ModelSpec, build_model, network_name, without_downloads
 from sightline.runs.directory import Run
 from sightline.runs.manifest import MANIFEST, WEIGHTS, read_manifest
@@ -35,12 +35,12 @@ _WHERE = (
 )
 """Keys of `data` that say which images are trained on."""
 _PHOTOGRAPH = 64
-"""Pixels of the shorter side from which a picture is taken for a photograph."""
+"""Pixels of the shorter side from which an image is taken for a photograph."""
 _LUMA = (0.299, 0.587, 0.114)
 """How gray is made of red, green and blue, see `Preprocess`."""
 
 
-def with_expected_pictures(config: TrainConfig) -> TrainConfig:
+def with_expected_preprocess(config: TrainConfig) -> TrainConfig:
     """The config with every `data.preprocess` key that is `auto` as the weights it starts from expect it: as the stored
     model says, or the publisher of the network. Without weights, and where neither says anything, it stays as it is.
 
@@ -53,7 +53,7 @@ def with_expected_pictures(config: TrainConfig) -> TrainConfig:
         return config
     expected = None if place is None else _of_run(place)
     if expected is None:
-        expected = expected_pictures(module.network)
+        expected = expected_preprocess(module.network)
     if given["resize"] not in ("auto", expected.get("resize")):  # cut for another shape than the user's own choice
         expected = {name: value for name, value in expected.items() if name != "crop_pct"}
     filled = given | {name: value for name, value in expected.items() if given[name] == "auto"}
@@ -84,7 +84,7 @@ def suggest_finetuning(config: TrainConfig, data: PackedDataset) -> None:
         f"data.{key}={getattr(config.data, key)}" for key in _WHERE if getattr(config.data, key) != getattr(usual, key)
     ]
     print(
-        f"note: these are pictures in colour of about {width} x {height} pixels. A network that has seen millions of "
+        f"note: these are colour images of about {width} x {height} pixels. A network that has seen millions of "
         f"photographs needs far fewer of yours than one with random weights:\n"
         f"  {first}sightline train experiment=finetune {shlex.join(own)}",
         file=sys.stderr,

@@ -78,8 +78,8 @@ def open_image(image: Readable, name: str) -> Picture:
         start = f" (it begins with {image[:12]!r})" if isinstance(image, bytes) else ""
         reason: object = str(error) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
-            if isinstance(image, bytes) and (told := _other_format(image)):
-                raise ImageError(f"{name} is {told} which is not read; convert it to JPEG, PNG or WebP.") from error
+            if isinstance(image, bytes) and (other := _other_format(image)):
+                raise ImageError(f"{name} is {other} which is not read; convert it to JPEG, PNG or WebP.") from error
             reason = _why_unidentified(image) if isinstance(image, bytes) else ""
             if not reason:
                 raise ImageError(f"{name} is no image of a format Pillow knows{start}.") from error

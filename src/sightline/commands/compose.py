@@ -17,6 +17,8 @@ from sightline.errors import ConfigError, first_line, listing, nearest
 
 PRESETS = Path(__file__).parent.parent / "config" / "presets"
 _PUBLISHERS = ("timm", "torchvision")
+_STARTS = ("pretrained", "weights")
+"""Keys that say which weights a network starts from, at the top level and in `module`."""
 _TEXTS = frozenset(key for key, item in walk() if str(item.type) in ("str", "str | None"))
 
 
@@ -148,32 +150,39 @@ def _with_one_network(plain: dict[str, Any], own: Mapping[str, Any]) -> dict[str
 
 
 def _with_one_start(plain: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Where a preset asks for published weights and the words (`own`) name a file, or the other way round, the words'
-    stays; and so does what they say of either, in its short form or its long one. A network that nobody publishes
-    weights of begins with what it brings itself, and nothing of it is frozen unless the words say so."""
+    """Resolves what the network starts from. Of published weights in a preset and a file in the words (`own`), or the
+    other way round, the words' stays, whether they use the short key (`weights`) or the long one (`module.weights`).
+    Published weights that only a preset asks for are dropped for a network that is not from timm or torchvision, and
+    so are the preset's keys that freeze parts of it."""
     if not isinstance(plain.get("module", {}), Mapping):
-        return plain  # the schema says what is wrong with it
-    module, own_module = dict(plain.get("module", {})), own.get("module")
-    inner = own_module if isinstance(own_module, Mapping) else {}
-    said = {name: inner.get(name, own.get(name)) for name in ("pretrained", "weights") if name in own or name in inner}
-    dropped = {other for name, other in (("pretrained", "weights"), ("weights", "pretrained")) if said.get(name)} - {
-        name for name, value in said.items() if value
-    }
-    target = plain.get("model") or _network(plain).get("_target_") or _network(plain).get("class")
-    root = re.split(r"[./]", target)[0] if isinstance(target, str) else ""
-    foreign = "layers" in _network(plain) or (bool(root) and root not in _PUBLISHERS)
-    if foreign and not said.get("pretrained") and (plain.get("pretrained") or module.get("pretrained")):
+        return plain  # the schema reports what is wrong with it
+    own_module = own.get("module") if isinstance(own.get("module"), Mapping) else {}
+    assert isinstance(own_module, Mapping)
+    said = {name: own_module.get(name, own.get(name)) for name in _STARTS if name in own or name in own_module}
+    asked = [name for name in _STARTS if said.get(name)]
+    dropped = set(_STARTS) - set(asked) if len(asked) == 1 else set[str]()
+    if _asks_for_published(plain) and not said.get("pretrained") and not _has_publisher(plain):
         dropped.add("pretrained")
-        for name in ("freeze_epochs", "freeze_statistics"):
-            if name not in inner and not said.get("weights"):
-                module.pop(name, None)
+        if not said.get("weights"):
+            dropped |= {name for name in ("freeze_epochs", "freeze_statistics") if name not in own_module}
     if "weights" in dropped:
-        module.pop("weights_by", None)
-    for name in {*dropped, *(set(said) & set(inner))}:
-        plain = {**plain, name: None}
-    for name in dropped:
-        module.pop(name, None)
-    return {**plain, "module": module} if module else plain
+        dropped.add("weights_by")
+    module = {key: value for key, value in plain.get("module", {}).items() if key not in dropped}
+    # a short key of a preset must not overrule the long one in the words
+    short = {name: None for name in _STARTS if name in dropped or name in own_module}
+    return {**plain, **short, **({"module": module} if module else {})}
+
+
+def _asks_for_published(plain: Mapping[str, Any]) -> bool:
+    return bool(plain.get("pretrained") or plain.get("module", {}).get("pretrained"))
+
+
+def _has_publisher(plain: Mapping[str, Any]) -> bool:
+    """Whether the network is from a library that publishes weights, or none is named."""
+    network = _network(plain)
+    target = plain.get("model") or network.get("_target_") or network.get("class")
+    root = re.split(r"[./]", target)[0] if isinstance(target, str) else ""
+    return "layers" not in network and (not root or root in _PUBLISHERS)
 
 
 def _network(values: Mapping[Any, Any]) -> Mapping[Any, Any]:

@@ -26,7 +26,7 @@ from sightline.errors import DataError, ImageError
 from sightline.types import Reference, Sample
 
 Pixels: TypeAlias = NDArray[np.uint8]
-Picture: TypeAlias = "Image.Image | Pixels"
+DecodedImage: TypeAlias = "Image.Image | Pixels"
 """A decoded image: uint8 pixels, gray [H,W] or RGB [H,W,3], or a Pillow image of mode L, LA, RGB or RGBA."""
 Readable: TypeAlias = "Path | bytes | Pixels | Image.Image | Reference"
 
@@ -56,7 +56,7 @@ _READ_ONLY = os.O_RDONLY | getattr(os, "O_BINARY", 0)
 _open, _read, _close = os.open, os.read, os.close  # looked up once for a million files
 
 
-def open_image(image: Readable, name: str) -> Picture:
+def open_image(image: Readable, name: str) -> DecodedImage:
     """The decoded image with 8 bits per channel and its EXIF orientation applied.
 
     Raises ImageError, with `name`, for an image that is empty, damaged, too large, cannot be read, is not an image, or
@@ -130,7 +130,7 @@ def as_bytes(image: bytes | Pixels | Image.Image, name: str) -> bytes:
     return stream.getvalue()
 
 
-def canonical(image: Picture, background: int) -> Pixels:
+def canonical(image: DecodedImage, background: int) -> Pixels:
     """The pixels of what `open_image` returns, gray [H,W] or RGB [H,W,3]: alpha is composited over `background`
     (0..255) in every channel."""
     if isinstance(image, np.ndarray):
@@ -159,12 +159,12 @@ def sample_name(sample: Sample) -> str:
     return f"{found} ({sample.where})" if sample.where else found
 
 
-def is_gray(image: Picture) -> bool:
+def is_gray(image: DecodedImage) -> bool:
     """Whether an image from `open_image` is gray. An image with a palette is a colour image."""
     return image.ndim == 2 if isinstance(image, np.ndarray) else image.mode in GRAY_MODES
 
 
-def content_key(image: Picture) -> int:
+def content_key(image: DecodedImage) -> int:
     """A 64-bit hash (XXH3 of Collet's xxHash) of the size and all pixels of an image in its own size: equal for equal
     pixels, whatever the format and mode they are stored in. A colour image without colours has the key of the gray
     image; alpha counts as composited over white, whatever `data.preprocess.background` is."""
@@ -201,7 +201,7 @@ def _has_colours(pixels: Pixels) -> bool:
     return False
 
 
-def size_of(image: Picture) -> tuple[int, int]:
+def size_of(image: DecodedImage) -> tuple[int, int]:
     """(height, width)."""
     return (image.shape[0], image.shape[1]) if isinstance(image, np.ndarray) else image.size[::-1]
 
@@ -213,7 +213,7 @@ def _rest(descriptor: int) -> bytes:
     return b"".join(parts)
 
 
-def _from_array(image: Pixels, name: str) -> Picture:
+def _from_array(image: Pixels, name: str) -> DecodedImage:
     colours = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3, 4))
     if image.dtype != np.uint8 or not colours or 0 in image.shape:
         told = f"{image.dtype} {list(image.shape)}"
@@ -223,7 +223,7 @@ def _from_array(image: Pixels, name: str) -> Picture:
     return image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
 
 
-def _from_bytes(data: bytes, name: str) -> Picture:
+def _from_bytes(data: bytes, name: str) -> DecodedImage:
     image = _fast_jpeg(data, name) if data[:2] == b"\xff\xd8" else None
     return _loaded(Image.open(io.BytesIO(data)), name) if image is None else image
 

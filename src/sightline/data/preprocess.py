@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 from PIL import Image, ImageOps
 
-from sightline.data.decode import Picture, Pixels, Readable, canonical, content_key, open_image, size_of
+from sightline.data.decode import DecodedImage, Pixels, Readable, canonical, content_key, open_image, size_of
 from sightline.errors import DataError, ImageError
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ def _margin(there: int, wanted: int) -> int:
     return round((there - wanted) / 2) if there >= wanted else -((wanted - there) // 2)
 
 
-def _part(image: Picture, crop: Box, name: str) -> Picture:
+def _part(image: DecodedImage, crop: Box, name: str) -> DecodedImage:
     top, left, height, width = crop
     there = size_of(image)
     if top + height > there[0] or left + width > there[1]:

@@ -343,7 +343,7 @@ def test_the_command_resumes_with_other_threads_and_nothing_else(
     data = {"root": str(pictures), "cache_dir": str(tmp_path / "cache")}
     library.fit(config(tmp_path / "runs", "whole", data=data))
     library.fit(config(tmp_path / "runs", "cut", data=data), callbacks=[Stop(3)])
-    for word in ("data.store=encoded", "data.on_bad=skip", "data.augment.flip=0"):
+    for word in ("data.store=encoded", "data.drop_last=true", "data.augment.flip=0"):
         refused(sightline("resume", "runs/cut", word), "--allow-drift", word.partition("=")[0])
     fine(sightline("resume", "runs/cut", "data.workers=0", "data.prefetch=4", "data.cache=false"))
     assert weights(tmp_path / "runs", "cut") == weights(tmp_path / "runs", "whole")

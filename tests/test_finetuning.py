@@ -585,7 +585,7 @@ def test_the_batch_of_evaluation_follows_the_network(tmp_path: Path) -> None:
     run = sightline.assemble(config)
     assert run.config.data.eval_batch_size == 256
     model, _ = build_model(network_node(LITE), (3, 224, 224), 5)
-    assert batch_that_fits(model, (3, 224, 224)) == 32
+    assert batch_that_fits(model, (3, 224, 224)) == 16
     run.fit()
     predictor = sightline.load(run.run.path)
     assert predictor.batch_size == 256

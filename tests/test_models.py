@@ -195,8 +195,8 @@ def test_a_batch_that_fits(channels: int, side: int) -> None:
     size = batch_that_fits(model, (3, side, side))
     each = 4 * side * side * (3 + channels + 6)
     assert size in {1 << power for power in range(9)}
-    assert size == 1 or size * each <= 512 << 20
-    assert size == 256 or 2 * size * each > 512 << 20
+    assert size == 1 or size * each <= 256 << 20
+    assert size == 256 or 2 * size * each > 256 << 20
 
 
 def test_a_layer_that_is_called_twice_has_two_rows_and_its_weights_count_once() -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import sightline
 from conftest import Command, run_command
+from images import noise, write_image
 from sightline import cli
 from sightline.config.schema import TrainConfig
 from sightline.config.weights import build_from_weights, with_expected_preprocess
@@ -543,7 +544,10 @@ def test_without_a_network_the_two_ways_out_are_told_at_once(tmp_path: Path, sig
     # an address that refuses at once stands for a network that is not there, wherever the test runs
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     nowhere |= {"HF_HOME": str(tmp_path / "cache"), "no_proxy": "", "NO_PROXY": ""}
-    done = sightline("train", "model=timm/resnet10t", "pretrained=true", env=nowhere)
+    for name in ("cat", "dog"):
+        write_image(tmp_path / "images" / name / "0.png", noise(8, 8, 3))
+    root = f"data.root={tmp_path / 'images'}"
+    done = sightline("train", "model=timm/resnet10t", "pretrained=true", root, env=nowhere)
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert done.stderr.startswith("sightline: module.pretrained: the weights timm/resnet10t.c3_in1k are not on this ")
     assert "and could not be fetched: " in done.stderr

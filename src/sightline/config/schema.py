@@ -163,7 +163,7 @@ class DataConfig:
     )
     eval_batch_size: Auto | int = key_field(
         "auto",
-        "Images per step of evaluation and prediction; `auto` is the largest power of two, up to 256, whose images and the largest activations of the network take no more than 512 MiB.",
+        "Images per step of evaluation and prediction; `auto` is the largest power of two, up to 256, whose images and the largest activations of the network take no more than 256 MiB.",
     )
     preprocess: PreprocessConfig = key_field(PreprocessConfig(), "See `data.preprocess`.")
     augment: AugmentConfig = key_field(AugmentConfig(), "See `data.augment`.")

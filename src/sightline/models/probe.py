@@ -18,7 +18,7 @@ from torch.utils.flop_counter import flop_registry
 from sightline.errors import ModelError, first_line
 
 _BATCH = 2
-_MOST, _EVALUATION_BYTES = 256, 512 << 20
+_MOST, _EVALUATION_BYTES = 256, 256 << 20
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def meta_copy(model: nn.Module) -> nn.Module:
 
 def batch_that_fits(model: nn.Module, shape: tuple[int, int, int]) -> int:
     """How many images of `shape` (C, H, W) to ask `model` about at once: the largest power of two, up to 256, for which
-    the images and the input and output of the layer with the largest ones take no more than 512 MiB in float32."""
+    the images and the input and output of the layer with the largest ones take no more than 256 MiB in float32."""
     largest = max((math.prod(row.took) + math.prod(row.gave) for row in trace(model, shape).layers), default=0)
     numbers = largest // _BATCH + 2 * math.prod(shape)
     most = min(_MOST, _EVALUATION_BYTES // (4 * numbers))

@@ -1,6 +1,6 @@
 """Feeding images: Sightline's packed data beside torchvision's ImageFolder and torch's DataLoader, in one process.
 
-    python benchmarks/loader.py [--rounds 5] [--only loading packing photographs] [--check]
+    python benchmarks/loader.py [--rounds 9] [--only loading packing photographs] [--check]
 
 Three tables. `loading`: CIFAR-10 as JPEG folders, flip + shift-crop + normalise, batches of 512; and what stands
 between the packed data and a bare `index_select` of the same bytes. `packing`: what decoding a data set for the first
@@ -286,7 +286,7 @@ def draw_photographs(folder: Path, count: int) -> None:
 def main() -> int:
     """Measures, prints, and with --check judges."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--rounds", type=int, default=9)
     names = ("loading", "packing", "photographs")
     options.add_argument("--only", nargs="+", choices=names, default=names, metavar="TABLE")
     options.add_argument("--check", action="store_true")

@@ -3,9 +3,10 @@
     python benchmarks/doors.py [--rounds 5] [--threads N] [--only params …] [--check] [--accuracy]
 
 Both train on the same 10,000 handwritten digits, from the same weights, over the same loader, and must end with the
-same weights, bit for bit. A round trains an epoch of each, in an order that changes; printed are milliseconds a step,
-the median over the rounds with the least and the most, and the median over rounds of the ratio. The first steps of an
-epoch, in which memory is taken for the first time, do not count. With --check, exits 1 where a ratio is above 1.10.
+same weights, bit for bit. They take turns, step by step, in one thread, so that whatever else the machine does slows
+both. A round is an epoch; printed are milliseconds a step, the median over the rounds with the least and the most, and
+the median over rounds of the ratio. The first steps of an epoch, in which memory is taken for the first time, do not
+count. With --check, exits 1 where a ratio is above 1.10.
 
 `params`: `sightline.params.train` with steps that return floats, against a loop that calls the same steps; the door
 also writes TensorBoard's curves, a log and checkpoints. The documented network with four metrics of torchmetrics in
@@ -34,7 +35,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,16 +48,14 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from archives import MNIST, unpacked
 from sightline import learner
-from sightline.engine.runtime import Runtime
 from sightline.params import build_classifier, params, set_seeds, torchmetrics, train
 from sightline.params.data import build_loaders, open_splits
 from sightline.params.updates import make_optimizer
 
 MOST = 1.10
 UNCOUNTED = 3
-SHORT = 9
+SHORT = 5
 """So many times the rounds where an epoch takes less than a second."""
-MEMORY = Path("/dev/shm")  # noqa: S108 a directory of its own is made in it
 
 
 @dataclass
@@ -74,22 +73,35 @@ class Ratio:
 
 
 class Clock:
-    """Calls a step and notes when."""
+    """Calls a step of the door, after a step of the loop written by hand, and notes how long each of them takes: the
+    door's from one call to the next, without the other's."""
 
-    def __init__(self, step: Callable[..., Any]):
-        self.step = step
-        self.times: list[float] = []
+    def __init__(self, step: Callable[..., Any], by_hand: Iterator[None]):
+        self.step, self.by_hand = step, by_hand
+        self.bare: list[float] = []
+        self.door: list[float] = []
+        self.began: float | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The step's own answer."""
-        self.times.append(time.perf_counter())
+        called = time.perf_counter()
+        if self.began is not None:
+            self.door.append(called - self.began)
+        next(self.by_hand)
+        self.began = time.perf_counter()
+        self.bare.append(self.began - called)
         return self.step(*args, **kwargs)
 
-    @property
-    def milliseconds(self) -> float:
-        """From one step to the next, without the first ones."""
-        counted = self.times[UNCOUNTED:]
-        return 1e3 * (counted[-1] - counted[0]) / (len(counted) - 1)
+    def note(self, row: Ratio) -> None:
+        """The round, into its row."""
+        for times, place in ((self.bare, row.bare), (self.door, row.door)):
+            place.append(1e3 * statistics.mean(times[UNCOUNTED:]))
+
+
+def same_weights(one: nn.Module, other: nn.Module) -> None:
+    """Ends the benchmark where they are not."""
+    vectors = [nn.utils.parameters_to_vector(model.parameters()).detach() for model in (one, other)]
+    assert torch.equal(*vectors), "the door does not train as the loop does"
 
 
 # --- door A
@@ -147,35 +159,31 @@ def door_a(data: Path, scratch: Path, rounds: int) -> list[Ratio]:
     ):
         settings = params | usual | changes
         for number in range(times + 1):
-            ends = {}
-            for way in ("bare", "door") if number % 2 else ("door", "bare"):
-                set_seeds(0)
-                model, clock = make(), Clock(train_step)
-                kwargs = {"train_torchmetrics": metrics()} if measure else {}
-                if way == "bare":
-                    by_hand(settings, model, clock, data, kwargs)
-                else:
-                    with contextlib.redirect_stdout(io.StringIO()):
-                        train(settings, model, clock, test_step, data, scratch / f"{id(row)}-{number}", **kwargs)
-                ends[way] = nn.utils.parameters_to_vector(model.parameters()).detach()
-                if number:  # the first round does not count
-                    getattr(row, way).append(clock.milliseconds)
-            assert torch.equal(ends["bare"], ends["door"]), "the door does not train as the loop does"
+            set_seeds(0)
+            own, kwargs = make(), {"train_torchmetrics": metrics()} if measure else {}
+            set_seeds(0)
+            model, theirs = make(), {"train_torchmetrics": metrics()} if measure else {}
+            clock = Clock(train_step, by_hand(settings, own, data, kwargs))
+            with contextlib.redirect_stdout(io.StringIO()):
+                train(settings, model, clock, test_step, data, scratch / f"{id(row)}-{number}", **theirs)
+            same_weights(own, model)
+            if number:  # the first round does not count
+                clock.note(row)
     return [documented, small]
 
 
-def by_hand(settings: Mapping[str, Any], model: nn.Module, step: Clock, data: Path, kwargs: Mapping[str, Any]) -> None:
-    """The least there is to do around the steps."""
+def by_hand(settings: Mapping[str, Any], model: nn.Module, data: Path, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """The least there is to do around the steps, one of them at a time."""
     splits, preprocess, _ = open_splits(settings, data)
     loader, _ = build_loaders(settings, splits, preprocess, torch.device("cpu"))
     optimizer = make_optimizer(settings, model)
+    model.train()
     total, count = 0.0, 0
-    with Runtime("cpu").active():
-        model.train()
-        for batch in loader:
-            loss, _ = step(batch.x, batch.y, model, optimizer, **kwargs)
-            total += loss * len(batch.y)
-            count += len(batch.y)
+    for batch in loader:
+        loss, _ = train_step(batch.x, batch.y, model, optimizer, **kwargs)
+        total += loss * len(batch.y)
+        count += len(batch.y)
+        yield
     assert total / count < 10
 
 
@@ -231,32 +239,28 @@ def door_b(data: Path, scratch: Path, rounds: int) -> list[Ratio]:
     ):
         row, loader = Ratio(name), DataLoader(dataset, batch_size=64)
         for number in range(times + 1):
-            ends = {}
-            for way in ("bare", "door") if number % 2 else ("door", "bare"):
-                set_seeds(0)
-                model, clock, metric = perceptron(), Clock(nn.CrossEntropyLoss()), learner.Accuracy()
-                optimizer = torch.optim.Adam(model.parameters())
-                if way == "bare":
-                    tutorials_loop(model, clock, optimizer, metric, loader)
-                else:
-                    quiet = {"batch_log": True, "display_metrics": False, "save_metrics": False, "num_epochs": 1}
-                    place = scratch / f"{id(row)}-{number}"
-                    with contextlib.redirect_stdout(io.StringIO()):
-                        learner.StandardModel(model, use_cuda_if_available=False).train(
-                            loader, clock, optimizer, [metric], model_dir=place, **quiet
-                        )
-                ends[way] = nn.utils.parameters_to_vector(model.parameters()).detach()
-                if number:  # the first round does not count
-                    getattr(row, way).append(clock.milliseconds)
-            assert torch.equal(ends["bare"], ends["door"]), "the door does not train as the loop does"
+            set_seeds(0)
+            own = perceptron()
+            set_seeds(0)
+            model = perceptron()
+            clock = Clock(nn.CrossEntropyLoss(), tutorials_loop(own, loader))
+            optimizer, metric = torch.optim.Adam(model.parameters()), learner.Accuracy()
+            quiet = {"batch_log": True, "display_metrics": False, "save_metrics": False, "num_epochs": 1}
+            place = scratch / f"{id(row)}-{number}"
+            with contextlib.redirect_stdout(io.StringIO()):
+                learner.StandardModel(model, use_cuda_if_available=False).train(
+                    loader, clock, optimizer, [metric], model_dir=place, **quiet
+                )
+            same_weights(own, model)
+            if number:  # the first round does not count
+                clock.note(row)
         found.append(row)
     return found
 
 
-def tutorials_loop(
-    model: nn.Module, loss_of: Clock, optimizer: torch.optim.Optimizer, metric: learner.Metric, loader: Any
-) -> float:
-    """The mean loss of an epoch."""
+def tutorials_loop(model: nn.Module, loader: Any) -> Iterator[None]:
+    """An epoch, one step at a time."""
+    loss_of, metric, optimizer = nn.CrossEntropyLoss(), learner.Accuracy(), torch.optim.Adam(model.parameters())
     model.train()
     total, count = 0.0, 0
     for x, y in loader:
@@ -268,8 +272,9 @@ def tutorials_loop(
         total += loss.item() * len(y)
         count += len(y)
         metric.update(output.detach(), y)
+        yield
     assert metric.getValue() > 0.3
-    return total / count
+    assert total / count < 10
 
 
 # --- both
@@ -310,7 +315,7 @@ def main() -> int:
     warnings.simplefilter("ignore")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, Python {platform.python_version()}")
     missed = []
-    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         data = digits(scratch)
         if given.accuracy:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 import sightline
+from sightline.data.digits import load_digits
 
 RARE, SHARE, TIMES = 8, 0.02, 3.0
 FOCAL = {"module": {"loss": {"_target_": "sightline.models.losses.FocalLoss"}}}
@@ -33,8 +33,7 @@ WAYS: dict[str, Mapping[str, Any]] = {
 
 def digits(seed: int) -> dict[str, tuple[Any, Any]]:
     """600 test images; of the rest, all but most of the eights."""
-    found = load_digits()
-    images, labels = (found.images * 15.9375).astype(np.uint8), found.target
+    images, labels = load_digits()
     order = np.random.default_rng(seed).permutation(len(labels))
     test, rest = order[:600], order[600:]
     others, eights = rest[labels[rest] != RARE], rest[labels[rest] == RARE]

@@ -234,6 +234,11 @@ def test_the_package_alone_adds_few_modules_to_torch() -> None:
     assert not added & {"hydra", "omegaconf", "sklearn", "scipy", "tensorboard", "matplotlib", "torchvision", "timm"}
 
 
+def test_the_digits_come_with_the_package() -> None:
+    code = "from sightline.data.sources import open_source\nopen_source('digits', val=0.1, test=0.1, seed=0)"
+    assert not loaded_after(code) & {"sklearn", "torch"}
+
+
 class Deep(nn.Module):
     """Notes the stack above its forward."""
 

@@ -1,12 +1,12 @@
-"""The digits of scikit-learn as pictures, 8 x 8 pixels, gray."""
+"""The embedded digits as images, 8 x 8 pixels, gray."""
 
 from __future__ import annotations
 
-import numpy as np
-from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import transforms
+
+from sightline.data.digits import load_digits
 
 TO_TENSOR = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,), (0.5,))])
 SHIFTED = transforms.Compose([transforms.ToPILImage(), transforms.RandomAffine(0, translate=(0.1, 0.1)), TO_TENSOR])
@@ -16,10 +16,10 @@ class Digits(Dataset[tuple[Tensor, int]]):
     """1,400 to train on, or 397 to test on."""
 
     def __init__(self, train: bool = True, shifted: bool = False):
-        found = load_digits()
+        images, labels = load_digits()
         part = slice(None, 1400) if train else slice(1400, None)
-        self.images = (found.images[part] * (255 / 16)).round().astype(np.uint8)
-        self.labels = found.target[part]
+        self.images = images[part]
+        self.labels = labels[part]
         self.transform = SHIFTED if shifted else TO_TENSOR
 
     def __len__(self) -> int:

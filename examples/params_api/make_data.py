@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 from PIL import Image
-from sklearn.datasets import load_digits
+
+from sightline.data.digits import load_digits
 
 
 def main(root: Path) -> None:
     """The first 1,437 to train on, the rest to measure by."""
-    digits = load_digits()
-    pixels = (digits.images * (255 / 16)).round().astype("uint8")
+    images, labels = load_digits()
     for split, rows in (("train", range(1437)), ("test", range(1437, 1797))):
         folder = root / split
         folder.mkdir(parents=True)
@@ -23,8 +23,8 @@ def main(root: Path) -> None:
             writer = csv.writer(table)
             writer.writerow(("files", "type"))
             for i in rows:
-                Image.fromarray(pixels[i]).save(folder / f"digit_{i}.png")
-                writer.writerow((f"digit_{i}.png", digits.target[i]))
+                Image.fromarray(images[i]).save(folder / f"digit_{i}.png")
+                writer.writerow((f"digit_{i}.png", labels[i]))
 
 
 if __name__ == "__main__":

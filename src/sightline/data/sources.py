@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.data.archives import Archive, is_archive
+from sightline.data.digits import load_digits
 from sightline.data.folders import read_folders
 from sightline.data.idx import idx_folder, is_idx_file, read_idx
 from sightline.data.npz import is_array_file, read_npz
@@ -100,17 +101,9 @@ def open_source(
 
 
 def digits_rows() -> list[Row]:
-    """The 1,797 handwritten digits of 8 x 8 pixels that scikit-learn carries (Alpaydin and Kaynak, UCI, 1998), their 17
-    gray levels stretched to 0..255."""
-    import numpy as np
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    pixels = np.round(data.images * (255 / 16)).astype(np.uint8)
-    return [
-        Row(f"digits/{i:04d}", image, str(label))
-        for i, (image, label) in enumerate(zip(pixels, data.target, strict=True))
-    ]
+    """The embedded digits, see `load_digits`."""
+    pairs = zip(*load_digits(), strict=True)
+    return [Row(f"digits/{i:04d}", image, str(label)) for i, (image, label) in enumerate(pairs)]
 
 
 def _read(

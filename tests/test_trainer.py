@@ -21,8 +21,9 @@ from sightline.engine.checkpoint import load_checkpoint, save_checkpoint
 from sightline.engine.checkpointing import Checkpointer
 from sightline.engine.runtime import Runtime
 from sightline.engine.tasks import SupervisedTask
-from sightline.engine.trainer import Trainer
+from sightline.engine.trainer import Trainer, evaluate
 from sightline.errors import ArtifactError, ConfigError, DataError, NonFiniteLossError
+from sightline.metrics import Meter
 from sightline.models.networks import SmallCNN
 from sightline.types import Batch, Schedule, StepOutput, TrainState
 from stopping import StopAt
@@ -192,6 +193,30 @@ def test_evaluation_counts_every_sample_once() -> None:
     found = trainer.evaluate("val")
     assert found["loss"] == pytest.approx(nn.functional.cross_entropy(logits, data.labels).item(), rel=1e-5)
     assert found["accuracy"] == pytest.approx((logits.argmax(1) == data.labels).double().mean().item())
+
+
+def test_a_network_is_evaluated_without_a_trainer() -> None:
+    trainer = make(dropout=0.5)
+    model, batches = trainer.state.model, BatchLoader(dataset(20, seed=1), PREPROCESS, 8)
+    model.features[1].eval()
+    modes = [module.training for module in model.modules()]
+    assert evaluate(trainer.task, model, batches, Meter()) == trainer.evaluate("val")
+    assert modes == [module.training for module in model.modules()]
+    with pytest.raises(DataError, match=r"^the validation data gave no batch\. "):
+        evaluate(trainer.task, model, [], Meter(), "validation")
+    with torch.no_grad():
+        model.head.bias.fill_(math.nan)
+    with pytest.raises(NonFiniteLossError, match=r"^the evaluation loss is nan\. "):
+        evaluate(trainer.task, model, batches, Meter())
+
+
+def test_an_average_of_weights_is_what_is_evaluated() -> None:
+    trainer = make()
+    trainer.state.ema = copy.deepcopy(trainer.state.model)
+    with torch.no_grad():
+        trainer.state.model.head.bias.fill_(math.nan)
+    batches = BatchLoader(dataset(20, seed=1), PREPROCESS, 8)
+    assert math.isfinite(evaluate(trainer.task, trainer.state, batches, Meter())["loss"])
 
 
 def test_predict_returns_probabilities_by_row() -> None:

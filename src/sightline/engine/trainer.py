@@ -1,6 +1,6 @@
 """The loop and the clock.
 
-This file holds the run's only loop: `fit`, `_train_epoch` and `evaluate`. What a batch means is the task's
+This file holds the only loops: `fit`, `_train_epoch` and `evaluate`. What a batch means is the task's
 (`tasks.py`), what a batch is the loader's, what watches is in `callbacks.py`, what is saved in `checkpoint.py`."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sightline.engine.callbacks import EVENTS, Callback, not_measured
 from sightline.engine.runtime import Runtime
@@ -160,26 +160,18 @@ class Trainer:
                 error.add_note(f"While that was handled: {type(another).__name__}: {another}")
 
     def evaluate(self, split: str) -> dict[str, float]:
-        """The metrics of one split of `evals`, over each sample once. Leaves weights, buffers and every submodule's
-        train/eval mode as they were. Raises DataError when the split gives no batch."""
-        meter, number = self._eval_meter(), 0
+        """The metrics of one split of `evals`, see `evaluate`."""
         before, self.phase = self.phase, split
-        with evaluating(self.state.eval_model), torch.inference_mode():
-            for number, batch in enumerate(self._epoch_of(self.evals[split]), start=1):
-                meter.update(self.task.eval_step(self.state, batch))
-                if number % self.log_every == 0:
-                    meter.flush()
-                if self._fitting:
-                    self._answer()
-                    if self.interrupted:
-                        raise _Interrupted
+        between = self._between_batches if self._fitting else None
+        batches, meter = self.evals[split], self._eval_meter()
+        metrics = evaluate(self.task, self.state, batches, meter, split, flush_every=self.log_every, between=between)
         self.phase = before
-        if not number:
-            raise DataError(f"the {split} data gave no batch after step {self.state.step}. {_NO_BATCH}")
-        metrics = meter.compute()
-        if not math.isfinite(metrics.get("loss", 0.0)):
-            raise NonFiniteLossError(f"the {split} loss is {metrics['loss']} after step {self.state.step}. {_ADVICE}")
         return metrics
+
+    def _between_batches(self) -> None:
+        self._answer()
+        if self.interrupted:
+            raise _Interrupted
 
     def predict(self, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
         """(probabilities float32 [N,C], index int64 [N]) on the CPU, for every batch in order. `index` is the batches'
@@ -215,7 +207,7 @@ class Trainer:
         if hasattr(self.task, "begin_epoch"):
             self.task.begin_epoch(state)
         reseed(state.epoch, "loader")  # the order of a loader that draws it from torch's generator is then the epoch's
-        for batch in self._epoch_of(self.train, state.epoch, state.batch):
+        for batch in _epoch_of(self.train, state.epoch, state.batch):
             log = (state.step + 1) % log_every == 0  # decided before the step, so that no step is read back for it
             reseed(state.step)
             output = step(state, batch)
@@ -239,12 +231,6 @@ class Trainer:
         if not state.batch:
             raise DataError(f"the training data gave no batch in epoch {state.epoch}. {_NO_BATCH}")
         return dict(meter.compute())
-
-    def _epoch_of(self, batches: Iterable[Batch], epoch: int = 0, first: int = 0) -> Iterable[Batch]:
-        if isinstance(batches, Seekable):
-            batches.seek(epoch, first)
-            return batches
-        return itertools.islice(batches, first, None) if first else batches
 
     def _learning_rate(self) -> float | None:
         """That of the optimiser's first group, with which the step at hand was made."""
@@ -295,6 +281,47 @@ class Trainer:
     def _emit(self, event: str, *args: Any) -> None:
         for handler in self._handlers[event]:
             handler(self, *args)
+
+
+def evaluate(
+    task: Task,
+    model: nn.Module | TrainState,
+    batches: Iterable[Batch],
+    meter: Meter,
+    split: str = "evaluation",
+    *,
+    flush_every: int = 50,
+    between: Callable[[], None] | None = None,
+) -> dict[str, float]:
+    """What `meter` makes of `task.eval_step` over each of `batches` once. `model` is a network, or the state of a
+    training, whose averaged weights are then the ones that are evaluated. Leaves weights, buffers and every submodule's
+    train/eval mode as they were. Losses are read back every `flush_every` batches; `between` is called after each one.
+
+    Raises DataError when there is no batch, and NonFiniteLossError for a loss that is not finite; `split` is the name
+    of the data in the message."""
+    state = model if isinstance(model, TrainState) else TrainState(model)
+    after = f" after step {state.step}" if isinstance(model, TrainState) else ""
+    number = 0
+    with evaluating(state.eval_model), torch.inference_mode():
+        for number, batch in enumerate(_epoch_of(batches), start=1):
+            meter.update(task.eval_step(state, batch))
+            if number % flush_every == 0:
+                meter.flush()
+            if between is not None:
+                between()
+    if not number:
+        raise DataError(f"the {split} data gave no batch{after}. {_NO_BATCH}")
+    metrics = meter.compute()
+    if not math.isfinite(metrics.get("loss", 0.0)):
+        raise NonFiniteLossError(f"the {split} loss is {metrics['loss']}{after}. {_ADVICE}")
+    return metrics
+
+
+def _epoch_of(batches: Iterable[Batch], epoch: int = 0, first: int = 0) -> Iterable[Batch]:
+    if isinstance(batches, Seekable):
+        batches.seek(epoch, first)
+        return batches
+    return itertools.islice(batches, first, None) if first else batches
 
 
 _NO_BATCH = (

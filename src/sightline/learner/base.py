@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.engine.hooks import bfloat16
-from sightline.engine.trainer import Trainer
+from sightline.engine.trainer import evaluate
 from sightline.errors import DataError, nearest
 from sightline.learner.callbacks import Callbacks
 from sightline.learner.fitting import fit
@@ -25,7 +25,6 @@ from sightline.learner.task import PREDICT, TRAIN, LearnerTask, measure_on, move
 from sightline.learner.weights import load_weights, save_weights
 from sightline.models.onnx import write_onnx
 from sightline.modes import evaluating
-from sightline.types import TrainState
 
 
 class BaseModel(Callbacks):
@@ -198,18 +197,9 @@ class BaseModel(Callbacks):
         kept = self.test_metrics, self.val_metrics
         self.test_metrics = self.val_metrics = list(named.values())
         task = LearnerTask(self, {split: named})
-        batches = task.measured(split, loader)
-        trainer = Trainer(
-            task,
-            TrainState(self.model),
-            (),
-            {split: batches},
-            max_epochs=0,
-            eval_meter=task.eval_meter,
-        )
         try:
             with self.ready():
-                values = trainer.evaluate(split)
+                values = evaluate(task, self.model, task.measured(split, loader), task.eval_meter(), split)
         finally:
             if kept != (None, None):
                 self.test_metrics, self.val_metrics = kept

@@ -344,6 +344,13 @@ def test_threads_are_not_timed_with_a_task_of_ones_own(tmp_path: Path) -> None:
         sightline.assemble(config(tmp_path, "own", {"trainer": {"threads": "auto"}}), task=task)
 
 
+def test_a_task_without_its_steps_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    for make in (sightline.assemble, sightline.lr_find):
+        with pytest.raises(TypeError, match=r"^the task object has no setup, begin_epoch, train_step"):
+            make(config(tmp_path, "own", {}), task=object())
+    assert not (tmp_path / "own").exists()
+
+
 def test_a_task_of_ones_own_has_its_average_and_its_scaler(tmp_path: Path) -> None:
     task = SupervisedTask(nn.CrossEntropyLoss(), average=Average(0.9), precision="fp16")
     made = sightline.assemble(config(tmp_path, "own", {"trainer": {"max_epochs": 1}}), task=task)

@@ -16,6 +16,7 @@ from sightline.data.augment import Flip, ShiftCrop
 from sightline.data.loader import BatchLoader
 from sightline.data.packed import PackedDataset
 from sightline.data.preprocess import Preprocess
+from sightline.engine.averaging import Average
 from sightline.engine.callbacks import EVENTS, Callback, EarlyStopping
 from sightline.engine.checkpoint import load_checkpoint, save_checkpoint
 from sightline.engine.checkpointing import Checkpointer
@@ -25,7 +26,7 @@ from sightline.engine.trainer import Trainer, evaluate
 from sightline.errors import ArtifactError, ConfigError, DataError, NonFiniteLossError
 from sightline.metrics import Meter
 from sightline.models.networks import SmallCNN
-from sightline.types import Batch, Schedule, StepOutput, TrainState
+from sightline.types import Batch, Schedule, StepOutput, Task, TrainState
 from stopping import StopAt
 
 PREPROCESS = Preprocess(8, 8, 1, (0.5,), (0.25,))
@@ -193,6 +194,46 @@ def test_evaluation_counts_every_sample_once() -> None:
     found = trainer.evaluate("val")
     assert found["loss"] == pytest.approx(nn.functional.cross_entropy(logits, data.labels).item(), rel=1e-5)
     assert found["accuracy"] == pytest.approx((logits.argmax(1) == data.labels).double().mean().item())
+
+
+def test_a_task_without_a_step_is_named() -> None:
+    class Half:
+        def train_step(self, state: TrainState, batch: Batch) -> StepOutput:
+            raise AssertionError
+
+    with pytest.raises(TypeError, match=r"^the task Half has no setup, begin_epoch, eval_step, predict_step\. Derive"):
+        Trainer(Half(), TrainState(network()), (), max_epochs=1)  # type: ignore[arg-type]
+
+
+def test_a_task_that_defines_its_steps_alone_trains() -> None:
+    class Own(Task):
+        def train_step(self, state: TrainState, batch: Batch) -> StepOutput:
+            return SupervisedTask(nn.CrossEntropyLoss()).train_step(state, batch)
+
+        def eval_step(self, state: TrainState, batch: Batch) -> StepOutput:
+            return StepOutput(torch.zeros(()), len(batch.y))
+
+        def predict_step(self, state: TrainState, x: Any) -> Tensor:
+            return state.model(x)
+
+    trainer, plain = make(), make()
+    trainer = Trainer(Own(), trainer.state, trainer.train, max_epochs=2, runtime=Runtime())
+    trainer.fit()
+    plain.fit()
+    assert same(weights(trainer.state.model), weights(plain.state.model))
+
+
+def test_a_trainer_makes_the_average_that_its_task_keeps() -> None:
+    state = make().state
+    trainer = Trainer(
+        SupervisedTask(nn.CrossEntropyLoss(), average=Average(0.5)), state, loader(), max_epochs=1, runtime=Runtime()
+    )
+    assert state.ema is not None
+    first = weights(state.ema)
+    made = state.ema
+    trainer.fit()
+    assert state.ema is made
+    assert not same(first, weights(state.ema))
 
 
 def test_a_network_is_evaluated_without_a_trainer() -> None:

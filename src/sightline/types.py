@@ -134,7 +134,17 @@ class Augmentation(Protocol):
 
 
 class Task(Protocol):
-    """What one batch means. The loop is ours, the step is the task's: forward, loss, backward, update."""
+    """What one batch means. The loop is ours, the step is the task's: forward, loss, backward, update. A class derived
+    from it needs the three steps alone."""
+
+    def setup(self, state: TrainState) -> None:
+        """Adds to the state what the steps keep in it and is not there yet, such as an average of the weights. Called
+        with the model on its device: before a checkpoint is loaded into the state, and by each `Trainer`."""
+        return
+
+    def begin_epoch(self, state: TrainState) -> None:
+        """Called before the first batch of an epoch, and when one is resumed."""
+        return
 
     def train_step(self, state: TrainState, batch: Batch) -> StepOutput: ...
     def eval_step(self, state: TrainState, batch: Batch) -> StepOutput: ...

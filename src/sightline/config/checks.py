@@ -15,6 +15,7 @@ from sightline.config.meters import Meters
 from sightline.config.schema import TrainConfig
 from sightline.data.packed import PackedDataset
 from sightline.engine.runtime import Runtime
+from sightline.engine.trainer import check_task
 from sightline.errors import ConfigError, DataError, listing, nearest
 from sightline.metrics import metric_names
 from sightline.models.losses import ClassWeighted
@@ -231,7 +232,9 @@ def check_conflicts(data: Mapping[str, PackedDataset]) -> None:
 
 
 def check_given(given: Mapping[str, Any]) -> None:
-    """Raises TypeError for a part that cannot be handed over."""
+    """Raises TypeError for a part that cannot be passed in, and for a task without one of its methods."""
     for name in given:
         if name not in GIVEN:
             raise TypeError(f"'{name}' cannot be given.{nearest(name, GIVEN)} What can: {', '.join(GIVEN)}.")
+    if "task" in given:
+        check_task(given["task"])

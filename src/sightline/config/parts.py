@@ -47,7 +47,6 @@ from sightline.config.weights import with_expected_preprocess
 from sightline.data.loader import BatchLoader
 from sightline.data.packed import PackedDataset
 from sightline.data.preprocess import Preprocess
-from sightline.engine.averaging import Average
 from sightline.engine.runtime import Runtime
 from sightline.errors import ConfigError, ModelError
 from sightline.files import expanded
@@ -128,7 +127,7 @@ def build_parts(
         model.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(config, given.get("optimizer"), model, spec.shape)
     schedules = make_schedules(config, optimizer, len(train), meters.better)
-    state = _state(config, model, optimizer, schedules, task, runtime)
+    state = _state(config, model, optimizer, schedules, task)
     if settings.compile:
         model.compile()
     return Parts(
@@ -136,26 +135,14 @@ def build_parts(
     )
 
 
-def _state(
-    config: TrainConfig, model: nn.Module, optimizer: Any, schedules: list[Schedule], task: Any, runtime: Runtime
-) -> TrainState:
+def _state(config: TrainConfig, model: nn.Module, optimizer: Any, schedules: list[Schedule], task: Task) -> TrainState:
     """What training begins from."""
     state = TrainState(model, optimizer, schedules, config=config.to_dict())
-    if isinstance(getattr(task, "average", None), Average):  # a task that was passed in may have one, too
-        state.ema = _average_of(model)
-    if getattr(task, "precision", config.trainer.precision) == "fp16":
-        state.scaler = torch.amp.GradScaler(runtime.device.type)
-    return state
-
-
-def _average_of(model: nn.Module) -> nn.Module:
     try:
-        return Average.start(model)
-    except Exception as error:  # a lock, a generator or an open file is not copied
-        raise ConfigError(
-            f"module.ema: this network cannot be copied: {type(error).__name__}: {error}. Leave the average out, or "
-            f"give the network a __deepcopy__."
-        ) from error
+        task.setup(state)
+    except ModelError as error:
+        raise ConfigError(f"module.ema: {error}") from error
+    return state
 
 
 def _with_absolute_root(config: TrainConfig) -> TrainConfig:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sightline.errors import ModelError
+
 
 class Average:
     """After every step, average = decay * average + (1 - decay) * weight (Polyak and Juditsky, 1992, with exponential
@@ -34,8 +36,15 @@ class Average:
 
     @staticmethod
     def start(model: nn.Module) -> nn.Module:
-        """The average of no steps: a copy of the model, in evaluation mode and without gradients."""
-        return copy.deepcopy(model).eval().requires_grad_(False)
+        """The average of no steps: a copy of the model, in evaluation mode and without gradients. Raises ModelError
+        when it cannot be copied."""
+        try:
+            return copy.deepcopy(model).eval().requires_grad_(False)
+        except Exception as error:  # a lock, a generator or an open file is not copied
+            raise ModelError(
+                f"this network cannot be copied: {type(error).__name__}: {error}. Leave the average out, or give the "
+                f"network a __deepcopy__."
+            ) from error
 
     @torch.no_grad()
     def update(self, average: nn.Module, model: nn.Module, step: int) -> None:

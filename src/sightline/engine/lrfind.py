@@ -124,8 +124,7 @@ def _search(
     average = 0.0
     if not state.model.training:  # as the trainer does: what is frozen within stays frozen
         state.model.train()
-    if hasattr(task, "begin_epoch"):  # once: what a later epoch unfreezes would put a step into the curve
-        task.begin_epoch(state)
+    task.begin_epoch(state)  # once: what a later epoch unfreezes would put a step into the curve
     with closing(_batches(train, state, runtime)) as batches:
         for lr, batch in zip(lrs, batches, strict=False):
             for group, factor in groups:

@@ -13,7 +13,7 @@ from sightline.engine.averaging import Average
 from sightline.engine.mixing import Mix
 from sightline.engine.nested import full_precision
 from sightline.errors import DataError
-from sightline.types import Batch, StepOutput, Tensors, TrainState
+from sightline.types import Batch, StepOutput, Task, Tensors, TrainState
 
 LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _NOTHING = contextlib.nullcontext()
@@ -26,12 +26,12 @@ class EpochStart(Protocol):
     def apply(self, model: nn.Module, epoch: int) -> None: ...
 
 
-class SupervisedTask:
+class SupervisedTask(Task):
     """Training on labelled images. `loss(output [B,...], target [B])` gives a scalar, the mean over the batch;
     `outputs` says whether the network answers with "logits", "probabilities" or "values".
 
     `precision` "bf16" or "fp16" runs the network under torch's autocast (Micikevicius et al., "Mixed Precision
-    Training", 2018); the loss is float32. For fp16, `state.scaler` holds a GradScaler. `accumulate` goes through a
+    Training", 2018); the loss is float32. `accumulate` goes through a
     batch in so many equal parts, one after the other: the memory of a part, the gradients of the whole. With
     `part_size`, a batch that is smaller than usual, as the last of an epoch, goes in no more parts of so many samples
     than it fills, and in none of one sample, unless that is its size. `clip` limits the norm of all gradients together,
@@ -73,6 +73,14 @@ class SupervisedTask:
         self.mix = mix
         self.freeze = freeze
         self._contexts: dict[str, contextlib.AbstractContextManager[Any]] = {}
+
+    def setup(self, state: TrainState) -> None:
+        """Makes `state.ema` for an average, and a GradScaler in `state.scaler` for fp16. Raises ModelError for a
+        network that cannot be copied."""
+        if self.average is not None and state.ema is None:
+            state.ema = self.average.start(state.model)
+        if self.precision == "fp16" and state.scaler is None:
+            state.scaler = torch.amp.GradScaler(next(state.model.parameters()).device.type)
 
     def begin_epoch(self, state: TrainState) -> None:
         """Freezes and unfreezes what the epoch asks for; called before its first batch, and when one is resumed."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sightline.engine.callbacks import EVENTS, Callback, not_measured
 from sightline.engine.runtime import Runtime
-from sightline.errors import DataError, DivergedError, NonFiniteLossError, nearest
+from sightline.errors import DataError, DivergedError, NonFiniteLossError, listing, nearest
 from sightline.metrics import Meter
 from sightline.modes import evaluating
 from sightline.types import Batch, FitResult, Recorder, Seekable, Task, TrainState
@@ -29,7 +29,7 @@ class Trainer:
         on_fit_start
         while epoch < max_epochs and (in mid-epoch or not should_stop):
             on_epoch_start
-            task.begin_epoch(state), where it has one
+            task.begin_epoch(state)
             for batch in train:
                 task.train_step(state, batch); step += 1; batch += 1
                 per-step schedules step; every log_every steps: losses are read back, checked and recorded
@@ -89,6 +89,8 @@ class Trainer:
         self._eval_meter = eval_meter or meter
         self._fitting = self._asked = False
         self.state.meters.setdefault("train", meter())
+        check_task(task)
+        task.setup(state)
         check_callbacks(callbacks)
         self._handlers = {event: _handlers(self.callbacks, event) for event in EVENTS}
         self._step_schedules = [schedule.scheduler for schedule in state.schedules if schedule.interval == "step"]
@@ -204,8 +206,7 @@ class Trainer:
         meter = state.meters["train"]
         schedules, observers = self._step_schedules, self._handlers["on_step_end"]
         self._mark, self.phase = (time.perf_counter(), self.samples), "training"
-        if hasattr(self.task, "begin_epoch"):
-            self.task.begin_epoch(state)
+        self.task.begin_epoch(state)
         reseed(state.epoch, "loader")  # the order of a loader that draws it from torch's generator is then the epoch's
         for batch in _epoch_of(self.train, state.epoch, state.batch):
             log = (state.step + 1) % log_every == 0  # decided before the step, so that no step is read back for it
@@ -324,6 +325,7 @@ def _epoch_of(batches: Iterable[Batch], epoch: int = 0, first: int = 0) -> Itera
     return itertools.islice(batches, first, None) if first else batches
 
 
+_TASK = ("setup", "begin_epoch", "train_step", "eval_step", "predict_step")
 _NO_BATCH = (
     "An iterator or a generator is empty after one pass: pass a DataLoader or a list, which can be iterated again."
 )
@@ -336,6 +338,16 @@ class _Interrupted(Exception):  # noqa: N818 a way out, not an error
 
 def _prefixed(split: str, metrics: Mapping[str, float]) -> dict[str, float]:
     return {f"{split}_{name}": value for name, value in metrics.items()}
+
+
+def check_task(task: object) -> None:
+    """Raises TypeError for a task without one of the methods of `Task`."""
+    missing = [name for name in _TASK if not callable(getattr(task, name, None))]
+    if missing:
+        raise TypeError(
+            f"the task {type(task).__name__} has no {listing(missing)}. Derive it from sightline.types.Task, whose "
+            f"`setup` and `begin_epoch` do nothing, or from SupervisedTask."
+        )
 
 
 def check_callbacks(callbacks: Sequence[Callback]) -> None:

@@ -16,7 +16,7 @@ from sightline.errors import DataError, listing, nearest
 from sightline.learner.metrics import batch_size, restore_state, state_of
 from sightline.learner.plan import LearnerError, Measuring, Plan
 from sightline.metrics import Meter
-from sightline.types import Batch, StepOutput, TrainState
+from sightline.types import Batch, StepOutput, Task, TrainState
 
 if TYPE_CHECKING:
     from sightline.learner.base import BaseModel
@@ -130,7 +130,7 @@ class TrainMeter(Meter):
             restore_state(metric, saved)
 
 
-class LearnerTask:
+class LearnerTask(Task):
     """Calls the learner's own steps. Their loss is what they add to the running loss: it is taken off the graph after
     every step, whether they do so or not."""
 

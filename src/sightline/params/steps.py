@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from sightline.errors import ConfigError
 from sightline.metrics import Meter
 from sightline.models.softmax import SoftmaxTwice
-from sightline.types import Batch, StepOutput, Tensors, TrainState
+from sightline.types import Batch, StepOutput, Task, Tensors, TrainState
 
 
-class Steps:
+class Steps(Task):
     """Calls `train_step(x, y, model, optim, **kwargs)` and `test_step(x, y, model, **kwargs)`; each gives (loss as a
     float, metrics as a dict of floats or None). The update is theirs. Whether the first training step puts
     probabilities into cross entropy is looked at, and warned of."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
 
+from sightline.data import foreignloader
 from sightline.data.foreignloader import ForeignLoader
 from sightline.engine.checkpoint import load_checkpoint
 from sightline.engine.checkpointing import Checkpointer
@@ -42,6 +43,55 @@ def batched() -> DataLoader[Any]:
 
 def first(batches: Iterable[Any], **how: Any) -> Batch:
     return next(iter(ForeignLoader(batches, **how)))
+
+
+class Drawing(RandomSampler):
+    """Draws from the global generator before each sample."""
+
+    def __iter__(self) -> Iterator[int]:
+        for _ in range(len(self)):
+            yield int(torch.randint(COUNT, ()))
+
+
+def drawn(batches: Iterable[Any]) -> list[Tensor]:
+    """The labels of two epochs."""
+    torch.manual_seed(5)
+    ours, found = ForeignLoader(batches), []
+    for epoch in range(2):
+        ours.seek(epoch)
+        for batch in ours:
+            found.append(batch.y)
+            torch.rand(3)  # as a step with dropout
+    return found
+
+
+DATA = TensorDataset(IMAGES, LABELS)
+ORDERS: dict[str, tuple[Any, bool]] = {
+    "in order": (loader, True),
+    "shuffled": (lambda: loader(shuffle=True), True),
+    "with replacement": (lambda: loader(sampler=RandomSampler(DATA, replacement=True, num_samples=70)), True),
+    "a generator of its own": (lambda: loader(shuffle=True, generator=torch.Generator().manual_seed(1)), True),
+    "a sampler that draws": (lambda: loader(sampler=Drawing(DATA)), False),
+    "batches of a sampler that draws": (
+        lambda: DataLoader(DATA, batch_sampler=BatchSampler(Drawing(DATA), SIZE, False)),
+        False,
+    ),
+    "a list": (lambda: list(loader()), True),
+    "two processes": (lambda: loader(shuffle=True, num_workers=2), False),
+}
+
+
+@pytest.mark.parametrize("kind", ORDERS)
+def test_ready_tensors_come_in_the_order_that_setting_every_generator_gives(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, ready = ORDERS[kind]
+    assert foreignloader._is_ready(make()) is ready
+    short = drawn(make())
+    monkeypatch.setattr(foreignloader, "_is_ready", lambda batches: False)
+    full = drawn(make())
+    assert len(short) == len(full) > 10
+    assert all(torch.equal(one, other) for one, other in zip(short, full, strict=True))
 
 
 # --- what a batch may be

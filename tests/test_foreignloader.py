@@ -70,7 +70,13 @@ ORDERS: dict[str, tuple[Any, bool]] = {
     "in order": (loader, True),
     "shuffled": (lambda: loader(shuffle=True), True),
     "with replacement": (lambda: loader(sampler=RandomSampler(DATA, replacement=True, num_samples=70)), True),
-    "a generator of its own": (lambda: loader(shuffle=True, generator=torch.Generator().manual_seed(1)), True),
+    "a generator of its own": (lambda: loader(shuffle=True, generator=torch.Generator().manual_seed(1)), False),
+    "torch's own generator": (
+        lambda: loader(
+            sampler=RandomSampler(DATA, generator=torch.default_generator, num_samples=70, replacement=True)
+        ),
+        False,
+    ),
     "a sampler that draws": (lambda: loader(sampler=Drawing(DATA)), False),
     "batches of a sampler that draws": (
         lambda: DataLoader(DATA, batch_sampler=BatchSampler(Drawing(DATA), SIZE, False)),

@@ -20,7 +20,7 @@ PACKAGE = ROOT / "src" / "sightline"
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy, so that nothing of the build is left in the checkout."""
     copy = tmp_path_factory.mktemp("source")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, copy)
     shutil.copytree(ROOT / "src", copy / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     subprocess.run(
@@ -35,9 +35,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_the_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    there = {path for path in PACKAGE.parent.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
-    names = {str(path.relative_to(PACKAGE.parent)) for path in there if ".egg-info" not in str(path)}
-    assert held == names
+    there = {path for path in PACKAGE.parent.rglob("*") if path.suffix in (".py", ".yaml", ".npz", ".typed")}
+    assert held == {str(path.relative_to(PACKAGE.parent)) for path in there | {PACKAGE / "py.typed"}}
     assert {"sightline/py.typed", "sightline/data/digits.npz", "sightline/config/presets/experiment/digits.yaml"} < held
 
 

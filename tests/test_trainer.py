@@ -196,6 +196,18 @@ def test_evaluation_counts_every_sample_once() -> None:
     assert found["accuracy"] == pytest.approx((logits.argmax(1) == data.labels).double().mean().item())
 
 
+def test_a_derived_task_without_a_step_cannot_be_made() -> None:
+    class Misspelt(Task):
+        def train_step(self, state: TrainState, batch: Batch) -> StepOutput:
+            raise AssertionError
+
+        def evaluate_step(self, state: TrainState, batch: Batch) -> StepOutput:
+            raise AssertionError
+
+    with pytest.raises(TypeError, match=r"eval_step"):
+        Misspelt()  # type: ignore[abstract]
+
+
 def test_a_task_without_a_step_is_named() -> None:
     class Half:
         def train_step(self, state: TrainState, batch: Batch) -> StepOutput:
@@ -225,15 +237,19 @@ def test_a_task_that_defines_its_steps_alone_trains() -> None:
 
 def test_a_trainer_makes_the_average_that_its_task_keeps() -> None:
     state = make().state
-    trainer = Trainer(
-        SupervisedTask(nn.CrossEntropyLoss(), average=Average(0.5)), state, loader(), max_epochs=1, runtime=Runtime()
-    )
-    assert state.ema is not None
-    first = weights(state.ema)
-    made = state.ema
+    task = SupervisedTask(nn.CrossEntropyLoss(), average=Average(0.5))
+    trainer = Trainer(task, state, loader(), max_epochs=1, runtime=Runtime())
+    with torch.no_grad():  # what is loaded into the network before training is where the average begins
+        state.model.head.weight.fill_(0.25)
     trainer.fit()
-    assert state.ema is made
-    assert not same(first, weights(state.ema))
+    assert state.ema is not None
+    assert not same(weights(state.ema), weights(state.model))
+    again, plain = state.ema, TrainState(network(), state.optimizer)
+    trainer = Trainer(task, state, loader(), max_epochs=2, runtime=Runtime())
+    trainer.fit()
+    assert state.ema is again
+    with pytest.raises(RuntimeError, match=r"call task.setup\(state\) first"):
+        task.train_step(plain, next(iter(loader())))
 
 
 def test_a_network_is_evaluated_without_a_trainer() -> None:

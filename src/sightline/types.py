@@ -3,6 +3,7 @@ time."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,15 +140,18 @@ class Task(Protocol):
 
     def setup(self, state: TrainState) -> None:
         """Adds to the state what the steps keep in it and is not there yet, such as an average of the weights. Called
-        with the model on its device: before a checkpoint is loaded into the state, and by each `Trainer`."""
+        with the model on its device: before a checkpoint is loaded into the state, and when training begins."""
         return
 
     def begin_epoch(self, state: TrainState) -> None:
         """Called before the first batch of an epoch, and when one is resumed."""
         return
 
+    @abstractmethod
     def train_step(self, state: TrainState, batch: Batch) -> StepOutput: ...
+    @abstractmethod
     def eval_step(self, state: TrainState, batch: Batch) -> StepOutput: ...
+    @abstractmethod
     def predict_step(self, state: TrainState, x: Tensors) -> Tensor: ...
 
 

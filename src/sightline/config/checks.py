@@ -236,5 +236,5 @@ def check_given(given: Mapping[str, Any]) -> None:
     for name in given:
         if name not in GIVEN:
             raise TypeError(f"'{name}' cannot be given.{nearest(name, GIVEN)} What can: {', '.join(GIVEN)}.")
-    if "task" in given:
+    if given.get("task") is not None:
         check_task(given["task"])

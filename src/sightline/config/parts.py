@@ -127,7 +127,7 @@ def build_parts(
         model.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(config, given.get("optimizer"), model, spec.shape)
     schedules = make_schedules(config, optimizer, len(train), meters.better)
-    state = _state(config, model, optimizer, schedules, task)
+    state = _state(config, model, optimizer, schedules, task, ours=tried)
     if settings.compile:
         model.compile()
     return Parts(
@@ -135,12 +135,16 @@ def build_parts(
     )
 
 
-def _state(config: TrainConfig, model: nn.Module, optimizer: Any, schedules: list[Schedule], task: Task) -> TrainState:
-    """What training begins from."""
+def _state(
+    config: TrainConfig, model: nn.Module, optimizer: Any, schedules: list[Schedule], task: Task, ours: bool
+) -> TrainState:
+    """What training begins from; `ours` says that the task was made from the config."""
     state = TrainState(model, optimizer, schedules, config=config.to_dict())
     try:
         task.setup(state)
     except ModelError as error:
+        if not ours:
+            raise
         raise ConfigError(f"module.ema: {error}") from error
     return state
 

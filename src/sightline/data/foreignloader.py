@@ -234,8 +234,14 @@ def _is_ready(batches: Iterable[Any]) -> bool:
         and batches.collate_fn is default_collate
         and batches.num_workers == 0
         and type(batches.batch_sampler) is BatchSampler
-        and type(batches.batch_sampler.sampler) in (SequentialSampler, RandomSampler)
+        and _draws_at_first(batches.batch_sampler.sampler)
     )
+
+
+def _draws_at_first(sampler: Any) -> bool:
+    if type(sampler) is RandomSampler:  # it draws as it goes from a generator that was passed in
+        return sampler.generator is None
+    return type(sampler) is SequentialSampler
 
 
 @contextmanager

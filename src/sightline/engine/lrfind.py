@@ -18,6 +18,7 @@ import torch
 
 from sightline.engine.runtime import Runtime
 from sightline.engine.snapshot import Snapshot
+from sightline.engine.trainer import check_task
 from sightline.errors import ConfigError, DataError, NonFiniteLossError
 from sightline.types import Batch, Seekable, Task, TrainState
 
@@ -94,6 +95,8 @@ def find_lr(
     groups = _groups(state)
     snapshot = Snapshot(state, task, train)
     try:
+        check_task(task)
+        task.setup(state)
         lrs = (low * (high / low) ** (number / (steps - 1)) for number in range(steps))
         return _search(task, state, train, groups, lrs, stop_factor, runtime or Runtime("cpu"), on_step)
     finally:

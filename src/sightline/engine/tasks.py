@@ -31,13 +31,12 @@ class SupervisedTask(Task):
     `outputs` says whether the network answers with "logits", "probabilities" or "values".
 
     `precision` "bf16" or "fp16" runs the network under torch's autocast (Micikevicius et al., "Mixed Precision
-    Training", 2018); the loss is float32. `accumulate` goes through a
-    batch in so many equal parts, one after the other: the memory of a part, the gradients of the whole. With
-    `part_size`, a batch that is smaller than usual, as the last of an epoch, goes in no more parts of so many samples
-    than it fills, and in none of one sample, unless that is its size. `clip` limits the norm of all gradients together,
-    or, with `clip_algorithm` "value", each of them. `average` keeps `state.ema`, which is then what is evaluated. `mix`
-    is mixup or CutMix. `freeze` says, epoch by epoch, what is not trained. A batch with weights of samples is refused
-    with a DataError.
+    Training", 2018); the loss is float32. `accumulate` goes through a batch in so many equal parts, one after the
+    other: the memory of a part, the gradients of the whole. With `part_size`, a batch that is smaller than usual, as the
+    last of an epoch, goes in no more parts of so many samples than it fills, and in none of one sample, unless that is
+    its size. `clip` limits the norm of all gradients together, or, with `clip_algorithm` "value", each of them. `average`
+    keeps `state.ema`, which is then what is evaluated. `mix` is mixup or CutMix. `freeze` says, epoch by epoch, what is
+    not trained. A batch with weights of samples is refused with a DataError.
 
     The steps are the engine's whole contact with the network; nothing in them is read back from the device, but by a
     GradScaler, which must know whether a step overflowed."""
@@ -153,7 +152,9 @@ class SupervisedTask(Task):
         else:
             scaler.step(optimizer)
             scaler.update()
-        if self.average is not None and state.ema is not None:
+        if self.average is not None:
+            if state.ema is None:
+                raise RuntimeError("there is no average of the weights to update: call task.setup(state) first")
             self.average.update(state.ema, state.model, state.step)
 
     def _parts(self, x: Tensors, y: Tensors, partner: Tensors | None) -> list[_Part]:

@@ -26,6 +26,7 @@ from sightline.types import Batch, FitResult, Recorder, Seekable, Task, TrainSta
 class Trainer:
     """Drives a task over batches. The eight events and the loop around them:
 
+        task.setup(state)
         on_fit_start
         while epoch < max_epochs and (in mid-epoch or not should_stop):
             on_epoch_start
@@ -90,7 +91,6 @@ class Trainer:
         self._fitting = self._asked = False
         self.state.meters.setdefault("train", meter())
         check_task(task)
-        task.setup(state)
         check_callbacks(callbacks)
         self._handlers = {event: _handlers(self.callbacks, event) for event in EVENTS}
         self._step_schedules = [schedule.scheduler for schedule in state.schedules if schedule.interval == "step"]
@@ -119,6 +119,7 @@ class Trainer:
         """Trains from where the state is to `max_epochs`. Raises NonFiniteLossError, naming the step, on a NaN loss."""
         try:
             self.interrupted, self.interrupted_by, self._fitting = False, None, True
+            self.task.setup(self.state)
             self._emit("on_fit_start")
             if self.state.loader and hasattr(self.train, "load_state_dict"):
                 self.train.load_state_dict(self.state.loader)
@@ -166,9 +167,10 @@ class Trainer:
         before, self.phase = self.phase, split
         between = self._between_batches if self._fitting else None
         batches, meter = self.evals[split], self._eval_meter()
-        metrics = evaluate(self.task, self.state, batches, meter, split, flush_every=self.log_every, between=between)
-        self.phase = before
-        return metrics
+        try:
+            return evaluate(self.task, self.state, batches, meter, split, flush_every=self.log_every, between=between)
+        finally:
+            self.phase = before
 
     def _between_batches(self) -> None:
         self._answer()
@@ -294,9 +296,10 @@ def evaluate(
     flush_every: int = 50,
     between: Callable[[], None] | None = None,
 ) -> dict[str, float]:
-    """What `meter` makes of `task.eval_step` over each of `batches` once. `model` is a network, or the state of a
-    training, whose averaged weights are then the ones that are evaluated. Leaves weights, buffers and every submodule's
-    train/eval mode as they were. Losses are read back every `flush_every` batches; `between` is called after each one.
+    """What `meter` makes of `task.eval_step` over each of `batches` once. `model` is a network, for which `task.setup`
+    is not called, or the state of a training, whose averaged weights are then evaluated. Leaves weights, buffers and
+    every submodule's train/eval mode as they were. Losses are read back every `flush_every` batches; `between` is
+    called after each one.
 
     Raises DataError when there is no batch, and NonFiniteLossError for a loss that is not finite; `split` is the name
     of the data in the message."""

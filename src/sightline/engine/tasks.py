@@ -32,11 +32,11 @@ class SupervisedTask(Task):
 
     `precision` "bf16" or "fp16" runs the network under torch's autocast (Micikevicius et al., "Mixed Precision
     Training", 2018); the loss is float32. `accumulate` goes through a batch in so many equal parts, one after the
-    other: the memory of a part, the gradients of the whole. With `part_size`, a batch that is smaller than usual, as the
-    last of an epoch, goes in no more parts of so many samples than it fills, and in none of one sample, unless that is
-    its size. `clip` limits the norm of all gradients together, or, with `clip_algorithm` "value", each of them. `average`
-    keeps `state.ema`, which is then what is evaluated. `mix` is mixup or CutMix. `freeze` says, epoch by epoch, what is
-    not trained. A batch with weights of samples is refused with a DataError.
+    other: the memory of a part, the gradients of the whole. With `part_size`, a batch that is smaller than usual, as
+    the last of an epoch, goes in no more parts of so many samples than it fills, and in none of one sample, unless that
+    is its size. `clip` limits the norm of all gradients together, or, with `clip_algorithm` "value", each of them.
+    `average` keeps `state.ema`, which is then what is evaluated. `mix` is mixup or CutMix. `freeze` says, epoch by
+    epoch, what is not trained. A batch with weights of samples is refused with a DataError.
 
     The steps are the engine's whole contact with the network; nothing in them is read back from the device, but by a
     GradScaler, which must know whether a step overflowed."""

@@ -544,8 +544,8 @@ def test_without_a_network_the_two_ways_out_are_told_at_once(tmp_path: Path, sig
     # an address that refuses at once stands for a network that is not there, wherever the test runs
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     nowhere |= {"HF_HOME": str(tmp_path / "cache"), "no_proxy": "", "NO_PROXY": ""}
-    for name in ("cat", "dog"):
-        write_image(tmp_path / "images" / name / "0.png", noise(8, 8, 3))
+    for seed, name in enumerate(("cat", "dog")):
+        write_image(tmp_path / "images" / name / "0.png", noise(8, 8, 3, seed))
     root = f"data.root={tmp_path / 'images'}"
     done = sightline("train", "model=timm/resnet10t", "pretrained=true", root, env=nowhere)
     assert (done.returncode, done.stdout) == (2, ""), done.stderr

@@ -186,10 +186,10 @@ class ForeignLoader:
             else:
                 batch = next(batches, _END)
         except RuntimeError as error:
-            told = _explained(error)
-            if told is None:
+            reason = _explained(error)
+            if reason is None:
                 raise
-            raise DataError(told) from error
+            raise DataError(reason) from error
         self._taken += batch is not _END
         return batch
 

@@ -255,14 +255,14 @@ def test_ctrl_c_saves_and_resume_finishes_with_the_same_bits(here: Command, tmp_
 def test_resume_refuses_what_it_cannot_do(here: Command, digits_run: Path, tmp_path: Path) -> None:
     refused(here("resume", "nowhere"), "there is no run 'nowhere'")
     refused(here("resume", tmp_path), "is no run: it has no config.yaml")
-    refused(here("resume", digits_run, "data.batch_size=3"), "data.batch_size (was 64, is 3)", "--allow-drift")
+    refused(here("resume", digits_run, "data.batch_size=3"), "data.batch_size was 64; now it is 3.", "--allow-drift")
     refused(here("resume", digits_run, "run.name=other"), "resume takes changes of trainer.…, data.…")
     refused(here("resume", digits_run, "trainer.max_epochs=9"), "OneCycleLR of total_steps 40")
     copied = shutil.copytree(digits_run, tmp_path / "copied")
     content = json.loads((copied / "data.json").read_text())
     content["fingerprint"]["train"] = "0" * 64
     (copied / "data.json").write_text(json.dumps(content))
-    refused(here("resume", copied), "the data has changed", "train split")
+    refused(here("resume", copied), "holds a training with other images or labels", "the train images")
 
 
 @pytest.mark.rows("D07")

@@ -453,5 +453,5 @@ def test_a_damaged_record_of_pictures_is_named(content: bytes | None, pair: tupl
 def test_a_resumed_run_names_the_picture_that_has_changed(tmp_path: Path) -> None:
     run = trained(tmp_path)
     alter(tmp_path / "data" / "train" / "dog" / "3.png")
-    with pytest.raises(ArtifactError, match=r"its train split is not the same.* changed: \S*dog/3\.png \(train\)"):
+    with pytest.raises(ArtifactError, match=r"the train images: the content is not.* changed: \S*dog/3\.png \(train\)"):
         sightline.resume(run)

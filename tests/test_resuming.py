@@ -95,7 +95,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins(tmp_path: Path
     run = cut(tmp_path)
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(
-        ArtifactError, match=r"no checkpoint to go on from, though .* was trained: put 'last\.ckpt' back"
+        ArtifactError, match=r"a training without a checkpoint to resume from: log\.jsonl\. Put 'last\.ckpt' back"
     ):
         resume(run)
     (run / "log.jsonl").unlink()
@@ -203,7 +203,7 @@ def test_other_settings_are_refused_by_name_and_say_how_to_go_on(tmp_path: Path)
     with pytest.raises(ArtifactError) as caught:
         resume(run, changes)
     told = str(caught.value)
-    assert "module.optimizer.lr (was 0.1, is 0.01), seed (was 0, is 4)" in told
+    assert "seed was 0; now it is 4; module.optimizer.lr was 0.1; now it is 0.01." in told
     assert "trainer.log_every may change" in told
     assert "--allow-drift" in told
     finished(run, changes={"trainer": {"log_every": 7, "max_epochs": 4}})
@@ -366,7 +366,7 @@ def test_drift_on_the_command_line(tmp_path: Path, here: Command) -> None:
     run = cut(tmp_path)
     refused = here("resume", run, "module.optimizer.lr=0.01")
     assert refused.returncode == 2
-    assert "module.optimizer.lr (was 0.1, is 0.01)" in refused.stderr
+    assert "module.optimizer.lr was 0.1; now it is 0.01." in refused.stderr
     assert "Traceback" not in refused.stderr
     assert here("resume", run, "module.optimizer.lr=0.01", "--allow-drift").returncode == 0
 

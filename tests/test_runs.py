@@ -438,7 +438,7 @@ def test_a_config_edited_after_the_fact_is_not_resumed(artifact: Path) -> None:
     (artifact / "config.yaml").write_text(
         text.replace("lr: 0.003", "lr: 0.9").replace("batch_size: 64", "batch_size: 32")
     )
-    told = r"data\.batch_size \(was 64, is 32\), module\.optimizer\.lr \(was 0\.003, is 0\.9"
+    told = r"data\.batch_size was 64; now it is 32; module\.optimizer\.lr was 0\.003; now it is 0\.9"
     with pytest.raises(ArtifactError, match=told):
         sightline.resume(artifact)
     (artifact / "config.yaml").write_text(text.replace("log_every: 50", "log_every: 7"))

@@ -33,6 +33,10 @@ class ArtifactError(SightlineError):
     """A run directory or an exported model is missing, damaged, or needs code it may not load."""
 
 
+class AnotherTrainingError(ArtifactError):
+    """The directory holds a training that is not the one asked for; nothing in it is overwritten."""
+
+
 class MissingExtraError(SightlineError):
     """An optional library is missing or broken; names the extra to install."""
 

@@ -47,8 +47,8 @@ def with_test_split(**how: Any) -> dict[str, Any]:
 
 
 def files(directory: Path, *hidden: str) -> list[str]:
-    """What is there, but for checkpoints and the log of the engine."""
-    hidden = (*hidden, "checkpoints", "log.jsonl")
+    """What is there, but for the files that every run has."""
+    hidden = (*hidden, "checkpoints", "log.jsonl", "environment.json", "heartbeat.json")
     found = (path.relative_to(directory) for path in directory.rglob("*") if path.is_file())
     return sorted(path.as_posix() for path in found if path.parts[0] not in hidden)
 

@@ -342,7 +342,10 @@ def test_models_of_another_training_are_never_written_over(tmp_path: Path) -> No
     theirs = tmp_path / "all_models" / "model_0.pth"
     theirs.parent.mkdir()
     theirs.write_bytes(b"theirs")
-    with pytest.raises(tf.LearnerError, match=r"model_0.pth' of another training.*Choose another model_dir"):
+    with pytest.raises(
+        tf.LearnerError,
+        match=r"without a checkpoint to resume from: all_models/model_0\.pth\. Choose another model_dir",
+    ):
         train(tf.StandardModel(network()), tmp_path)
     assert files(tmp_path) == ["all_models/model_0.pth"]
     assert theirs.read_bytes() == b"theirs"

@@ -40,12 +40,12 @@ from sightline.engine import checkpoint
 from sightline.engine.sealed import save_sealed
 from sightline.learner import contents
 from sightline.learner.description import Describer
-from sightline.learner.identity import Identity
+from sightline.learner.identity import TrainingDescription
 from sightline.learner.plan import Plan
 
 Make = Callable[[], Any]
-DONE = "is trained already"
-UNCOMPARED = "not compared with the training in"
+DONE = "is already finished"
+UNCOMPARED = "Not compared with the training in"
 
 
 def layers(*middle: nn.Module, out: int = CLASSES) -> nn.Sequential:
@@ -1040,7 +1040,7 @@ def test_the_same_script_is_the_same_training_in_every_process(tmp_path: Path) -
         )
         assert done.returncode == 0, done.stderr
         said.append(done.stdout)
-    assert "going on from" in said[1]
+    assert "Resuming from" in said[1]
     assert not any(UNCOMPARED in text for text in said)
     content = checkpoint.read_checkpoint(tmp_path / "models" / "checkpoints" / "last.ckpt")
     assert "0x" not in content["config"]["identity"]
@@ -1176,7 +1176,7 @@ def test_an_identity_draws_nothing_reads_no_batch_and_survives_any_object(tmp_pa
         [],
         lr_schedule=lambda epoch: pytest.fail("it was called"),
     )
-    saved = Identity(learner, plan).saved()
+    saved = TrainingDescription(learner, plan).saved()
     assert "Untouched" in saved["identity"]
     after = torch.get_rng_state(), np.random.get_state()[1], random.getstate(), generator.get_state()  # noqa: NPY002
     assert torch.equal(before[0], after[0])

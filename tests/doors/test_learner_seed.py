@@ -149,7 +149,7 @@ def test_the_tutorial_from_its_first_block_to_its_last(
     assert again.count("LR:  0.001") == 2
     assert again.count("Epoch: ") == told.count("Epoch: ") == 2
     script.run(10, change=epochs(4))
-    assert "is trained already, 4 epochs" in capsys.readouterr().out
+    assert "is already finished (4 epochs)" in capsys.readouterr().out
     script.run(11)
     values = script.model.evaluate(script.test_loader, [script.top1, script.top2, script.top5])
     assert list(values) == ["Top 1 Acc ", "Top 2 Acc ", "Top 5 Acc "]

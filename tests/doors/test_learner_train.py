@@ -216,7 +216,7 @@ def test_train_again_goes_on_with_more_epochs_and_refuses_all_else(
     before = {name: (tmp_path / "a" / name).read_bytes() for name in files(tmp_path / "a")}
     for how, told in (
         ({"epochs": 1}, "has done 2 epochs, and num_epochs, the number of all epochs, is 1"),
-        ({"lr": 0.5}, "optimizer's settings was"),
+        ({"lr": 0.5}, r"optimizer's settings: \[0\]\.initial_lr was 0\.1; now it is 0\.5"),
         ({"optimizer": torch.optim.Adam(network().parameters())}, "optimizer was SGD; now it is Adam"),
         ({"loss_fn": nn.NLLLoss()}, "loss_fn was CrossEntropyLoss; now it is NLLLoss"),
         ({"train_metrics": [tf.MSE()]}, "train_metrics was Accuracy; now it is MSE"),
@@ -230,7 +230,7 @@ def test_train_again_goes_on_with_more_epochs_and_refuses_all_else(
     learner, metric = tf.StandardModel(network()), tf.Accuracy()
     capsys.readouterr()
     train(learner, tmp_path / "a", 2, **with_test_split(train_metrics=[metric]))
-    assert "is trained already, 2 epochs" in capsys.readouterr().out
+    assert "is already finished (2 epochs)" in capsys.readouterr().out
     assert same(learner.model.state_dict(), weights(tmp_path / "a" / "all_models" / "model_1.pth"))
     assert learner.get_train_history()["epoch"] == [1, 2]
     assert metric.getValue() == metric.history[-1]

@@ -81,7 +81,7 @@ def test_without_room_for_a_checkpoint_nothing_begins(data: Path, tmp_path: Path
         patch.setattr(checkpointing.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1 << 20})())
         with pytest.raises(RunFailedError, match=r"Nothing was trained yet; make room, or .* with logdir\.") as told:
             run(small(), data, tmp_path / "logs")
-    assert told.value.__notes__ == ["In epoch 0, batch 0 (step 1). There is no checkpoint yet."]
+    assert told.value.__notes__ == ["In epoch 0, batch 0 (step 1). No checkpoint was written yet."]
     done, _ = run(small(), data, tmp_path / "logs")
     assert done is True
 

@@ -31,4 +31,4 @@ def test_the_example_learns_and_a_second_call_leaves_it_alone(tmp_path: Path) ->
     ]
     again = script("run.py", tmp_path).splitlines()
     assert again[-1] == "Training Done."
-    assert "is trained already, 10 epochs" in again[0]
+    assert "is already finished (10 epochs)" in again[0]

@@ -286,7 +286,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_its_step(data: Path, tmp_pat
 
     with pytest.raises(NonFiniteLossError, match=r"became nan at step 5 \(epoch 1, batch 1\)") as told:
         run(small(learning_rate_schedule=None), data, tmp_path / "logs", step=failing)
-    assert "The last checkpoint is of step 3" in told.value.__notes__[0]
+    assert "The last good checkpoint, of step 3" in told.value.__notes__[0]
 
 
 def test_an_error_of_a_step_comes_as_it_is_and_says_where_to_go_on(data: Path, tmp_path: Path) -> None:
@@ -326,10 +326,10 @@ def test_a_run_that_was_interrupted_goes_on_bit_for_bit(
     assert done
     done, _ = run(settings, data, tmp_path / "logs", step=stopping_at(5))
     assert done is False
-    assert "Stopped after step 5; the same call of train goes on from there." in capsys.readouterr().out
+    assert "Stopped after step 5; the same call of train resumes from there." in capsys.readouterr().out
     done, model = run(settings, data, tmp_path / "logs")
     assert done is True
-    assert "Going on with" in capsys.readouterr().out
+    assert "Resuming" in capsys.readouterr().out
     assert weights(model) == weights(straight)
     assert curves(tmp_path / "logs") == curves(tmp_path / "straight")
     rows = [
@@ -378,7 +378,7 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(data: Path, tmp_path: Path) -
     killed = process(tmp_path / "logs", kill=8)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     again = process(tmp_path / "logs", kill=0)
-    assert "Going on with" in again.stdout, again.stderr
+    assert "Resuming" in again.stdout, again.stderr
     _, straight = run(small(), data, tmp_path / "straight")
     assert again.stdout.splitlines()[-1] == f"True {weights(straight)}"
 
@@ -392,7 +392,7 @@ def test_a_run_that_is_done_is_left_alone_and_gives_its_weights_back(
     assert done is True
     assert weights(model) == weights(trained)
     assert {file: file.read_bytes() for file in (tmp_path / "logs").rglob("*") if file.is_file()} == before
-    assert "is trained already, 3 epochs" in capsys.readouterr().out
+    assert "is already finished (3 epochs)" in capsys.readouterr().out
 
 
 def test_more_epochs_go_on(data: Path, tmp_path: Path) -> None:
@@ -405,20 +405,22 @@ def test_more_epochs_go_on(data: Path, tmp_path: Path) -> None:
 
 def test_another_dict_or_other_pictures_are_refused(data: Path, tmp_path: Path) -> None:
     run(small(), data, tmp_path / "logs")
-    with pytest.raises(ArtifactError, match=r"a run of other params: learning_rate \(was 0\.1, is 0\.2\)\. Put them"):
+    with pytest.raises(ArtifactError, match=r"another training: learning_rate was 0\.1; now it is 0\.2\. Restore"):
         run(small(learning_rate=0.2), data, tmp_path / "logs")
     shutil.copytree(data, tmp_path / "data")
     table = tmp_path / "data" / "train" / "info.csv"
     lines = table.read_text().splitlines()
     table.write_text("\n".join([lines[0], "digit_0.png,9", *lines[2:]]))
-    with pytest.raises(ArtifactError, match="datadir: the pictures or labels are not those"):
+    with pytest.raises(ArtifactError, match="other images or labels: the train images: the content is not the same"):
         run(small(), tmp_path / "data", tmp_path / "logs")
 
 
 def test_a_directory_of_somebody_elses_run_is_refused(data: Path, tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "model_epoch_995.pt").write_bytes(b"theirs")
-    with pytest.raises(ArtifactError, match=r"not written over: model_epoch_995\.pt\. Choose another logdir"):
+    with pytest.raises(
+        ArtifactError, match=r"resume from: model_epoch_995\.pt\. Nothing is overwritten: choose another logdir"
+    ):
         run(small(), data, tmp_path / "logs")
     assert [file.name for file in (tmp_path / "logs").iterdir()] == ["model_epoch_995.pt"]
 

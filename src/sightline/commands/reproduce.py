@@ -8,7 +8,6 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, redirect_stdout
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +97,7 @@ def _train(record: RunRecord, changed: Mapping[str, Any], place: Path, name: str
         if notes:
             print("\n".join([*notes, "training all the same, to see what that changes"]), flush=True)
         # the progress is that of any training; where its results are is of no use, they are compared and removed
-        assembly.config = replace(assembly.config, trainer=replace(assembly.config.trainer, progress=False))
+        assembly.show_results = False
         return assembly.fit(), data
 
 

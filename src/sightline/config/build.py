@@ -7,9 +7,9 @@ from __future__ import annotations
 import operator
 import secrets
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,108 +18,136 @@ from torch import nn
 
 from sightline.config.checks import PARTS, check_given
 from sightline.config.data import file_sizes, loader_workers
-from sightline.config.meters import Meters
 from sightline.config.module import better_direction
 from sightline.config.parts import Parts, build_parts
-from sightline.config.resuming import check_given_again, check_own, check_same_config, check_same_data
+from sightline.config.resuming import Divergence, check_config, check_data, check_given_again
 from sightline.config.schema import TrainConfig
 from sightline.config.typed import merged
 from sightline.config.weights import suggest_finetuning
 from sightline.data.packed import PackedDataset
 from sightline.data.preprocess import Preprocess
-from sightline.engine.callbacks import Callback, EarlyStopping, FirstLoss
-from sightline.engine.checkpoint import content_bytes, load_weights, newest_whole
-from sightline.engine.checkpointing import Checkpointer, check_room, kept
+from sightline.engine.callbacks import EarlyStopping, FirstLoss
+from sightline.engine.checkpoint import content_bytes, load_weights
+from sightline.engine.checkpointing import check_room
 from sightline.engine.progress import Progress, plain_console
 from sightline.engine.runtime import Runtime
-from sightline.engine.signals import StopOnSignal, answering, requeue
-from sightline.engine.termination import Terminated, signal_of
+from sightline.engine.signals import requeue
 from sightline.engine.trainer import Trainer, check_callbacks
-from sightline.errors import ArtifactError, DivergedError, RunFailedError, SightlineError, first_line
+from sightline.errors import ArtifactError, RunFailedError, SightlineError, first_line
 from sightline.models.spec import ModelSpec
 from sightline.runs.artifact import add_metrics, export_model, load, recover
 from sightline.runs.console import left_out, show_results
 from sightline.runs.directory import Run, check_free, check_place
 from sightline.runs.environment import environment
 from sightline.runs.evaluate import SplitResult, evaluate_split, write_predictions
-from sightline.runs.heartbeat import Heartbeat
 from sightline.runs.images import IMAGES, changes_told, write_images
 from sightline.runs.provenance import provenance as origin
-from sightline.runs.recorders import JsonlRecorder, Tee, TensorBoardRecorder, points_at
+from sightline.runs.recorders import JsonlRecorder, TensorBoardRecorder, points_at
+from sightline.session import CheckpointPolicy, Interface, ResumePolicy, Session, Training, check_own
 from sightline.types import FitResult, Recorder
 from sightline.yamlfile import read_yaml
+
+INTERFACE = Interface(
+    name="config",
+    directory="run.dir",
+    epochs="trainer.max_epochs",
+    again="`sightline resume`",
+    advice=(
+        "Another config makes another training: start a new run for it, or resume with it all the same, which the run "
+        "will record, with --allow-drift."
+    ),
+    without_checkpoint=(
+        "Put 'last.ckpt' back, or begin a run from its weights: sightline train "
+        "module.weights={run}/checkpoints/best.ckpt"
+    ),
+    traces=("checkpoints/best.ckpt", "log.jsonl"),
+)
 
 
 @dataclass
 class Assembly:
-    """All parts of a run, ready to train. Made by `assemble`; `fit` trains, exports and measures."""
+    """A run, ready to train: its parts, and the session that holds its directory. Made by `assemble` or `resume`; `fit`
+    trains, exports and measures. `show_results` says whether a table of the results is printed at the end."""
 
-    config: TrainConfig
-    data: dict[str, PackedDataset]
-    preprocess: Preprocess
-    spec: ModelSpec
-    loss: Any
-    runtime: Runtime
-    trainer: Trainer
-    run: Run
-    meters: Meters
-    keeper: Checkpointer
-    beat: Heartbeat
-    begin: Callable[[], None]
-    lock: ExitStack = field(default_factory=ExitStack)
+    parts: Parts
+    session: Session
+    divergence: Divergence | None = None
+    show_results: bool = True
+
+    @property
+    def config(self) -> TrainConfig:
+        """The resolved config."""
+        return self.parts.config
+
+    @property
+    def data(self) -> dict[str, PackedDataset]:
+        """The splits."""
+        return self.parts.data
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """What is done to every image."""
+        return self.parts.preprocess
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The network as data."""
+        return self.parts.spec
+
+    @property
+    def loss(self) -> Any:
+        """The loss."""
+        return self.parts.loss
+
+    @property
+    def runtime(self) -> Runtime:
+        """Where the run computes."""
+        return self.parts.runtime
+
+    @property
+    def trainer(self) -> Trainer:
+        """The loop, before it is started."""
+        return self.session.trainer
+
+    @property
+    def run(self) -> Run:
+        """The run's directory."""
+        return self.session.run
 
     def fit(self) -> FitResult:
         """Trains to the end, exports the best weights, and measures them as exported. When interrupted, returns after
         the checkpoint."""
-        with self.lock:
-            return self._fit()
+        with closing(self.session) as session:
+            try:
+                return session.fit([self._measure], self._begin)
+            except SightlineError:
+                raise
+            except Exception as error:  # the network's, the loss's or a callback's own code
+                raise RunFailedError(
+                    f"{session.place()} failed with {type(error).__name__}: {error}. {session.last_good()}"
+                ) from error
 
-    def _fit(self) -> FitResult:
-        trainer = self.trainer
-        try:
-            self.begin()
-            with self.runtime.active():
-                result = trainer.fit()
-        except DivergedError as error:
-            raise type(error)(f"{error} {self._last_good()}") from error
-        except SightlineError:
-            raise
-        except Exception as error:  # the network's, the loss's or a callback's own code
-            raise RunFailedError(
-                f"{_place(trainer)} failed with {type(error).__name__}: {error}. {self._last_good()}"
-            ) from error
-        finally:
-            if trainer.recorder is not None:
-                # a recorder of the user's own may take its time; a full disk the checkpoint has told of
-                with answering(self.keeper.requested), suppress(OSError):
-                    trainer.recorder.close()
-        result.run = self.run.path
-        if not result.interrupted:
-            with answering(self.keeper.requested):
-                self._measure(result)
-        return result
+    def _begin(self) -> None:
+        """What a resumed run writes about itself; not before it really trains."""
+        run, parts, divergence = self.run, self.parts, self.divergence
+        if divergence is None:
+            return
+        divergence.note(run, parts.state)
+        if self.session.checkpointer is not None:
+            self.session.checkpointer.about["environment"] = run.read_environment()
+        if divergence.data:
+            run.write_json(run.data, parts.record)
+            write_images(run.path / IMAGES, parts.data, file_sizes(parts.source))
+        run.write_config(parts.config.to_dict())
 
     def _measure(self, result: FitResult) -> None:
-        """What comes after training: all is saved, so that whatever ends it is made up for by a resume."""
         try:
-            with self.beat.measuring(), self.runtime.active():
-                result.metrics = {split: found.metrics for split, found in self.finish().items()}
-        except KeyboardInterrupt as error:
-            result.interrupted, result.signal = True, signal_of(error)
-            if isinstance(error, Terminated) and self.keeper.requested is not None:
-                self.keeper.requested()
+            result.metrics = {split: found.metrics for split, found in self.finish().items()}
         except (OSError, SafetensorError) as error:
             raise RunFailedError(
                 f"the model of '{self.run.path}' could not be exported and measured: {first_line(error)}. It is "
                 f"trained to its end; what is left to do is done by: sightline resume {self.run.path}"
             ) from error
-
-    def _last_good(self) -> str:
-        """Where to go on from."""
-        step = self.keeper.saved_step
-        if step is None:
-            return "No checkpoint was written yet."
-        return f"The last good checkpoint, of step {step}, is '{self.run.last}'."
 
     def finish(self) -> dict[str, SplitResult]:
         """Exports the best checkpoint and writes what the exported model predicts on every evaluation split."""
@@ -139,11 +167,11 @@ class Assembly:
             size = self.config.data.eval_batch_size
             workers = loader_workers(self.config.data)
             results[split] = evaluate_split(
-                predictor, self.data[split], self.loss, size, workers, self.meters.evaluation
+                predictor, self.data[split], self.loss, size, workers, self.parts.meters.evaluation
             )
             write_predictions(run.predictions(split), results[split])
         add_metrics(run.exported, {split: found.metrics for split, found in results.items()})
-        if self.config.trainer.progress:
+        if self.show_results and self.config.trainer.progress:
             show_results(run, results, left_out(self.data))
         return results
 
@@ -184,7 +212,7 @@ def assemble(config: TrainConfig | Mapping[str, Any] | str | Path, **given: Any)
     check_place(config.run.dir)
     if config.run.name is not None:
         check_free(config.run.dir, config.run.name)
-    return _locked(config, given, None)
+    return _assembled(config, given, Session(None, INTERFACE))
 
 
 def resume(
@@ -202,7 +230,7 @@ def resume(
     check_given(given)
     check_given_again(run, given)
     config = as_config(merged(read_yaml(run.config), changes or {}))
-    return _locked(config, given, run, allow_drift)
+    return _assembled(config, given, Session(run, INTERFACE, ResumePolicy(allow_drift=allow_drift)))
 
 
 def as_config(config: TrainConfig | Mapping[str, Any] | str | Path) -> TrainConfig:
@@ -210,17 +238,6 @@ def as_config(config: TrainConfig | Mapping[str, Any] | str | Path) -> TrainConf
     if isinstance(config, TrainConfig):
         return TrainConfig.from_dict(config.to_dict())
     return TrainConfig.from_dict(config if isinstance(config, Mapping) else read_yaml(config))
-
-
-def _locked(config: TrainConfig, given: Mapping[str, Any], run: Run | None, allow_drift: bool = False) -> Assembly:
-    """An assembly that holds the lock on its run until it has been fitted, or is forgotten."""
-    with ExitStack() as lock:
-        if run is not None:
-            lock.enter_context(run.locked())
-        with _at(config.run.dir if run is None else run.path):
-            assembly = _assemble(config, given, run, lock, allow_drift)
-        assembly.lock = lock.pop_all()
-        return assembly
 
 
 @contextmanager
@@ -232,112 +249,49 @@ def _at(place: str | Path) -> Iterator[None]:
         raise RunFailedError(f"'{place}' cannot be read or written: {first_line(error)}.") from error
 
 
-def _assemble(
-    config: TrainConfig, given: Mapping[str, Any], run: Run | None, lock: ExitStack, allow_drift: bool
-) -> Assembly:
-    check_callbacks(given.get("callbacks", ()))
-    found = _newest(run) if run is not None else None
-    drift = None
-    if run is not None and found is not None:
-        drift = check_same_config(run, config, found[1]["config"], allow_drift)
-    parts = build_parts(config, given, fresh=found is None, record=None if run is None else run.read_data())
-    config, state, data = parts.config, parts.state, parts.data
-    settings = config.trainer
-    early_stopping = _early_stopping(config, parts.meters.better)
-    if run is None and not given:
-        suggest_finetuning(config, data["train"])
-    resumed_at = None
-    other_data: dict[str, Any] = {}
-    if run is None:
-        run = Run.create(
-            config.run.dir, config.run.name, parts.source.info.name, lambda made: _begin(made, parts, given), lock
-        )
-    else:
-        other_data = check_same_data(
-            run, parts.record, lambda: changes_told(run.path / IMAGES, data, file_sizes(parts.source)), allow_drift
-        )
-        if found is not None and drift is not None:
-            drift.changed |= other_data
-            state.meters["train"] = parts.meters.train()
-            drift.restore(found[1], state, found[0], config, operator.length_hint(parts.train) or None)
-            before = drift.began.trainer
-            if before.early_stopping != settings.early_stopping or before.max_epochs < settings.max_epochs:
-                state.stopped = False  # what ended it is no longer asked for, or is to be asked again
-        resumed_at = (state.step, state.epoch)
-    recorder = _recorder(run, data, resumed_at, given)
-    keeper = _checkpointer(run, parts, recorder, save_first=drift is not None and bool(drift.changed))
-    resumed = run
+def _assembled(config: TrainConfig, given: Mapping[str, Any], session: Session) -> Assembly:
+    """Everything of a run, in a session that is held until it has been fitted, or is forgotten. Nothing is written
+    before every part of it is there."""
+    with ExitStack() as stack:
+        with _at(config.run.dir if session.new else session.run.path):
+            check_callbacks(given.get("callbacks", ()))
+            stack.enter_context(session)
+            divergence = None if session.new else check_config(session, config)
+            record = None if session.new else session.run.read_data()
+            parts = build_parts(config, given, fresh=session.saved is None, record=record)
+            _take_place(session, parts, given, divergence)
+            session.prepare(_training(session, parts, given), _checkpoints(session, parts, divergence))
+        stack.pop_all()
+        return Assembly(parts, session, divergence)
 
-    def begin() -> None:
-        """What a run that goes on says of itself anew; not before it really does."""
-        if resumed_at is None:
-            return
-        with _at(resumed.path):
-            resumed.sweep()
-            if drift is not None:
-                drift.note(resumed, state)
-                keeper.about["environment"] = resumed.read_environment()
-            if other_data:
-                resumed.write_json(resumed.data, parts.record)
-                write_images(resumed.path / IMAGES, data, file_sizes(parts.source))
-            resumed.write_config(config.to_dict())
 
-    beat = Heartbeat(run.path)
-    # the checkpoint of a step or an epoch comes after all that may still change the state
-    tried = given.get("task") is None and parts.spec.outputs != "values" and resumed_at is None
-    first = [FirstLoss(parts.loss, parts.spec.outputs)] if tried else []
-    callbacks = [*first, *early_stopping, *given.get("callbacks", ()), keeper]
-    callbacks += [*([Progress()] if settings.progress else ()), beat]
-    trainer = _trainer(parts, callbacks, recorder)
-    return Assembly(
-        config,
-        data,
-        parts.preprocess,
-        parts.spec,
-        parts.loss,
-        parts.runtime,
-        trainer,
-        run,
-        parts.meters,
-        keeper,
-        beat,
-        begin,
+def _take_place(session: Session, parts: Parts, given: Mapping[str, Any], divergence: Divergence | None) -> None:
+    """Makes the directory of a new run; restores the state of one that is resumed, after a look at its data."""
+    config, state = parts.config, parts.state
+    if divergence is None:
+        if not given:
+            suggest_finetuning(config, parts.data["train"])
+        session.create(config.run.dir, config.run.name, parts.source.info.name, lambda made: _fill(made, parts, given))
+        return
+    images = session.run.path / IMAGES
+    divergence.data = check_data(
+        session, parts.record, lambda: changes_told(images, parts.data, file_sizes(parts.source))
     )
+    if divergence.began is None:
+        return
+    state.meters["train"] = parts.meters.train()
+    divergence.restore(session, state, config, operator.length_hint(parts.train) or None)
+    before, now = divergence.began.trainer, config.trainer
+    if before.early_stopping != now.early_stopping or before.max_epochs < now.max_epochs:
+        state.stopped = False  # what ended it is no longer asked for, or is to be asked again
 
 
-def _recorder(
-    run: Run, data: Mapping[str, PackedDataset], resumed_at: tuple[int, int] | None, given: Mapping[str, Any]
-) -> Tee:
-    """The run's own logs, and the recorder that was passed in. `resumed_at` is the (step, epoch) of a resumed run."""
-    recorders: list[Recorder] = [JsonlRecorder(run.log, resumed_at)]
-    again = points_at(run.log, resumed_at) if resumed_at else []
-    recorders.append(TensorBoardRecorder(run.tensorboard, list(data), resumed_at and resumed_at[0], again))
-    if "recorder" in given:
-        recorders.append(given["recorder"])
-    return Tee(*recorders)
-
-
-def _checkpointer(run: Run, parts: Parts, recorder: Tee, save_first: bool) -> Checkpointer:
-    config, settings = parts.config, parts.config.trainer
-    return Checkpointer(
-        run.last,
-        run.best,
-        config.module.monitor,
-        better_direction(config, config.module.monitor),
-        settings.checkpoint_every,
-        every_minutes=settings.checkpoint_minutes,
-        keep=settings.keep_checkpoints,
-        keep_every=settings.keep_every,
-        about=_about(run, parts),
-        flush=recorder.flush,
-        requested=_requeue(config, run),
-        save_first=save_first,
-    )
-
-
-def _trainer(parts: Parts, callbacks: Sequence[Callback], recorder: Tee) -> Trainer:
+def _training(session: Session, parts: Parts, given: Mapping[str, Any]) -> Training:
     settings = parts.config.trainer
-    return Trainer(
+    # another task's outputs may be anything
+    tried = given.get("task") is None and parts.spec.outputs != "values"
+    first = [FirstLoss(parts.loss, parts.spec.outputs)] if tried and session.saved is None else []
+    return Training(
         parts.task,
         parts.state,
         parts.train,
@@ -347,29 +301,40 @@ def _trainer(parts: Parts, callbacks: Sequence[Callback], recorder: Tee) -> Trai
         log_every=settings.log_every,
         divergence_threshold=settings.divergence_threshold,
         runtime=parts.runtime,
-        callbacks=(*callbacks, StopOnSignal()),  # last: it hands the signals back when all is saved
-        recorder=recorder,
         meter=parts.meters.train,
         eval_meter=parts.meters.evaluation,
+        callbacks=[*first, *_early_stopping(parts.config, parts.meters.better), *given.get("callbacks", ())],
+        observers=[Progress()] if settings.progress else [],
+        recorders=_recorders(session, parts, given),
     )
 
 
-def _newest(run: Run) -> tuple[Path, dict[str, Any]] | None:
-    """The newest whole checkpoint of a run, and where it is; None for a run that has not written one yet."""
-    files = [*kept(run.last), *sorted(run.checkpoints.glob("epoch-*.ckpt"), reverse=True)]
-    if not files:
-        if run.best.exists() or run.log.exists():
-            raise ArtifactError(
-                f"'{run.checkpoints}' has no checkpoint to go on from, though '{run.path}' was trained: put "
-                f"'last.ckpt' back, or begin a run from its weights: sightline train module.weights={run.best}"
-            )
-        return None
-    path, content = newest_whole(files, lambda line: print(f"sightline: {line}", file=sys.stderr))
-    check_own(run, path, content)
-    return path, content
+def _recorders(session: Session, parts: Parts, given: Mapping[str, Any]) -> list[Recorder]:
+    """The run's own logs, and the recorder that was passed in. Those of a resumed run begin where it does."""
+    run, state = session.run, parts.state
+    position = None if session.new else (state.step, state.epoch)
+    again = points_at(run.log, position) if position else []
+    curves = TensorBoardRecorder(run.tensorboard, list(parts.data), position and position[0], again)
+    return [JsonlRecorder(run.log, position), curves, *([given["recorder"]] if "recorder" in given else [])]
 
 
-def _begin(run: Run, parts: Parts, given: Mapping[str, Any]) -> None:
+def _checkpoints(session: Session, parts: Parts, divergence: Divergence | None) -> CheckpointPolicy:
+    config, settings, command = parts.config, parts.config.trainer, parts.config.run.requeue
+    changed = divergence is not None and divergence.began is not None and bool(divergence.changed | divergence.data)
+    return CheckpointPolicy(
+        config.module.monitor,
+        better_direction(config, config.module.monitor),
+        every_steps=settings.checkpoint_every,
+        every_minutes=settings.checkpoint_minutes,
+        keep=settings.keep_checkpoints,
+        keep_every=settings.keep_every,
+        about=_about(session.run, parts),
+        requested=None if command is None else lambda: requeue(command, session.run.path),
+        save_first=changed,
+    )
+
+
+def _fill(run: Run, parts: Parts, given: Mapping[str, Any]) -> None:
     """What a run's directory holds before the first step."""
     run.write_json(run.data, parts.record)
     write_images(run.path / IMAGES, parts.data, file_sizes(parts.source))
@@ -382,24 +347,12 @@ def _begin(run: Run, parts: Parts, given: Mapping[str, Any]) -> None:
 def _about(run: Run, parts: Parts) -> dict[str, Any]:
     """What every checkpoint says of where it comes from."""
     return {
-        "id": run.id,
-        "run": run.path.name,
         "seed": parts.config.seed,
         "classes": list(parts.data["train"].classes),
         "preprocess": parts.preprocess.to_dict(),
         "data": parts.record["fingerprint"],
         "environment": run.read_environment(),
     }
-
-
-def _requeue(config: TrainConfig, run: Run) -> Callable[[], None] | None:
-    command = config.run.requeue
-    return None if command is None else lambda: requeue(command, run.path)
-
-
-def _place(trainer: Trainer) -> str:
-    state = trainer.state
-    return f"epoch {state.epoch}, batch {state.batch} (step {state.step + 1})"
 
 
 def _early_stopping(config: TrainConfig, known: Mapping[str, str]) -> list[EarlyStopping]:

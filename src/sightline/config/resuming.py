@@ -6,17 +6,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from sightline.config.checks import STEPS
 from sightline.config.schema import TrainConfig
-from sightline.engine.checkpoint import restore
-from sightline.engine.drift import restore_changed
 from sightline.errors import ArtifactError, listing
+from sightline.identity import Identity, data_values
 from sightline.monitors import better_when
 from sightline.runs.directory import Run
-from sightline.runs.record import at, flat
+from sightline.runs.record import flat
+from sightline.session import Session
 from sightline.types import TrainState
 
 MAY_CHANGE = ("trainer.", "run.", "data.root", "data.on_bad", "data.workers", "data.prefetch", "data.cache")
@@ -31,41 +30,40 @@ _BITS = tuple(f"trainer.{key}" for key in ("device", "threads", "deterministic",
 
 
 @dataclass
-class Drift:
-    """What is not as it was when a run began: `changed` is key -> (was, is), of the keys that may not change unless it
-    is asked for; `noted` those that may, and may change bits; `began` is the config of the checkpoint."""
+class Divergence:
+    """How a run that is resumed differs from what it began with: `changed` is key -> (was, is), of the keys that may
+    not change unless it is asked for; `noted` those that may, and may change bits; `began` is the config of the
+    checkpoint, where there is one."""
 
-    began: TrainConfig
+    began: TrainConfig | None = None
     changed: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     noted: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    data: dict[str, tuple[Any, Any]] = field(default_factory=dict)
 
-    def restore(
-        self, content: Mapping[str, Any], state: TrainState, path: Path, config: TrainConfig, epoch_steps: int | None
-    ) -> None:
-        """Puts the checkpoint into the state, by the new settings where they may be others."""
-        if not self.changed:
-            restore(content, state, path)
+    def restore(self, session: Session, state: TrainState, config: TrainConfig, epoch_steps: int | None) -> None:
+        """Puts the checkpoint into the state, by the new settings where they may not be the same."""
+        changed = self.changed | self.data
+        if self.began is None or not changed:
+            session.restore(state)
             return
         now = flat(config.to_dict())
         sizes = [
             values["data.batch_size"] * values["trainer.accumulate_grad_batches"]
             for values in (flat(self.began.to_dict()), now)
         ]
-        restore_changed(
-            content,
+        session.restore(
             state,
-            path,
-            keep_optimizer=not any(f"{key}.".startswith(_GROUPS) for key in self.changed),
-            keep_lr=not any(key.startswith(("module.optimizer", "module.lr_scheduler")) for key in self.changed),
+            keep_optimizer=not any(f"{key}.".startswith(_GROUPS) for key in changed),
+            keep_lr=not any(key.startswith(("module.optimizer", "module.lr_scheduler")) for key in changed),
             batch_size=(sizes[0], sizes[1]),
             epoch_steps=epoch_steps,
         )
-        if any(key.startswith("module.monitor") for key in self.changed):
+        if any(key.startswith("module.monitor") for key in changed):
             state.best = None  # it was the best of another metric
 
     def note(self, run: Run, state: TrainState) -> None:
         """Writes what changed, and where, into the run's environment.json, and so into its checkpoints and model."""
-        found = self.changed | self.noted
+        found = {} if self.began is None else self.changed | self.data | self.noted
         if not found:
             return
         described = run.read_environment()
@@ -91,56 +89,35 @@ def check_given_again(run: Run, given: Mapping[str, Any]) -> None:
         )
 
 
-def check_own(run: Run, path: Path, content: Mapping[str, Any]) -> None:
-    """Raises ArtifactError for a checkpoint that another run wrote."""
-    told = at(content, "about", "id")
-    if told is not None and run.id is not None and told != run.id:
-        raise ArtifactError(
-            f"'{path}' belongs to another run, '{at(content, 'about', 'run')}': it was copied here. Resume that one, "
-            f"or begin a run from its weights: sightline train module.weights={path}"
-        )
-
-
-def check_same_config(run: Run, config: TrainConfig, saved: Mapping[str, Any], allow: bool) -> Drift:
-    """What has changed since the config `saved` in the checkpoint. Raises ArtifactError naming the keys that differ
-    from it and may not, unless `allow`."""
+def check_config(session: Session, config: TrainConfig) -> Divergence:
+    """What has changed since the config that the checkpoint was trained with. Raises AnotherTrainingError naming the
+    keys that differ from it and may not, unless drift is allowed."""
+    if session.saved is None:
+        return Divergence()
     # a key that is newer than the checkpoint had the value it has when nobody names it
-    began = TrainConfig.from_dict(saved)
+    began = TrainConfig.from_dict(session.saved.config)
     before, now = flat(began.to_dict()), flat(config.to_dict())
-    differ = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-    free = [key for key in differ if key.startswith(MAY_CHANGE) and key not in STEPS]
-    if (
-        began.module.monitor_mode == "auto"
-        and config.module.monitor_mode == "max"
-        and not better_when(began.module.monitor)
-    ):  # what auto meant to an earlier version
-        free += [key for key in differ if key == "module.monitor_mode"]
-    fixed = [key for key in differ if key not in free]
-    if fixed and not allow:
-        told = listing(f"{key} (was {before.get(key)}, is {now.get(key)})" for key in fixed)
-        may = f" {listing(free)} may change." if free else ""
-        raise ArtifactError(
-            f"'{run.config}' is not the config the run began with: {told}.{may} Another config makes another training: "
-            f"start a new run for it, or go on with it all the same, which the run will record, with --allow-drift."
-        )
+    monitored = before["module.monitor_mode"] == "auto" and now["module.monitor_mode"] == "max"
+    if monitored and not better_when(began.module.monitor):
+        before["module.monitor_mode"] = "max"  # what auto meant to an earlier version
+    changes = session.check(Identity(now, _may_change), before)
+    fixed = dict.fromkeys(change.key for change in changes if not change.free)
     changed = {key: (before.get(key), now.get(key)) for key in fixed}
-    if allow:
+    if session.policy.allow_drift:
         changed |= {key: (before[key], now[key]) for key in _LENGTHS if before[key] != now[key]}
-    return Drift(began, changed, {key: (before.get(key), now.get(key)) for key in free if key in _BITS})
+    noted = dict.fromkeys(change.key for change in changes if change.key in _BITS)
+    return Divergence(began, changed, {key: (before.get(key), now.get(key)) for key in noted})
 
 
-def check_same_data(
-    run: Run, record: Mapping[str, Any], told: Callable[[], str], allow: bool
-) -> dict[str, tuple[Any, Any]]:
-    """What has changed in the data: split -> (fingerprint before, now). Raises ArtifactError naming the first split
-    whose pixels, labels or classes are not what the run was made with, unless `allow`; `told` says which pictures they
-    are, where that is known."""
-    before, now = run.read_data()["fingerprint"], record["fingerprint"]
+def check_data(session: Session, record: Mapping[str, Any], detail: Callable[[], str]) -> dict[str, tuple[Any, Any]]:
+    """What has changed in the data: split -> (fingerprint before, now). Raises AnotherTrainingError naming the splits
+    whose pixels, labels or classes are not what the run was made with, unless drift is allowed; `detail` says which
+    images they are, where that is known."""
+    before, now = session.run.read_data()["fingerprint"], record["fingerprint"]
+    session.check(Identity(data_values(now)), data_values(before), "a training with other images or labels", detail)
     differ = [split for split in sorted({*before, *now}) if before.get(split) != now.get(split)]
-    if differ and not allow:
-        raise ArtifactError(
-            f"the data has changed since '{run.path}' began: its {differ[0]} split is not the same.{told()} A resumed "
-            f"run must see the same images: start a new one for the new data, or go on with it all the same, which the "
-            f"run will record, with --allow-drift."
-        )
     return {f"data ({split})": (before.get(split), now.get(split)) for split in differ}
+
+
+def _may_change(key: str) -> bool:
+    return key.startswith(MAY_CHANGE) and key not in STEPS

@@ -43,7 +43,7 @@ class Checkpointer(Callback):
     while it is busy comes as soon as it is free. A file is written aside, synced to disk and renamed, and the one
     before it is there until then. A model with a weight that has become NaN or infinite is never written, so the last
     good checkpoint stays. Where the loader cannot begin in mid-epoch, as some from elsewhere, only whole epochs are
-    checkpoints, and a warning says so at the start.
+    checkpoints; with `warn`, a warning says so at the start.
 
     Raises RunFailedError, and leaves what is there, when the disk has no room for a checkpoint."""
 
@@ -62,6 +62,7 @@ class Checkpointer(Callback):
         flush: Callable[[], None] | None = None,
         requested: Callable[[], None] | None = None,
         save_first: bool = False,
+        warn: bool = True,
     ):
         if better not in ("min", "max"):
             raise ValueError(f"better must be 'min' or 'max', not {better!r}")
@@ -78,6 +79,7 @@ class Checkpointer(Callback):
         self._flush = flush
         self.requested = requested
         self._save_first = save_first
+        self._warn = warn
         self._thread: ThreadPoolExecutor | None = None
         self._writing: Future[None] | None = None
 
@@ -86,7 +88,7 @@ class Checkpointer(Callback):
         # a mask of -inf is no accident: what is not finite before the first step may stay so
         self._meant = {name for name, value in trainer.state.model.state_dict().items() if not _finite(value)}
         self._within_epochs = can_begin_anywhere(trainer.train)
-        if not self._within_epochs:
+        if self._warn and not self._within_epochs:
             warnings.warn(
                 f"{type(trainer.train).__name__} cannot begin in the middle of an epoch, so this run is resumed at the "
                 f"beginning of the epoch it was in. A loader with state_dict and load_state_dict, such as torchdata's "

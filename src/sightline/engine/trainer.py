@@ -89,10 +89,11 @@ class Trainer:
         self._meter = meter
         self._eval_meter = eval_meter or meter
         self._fitting = self._asked = False
-        self.state.meters.setdefault("train", meter())
+        if "train" not in self.state.meters:  # a restored one has what the epoch counted so far
+            self.state.meters["train"] = meter()
         check_task(task)
         check_callbacks(callbacks)
-        self._handlers = {event: _handlers(self.callbacks, event) for event in EVENTS}
+        self._handlers = {event: handlers(self.callbacks, event) for event in EVENTS}
         self._step_schedules = [schedule.scheduler for schedule in state.schedules if schedule.interval == "step"]
 
     @property
@@ -362,7 +363,7 @@ def check_callbacks(callbacks: Sequence[Callback]) -> None:
                 raise TypeError(f"{told} There are: {', '.join(EVENTS)}.")
 
 
-def _handlers(callbacks: Sequence[Callback], event: str) -> list[Callable[..., None]]:
+def handlers(callbacks: Sequence[Callback], event: str) -> list[Callable[..., None]]:
     """The callbacks that override an event; one that nobody watches costs nothing."""
     base = getattr(Callback, event)
     found = [getattr(callback, event, None) for callback in callbacks]

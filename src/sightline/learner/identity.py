@@ -6,13 +6,14 @@ Not compared is what changes where a training runs and what it writes: device, w
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor, nn
 
 from sightline.engine.callbacks import Callback
+from sightline.identity import MISSING, Change, Path, describe_change, differences, put
 from sightline.learner.bytecode import code_info, methods_of, python_version
 from sightline.learner.contents import MANY, Digests, has_files
 from sightline.learner.description import Describer
@@ -25,15 +26,9 @@ if TYPE_CHECKING:
     from sightline.types import TrainState
 
 VERSION = 2
-_MISSING = object()
-_LONG = 8
 _LARGE = 16 << 20
 _GROUP = ("max_lr", "min_lr", "max_momentum", "base_momentum")
 _LENGTHS = ("total_steps", "T_max", "total_iters")
-
-Place = tuple[str | int, ...]
-Difference = tuple[Place, Any, Any]
-"""Where it is, what was there, what is there now."""
 
 
 def describe_settings(learner: BaseModel, plan: Plan, digests: Digests) -> dict[str, Any]:
@@ -74,8 +69,8 @@ def describe_loaders(plan: Plan, digests: Digests) -> tuple[dict[str, Any], dict
     return _plain(found), unknown
 
 
-class Identity:
-    """The identity of one call, for `config`, that of a checkpoint."""
+class TrainingDescription:
+    """The parts of one call of `train` as plain values, compared with those in the config of a checkpoint."""
 
     def __init__(self, learner: BaseModel, plan: Plan):
         self._learner, self._plan = learner, plan
@@ -87,7 +82,7 @@ class Identity:
         # place: that would take long at every epoch
         few = sum(size for found in digests.values() if (size := _bytes(found[0])) <= _LARGE) <= _LARGE
         self._known = {key: found for key, found in digests.items() if _is_large(found[0], _LARGE if few else -1)}
-        self.changed: dict[Place, Any] = {}
+        self.changed: dict[Path, Any] = {}
 
     def saved(self) -> dict[str, str]:
         """As texts, so that a checkpoint has no more to copy."""
@@ -100,9 +95,9 @@ class Identity:
         changed = [[*path, value] for path, value in self.changed.items()]
         return {"identity": json.dumps(found), "changed": json.dumps(changed)}
 
-    def compare(self, config: Mapping[str, Any], epoch: int) -> tuple[list[str], list[str]]:
-        """(what differs from the training that a checkpoint of `epoch` with this config is of, what could not be
-        compared), in words."""
+    def compare(self, config: Mapping[str, Any], epoch: int) -> tuple[list[Change], list[str]]:
+        """(what differs from the training that a checkpoint of `epoch` with this config is of, a description of what
+        could not be compared)."""
         then = json.loads(config.get("identity", "{}"))
         if then.get("version") != VERSION:
             return [], ["network, loss, schedule and data, which the version that began it did not note"]
@@ -124,12 +119,12 @@ class Identity:
                 if path == ("lr_schedule",) and was is None and epoch == then["num_epochs"] < self._plan.num_epochs:
                     notes.append(f"lr_schedule, of which there was none up to epoch {epoch}")
                 elif path not in self.changed:
-                    differing.append(describe_difference(path, was, value))
+                    differing.append(Change(path, was, value))
                 else:
                     if self.changed[path] != value:
-                        notes.append(f"{describe_difference(path, was, value)}; training changes it")
+                        notes.append(f"{describe_change(path, was, value)}; training changes it")
                     parts = self.settings if name in self.settings else self.loaders
-                    _put(parts, path, was)  # what it began with stays known
+                    put(parts, path, was)  # what it began with stays known
         return differing, notes
 
     def note_changes(self) -> None:
@@ -138,15 +133,15 @@ class Identity:
         now = describe_settings(self._learner, self._plan, dict(self._large))
         now |= describe_loaders(self._plan, dict(self._known))[0]
         for path, _, value in differences(self.settings | self.loaders, now):
-            self.changed[path] = None if value is _MISSING else value
+            self.changed[path] = None if value is MISSING else value
 
 
 class NoteChanges(Callback):
     """Notes in the config of checkpoints what training itself changed. It comes after the callbacks of the learner and
     before the checkpointer."""
 
-    def __init__(self, identity: Identity):
-        self._identity = identity
+    def __init__(self, description: TrainingDescription):
+        self._description = description
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, float]) -> None:
         """Before the checkpoint of the epoch."""
@@ -161,94 +156,8 @@ class NoteChanges(Callback):
         self._note(trainer.state)
 
     def _note(self, state: TrainState) -> None:
-        self._identity.note_changes()
-        state.config |= self._identity.saved()
-
-
-def differences(was: Any, now: Any, path: Place = (), code: bool = True) -> Iterator[Difference]:
-    """Where two descriptions differ. Without `code` that of functions is not compared. An attribute of installed code
-    that only one of them has is another version's."""
-    if isinstance(was, dict) and isinstance(now, dict):
-        if was.get("@class") != now.get("@class"):
-            yield (*path, "@class"), was.get("@class", _MISSING), now.get("@class", _MISSING)
-            return
-        either = path[-1:] == ("@settings",) or (path[-1:] == ("@uses",) and not code)
-        for name in {**was, **now}:
-            if (name == "@code" and not code) or (either and not (name in was and name in now)):
-                continue
-            yield from differences(was.get(name, _MISSING), now.get(name, _MISSING), (*path, name), code)
-    elif _same_length(was, now) and any(map(_is_compound, (*was, *now))):
-        for place, pair in enumerate(zip(was, now, strict=True)):
-            yield from differences(*pair, (*path, place), code)
-    elif was is not now and was != now:
-        yield path, was, now
-
-
-def _put(parts: Any, path: Place, value: Any) -> None:
-    """Sets one value in a description."""
-    for name in path[:-1]:
-        parts = parts[name]
-    if value is not _MISSING:
-        parts[path[-1]] = value
-    elif isinstance(parts, dict):
-        del parts[path[-1]]
-
-
-def describe_difference(path: Place, was: Any, now: Any) -> str:
-    """One difference as a sentence without an end: "network: layer '1' was ReLU; now it is Tanh"."""
-    argument, *rest = path
-    names = layer = outer = kind = ""
-    for before, name in zip(("", *rest), rest, strict=False):
-        if before == "@layers":
-            outer, layer, names = (names, str(name), "") if name else (outer, layer, names)
-        elif isinstance(name, int):
-            names += f"[{name}]"
-        elif name in ("@parameters", "@buffers"):
-            names += f"{' of ' if names else ''}{name[1:-1]} "
-        elif name.startswith("@"):
-            kind = name
-        else:
-            names += f"{'.' if names and not names.endswith(' ') else ''}{name}"
-            kind = kind if kind == "@code" else ""
-    if kind == "@code":
-        return f"{argument}: the code of {rest[-1]} is not the same"
-    where = " of ".join(part for part in (names, f"layer '{layer}'" if layer else "", outer) if part)
-    if _differs_within(was, now):
-        return f"{argument}: the content{f' of {where}' if where not in ('', 'content') else ''} is not the same"
-    short, shorter = _short(was), _short(now)
-    if kind == "@class" and short.rpartition(".")[2] != shorter.rpartition(".")[2]:
-        short, shorter = short.rpartition(".")[2], shorter.rpartition(".")[2]
-    return f"{argument}{f': {where}' if where else ''} was {short}; now it is {shorter}"
-
-
-def _same_length(was: Any, now: Any) -> bool:
-    return isinstance(was, list) and isinstance(now, list) and len(was) == len(now)
-
-
-def _is_compound(value: Any) -> bool:
-    return isinstance(value, dict | list) or (isinstance(value, str) and _without_digest(value) != value)
-
-
-def _differs_within(was: Any, now: Any) -> bool:
-    """Whether there is no more to say of two values than that they differ: digests, and long lists."""
-    if isinstance(was, str) and isinstance(now, str):
-        return _without_digest(was) == _without_digest(now)
-    return _same_length(was, now) and len(was) > _LONG
-
-
-def _short(value: Any) -> str:
-    if value is _MISSING:
-        return "not there"
-    if isinstance(value, dict):
-        inner = value.get("function", value)
-        return str(inner["@class"]) if "@class" in inner else "a dict of other entries"
-    if isinstance(value, list) and (len(value) > _LONG or any(map(_is_compound, value))):
-        return f"a list of {len(value)}"
-    return _without_digest(value) if isinstance(value, str) else repr(value)
-
-
-def _without_digest(text: str) -> str:
-    return text.partition(" sha256:")[0].partition(" sample:")[0]
+        self._description.note_changes()
+        state.config |= self._description.saved()
 
 
 def _optimizer(learner: BaseModel, plan: Plan) -> Any:

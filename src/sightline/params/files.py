@@ -1,4 +1,4 @@
-"""What a run leaves in `logdir` and on the screen: checkpoints by epoch, TensorBoard's curves, lines."""
+"""What a run writes to `logdir` and to the terminal: checkpoints by epoch, TensorBoard's curves, lines."""
 
 from __future__ import annotations
 
@@ -24,7 +24,15 @@ FORMAT = 1
 _RULE = "-" * 80
 
 
-class Leaves(Callback):
+class Curves(EventFile):
+    """TensorBoard's curves as this interface draws them: `EpochFiles` adds the points, and those that the engine logs
+    are not drawn. It is a recorder to be flushed and closed with the others."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Draws nothing."""
+
+
+class EpochFiles(Callback):
     """Writes `model_epoch_<e>.pt` after epoch 0, every `save_freq` epochs from there, and after the last; and for
     TensorBoard, at each step, `loss/train` and the steps' metrics as `<metric>/train`; after each epoch
     `avg_loss/train`, over epochs; after each evaluation `loss/test` and so on, over steps. `names` are those of the
@@ -36,10 +44,10 @@ class Leaves(Callback):
         save_freq: int,
         names: Sequence[str],
         monitors: Sequence[str],
-        board: EventFile,
+        curves: Curves,
     ):
         self.logdir, self.save_freq, self.names = logdir, save_freq, tuple(names)
-        self.monitors, self.board = tuple(monitors), board
+        self.monitors, self.curves = tuple(monitors), curves
 
     def on_fit_start(self, trainer: Trainer) -> None:
         """Clears away what a kill in the middle of a file left."""
@@ -49,7 +57,7 @@ class Leaves(Callback):
     def on_step_end(self, trainer: Trainer, output: StepOutput) -> None:
         """A point of each curve."""
         values = {f"{name}/train": value for name, value in (output.metrics or {}).items()}
-        self.board.add(trainer.state.step, {"loss/train": float(output.loss), **values})  # type: ignore[arg-type]
+        self.curves.add(trainer.state.step, {"loss/train": float(output.loss), **values})  # type: ignore[arg-type]
 
     def on_eval_end(self, trainer: Trainer, record: dict[str, float]) -> None:
         """What a plateau watches must be there."""
@@ -64,10 +72,10 @@ class Leaves(Callback):
     def on_epoch_end(self, trainer: Trainer, record: dict[str, float]) -> None:
         """The file, if it is its turn, and the epoch's points."""
         state, epoch = trainer.state, int(record["epoch"])
-        self.board.add(epoch, {"avg_loss/train": record["train_loss"]})
+        self.curves.add(epoch, {"avg_loss/train": record["train_loss"]})
         measured = {f"{name[5:]}/test": value for name, value in record.items() if name.startswith("test_")}
         if measured:
-            self.board.add(state.step, measured)
+            self.curves.add(state.step, measured)
         if epoch % self.save_freq == 0 or state.epoch == trainer.max_epochs or trainer.should_stop:
             self._save(state, epoch)
 

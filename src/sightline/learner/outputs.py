@@ -24,7 +24,7 @@ ALL, BEST, LOSS_PLOT, PLOTS = "all_models", "best_models", "epoch_{}_loss.png", 
 _STATE = "learner"
 
 
-class Leaves(Callback):
+class Outputs(Callback):
     """Models, plots, logs, and the learner's own callbacks. It comes before the checkpointer, so that a checkpoint is
     never ahead of the files."""
 

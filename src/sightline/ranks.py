@@ -1,0 +1,89 @@
+"""The processes that share a run: which one this is, and how they agree."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from sightline.errors import ConfigError, RunFailedError, first_line
+
+T = TypeVar("T")
+_PATIENCE = timedelta(minutes=30)
+_store: Any = None
+_shared = 0
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process is `rank` of `world_size` that train one run together. Rank 0 alone writes."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Ranks:
+        """As torchrun sets it: RANK and WORLD_SIZE. Raises ConfigError for values that are no rank of a world."""
+        found = []
+        for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")):
+            text = environment.get(name, default)
+            if not text.isdecimal():
+                raise ConfigError(f"the environment variable {name}: expected a whole number, found '{text}'.")
+            found.append(int(text))
+        rank, size = found
+        if rank >= max(size, 1):
+            raise ConfigError(f"the environment variable RANK: expected 0 to WORLD_SIZE - 1, {size - 1}, found {rank}.")
+        return cls(rank, max(size, 1))
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank == 0
+
+    def share(self, make: Callable[[], T]) -> T:
+        """Calls `make` on rank 0 and gives its result, which JSON can hold, on every rank. What `make` raises is raised
+        on rank 0, and as RunFailedError on the others. Every rank must call it, in the same order."""
+        if self.world_size == 1:
+            return make()
+        global _shared  # noqa: PLW0603 the store is one for the process, so its keys are
+        _shared += 1
+        key, store = f"sightline/{_shared}", self._connect()
+        if self.rank == 0:
+            try:
+                made = make()
+            except BaseException as error:
+                store.set(key, json.dumps({"error": f"{type(error).__name__}: {first_line(error)}"}))
+                raise
+            store.set(key, json.dumps({"value": made}))
+            return made
+        try:
+            answer = json.loads(store.get(key))
+        except RuntimeError as error:  # torch's DistError and its kin: the time is up, or rank 0 has ended
+            raise RunFailedError(f"rank {self.rank} got no answer from rank 0: {first_line(error)}") from error
+        if "error" in answer:
+            raise RunFailedError(f"rank 0 failed with {answer['error']}")
+        value: T = answer["value"]
+        return value
+
+    def _connect(self) -> Any:
+        """The key-value store of this launch, where MASTER_ADDR and MASTER_PORT say, by default port 29500 here. Under
+        torchrun it is the one of its agent; a process group that is made later uses the same."""
+        global _store  # noqa: PLW0603 one connection a process
+        if _store is None:
+            from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+            host, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), os.environ.get("MASTER_PORT", "29500")
+            serves = self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+            try:
+                _store = TCPStore(
+                    host, int(port), self.world_size, serves, _PATIENCE, wait_for_workers=False, multi_tenant=True
+                )
+            except (RuntimeError, ValueError) as error:
+                raise RunFailedError(
+                    f"rank {self.rank} of {self.world_size} cannot reach the others at {host}:{port} (MASTER_ADDR, "
+                    f"MASTER_PORT): {first_line(error)}"
+                ) from error
+        return _store

@@ -1,0 +1,232 @@
+"""A session: one process's turn at a run, whoever owns the training step."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import driven
+import sightline
+from sightline.config import build
+from sightline.errors import AnotherTrainingError, ArtifactError, ConfigError, RunFailedError
+from sightline.files import read_json
+from sightline.ranks import Ranks
+from sightline.runs.directory import Run
+from sightline.session import CheckpointPolicy, Session
+
+SCRIPT = Path(driven.__file__)
+
+
+def started(directory: Path, epochs: int = 6, pause: float = 0.01, **environment: str) -> subprocess.Popen[str]:
+    """The NumPy loop in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), str(directory), str(epochs), str(pause)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def points(directory: Path) -> list[dict[str, float]]:
+    """The log without its clock."""
+    rows = [json.loads(line) for line in Run(directory).log.read_text(encoding="utf-8").splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """(exit code, standard error) of a process, when it has ended."""
+    _, said = process.communicate(timeout=120)
+    return process.returncode, said
+
+
+def training(directory: Path, process: subprocess.Popen[str]) -> None:
+    """Waits until the process trains."""
+    while process.poll() is None:
+        try:
+            if read_json(directory / "heartbeat.json")["pid"] == process.pid:
+                return
+        except (OSError, ValueError):
+            pass
+        time.sleep(0.01)
+
+
+def test_a_loop_of_numpy_that_is_killed_six_times_equals_one_that_was_not(tmp_path: Path) -> None:
+    """SIGKILL at random moments of training, and SIGTERM; weights and log are equal to the bit."""
+    whole, interrupted = tmp_path / "whole", tmp_path / "killed"
+    assert ended(started(whole, pause=0))[0] == 0
+    draw = random.Random(0)
+    for number in [signal.SIGKILL, signal.SIGKILL, signal.SIGTERM] * 2:
+        process = started(interrupted)
+        training(interrupted, process)
+        time.sleep(draw.uniform(0.0, 0.2))
+        process.send_signal(number)
+        status, said = ended(process)
+        assert status == (130 if number == signal.SIGTERM else -number), said
+    assert ended(started(interrupted, pause=0))[0] == 0
+    assert (interrupted / "final.npy").read_bytes() == (whole / "final.npy").read_bytes()
+    assert points(interrupted) == points(whole)
+    assert len(points(whole)) == 6 * 13
+
+
+def test_a_loop_that_is_done_is_returned_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, model = driven.fit(tmp_path / "run", 2)
+    before = (tmp_path / "run" / "log.jsonl").read_bytes()
+    again, loaded = driven.fit(tmp_path / "run", 2)
+    assert "is already finished (2 epochs). Increase epochs to continue" in capsys.readouterr().out
+    assert again.history == first.history
+    assert again.steps == first.steps == 24
+    assert loaded.weights.tobytes() == model.weights.tobytes()
+    assert (tmp_path / "run" / "log.jsonl").read_bytes() == before
+    longer, _ = driven.fit(tmp_path / "run", 3)
+    assert longer.epochs == 3
+    assert longer.history[:2] == first.history
+    assert longer.best == max(record["train_accuracy"] for record in longer.history)
+
+
+def test_another_training_is_refused_and_nothing_is_overwritten(tmp_path: Path) -> None:
+    driven.fit(tmp_path / "run", 1)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(AnotherTrainingError, match=r"holds another training: rate was 0\.1; now it is 0\.2\. Choose"):
+        driven.fit(tmp_path / "run", 2, rate=0.2)
+    with pytest.raises(AnotherTrainingError, match="another interface, numpy"):
+        Session(Run(tmp_path / "run"), build.INTERFACE).__enter__()
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "weights.npy").touch()
+    with pytest.raises(AnotherTrainingError, match=r"without a checkpoint to resume from: weights\.npy"):
+        driven.fit(tmp_path / "theirs", 1)
+
+
+def test_a_failing_loop_names_the_last_good_checkpoint(tmp_path: Path) -> None:
+    def loop(hooks: driven.Hooks) -> None:
+        hooks.epoch_end({"train_loss": 1.0})
+        hooks.log(7, {"loss": 2.0})
+        raise ZeroDivisionError("theirs")
+
+    policy = CheckpointPolicy("train_loss", "min", warn=False)
+    with Session(Run(tmp_path), driven.INTERFACE) as session, pytest.raises(ZeroDivisionError) as failed:
+        session.drive(loop, driven.Regression(), max_epochs=3, checkpoints=policy)
+    (note,) = failed.value.__notes__
+    assert "In epoch 1" in note
+    assert "The last good checkpoint, of step 0" in note
+    assert "the same command resumes from it" in note
+    assert read_json(tmp_path / "heartbeat.json")["state"] == "failed"
+    with Session(Run(tmp_path), driven.INTERFACE) as again:
+        assert again.saved is not None
+        assert again.saved.position == (0, 1)
+
+
+def test_a_loop_that_saves_nothing_is_an_error(tmp_path: Path) -> None:
+    class Empty(driven.Regression):
+        def save(self, path: Path) -> None: ...
+
+    with Session(Run(tmp_path), driven.INTERFACE) as session, pytest.raises(RunFailedError, match=r"Empty\.save wrote"):
+        session.drive(lambda hooks: None, Empty(), max_epochs=1, checkpoints=CheckpointPolicy("loss"))
+
+
+def free_port() -> str:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return str(listening.getsockname()[1])
+
+
+def ranks(tmp_path: Path, epochs: int) -> list[tuple[int, str]]:
+    """(exit code, standard error) of two processes that share a run."""
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    both = [started(tmp_path / "run", epochs, 0, RANK=str(rank), **shared) for rank in (1, 0)]
+    return [ended(process) for process in both]
+
+
+def test_two_ranks_make_one_directory_and_agree_on_the_checkpoint(tmp_path: Path) -> None:
+    driven.fit(tmp_path / "alone", 2)
+    assert ranks(tmp_path, 2) == [(0, ""), (0, "")]
+    assert [path.name for path in tmp_path.iterdir() if path.name != "alone"] == ["run"]
+    assert points(tmp_path / "run") == points(tmp_path / "alone"), "one of two writes"
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-100])  # the newest is damaged: both resume from the one before
+    found = ranks(tmp_path, 3)
+    assert [status for status, _ in found] == [0, 0]
+    assert sum("last.ckpt.damaged" in said for _, said in found) == 1
+    driven.fit(tmp_path / "alone", 3)
+    assert points(tmp_path / "run") == points(tmp_path / "alone")
+
+
+def test_when_rank_0_fails_the_others_say_so(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file", encoding="ascii")
+    first, second = ranks(tmp_path, 1)
+    assert "rank 0 failed with ConfigError" in first[1]
+    assert "cannot make the directory" in second[1]
+
+
+@pytest.mark.parametrize(("name", "value"), [("RANK", "2"), ("RANK", "one"), ("WORLD_SIZE", "-1")])
+def test_a_wrong_rank_is_an_error(name: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=f"environment variable {name}"):
+        Ranks.from_environment({"RANK": "0", "WORLD_SIZE": "2", name: value})
+    assert Ranks.from_environment({}) == Ranks(0, 1)
+
+
+def process_state() -> dict[str, object]:
+    """What a training may not leave otherwise than it was."""
+    gc.collect()
+    return {
+        "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)],
+        "threads": sorted(thread.name for thread in threading.enumerate()),
+        "files": len([*Path("/proc/self/fd").iterdir()]),
+        "python": random.getstate(),
+        "numpy": str(np.random.get_state()),  # noqa: NPY002
+        "torch": torch.get_rng_state().tolist(),
+        "settings": (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()),
+    }
+
+
+def config(place: Path, number: int) -> dict[str, object]:
+    return {
+        "run": {"dir": str(place), "name": f"run-{number}"},
+        "trainer": {"max_epochs": 1, "progress": False, "threads": 1},
+        "module": {"network": {"width": 4}},
+    }
+
+
+def test_twenty_sessions_leave_the_process_as_it_was(tmp_path: Path) -> None:
+    sightline.fit(config(tmp_path, 0))  # what is imported and opened once
+    driven.fit(tmp_path / "numpy", 1)
+    before = process_state()
+    for number in range(1, 11):
+        sightline.fit(config(tmp_path, number))
+        driven.fit(tmp_path / f"numpy-{number}", 1)
+    assert process_state() == before
+
+
+def test_two_sessions_side_by_side_leave_the_process_as_it_was(tmp_path: Path) -> None:
+    sightline.fit(config(tmp_path, 0))
+    driven.fit(tmp_path / "numpy", 1)
+    alone = sightline.fit(config(tmp_path, 1)).history
+    before = process_state()
+    with ThreadPoolExecutor(2) as pool:
+        both = [
+            pool.submit(driven.fit, tmp_path / "one", 3, 0.01),
+            pool.submit(driven.fit, tmp_path / "two", 6, 0.01),
+        ]
+        results = [future.result()[0] for future in both]
+    assert process_state() == before
+    assert results[0].history == results[1].history[:3]
+    with Session(Run(tmp_path / "open"), driven.INTERFACE):  # one that is open while another one trains
+        assert sightline.fit(config(tmp_path, 2)).history == alone
+        with pytest.raises(ArtifactError, match="is being trained by another process"):
+            driven.fit(tmp_path / "open", 1)
+    assert process_state() == before

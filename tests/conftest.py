@@ -16,6 +16,8 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from sightline import cli
+from sightline.config.names import NAMES
+from sightline.errors import argument_names
 
 # the same examples in every run, so that none fails by what it happened to draw, nor by how long a busy machine took;
 # `--hypothesis-profile=search` draws others
@@ -48,6 +50,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     os.environ["SIGHTLINE_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def names_of_the_config() -> Iterator[None]:
+    """Messages name arguments as a config does, also where a test calls the parts below it; the params dict and the
+    learner have their own names in any case."""
+    with argument_names(NAMES):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,6 @@ from sightline.types import FitResult
 
 INTERFACE = Interface(
     name="numpy",
-    directory="directory",
-    epochs="epochs",
     again="the same command",
     advice="Choose another directory.",
     without_checkpoint="Choose another directory.",

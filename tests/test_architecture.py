@@ -17,6 +17,9 @@ from torch import nn
 
 import sightline
 from conftest import python
+from sightline.config.names import NAMES
+from sightline.config.schema import TrainConfig
+from sightline.config.typed import walk
 from sightline.engine.tasks import SupervisedTask
 from sightline.engine.trainer import Trainer
 from sightline.types import Batch, TrainState
@@ -25,7 +28,7 @@ SOURCE = Path(sightline.__file__).parent
 LAYERS = [
     (
         *("__init__", "errors", "files", "identity", "lazy", "locate", "modes", "monitors", "random", "ranks"),
-        *("scores", "types", "wording", "yamlfile"),
+        *("scores", "types", "yamlfile"),
     ),
     ("data", "foreignmetrics", "metrics", "models", "optim"),
     ("engine",),
@@ -38,7 +41,7 @@ LAYERS = [
 ]
 LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 ENGINE_MAY = {"yamlfile", "errors", "files", "locate", "modes", "random", "types", "metrics", "optim", "engine"}
-CONFIG_ALONE = ("config.ranges", "config.schema", "config.shorthand", "config.typed")
+CONFIG_ALONE = ("config.names", "config.ranges", "config.schema", "config.shorthand", "config.typed")
 """These may import layer 0 and one another only: they answer before torch is there."""
 ONLY_IN = {
     "hydra": ("commands",),
@@ -291,3 +294,41 @@ def test_three_frames_in_two_files_before_forward() -> None:
     ours = [name for name in model.frames if Path(name).is_relative_to(SOURCE)]
     assert 1 <= len(ours) <= 3
     assert len(set(ours)) <= 2
+
+
+COMPARES_CONFIGS = ("runs.compare", "runs.listing", "runs.record", "runs.reproduce")
+"""These read the configs of runs, and so name their keys."""
+
+
+def config_keys(modules: Mapping[str, str]) -> list[str]:
+    """Texts below the root that name a key of the config, where only an interface knows what it is called."""
+    keys = [key for key, _ in walk(TrainConfig)] + ["data.preprocess", "data.augment", "module.optimizer.lr"]
+    pattern = re.compile(rf"(?<![\w./])({'|'.join(map(re.escape, keys))})(?![\w(]|\.[a-z])")
+    found = []
+    for name, source in modules.items():
+        if LAYER[name.partition(".")[0]] >= LAYER["config"] or name in COMPARES_CONFIGS:
+            continue
+        parsed = ast.parse(source)
+        documented = {
+            id(node.value)
+            for node in ast.walk(parsed)
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        }
+        for node in ast.walk(parsed):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documented:
+                found += [f"{name}, line {node.lineno}: {key}" for key in pattern.findall(node.value) if "." in key]
+    return found
+
+
+def test_below_the_root_no_text_names_a_key_of_the_config() -> None:
+    modules = tree()
+    assert config_keys(modules) == []
+    for line in ('raise ValueError("data.batch_size: expected a number")', 'X = f"set data.root={Y} or not"'):
+        assert config_keys({**modules, "data.loader": f"{modules['data.loader']}\n{line}\n"})
+
+
+def test_every_argument_that_a_message_names_has_a_name_in_the_config() -> None:
+    used = {name for source in tree().values() for name in re.findall(r"\barg\.([a-z_0-9]+)", source)}
+    assert used - {"batch_size"} <= set(NAMES)
+    schema = {key for key, _ in walk(TrainConfig)} | {"data.preprocess", "data.augment", "module.optimizer.lr"}
+    assert {key for key in NAMES.values() if key is not None} <= schema

@@ -94,7 +94,7 @@ def goes_on(run: Path, whole: Path) -> None:
 
 NO_ROOM = (
     r"the exported model would take 1\.6 MiB, and 0\.\d MiB are free where '.*/full' is\. The checkpoint of step 18 is "
-    r"whole: make room, and go on from it with `sightline resume`"
+    r"whole: make room, and resume from it\."
 )
 NO_SPACE = r"the model of '.*/full' could not be exported .*No space left on device.*: sightline resume .*/full$"
 

@@ -87,7 +87,7 @@ def test_a_loop_that_is_done_is_returned_as_it_is(tmp_path: Path, capsys: pytest
     first, model = driven.fit(tmp_path / "run", 2)
     before = (tmp_path / "run" / "log.jsonl").read_bytes()
     again, loaded = driven.fit(tmp_path / "run", 2)
-    assert "is already finished (2 epochs). Increase epochs to continue" in capsys.readouterr().out
+    assert "is already finished (2 epochs). Increase trainer.max_epochs to continue" in capsys.readouterr().out
     assert again.history == first.history
     assert again.steps == first.steps == 24
     assert loaded.weights.tobytes() == model.weights.tobytes()

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from types import FrameType
 
 from sightline import __version__
+from sightline.config.names import NAMES
 from sightline.engine.termination import Repeats, Terminated, exit_code, signal_of
-from sightline.errors import RunFailedError, SightlineError, nearest
+from sightline.errors import RunFailedError, SightlineError, argument_names, nearest
 
 COMMANDS = {
     "train": "train a classifier: sightline train [experiment=NAME] [key=value …]",
@@ -74,12 +75,14 @@ def _listen() -> None:
 
 
 def _origin(error: SightlineError) -> str:
-    """For a run that failed in code that is not ours: where, and how to see the whole of it."""
-    cause = error.__cause__
+    """The notes of an error; and for a run that failed in code that is not ours where, and how to see the traceback."""
+    cause, notes = error.__cause__, "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
     if not isinstance(error, RunFailedError) or cause is None:
-        return ""
+        return notes
     place = traceback.extract_tb(cause.__traceback__)[-1]
-    return f"\n(raised in {place.filename}, line {place.lineno}; SIGHTLINE_TRACEBACK=1 shows the whole traceback)"
+    return (
+        f"{notes}\n(raised in {place.filename}, line {place.lineno}; SIGHTLINE_TRACEBACK=1 shows the whole traceback)"
+    )
 
 
 def _run(words: list[str]) -> int:
@@ -93,7 +96,8 @@ def _run(words: list[str]) -> int:
     if name not in COMMANDS:
         print(f"sightline: no command '{name}'.{nearest(name, COMMANDS)}\n\n{usage()}", file=sys.stderr)
         return 2
-    status: int = importlib.import_module(f"sightline.commands.{name.replace('-', '_')}").main(words[1:])
+    with argument_names(NAMES):
+        status: int = importlib.import_module(f"sightline.commands.{name.replace('-', '_')}").main(words[1:])
     return status
 
 

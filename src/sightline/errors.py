@@ -1,16 +1,109 @@
-"""Every error Sightline raises on purpose. `exit_code` is what the command line leaves with: 2 where the user can put
-it right (config, data, paths), 1 where the run itself failed, 130 where it was interrupted."""
+"""Every error Sightline raises on purpose, and how its message names an argument.
+
+`exit_code` is what the command line leaves with: 2 where the user can put it right (config, data, paths), 1 where the
+run itself failed, 130 where it was interrupted.
+
+What a caller sets has another name in every interface: the size of a batch is `data.batch_size` in a config,
+`params['batch_size']` in the params dict, `batch_size=` in Python. Code below the interfaces knows the neutral name
+alone, `batch_size`. An interface says what it calls its arguments with `argument_names`, and messages that are made
+within it use these names: by `key=` of an error, or in a text as f"{arg.batch_size}"."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+_NOTHING = object()
+_names: ContextVar[Mapping[str, str | None]] = ContextVar("argument_names", default={})  # noqa: B039 never changed
+
+
+@contextmanager
+def argument_names(names: Mapping[str, str | None]) -> Iterator[None]:
+    """For the block, messages name arguments as `names` has them: neutral name -> what the caller writes, or None for
+    one that this interface does not have. May be used as a decorator."""
+    token = _names.set(names)
+    try:
+        yield
+    finally:
+        _names.reset(token)
+
+
+def current_names() -> Mapping[str, str | None]:
+    """The names in use. A new thread knows none: it takes them over with `adopt_names`."""
+    return _names.get()
+
+
+def adopt_names(names: Mapping[str, str | None]) -> None:
+    """Uses `names` for as long as this thread lives."""
+    _names.set(names)
+
+
+def spelled(name: str) -> str:
+    """An argument as the caller writes it. Of a place within one, such as `network.layers[2]`, the beginning is
+    looked up."""
+    names = _names.get()
+    if names.get(name):
+        return str(names[name])
+    head = re.match(r"\w+", name)
+    return (names.get(head[0]) or head[0]) + name[head.end() :] if head else name
+
+
+def setting(name: str, value: object) -> str:
+    """An argument with a value as the caller writes it, such as `data.preprocess.channels=3`. An interface may have a
+    text of its own for one value, as `names["channels=3"]`."""
+    return _names.get().get(f"{name}={value}") or f"{spelled(name)}={value}"
+
+
+class _Arguments:
+    """`arg.batch_size` is `spelled("batch_size")`."""
+
+    def __getattr__(self, name: str) -> str:
+        return spelled(name)
+
+
+arg = _Arguments()
+
+
+def offer(hint: str) -> str:
+    """A hint with {names} of arguments as the caller writes them; an empty string where the caller lacks one of
+    them."""
+    names = _names.get()
+    used = re.findall(r"\{(\w+)\}", hint)
+    if any(name in names and names[name] is None for name in used):
+        return ""
+    return re.sub(r"\{(\w+)\}", lambda match: spelled(match[1]), hint)
 
 
 class SightlineError(Exception):
-    """Base of all errors below; catching it catches every mistake Sightline reports."""
+    """Base of all errors below; catching it catches every mistake Sightline reports.
+
+    `key` is the neutral name of the argument that is wrong, `found` its value, `expected` what is allowed, `hint` what
+    to do; the message is made of those that are given, after `message`."""
 
     exit_code = 2
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        key: str | None = None,
+        found: Any = _NOTHING,
+        expected: str | None = None,
+        hint: str = "",
+    ):
+        self.key, self.expected, self.hint = key, expected, hint
+        self.found = None if found is _NOTHING else found
+        sentences = [message] if message else []
+        if expected is not None:
+            sentences.append(f"expected {expected}{'' if found is _NOTHING else f', found {found!r}'}.")
+        if hint:
+            sentences.append(offer(hint))
+        text = " ".join(sentence for sentence in sentences if sentence)
+        super().__init__(f"{spelled(key)}: {text}" if key else text)
 
 
 class ConfigError(SightlineError):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.errors import ConfigError, RunFailedError
+from sightline.errors import ConfigError, RunFailedError, arg
 from sightline.locate import require
 
 
@@ -48,7 +48,7 @@ class ForeignMetrics:
                     metric.update(answer, target)
             except Exception as error:  # whatever the metric's own code raises is about these arguments
                 raise RunFailedError(
-                    f"module.metrics.{name}: {type(metric).__name__} cannot compare answers {_told(answer)} with "
+                    f"{arg.metrics}.{name}: {type(metric).__name__} cannot compare answers {_told(answer)} with "
                     f"targets {_told(target)}: {error}"
                 ) from error
 
@@ -61,8 +61,8 @@ class ForeignMetrics:
             try:
                 value = metric.compute()
             except Exception as error:
-                raise RunFailedError(f"module.metrics.{name}: {type(metric).__name__} failed: {error}") from error
-            found |= self._numbers(name, value, f"module.metrics.{name}")
+                raise RunFailedError(f"{arg.metrics}.{name}: {type(metric).__name__} failed: {error}") from error
+            found |= self._numbers(name, value, f"{arg.metrics}.{name}")
         return found
 
     def probe(self, count: int, device: torch.device) -> tuple[list[str], dict[str, str]]:

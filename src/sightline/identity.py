@@ -131,6 +131,8 @@ def _short(value: Any) -> str:
         return str(inner["@class"]) if "@class" in inner else "a dict of other entries"
     if isinstance(value, list) and (len(value) > _LONG or any(map(_is_compound, value))):
         return f"a list of {len(value)}"
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        return ", ".join(value)
     return _without_digest(value) if isinstance(value, str) else repr(value)
 
 

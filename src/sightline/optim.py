@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from sightline import locate
-from sightline.errors import ConfigError
+from sightline.errors import ConfigError, arg
 from sightline.types import Schedule
 
 PER_STEP = ("OneCycleLR", "CyclicLR", "WarmupCosineLR")
@@ -127,7 +127,7 @@ def build_schedule(
             advice = "Set it to auto" if argument == "max_lr" else f"Give a list of {len(rates)} numbers"
             raise ConfigError(
                 f"{key}.{argument}: the optimiser's {len(rates)} parameter groups have learning rates of their own "
-                f"(module.layer_decay, module.head_lr, module.param_groups), which one number, {value}, would undo. "
+                f"({arg.layer_decay}, {arg.head_lr}, {arg.param_groups}), which one number, {value}, would undo. "
                 f"{advice}."
             )
     for argument, value in arguments.items():

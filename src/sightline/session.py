@@ -36,7 +36,16 @@ from sightline.engine.runtime import Runtime
 from sightline.engine.signals import StopOnSignal, answering
 from sightline.engine.termination import Terminated, signal_of
 from sightline.engine.trainer import Trainer
-from sightline.errors import AnotherTrainingError, ArtifactError, ConfigError, RunFailedError, first_line, listing
+from sightline.errors import (
+    AnotherTrainingError,
+    ArtifactError,
+    ConfigError,
+    RunFailedError,
+    arg,
+    first_line,
+    listing,
+    offer,
+)
 from sightline.identity import Change, Identity
 from sightline.metrics import Meter
 from sightline.ranks import Ranks
@@ -51,14 +60,11 @@ _FEW = 3
 
 @dataclass(frozen=True)
 class Interface:
-    """An interface as messages name it: `name` is written into its checkpoints, `directory` and `epochs` are what the
-    user calls the directory and the number of epochs, `again` is how a training is resumed. `advice` is what to do
-    where the directory holds another training, `without_checkpoint` where it holds one that cannot be resumed;
-    `traces` are patterns of the files that show the latter."""
+    """An interface, for checkpoints and messages: `name` is written into its checkpoints, `again` is how a training is
+    resumed, `advice` is what to do where the directory holds another training, `without_checkpoint` where it holds one
+    that cannot be resumed; `traces` are patterns of the files that show the latter."""
 
     name: str
-    directory: str
-    epochs: str
     again: str
     advice: str
     without_checkpoint: str
@@ -247,7 +253,7 @@ class Session:
         if self.saved.interface != self.interface.name:
             raise AnotherTrainingError(
                 f"'{run.path}' holds a run that another interface, {self.saved.interface}, "
-                f"began. Choose another {self.interface.directory}."
+                f"began. Choose another {arg.directory}."
             )
 
     def _choose(self, run: Run, stack: ExitStack) -> str | None:
@@ -255,9 +261,7 @@ class Session:
         try:
             run.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(
-                f"{self.interface.directory}: cannot make the directory '{run.path}': {error.strerror}."
-            ) from error
+            raise ConfigError(f"{arg.directory}: cannot make the directory '{run.path}': {error.strerror}.") from error
         stack.enter_context(run.locked())
         files = [*kept(run.last), *sorted(run.checkpoints.glob("epoch-*.ckpt"), reverse=True)]
         if not files:
@@ -326,7 +330,7 @@ class Session:
             return False
         self._report(
             f"Training in '{self.run.path}' is already finished ({state.epoch} epochs). Increase "
-            f"{self.interface.epochs} to continue, or set another {self.interface.directory}."
+            f"{arg.max_epochs} to continue, or set another {arg.directory}."
         )
         return True
 
@@ -479,8 +483,8 @@ class Session:
                 begin()
         except OSError as error:
             raise RunFailedError(
-                f"{self.interface.directory}: cannot write to '{self.run.path}': {first_line(error)}. Make room, or "
-                f"choose another {self.interface.directory}."
+                f"{arg.directory}: cannot write to '{self.run.path}': {first_line(error)}. Make room, or "
+                f"choose another {arg.directory}."
             ) from error
 
     def _finish(
@@ -522,8 +526,8 @@ def check_own(run: Run, path: Path, content: Mapping[str, Any]) -> None:
     found = about.get("id")
     if found is not None and run.id is not None and found != run.id:
         raise ArtifactError(
-            f"'{path}' belongs to another run, '{about.get('run')}': it was copied here. Resume that one, or begin a "
-            f"run from its weights: sightline train module.weights={path}"
+            f"'{path}' belongs to another run, '{about.get('run')}': it was copied here. Resume that one"
+            f"{offer(', or begin a run from its weights with {weights}=the file')}."
         )
 
 

@@ -224,7 +224,7 @@ def test_train_again_goes_on_with_more_epochs_and_refuses_all_else(
     ):
         with pytest.raises(tf.LearnerError, match=told):
             train(tf.StandardModel(network()), tmp_path / "a", **{"epochs": 3, **with_test_split(**how)})
-    with pytest.raises(tf.LearnerError, match=r"another network: '2.weight' was \(3, 16\); now it is \(7, 16\)"):
+    with pytest.raises(tf.LearnerError, match=r"network: parameter 2\.weight was \[3, 16\]; now it is \[7, 16\]"):
         train(tf.StandardModel(network(7)), tmp_path / "a", 3, **with_test_split())
     assert {name: (tmp_path / "a" / name).read_bytes() for name in files(tmp_path / "a")} == before
     learner, metric = tf.StandardModel(network()), tf.Accuracy()

@@ -44,7 +44,7 @@ def full_when(module: Any, name: str, full: Callable[[dict[str, Any]], bool], pa
 FULL = "[Errno 28] No space left on device"
 CHECKPOINT = (
     f"the checkpoint of step 3 could not be written to 'LOGS/checkpoints': {FULL}. The checkpoint of step 0 is whole: "
-    f"make room, and go on from it with the same call of train."
+    f"make room, and resume from it."
 )
 EPOCH = (
     f"'LOGS/model_epoch_2.pt' could not be written: {FULL}. Make room; the same call of train then goes on from the "

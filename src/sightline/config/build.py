@@ -19,6 +19,7 @@ from torch import nn
 from sightline.config.checks import PARTS, check_given
 from sightline.config.data import file_sizes, loader_workers
 from sightline.config.module import better_direction
+from sightline.config.names import NAMES
 from sightline.config.parts import Parts, build_parts
 from sightline.config.resuming import Divergence, check_config, check_data, check_given_again
 from sightline.config.schema import TrainConfig
@@ -33,7 +34,7 @@ from sightline.engine.progress import Progress, plain_console
 from sightline.engine.runtime import Runtime
 from sightline.engine.signals import requeue
 from sightline.engine.trainer import Trainer, check_callbacks
-from sightline.errors import ArtifactError, RunFailedError, SightlineError, first_line
+from sightline.errors import ArtifactError, RunFailedError, SightlineError, argument_names, first_line
 from sightline.models.spec import ModelSpec
 from sightline.runs.artifact import add_metrics, export_model, load, recover
 from sightline.runs.console import left_out, show_results
@@ -49,13 +50,8 @@ from sightline.yamlfile import read_yaml
 
 INTERFACE = Interface(
     name="config",
-    directory="run.dir",
-    epochs="trainer.max_epochs",
     again="`sightline resume`",
-    advice=(
-        "Another config makes another training: start a new run for it, or resume with it all the same, which the run "
-        "will record, with --allow-drift."
-    ),
+    advice=("Start a new run for it, or resume this one all the same, which the run will record, with --allow-drift."),
     without_checkpoint=(
         "Put 'last.ckpt' back, or begin a run from its weights: sightline train "
         "module.weights={run}/checkpoints/best.ckpt"
@@ -114,6 +110,7 @@ class Assembly:
         """The run's directory."""
         return self.session.run
 
+    @argument_names(NAMES)
     def fit(self) -> FitResult:
         """Trains to the end, exports the best weights, and measures them as exported. When interrupted, returns after
         the checkpoint."""
@@ -149,6 +146,7 @@ class Assembly:
                 f"trained to its end; what is left to do is done by: sightline resume {self.run.path}"
             ) from error
 
+    @argument_names(NAMES)
     def finish(self) -> dict[str, SplitResult]:
         """Exports the best checkpoint and writes what the exported model predicts on every evaluation split."""
         run, model = self.run, self.trainer.state.model
@@ -196,11 +194,13 @@ class Assembly:
             )
 
 
+@argument_names(NAMES)
 def fit(config: TrainConfig | Mapping[str, Any] | str | Path, **given: Any) -> FitResult:
     """Trains what the config describes: a `TrainConfig`, a dict, or a YAML file. See `assemble` for `given`."""
     return assemble(config, **given).fit()
 
 
+@argument_names(NAMES)
 def assemble(config: TrainConfig | Mapping[str, Any] | str | Path, **given: Any) -> Assembly:
     """Makes every part of a run and its directory. A part that is given is used, the others are built from their node
     of the config: `source` (a DataSource), `model` (an nn.Module), `loss` (a callable), `optimizer` (over the model's
@@ -215,6 +215,7 @@ def assemble(config: TrainConfig | Mapping[str, Any] | str | Path, **given: Any)
     return _assembled(config, given, Session(None, INTERFACE))
 
 
+@argument_names(NAMES)
 def resume(
     path: str | Path, changes: Mapping[str, Any] | None = None, *, allow_drift: bool = False, **given: Any
 ) -> Assembly:
@@ -259,8 +260,10 @@ def _assembled(config: TrainConfig, given: Mapping[str, Any], session: Session) 
             divergence = None if session.new else check_config(session, config)
             record = None if session.new else session.run.read_data()
             parts = build_parts(config, given, fresh=session.saved is None, record=record)
+            early_stopping = _early_stopping(parts.config, parts.meters.better)
             _take_place(session, parts, given, divergence)
-            session.prepare(_training(session, parts, given), _checkpoints(session, parts, divergence))
+            training = _training(session, parts, given, early_stopping)
+            session.prepare(training, _checkpoints(session, parts, divergence))
         stack.pop_all()
         return Assembly(parts, session, divergence)
 
@@ -286,7 +289,9 @@ def _take_place(session: Session, parts: Parts, given: Mapping[str, Any], diverg
         state.stopped = False  # what ended it is no longer asked for, or is to be asked again
 
 
-def _training(session: Session, parts: Parts, given: Mapping[str, Any]) -> Training:
+def _training(
+    session: Session, parts: Parts, given: Mapping[str, Any], early_stopping: list[EarlyStopping]
+) -> Training:
     settings = parts.config.trainer
     # another task's outputs may be anything
     tried = given.get("task") is None and parts.spec.outputs != "values"
@@ -303,7 +308,7 @@ def _training(session: Session, parts: Parts, given: Mapping[str, Any]) -> Train
         runtime=parts.runtime,
         meter=parts.meters.train,
         eval_meter=parts.meters.evaluation,
-        callbacks=[*first, *_early_stopping(parts.config, parts.meters.better), *given.get("callbacks", ())],
+        callbacks=[*first, *early_stopping, *given.get("callbacks", ())],
         observers=[Progress()] if settings.progress else [],
         recorders=_recorders(session, parts, given),
     )

@@ -8,14 +8,16 @@ from typing import Any
 
 from sightline.config.build import as_config
 from sightline.config.checks import check_given
+from sightline.config.names import NAMES
 from sightline.config.parts import build_parts
 from sightline.config.schema import TrainConfig
 from sightline.engine.lrfind import LRCurve, check_range, find_lr
 from sightline.engine.snapshot import Snapshot
-from sightline.errors import RunFailedError, SightlineError
+from sightline.errors import RunFailedError, SightlineError, argument_names
 from sightline.types import TrainState
 
 
+@argument_names(NAMES)
 def lr_find(
     config: TrainConfig | Mapping[str, Any] | str | Path,
     *,

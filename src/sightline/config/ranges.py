@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sightline.config.typed import found_words
-from sightline.errors import ConfigError, listing
+from sightline.errors import ConfigError, listing, spelled
 
 if TYPE_CHECKING:
     from sightline.config.schema import AugmentConfig, ModuleConfig, TrainConfig
@@ -42,18 +42,20 @@ def check_ranges(config: TrainConfig) -> None:
         ("data.cache_limit", data.cache_limit, 0),
     ]  # fmt: skip
     if config.seed >= 2**63:
-        raise ConfigError(f"seed: expected a number below 2**63, found {config.seed}.")
+        raise ConfigError(key="seed", expected="a number below 2**63", found=config.seed)
     for name, value, low in at_least:
         if value is not None and not value >= low:
-            raise ConfigError(f"{name}: expected a number of at least {low}, found {value}.")
+            raise ConfigError(key=name, expected=f"a number of at least {low}", found=value)
     given: dict[str, Any] = {"data.val": [data.val], "data.test": [data.test]}
     given |= {f"data.preprocess.{key}": getattr(data.preprocess, key) for key in ("mean", "std")}
     for name, values in given.items():
         if not isinstance(values, str) and not all(math.isfinite(value) for value in values):
-            raise ConfigError(f"{name}: expected a number, found {values}.")
+            raise ConfigError(key=name, expected="a number", found=values)
     for name, value in (("val", data.val), ("test", data.test)):
         if value > 1 and value != int(value):
-            raise ConfigError(f"data.{name}: expected a part below 1 or a whole number of images, found {value}.")
+            raise ConfigError(
+                f"{spelled(f'data.{name}')}: expected a part below 1 or a whole number of images, found {value}."
+            )
     if data.source == "digits" and data.root is not None:
         raise ConfigError(
             f"data.root: the embedded digits have no directory, found {data.root!r}. For your own pictures leave "
@@ -61,18 +63,18 @@ def check_ranges(config: TrainConfig) -> None:
         )
     if data.preprocess.background > 255:
         raise ConfigError(
-            f"data.preprocess.background: expected a gray level of 0 to 255, found {data.preprocess.background}."
+            key="data.preprocess.background", expected="a gray level of 0 to 255", found=data.preprocess.background
         )
     size = data.preprocess.size
     sides = [] if size == "auto" else [size] if isinstance(size, int) else list(size)
     if size != "auto" and (len(sides) not in (1, 2) or any(int(side) < 1 for side in sides)):
         raise ConfigError(
-            f"data.preprocess.size: expected one side or [height, width] of at least 1 pixel, found {size}."
+            key="data.preprocess.size", expected="one side or [height, width] of at least 1 pixel", found=size
         )
     share = data.preprocess.crop_pct
     if not (share == "auto" or share is None or 0.1 <= share <= 2):
         raise ConfigError(
-            f"data.preprocess.crop_pct: expected a share of 0.1 to 2, such as 0.875, or null, found {share}."
+            key="data.preprocess.crop_pct", expected="a share of 0.1 to 2, such as 0.875, or null", found=share
         )
     if isinstance(share, float) and data.preprocess.resize == "pad":
         raise ConfigError(
@@ -81,7 +83,7 @@ def check_ranges(config: TrainConfig) -> None:
         )
     std = data.preprocess.std
     if not isinstance(std, str) and any(value <= 0 for value in std):
-        raise ConfigError(f"data.preprocess.std: every value must be above 0, found {std}.")
+        raise ConfigError(f"{spelled('data.preprocess.std')}: every value must be above 0, found {std}.")
     _check_source(config)
     if data.target == "number":
         _check_number(config)
@@ -192,12 +194,14 @@ def check_augment(augment: AugmentConfig) -> None:
         if not low <= value <= high:
             kind = "a probability" if name in ("flip", "vertical_flip", "erase") else "a number"
             upper = f"between {low} and {high}" if math.isfinite(high) else f"of at least {low}"
-            raise ConfigError(f"data.augment.{name}: expected {kind} {upper}, found {value}.")
+            raise ConfigError(f"{spelled(f'data.augment.{name}')}: expected {kind} {upper}, found {value}.")
     for name, high in (("crop", 1), ("crop_ratio", math.inf), ("scale", math.inf)):
         pair = getattr(augment, name)
         if pair is not None and not (len(pair) == 2 and 0 < pair[0] <= pair[1] <= high and pair[1] < math.inf):
             most = " and at most 1" if high == 1 else ""
-            raise ConfigError(f"data.augment.{name}: expected two numbers [least, most] above 0{most}, found {pair}.")
+            raise ConfigError(
+                f"{spelled(f'data.augment.{name}')}: expected two numbers [least, most] above 0{most}, found {pair}."
+            )
     for position, node in enumerate(augment.transforms):
         if not ("_target_" in node or "class" in node):
             raise ConfigError(

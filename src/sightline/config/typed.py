@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, field
 from typing import Any, Literal, Union
 
-from sightline.errors import ConfigError, listing, nearest
+from sightline.errors import ConfigError, listing, nearest, spelled
 
 Node = dict[str, Any]
 NAMING = frozenset(("_target_", "class", "layers"))
@@ -103,7 +103,8 @@ def _convert(value: Any, hint: Any, where: str, root: Any) -> Any:
     ]
     hint_ = nearest(value, [str(choice) for choice in choices]) if isinstance(value, str) else ""
     raise ConfigError(
-        f"{where}: expected {' or '.join(_words(option) for option in options)}, found {found_words(value)}.{hint_}"
+        f"{spelled(where)}: expected {' or '.join(_words(option) for option in options)}, found "
+        f"{found_words(value)}.{hint_}"
     )
 
 

@@ -22,12 +22,13 @@ from sightline.data.preprocess import Preprocess
 from sightline.engine.checkpoint import numpy_values
 from sightline.errors import ArtifactError, ConfigError
 from sightline.files import expanded, sha256
-from sightline.models.pretrained import KEY, Loaded, Weights, load_into, read_weights, start_at_zero
+from sightline.models.pretrained import Loaded, Weights, load_into, read_weights, start_at_zero
 from sightline.models.published import LITE, build_published, expected_preprocess
 from sightline.models.spec import ModelSpec, build_model, network_name, without_downloads
 from sightline.runs.directory import Run
 from sightline.runs.manifest import MANIFEST, WEIGHTS, read_manifest
 
+KEY = "module.weights"
 _KEYS = ("size", "channels", "mean", "std", "interpolation", "resize", "crop_pct")
 _WHERE = (
     *("source", "root", "dataset", "csv", "images", "image_column", "label_column", "split_column", "group_column"),

@@ -12,7 +12,7 @@ from pathlib import Path
 from sightline.data.members import Member, tar_members, zip_members
 from sightline.data.rows import SPLIT_NAMES
 from sightline.data.trees import NO_DATA, Entries, is_image
-from sightline.errors import DataError
+from sightline.errors import DataError, arg
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
@@ -30,7 +30,7 @@ class Archive:
                 self._add(name, member)
         except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, LZMAError, OSError, ValueError) as error:
             raise DataError(
-                f"data.root: '{root}' is no archive that can be read, or a damaged one: {error}."
+                f"{arg.root}: '{root}' is no archive that can be read, or a damaged one: {error}."
             ) from error
         self._top = self._leading_folder()
 

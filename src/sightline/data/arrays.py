@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sightline.data.rows import Row
-from sightline.errors import DataError
+from sightline.errors import DataError, arg
 
 
 def array_rows(
@@ -69,7 +69,7 @@ def label_texts(labels: Any, name: str, numbers: bool = False) -> list[str]:
         )
     if array.dtype.kind not in ("iufU" if numbers else "iuU"):
         told = "numbers" if numbers else "whole numbers or text"
-        advice = ", or set data.target=number to predict numbers" if array.dtype.kind == "f" else ""
+        advice = f", or set {arg.target}=number to predict numbers" if array.dtype.kind == "f" else ""
         convert = "float32" if numbers else "int64"
         raise DataError(f"{name}: expected {told}, found {array.dtype}; convert with astype('{convert}'){advice}.")
     return [str(label) for label in array.tolist()]
@@ -97,4 +97,4 @@ def _advice(array: NDArray[Any]) -> str:
         return f"{told}; give (x * 255).round().astype('uint8')"
     if low >= 0 and high <= 255:
         return f"{told}; give x.round().astype('uint8')"
-    return f"{told}: normalised already? Give the pixels before that, as uint8; data.preprocess normalises"
+    return f"{told}: normalised already? Give the pixels before that, as uint8; {arg.preprocess} normalises"

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sightline.errors import DataError, listing, nearest
+from sightline.errors import DataError, arg, listing, nearest
 
 if TYPE_CHECKING:
     from sightline.data.rows import Row
@@ -26,17 +26,17 @@ def class_names(
     that the training rows have."""
     if isinstance(classes, int) and own is not None:
         if classes != len(own):
-            raise DataError(f"data.classes is {classes}, but the data names {len(own)} classes: {listing(own)}.")
+            raise DataError(f"{arg.classes} is {classes}, but the data names {len(own)} classes: {listing(own)}.")
         names = own
     elif classes is None:
         names = own or sort_names({row.label for row in splits["train"]})
     else:
         names = tuple(str(i) for i in range(classes)) if isinstance(classes, int) else tuple(classes)
         if len(set(names)) != len(names):
-            raise DataError(f"data.classes names a class twice: {listing(names)}.")
+            raise DataError(f"{arg.classes} names a class twice: {listing(names)}.")
     if len(names) < 2:
         told = f"only one class, '{names[0]}'" if names else "no class"
-        where = " Is the data directory one too deep?" if classes is None else " Change data.classes."
+        where = " Is the data directory one too deep?" if classes is None else f" Change {arg.classes}."
         raise DataError(f"{told}: a classifier needs at least two.{where}")
     valid = set(label_index(names, given=classes is not None, own=own))
     for split, members in splits.items():
@@ -45,7 +45,7 @@ def class_names(
                 continue
             if classes is not None:
                 known = f"0 to {classes - 1}" if isinstance(classes, int) else listing(names)
-                told = f"{row.place}: label '{row.label}' is out of range; data.classes has {known}."
+                told = f"{row.place}: label '{row.label}' is out of range; {arg.classes} has {known}."
                 raise DataError(told + nearest(row.label, names))
             raise DataError(
                 f"{row.place}: the class '{row.label}' is in the {split} split but not in train, so it can never be "
@@ -71,7 +71,7 @@ def label_name(value: Any, own: Sequence[str] | None, where: str) -> str:
     if value is None or value == "" or (own is not None and value == -1):
         raise DataError(f"{where}: no label.")
     if not isinstance(value, int | str) or isinstance(value, bool):
-        advice = "; to predict numbers, set data.target=number" if isinstance(value, float) else ""
+        advice = f"; to predict numbers, set {arg.target}=number" if isinstance(value, float) else ""
         raise DataError(f"{where}: the label {value!r} is neither a whole number nor text{advice}.")
     if own is None or isinstance(value, str):
         return str(value)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sightline import locate
 from sightline.data.generators import preserved, seed_all
 from sightline.data.persample import name_of, told
-from sightline.errors import ConfigError, DataError, first_line
+from sightline.errors import ConfigError, DataError, arg, first_line
 from sightline.random import bits, derive
 from sightline.types import Batch, Seekable
 
@@ -61,7 +61,7 @@ def transformed(transforms: Sequence[Transform], image: Tensor) -> Tensor:
         if not isinstance(found, Tensor) or found.shape != image.shape or not found.is_floating_point():
             raise DataError(
                 f"{given} and gave back {told(found)}; expected floats of the same shape. The size of pictures is "
-                f"data.preprocess.size."
+                f"{arg.size}."
             )
         image = found
     return image

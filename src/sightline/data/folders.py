@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 
 from sightline.data.rows import SPLIT_NAMES, Row
 from sightline.data.trees import Directory, Tree, image_paths
-from sightline.errors import DataError, listing
+from sightline.errors import DataError, arg, listing
 
 _LIKE_A_SPLIT = re.compile(
     r"(training|train|validation|valid|val|development|dev|testing|test|evaluation|eval|holdout)"
@@ -41,19 +41,19 @@ def _check_classes(tree: Tree, folder: str, names: Sequence[str], named: Collect
     """Raises DataError for folders that would be taken for classes and are not; wrong classes train without a word."""
     unnamed = [name for name in names if name not in named]
     where = f"'{tree.shown(folder)}'"
-    otherwise = f"Where they are classes all the same, data.classes names all of them: '{','.join(names[:3])},…'."
+    otherwise = f"Where they are classes all the same, {arg.classes} names all of them: '{','.join(names[:3])},…'."
     splits = [name for name in unnamed if _LIKE_A_SPLIT.fullmatch(re.sub(r"[\W_]+", "", name.lower()))]
     # within a split, one such name is a class among others, such as the train among vehicles
     if splits and (not folder or len(splits) == len(unnamed) or len(splits) > 2):
         raise DataError(
             f"{where}: the folders {listing(splits)} look like splits, and would be classes. Rename them to train, val "
-            f"and test at the top of the data, and they are the splits; or set data.root to the one whose folders are "
+            f"and test at the top of the data, and they are the splits; or set {arg.root} to the one whose folders are "
             f"the classes. {otherwise}"
         )
     inner = {name: frozenset(tree.entries(f"{folder}/{name}" if folder else name).folders) for name in unnamed}
     if len(names) == 1 and unnamed and folder in ("", "train") and len(inside := sorted(inner[names[0]])) > 1:
         plain = not folder and isinstance(tree, Directory)
-        advice = f"set data.root='{tree.root / names[0]}'" if plain else "move them up into it"
+        advice = f"set {arg.root}='{tree.root / names[0]}'" if plain else "move them up into it"
         raise DataError(
             f"{where} has only one folder, '{names[0]}', which holds the folders {listing(inside, 4)}. If these are "
             f"the classes, {advice}. {otherwise}"
@@ -63,7 +63,7 @@ def _check_classes(tree: Tree, folder: str, names: Sequence[str], named: Collect
         raise DataError(
             f"{where}: the folders {listing(unnamed, 4)} would be the classes, but all of them hold the same "
             f"folders, {listing(found, 4)}, as splits or sources of the same classes would. If those inside are the "
-            f"classes, set data.root to one of the folders, or rename them to train, val and test. {otherwise}"
+            f"classes, set {arg.root} to one of the folders, or rename them to train, val and test. {otherwise}"
         )
 
 

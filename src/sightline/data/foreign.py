@@ -9,7 +9,7 @@ from sightline.data.arrays import array_rows
 from sightline.data.huggingface import hugging_face_rows, is_hugging_face
 from sightline.data.items import dataset_rows, short_name
 from sightline.data.rows import SPLIT_NAMES, Found, Row, assemble
-from sightline.errors import DataError, listing, nearest
+from sightline.errors import DataError, arg, listing, nearest
 from sightline.types import DataInfo, DataSource
 
 
@@ -48,12 +48,12 @@ def as_source(
 def _check_target(info: DataInfo, numbers: bool) -> None:
     if numbers and info.classes:
         raise DataError(
-            f"data.target=number: the source '{info.name}' has the classes {listing(info.classes)}; one whose labels "
+            f"{arg.target}=number: the source '{info.name}' has the classes {listing(info.classes)}; one whose labels "
             f"are numbers has none, DataInfo(name, ())."
         )
     if not numbers and not info.classes:
         raise DataError(
-            f"the source '{info.name}' has no classes, so its labels are numbers to predict; set data.target=number."
+            f"the source '{info.name}' has no classes, so its labels are numbers to predict; set {arg.target}=number."
         )
 
 

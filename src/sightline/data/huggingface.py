@@ -11,7 +11,7 @@ from typing import Any
 from sightline.data.classes import label_name
 from sightline.data.numbers import number
 from sightline.data.rows import NO_COLUMNS, Row
-from sightline.errors import DataError, listing
+from sightline.errors import DataError, arg, listing
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "target", "class")
@@ -57,7 +57,7 @@ def hugging_face_rows(data: Any, split: str, numbers: bool = False) -> tuple[lis
     if (data.format or {}).get("type") == "custom":
         raise DataError(
             f"{name} has a transform (set_transform). Images are decoded once, so it would be frozen; take it out with "
-            f".with_format(None) and give what is random as an augmentation: data.augment.transforms."
+            f".with_format(None) and give what is random as an augmentation: {arg.transforms}."
         )
     fingerprint = getattr(data, "_fingerprint", None)
     data = data.with_format(None)
@@ -103,7 +103,7 @@ def _column(features: Mapping[str, Any], kind: str, usual: tuple[str, ...], name
     if kind == "Value" and typed and named and not set(typed) & set(usual):  # a number of the row, or a size, say
         raise DataError(
             f"{name} has labels that are classes, {listing(named)}, and beside them {listing(typed)}; which is the "
-            f"number to predict? Name it with .rename_column(name, 'target'), or leave data.target=number out."
+            f"number to predict? Name it with .rename_column(name, 'target'), or leave {arg.target}=number out."
         )
     if len(typed) == 1:
         return typed[0]

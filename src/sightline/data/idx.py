@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sightline.data.arrays import array_rows
 from sightline.data.rows import SPLIT_NAMES, Found
-from sightline.errors import DataError, listing
+from sightline.errors import DataError, arg, listing
 
 _NAME = re.compile(
     r"(?P<prefix>.*?)(?P<split>train|val|valid|validation|t10k|test)-(?P<what>images|labels)[-.]idx\d-ubyte(?P<gz>\.gz)?",
@@ -40,7 +40,7 @@ def idx_folder(root: Path) -> Path | None:
     places = [root, root / "raw", *sorted(root.glob("*/raw"))]
     found = [place for place in places if place.is_dir() and any(is_idx_file(file) for file in place.iterdir())]
     if len(found) > 1 and root != found[0]:
-        raise DataError(f"'{root}' has IDX files in {listing(map(str, found))}; say which with data.root.")
+        raise DataError(f"'{root}' has IDX files in {listing(map(str, found))}; say which with {arg.root}.")
     return found[0] if found else None
 
 
@@ -117,6 +117,6 @@ def _files(root: Path) -> _Files:
     if len(by_prefix) > 1 and not chosen:
         raise DataError(
             f"'{folder}' has several data sets: {listing(name + 'train-images…' for name in by_prefix)}; say which "
-            f"with data.root=PATH/FILE, one of its files."
+            f"with {arg.root}=PATH/FILE, one of its files."
         )
     return _Files(folder, prefix, by_prefix[prefix])

@@ -20,7 +20,7 @@ from sightline.data.numbers import number
 from sightline.data.pixels import plain_label, to_pixels
 from sightline.data.rows import Row
 from sightline.data.targets import dataset_classes, quick_labels
-from sightline.errors import DataError, ImageError, listing
+from sightline.errors import DataError, ImageError, arg, listing
 
 _PROBES = 3
 _READS = 5  # of each probe: a flip with probability 1/2 goes unseen once in 4,096 times
@@ -103,7 +103,7 @@ class Items:
             told = f"the transform {named} is random" if named else f"item {differs} differs from one read to the next"
             raise DataError(
                 f"{self.name}: {told}. Images are decoded once, so a random transform would be frozen. Take it out of "
-                f"the data set and give it as an augmentation: data.augment.transforms, or augment=PerSample(…)."
+                f"the data set and give it as an augmentation: {arg.transforms}, or augment=PerSample(…)."
             )
 
     def _differs(self, index: int) -> bool:

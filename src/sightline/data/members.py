@@ -14,7 +14,7 @@ from pathlib import Path
 from tarfile import EOFHeaderError, HeaderError, ReadError  # type: ignore[attr-defined]
 from typing import TypeAlias
 
-from sightline.errors import DataError
+from sightline.errors import DataError, arg
 from sightline.files import SharedFile
 
 IN_MEMORY = 256 * 2**20
@@ -148,7 +148,7 @@ def tar_members(path: Path) -> Iterator[tuple[str, Member | None]]:
             total += info.size
             if total > IN_MEMORY:
                 raise DataError(
-                    f"data.root: '{path}' holds more than {IN_MEMORY // 2**20} MB. A compressed tar cannot be read in "
+                    f"{arg.root}: '{path}' holds more than {IN_MEMORY // 2**20} MB. A compressed tar cannot be read in "
                     f"place: unpack it, or pack it as a .zip or as a .tar without compression."
                 )
             data = archive.extractfile(info)

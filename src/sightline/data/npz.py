@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sightline.data.arrays import array_rows
 from sightline.data.rows import SPLIT_NAMES, Found
-from sightline.errors import DataError, listing
+from sightline.errors import DataError, arg, listing
 
 IMAGE_WORDS = ("x", "images", "image")
 LABEL_WORDS = ("y", "labels", "label", "targets")
@@ -76,7 +76,7 @@ def _arrays(root: Path) -> tuple[Mapping[str, Path], Path]:
         archives = sorted(source.glob("*.npz"))
         if len(archives) > 1:
             told = listing(file.name for file in archives)
-            raise DataError(f"'{source}' has {len(archives)} .npz files: {told}; say which: data.root=PATH/FILE.npz.")
+            raise DataError(f"'{source}' has {len(archives)} .npz files: {told}; say which: {arg.root}=PATH/FILE.npz.")
         if not archives or root != source:
             return {file.stem: file for file in sorted(source.glob("*.npy"))}, source
         source = archives[0]

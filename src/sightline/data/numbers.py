@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sightline.errors import DataError, listing
+from sightline.errors import DataError, arg, listing
 
 if TYPE_CHECKING:
     from sightline.data.rows import Found, Row
@@ -25,7 +25,7 @@ def number(value: Any, where: str) -> float:
         found = math.nan
     if not math.isfinite(found):
         raise DataError(
-            f"{where}: the label {value!r} is no finite number; data.target=number needs one for every image, such as "
+            f"{where}: the label {value!r} is no finite number; {arg.target}=number needs one for every image, such as "
             f"3.5 or -2e3."
         )
     if abs(found) > _LARGEST:
@@ -42,12 +42,12 @@ def check_numbers(found: Found, classes: int | Sequence[str] | None) -> None:
     """Raises DataError for labels that cannot be meant as numbers."""
     if classes is not None:
         raise DataError(
-            "data.classes: with data.target=number a label is a number and no class; leave data.classes out."
+            f"{arg.classes}: with {arg.target}=number a label is a number and no class; leave {arg.classes} out."
         )
     if found.classes is not None:
         raise DataError(
-            f"data.target=number: the data names the classes of its labels ({listing(found.classes)}), so they are no "
-            f"numbers. Leave data.target at class, or name a column of numbers with data.label_column."
+            f"{arg.target}=number: the data names the classes of its labels ({listing(found.classes)}), so they are no "
+            f"numbers. Leave {arg.target} at class, or name a column of numbers with {arg.label_column}."
         )
 
 

@@ -31,7 +31,7 @@ from sightline.data.preprocess import Preprocess
 from sightline.data.processes import DecodingProcesses
 from sightline.data.redraw import Part, redraw
 from sightline.data.storage import Built, build_encoded, build_pixels, check_exact, load_entry, worth_processes
-from sightline.errors import DataError, ImageError, listing
+from sightline.errors import DataError, ImageError, arg, listing, offer
 from sightline.types import DataInfo, DataSource, Sample
 
 FORMAT = 3
@@ -240,7 +240,7 @@ def _cached(
         except OSError as error:
             warnings.warn(
                 f"the decoded images cannot be kept in '{cache.folder}': {error.strerror or error}. This run decodes "
-                f"them for itself; $SIGHTLINE_CACHE or data.cache_dir names another place, data.cache=false asks for "
+                f"them for itself; $SIGHTLINE_CACHE or {arg.cache_dir} names another place, {arg.cache}=false asks for "
                 f"none.",
                 UserWarning,
                 stacklevel=2,
@@ -259,9 +259,10 @@ def _refuse_bad(built: Built, samples: Sequence[Sample], rows: NDArray[np.int64]
     wrong = [reason for _, reason in _bad(built, samples, rows)]
     if len(wrong) > 1:
         told = "\n  ".join(wrong[:10]) + (f"\n  … and {len(wrong) - 10} more" if len(wrong) > 10 else "")
-        raise DataError(f"{len(wrong)} images cannot be used; data.on_bad=skip leaves them out:\n  {told}")
+        skip = offer("; {on_bad}=skip leaves them out")
+        raise DataError(f"{len(wrong)} images cannot be used{skip}:\n  {told}")
     if wrong:
-        raise DataError(f"{wrong[0]} (data.on_bad=skip leaves such images out)")
+        raise DataError(f"{wrong[0]}{offer(' ({on_bad}=skip leaves such images out)')}")
 
 
 def _split(

@@ -9,12 +9,14 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
+
+from sightline.errors import adopt_names, current_names
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -58,7 +60,12 @@ def pool(threads: int) -> ThreadPoolExecutor:
     """Threads that leave torch's own to others: each runs torch's operations alone, as torch's DataLoader does. Whoever
     makes a pool calls `settle` when it is closed."""
     settle()
-    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    return ThreadPoolExecutor(threads, initializer=_start, initargs=(current_names(),))
+
+
+def _start(names: Mapping[str, str | None]) -> None:
+    torch.set_num_threads(1)
+    adopt_names(names)
 
 
 def settle() -> None:

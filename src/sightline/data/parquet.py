@@ -17,7 +17,7 @@ from sightline.data.numbers import number
 from sightline.data.rows import NO_COLUMNS, SPLIT_NAMES, Found, Row, by_split, split_named
 from sightline.data.tables import IMAGE_COLUMNS, LABEL_COLUMNS, Columns, Files, find_column
 from sightline.data.trees import Directory
-from sightline.errors import DataError, listing
+from sightline.errors import DataError, arg, listing
 from sightline.locate import require
 
 _SPLIT = re.compile(r"(train|val|valid|validation|test)(?![a-z])", re.IGNORECASE)
@@ -48,11 +48,11 @@ def read_parquet(root: Path, columns: Columns) -> Found:
         inner = sorted({str(file.parent) for file in root.glob("*/*.parquet")})
         raise DataError(
             f"no .parquet file in '{root}' or in its folder 'data'."
-            + (f" There are some in {listing(inner, 4)}; set data.root to that." if inner else "")
+            + (f" There are some in {listing(inner, 4)}; set {arg.root} to that." if inner else "")
         )
     if len(files) > 1 and columns.split is not None:
         raise DataError(
-            f"data.split_column: the tables in '{root}' are of {listing(files)} already; leave the column out."
+            f"{arg.split_column}: the tables in '{root}' are of {listing(files)} already; leave the column out."
         )
     top = root if root.is_dir() else root.parent
     reader, tree = _Reader(), Files(Directory(top))
@@ -108,8 +108,8 @@ class _Table:
         self.starts = [0, *accumulate(self.groups)]
         self._features = _features(self.schema)
         header, name = self.schema.names, str(path)
-        self.image = find_column(header, columns.image, self._images(), "data.image_column", name)
-        self.label = find_column(header, columns.label, self._labels(), "data.label_column", name)
+        self.image = find_column(header, columns.image, self._images(), arg.image_column, name)
+        self.label = find_column(header, columns.label, self._labels(), arg.label_column, name)
         for key in ("split", "group"):
             if (given := getattr(columns, key)) is not None:
                 find_column(header, given, (), f"data.{key}_column", name)
@@ -122,7 +122,7 @@ class _Table:
         if not (self.nested or self.paths or kind in ("binary", "large_binary")):
             raise DataError(
                 f"'{path}': the column '{self.image}' holds {kind}; expected encoded images (binary, or a struct with "
-                f"'bytes') or paths. Say which column with data.image_column."
+                f"'bytes') or paths. Say which column with {arg.image_column}."
             )
 
     def open(self) -> Any:
@@ -221,7 +221,7 @@ def _by_name(files: Sequence[Path], folder: Path) -> dict[str, list[Path]]:
         )
         raise DataError(
             f"'{folder}' has tables for {listing(found)}, {told}. Expected names such as "
-            f"train-00000-of-00001.parquet and test-00000-of-00001.parquet, or data.root=PATH/FILE."
+            f"train-00000-of-00001.parquet and test-00000-of-00001.parquet, or {arg.root}=PATH/FILE."
         )
     return found
 

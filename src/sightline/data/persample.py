@@ -13,14 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from sightline.data.generators import preserved, seed_all
-from sightline.errors import DataError
+from sightline.errors import DataError, arg
 from sightline.random import bits, derive
 
 _MODES = {1: "L", 3: "RGB"}
-_ADVICE = (
-    "A per-sample transform gives back uint8 of the size it was given: leave ToTensor, ToDtype and Normalize out (the "
-    "numbers a network sees are data.preprocess's affair) and any Resize (the size is data.preprocess.size's)."
-)
 
 
 @dataclass(frozen=True)
@@ -75,12 +71,14 @@ class PerSample:
             found = transform(self._given(image))
         except Exception as error:
             raise DataError(
-                f"data.augment: {name_of(transform)} failed on {told(image)}: {type(error).__name__}: {error}"
+                f"{arg.augment}: {name_of(transform)} failed on {told(image)}: {type(error).__name__}: {error}"
             ) from error
         result = _tensor(found)
         if result is None or result.dtype != torch.uint8 or result.shape != image.shape:
             raise DataError(
-                f"data.augment: {name_of(transform)} was given {told(image)} and gave back {told(found)}. {_ADVICE}"
+                f"{arg.augment}: {name_of(transform)} was given {told(image)} and gave back {told(found)}. A "
+                f"per-sample transform gives back uint8 of the size it was given: leave ToTensor, ToDtype and "
+                f"Normalize out ({arg.preprocess} normalises) and any Resize ({arg.size} sets the size)."
             )
         return result.cpu()
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sightline.errors import DataError
+from sightline.errors import DataError, arg
 
 
 def plain_label(label: Any, where: str, numbers: bool = False) -> int | float | str:
@@ -19,7 +19,7 @@ def plain_label(label: Any, where: str, numbers: bool = False) -> int | float | 
         return value
     shape = f" of shape {list(label.shape)}" if hasattr(label, "shape") else ""
     told = "a number" if numbers else "a whole number or text"
-    advice = " To predict numbers, set data.target=number." if isinstance(value, float) and not numbers else ""
+    advice = f" To predict numbers, set {arg.target}=number." if isinstance(value, float) and not numbers else ""
     raise DataError(f"{where}: the label is a {type(label).__name__}{shape}; expected {told}.{advice}")
 
 
@@ -49,6 +49,6 @@ def to_pixels(image: Any, where: str) -> NDArray[np.uint8] | Image.Image:
         raise DataError(
             f"{where}: {array.dtype} pixels from {array.min():.3g} to {array.max():.3g} that are not the whole levels "
             f"of 0 to 1 which ToTensor makes. Leave Normalize, and what else computes with floats, out of the data "
-            f"set: data.preprocess normalises."
+            f"set: {arg.preprocess} normalises."
         )
     return whole.astype(np.uint8)

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from sightline.data.decode import DecodedImage, Pixels, Readable, canonical, content_key, open_image, size_of
-from sightline.errors import DataError, ImageError
+from sightline.errors import DataError, ImageError, arg
 
 if TYPE_CHECKING:
     import torch
@@ -67,18 +67,18 @@ class Preprocess:
     def __post_init__(self) -> None:
         if self.crop_pct is not None and not (0.1 <= self.crop_pct <= 2 and self.resize != "pad"):
             raise DataError(
-                f"data.preprocess.crop_pct: expected a share of 0.1 to 2, with resize 'crop' or 'stretch', "
+                f"{arg.crop_pct}: expected a share of 0.1 to 2, with resize 'crop' or 'stretch', "
                 f"found {self.crop_pct} with '{self.resize}'."
             )
         if self.resize not in ("stretch", "crop", "pad") or self.interpolation not in _FILTERS:
-            raise DataError(f"data.preprocess: there is no resize '{self.resize}' with '{self.interpolation}'.")
+            raise DataError(f"{arg.preprocess}: there is no resize '{self.resize}' with '{self.interpolation}'.")
         for name in ("mean", "std"):
             values = tuple(float(value) for value in getattr(self, name))
             if len(values) == 1:
                 values *= self.channels
             if len(values) != self.channels:
                 raise DataError(
-                    f"data.preprocess.{name}: {len(values)} values for {self.channels} channel(s); "
+                    f"{arg.preprocess}.{name}: {len(values)} values for {self.channels} channel(s); "
                     f"give one, or one for each channel."
                 )
             object.__setattr__(self, name, values)
@@ -145,12 +145,12 @@ class Preprocess:
     def check_exact(self, own: Pixels, name: str, exact: Collection[str]) -> None:
         """Raises DataError for pixels in their own size, [H,W] or [H,W,3], that would lose what `exact` names."""
         if "channels" in exact and self._loses_colours(own):
-            raise DataError(f"{name} is a colour image, the first one is gray. Set data.preprocess.channels to 1 or 3.")
+            raise DataError(f"{name} is a colour image, the first one is gray. Set {arg.channels} to 1 or 3.")
         if "size" in exact and size_of(own) != (self.height, self.width):
             height, width = size_of(own)
             raise DataError(
                 f"{name} is {height} x {width} pixels, the first image {self.height} x {self.width}. "
-                f"Set data.preprocess.size to bring all to one size, or use data=folder."
+                f"Set {arg.size} to bring all to one size, or use data=folder."
             )
 
     def normalizer(self, device: torch.device | str = "cpu") -> Callable[..., Tensor]:

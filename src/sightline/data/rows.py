@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sightline.data.classes import class_names, label_index
 from sightline.data.numbers import check_numbers, numbered
 from sightline.data.splits import split_groups, split_rows
-from sightline.errors import DataError, listing, nearest
+from sightline.errors import DataError, arg, listing, nearest
 from sightline.types import DataInfo, Reference, Sample
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def split_named(value: str, where: str) -> str:
     if split is None:
         raise DataError(
             f"{where}: '{value}' is no split.{nearest(value.lower(), SPLIT_NAMES)} Expected {listing(SPLIT_NAMES)} in "
-            f"the column that data.split_column names."
+            f"the column that {arg.split_column} names."
         )
     return split
 
@@ -124,7 +124,7 @@ def by_split(rows: Sequence[Row], table: str) -> dict[str, list[Row]]:
     for row in rows:
         found.setdefault(row.split or "train", []).append(row)
     if "train" not in found:
-        raise DataError(f"{table}: data.split_column: no row is in train, only in {listing(sorted(found))}.")
+        raise DataError(f"{table}: {arg.split_column}: no row is in train, only in {listing(sorted(found))}.")
     return found
 
 
@@ -134,11 +134,11 @@ def _check_groups(splits: Mapping[str, Sequence[Row]], column: str) -> None:
         for row in rows:
             group = row.columns[column]
             if not group:
-                raise DataError(f"{row.place}: no group in column '{column}' (data.group_column).")
+                raise DataError(f"{row.place}: no group in column '{column}' ({arg.group_column}).")
             first, other = home.setdefault(group, (split, row))
             if first != split:
                 raise DataError(
-                    f"{row.place}: the group '{group}' (data.group_column: {column}) is in the {split} split and in "
+                    f"{row.place}: the group '{group}' ({arg.group_column}: {column}) is in the {split} split and in "
                     f"{first} ({other.place}); all images of a group belong into one split."
                 )
 

@@ -17,7 +17,7 @@ from sightline.data.parquet import parquet_files, read_parquet
 from sightline.data.rows import SPLIT_NAMES, Found, ListSource, Row, assemble
 from sightline.data.tables import Columns, read_tables, table_names
 from sightline.data.trees import Directory, Tree
-from sightline.errors import DataError, listing, nearest
+from sightline.errors import DataError, arg, listing, nearest
 from sightline.files import expanded
 
 __all__ = ("KINDS", "ListSource", "open_source")
@@ -56,7 +56,7 @@ def open_source(
     Raises DataError for a path that does not exist, an empty folder, a single class, a class that only an evaluation
     split has, a label out of range or that is no number, a table row without its file, a damaged file."""
     if kind not in KINDS:
-        raise DataError(f"data.source: no source '{kind}'.{nearest(kind, KINDS)} Expected one of {listing(KINDS)}.")
+        raise DataError(f"{arg.source}: no source '{kind}'.{nearest(kind, KINDS)} Expected one of {listing(KINDS)}.")
     path = tree = None
     if kind == "auto" and dataset is not None:
         kind = "torchvision"
@@ -69,8 +69,8 @@ def open_source(
     if numbers and kind in ("digits", "folder"):
         told = "the embedded digits have" if kind == "digits" else f"'{path}' has folders of pictures, which are"
         raise DataError(
-            f"data.target=number: {told} classes, not numbers. Set data.root to a CSV or Parquet file with a column of "
-            f"numbers beside the pictures, or to NumPy's arrays."
+            f"{arg.target}=number: {told} classes, not numbers. Set {arg.root} to a CSV or Parquet file with a column "
+            f"of numbers beside the pictures, or to NumPy's arrays."
         )
     for key, column in (("split_column", split_column), ("group_column", group_column)):
         if column is not None and kind not in _TABLES:
@@ -152,7 +152,7 @@ def _detect(path: Path, tree: Tree, csv: str | None) -> str:
     archives = [file for file in files if is_archive(file)]
     if archives and not folders:
         raise DataError(
-            f"'{path}' holds the archive {listing(map(str, archives))}; set data.root='{path / archives[0]}'."
+            f"'{path}' holds the archive {listing(map(str, archives))}; set {arg.root}='{path / archives[0]}'."
         )
     return "folder"
 
@@ -175,12 +175,12 @@ def _kind_of(path: Path) -> str:
 
 def _existing(root: str | Path | None, kind: str) -> Path:
     if root is None:
-        raise DataError(f"data.root: the source '{kind}' needs the directory of the data; set data.root=PATH.")
+        raise DataError(f"{arg.root}: the source '{kind}' needs the directory of the data; set {arg.root}=PATH.")
     path = expanded(root)
     if not path.exists():
         parent = path.parent
         siblings = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
-        raise DataError(f"data.root: '{path}' does not exist (from {Path.cwd()}).{nearest(path.name, siblings)}")
+        raise DataError(f"{arg.root}: '{path}' does not exist (from {Path.cwd()}).{nearest(path.name, siblings)}")
     fits = (
         path.is_dir()
         or _kind_of(path) in ((kind,) if kind != "auto" else KINDS)
@@ -188,8 +188,9 @@ def _existing(root: str | Path | None, kind: str) -> Path:
     )
     if not fits:
         raise DataError(
-            f"data.root: '{path}' is a file; expected a directory of images, a .csv, .parquet, .npz, .npy or IDX file, "
-            f"or an archive (.zip, .tar, .tar.gz)" + (f" that the source '{kind}' reads." if kind != "auto" else ".")
+            f"{arg.root}: '{path}' is a file; expected a directory of images, a .csv, .parquet, .npz, .npy or IDX "
+            f"file, or an archive (.zip, .tar, .tar.gz)"
+            + (f" that the source '{kind}' reads." if kind != "auto" else ".")
         )
     return path
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sightline.errors import DataError
+from sightline.errors import DataError, arg, spelled
 from sightline.random import bits, derive
 
 _PASSES = 20  # over the groups; the choice has settled after two or three
@@ -85,13 +85,13 @@ def split_groups(
             whole = next(label for label, n in members[group].items() if n == sizes[label])
             if len(sizes) == 1:
                 raise DataError(
-                    f"data.{purpose}: no group can be set aside for {purpose}: all {len(labels)} images are in one "
-                    f"group, '{group}'. Set data.{purpose}=0 or another data.group_column."
+                    f"{spelled(purpose)}: no group can be set aside for {purpose}: all {len(labels)} images are in one "
+                    f"group, '{group}'. Set {spelled(purpose)}=0 or another {arg.group_column}."
                 )
             raise DataError(
-                f"data.{purpose}: no group can be set aside for {purpose}: each of the {len(order)} groups has all "
-                f"images of some class, such as '{group}' of the class '{whole}'. Set data.{purpose}=0 or another "
-                f"data.group_column."
+                f"{spelled(purpose)}: no group can be set aside for {purpose}: each of the {len(order)} groups has all "
+                f"images of some class, such as '{group}' of the class '{whole}'. Set {spelled(purpose)}=0 or another "
+                f"{arg.group_column}."
             )
         taken = {min(possible, key=lambda group: choice.change(members[group], False))}
     kept = [row for row, group in enumerate(groups) if group not in taken]

@@ -32,7 +32,7 @@ from sightline.data.packed import EncodedImages
 from sightline.data.parallel import cores, in_order
 from sightline.data.preprocess import Preprocess
 from sightline.data.processes import DecodingProcesses
-from sightline.errors import DataError, ImageError
+from sightline.errors import DataError, ImageError, arg, offer
 from sightline.files import SharedFile, sha256
 from sightline.types import Sample
 
@@ -312,7 +312,7 @@ def _room(shape: tuple[int, ...]) -> Pixels:
         needed = np.prod(shape, dtype=np.float64) / 2**30
         raise DataError(
             f"{shape[0]:,} images of {shape[2]} x {shape[3]} need {needed:,.1f} GiB of memory, more than there is. "
-            f"Set a smaller data.preprocess.size, or keep them with data.store=encoded."
+            f"Set a smaller {arg.size}{offer(', or keep them with {store}=encoded')}."
         ) from error
 
 

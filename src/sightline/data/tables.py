@@ -12,7 +12,7 @@ from typing import NamedTuple
 from sightline.data.folders import split_folders
 from sightline.data.rows import NO_COLUMNS, Row, by_split, split_named
 from sightline.data.trees import Tree
-from sightline.errors import DataError, listing, nearest
+from sightline.errors import DataError, arg, listing, nearest
 
 __all__ = ("Columns", "find_column", "read_csv", "read_tables", "table_names")
 
@@ -71,8 +71,8 @@ def read_tables(tree: Tree, csv: str | None, images: str | None, columns: Column
         raise DataError(f"'{tree.root}' has a CSV file for {listing(sorted(folders))} but none for train.")
     if folders and columns.split is not None:
         raise DataError(
-            f"data.split_column: '{tree.root}' has folders with tables for {listing(folders)}, which are the splits "
-            f"already; leave the column out, or name one table with data.csv."
+            f"{arg.split_column}: '{tree.root}' has folders with tables for {listing(folders)}, which are the splits "
+            f"already; leave the column out, or name one table with {arg.csv}."
         )
     files = Files(tree)
     if folders:
@@ -84,7 +84,7 @@ def read_tables(tree: Tree, csv: str | None, images: str | None, columns: Column
     if not tree.has(table):
         others = table_names(tree, posixpath.dirname(table))
         near = nearest(posixpath.basename(table), others)
-        raise DataError(f"data.csv: '{tree.shown(table)}' does not exist.{near}")
+        raise DataError(f"{arg.csv}: '{tree.shown(table)}' does not exist.{near}")
     rows = read_csv(files, table, images or posixpath.dirname(table), columns)
     return by_split(rows, tree.shown(table))
 
@@ -111,12 +111,12 @@ def read_csv(files: Files, table: str, images: str, columns: Columns = Columns()
 def _rows(
     lines: Iterator[list[str]], header: list[str], files: Files, table: str, images: str, columns: Columns
 ) -> Iterator[Row]:
-    image_title = find_column(header, columns.image, IMAGE_COLUMNS, "data.image_column", table)
-    label_title = find_column(header, columns.label, LABEL_COLUMNS, "data.label_column", table)
+    image_title = find_column(header, columns.image, IMAGE_COLUMNS, arg.image_column, table)
+    label_title = find_column(header, columns.label, LABEL_COLUMNS, arg.label_column, table)
     image_at, label_at = header.index(image_title), header.index(label_title)
-    split_at = header.index(find_column(header, columns.split, (), "data.split_column", table)) if columns.split else -1
+    split_at = header.index(find_column(header, columns.split, (), arg.split_column, table)) if columns.split else -1
     if columns.group is not None:
-        find_column(header, columns.group, (), "data.group_column", table)
+        find_column(header, columns.group, (), arg.group_column, table)
     extra = [(title, header.index(title)) for title in columns.facts(header, image_title, label_title)]
     tree = files.tree
     seen: dict[str, int] = {}
@@ -164,6 +164,6 @@ def _one_csv(tree: Tree, folder: str) -> str:
         return posixpath.join(folder, tables[0])
     if not tables:
         raise DataError(
-            f"no CSV file in '{tree.shown(folder)}'; set data.csv, or data.source=folder for class folders."
+            f"no CSV file in '{tree.shown(folder)}'; set {arg.csv}, or {arg.source}=folder for class folders."
         )
-    raise DataError(f"'{tree.shown(folder)}' has {len(tables)} CSV files: {listing(tables)}; say which with data.csv.")
+    raise DataError(f"'{tree.shown(folder)}' has {len(tables)} CSV files: {listing(tables)}; say which with {arg.csv}.")

@@ -10,7 +10,7 @@ from typing import Any
 
 from sightline.data.foreign import as_source
 from sightline.data.rows import ListSource
-from sightline.errors import DataError, nearest
+from sightline.errors import DataError, arg, nearest
 from sightline.files import expanded
 from sightline.locate import require
 
@@ -33,19 +33,19 @@ def open_torchvision(
     Raises DataError for a name that torchvision has not, and for data that is not there and may not be downloaded."""
     library = require("torchvision.datasets")
     if dataset is None:
-        raise DataError("data.dataset: the source 'torchvision' needs the name of a data set, such as CIFAR10.")
+        raise DataError(f"{arg.dataset}: the source 'torchvision' needs the name of a data set, such as CIFAR10.")
     if dataset not in library.__all__ or not isinstance(getattr(library, dataset), type):
-        raise DataError(f"data.dataset: torchvision has no data set '{dataset}'.{nearest(dataset, library.__all__)}")
+        raise DataError(f"{arg.dataset}: torchvision has no data set '{dataset}'.{nearest(dataset, library.__all__)}")
     kind = getattr(library, dataset)
     arguments = _parameters(kind)
     given: dict[str, Any] = {}
     if "root" in arguments:
         if root is None:
-            raise DataError(f"data.root: say where the files of {dataset} are or are to go; set data.root=PATH.")
+            raise DataError(f"{arg.root}: say where the files of {dataset} are or are to go; set {arg.root}=PATH.")
         given["root"] = str(expanded(root))
     if download:
         if "download" not in arguments:
-            raise DataError(f"data.download: {dataset} cannot be downloaded; {_by_hand(kind)}")
+            raise DataError(f"{arg.download}: {dataset} cannot be downloaded; {_by_hand(kind)}")
         given["download"] = True
     if "train" in arguments:
         parts = {"train": _make(kind, {**given, "train": True}), "test": _make(kind, {**given, "train": False})}
@@ -84,7 +84,7 @@ def _by_split(kind: type, given: dict[str, Any]) -> dict[str, Any]:
                 refused = str(error)
     if "train" not in parts:
         raise DataError(
-            f"data.dataset: {kind.__name__} has no split 'train': {refused} Make it in Python and hand it over."
+            f"{arg.dataset}: {kind.__name__} has no split 'train': {refused} Make it in Python and hand it over."
         )
     return parts
 
@@ -100,19 +100,19 @@ def _make(kind: type, given: dict[str, Any]) -> Any:
     except ValueError as error:
         if "split" in given and "split" in str(error):
             raise _NoSuchSplitError(error) from error
-        raise DataError(f"data.dataset: {name} cannot be made of data.root='{given.get('root')}': {error}") from error
+        raise DataError(f"{arg.dataset}: {name} cannot be made of {arg.root}='{given.get('root')}': {error}") from error
     except (RuntimeError, OSError) as error:  # not there, a wrong checksum, no network, no room on the disk
         if given.get("download"):
-            raise DataError(f"data.download: {name} could not be downloaded to '{given['root']}': {error}") from error
-        advice = "Set data.download=true" if "download" in _parameters(kind) else _by_hand(kind)
+            raise DataError(f"{arg.download}: {name} could not be downloaded to '{given['root']}': {error}") from error
+        advice = f"Set {arg.download}=true" if "download" in _parameters(kind) else _by_hand(kind)
         told = str(error).strip().rstrip(".")
         raise DataError(
-            f"data.root: {name} is not in '{given.get('root')}', or not whole ({told}). {advice}, or set data.root to "
-            f"the directory that torchvision's {name} was given as root."
+            f"{arg.root}: {name} is not in '{given.get('root')}', or not whole ({told}). {advice}, or set "
+            f"{arg.root} to the directory that torchvision's {name} was given as root."
         ) from error
     except (TypeError, ImportError) as error:
         raise DataError(
-            f"data.dataset: {name} cannot be made from a name alone: {error}. Make it in Python."
+            f"{arg.dataset}: {name} cannot be made from a name alone: {error}. Make it in Python."
         ) from error
 
 

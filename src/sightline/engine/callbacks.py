@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from sightline.errors import ConfigError, listing, nearest
+from sightline.errors import ConfigError, arg, listing, nearest
 from sightline.types import StepOutput
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class EarlyStopping(Callback):
     def on_eval_end(self, trainer: Trainer, record: dict[str, float]) -> None:
         """Compares, counts, and asks for the end."""
         if self.monitor not in record:
-            key = "trainer.early_stopping.monitor"
+            key = arg.stopping_monitor
             raise not_measured(key, self.monitor, record, "it would never end the run")
         seen = trainer.state.callbacks.setdefault(f"early_stopping/{self.monitor}", {"best": None, "waited": 0})
         value = record[self.monitor] * (1 if self.better == "max" else -1)

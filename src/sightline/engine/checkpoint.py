@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sightline.engine.sealed import UnreadableError, is_sealed, load_sealed, save_sealed
-from sightline.errors import ArtifactError
+from sightline.errors import ArtifactError, arg
 from sightline.types import TrainState
 
 FORMAT = 2
@@ -165,7 +165,7 @@ def _check_length(path: Path, scheduler: Any, saved: Mapping[str, Any]) -> None:
         if name in saved and saved[name] != getattr(scheduler, name, saved[name]):
             raise ArtifactError(
                 f"'{path}' was trained with a {type(scheduler).__name__} of {name} {saved[name]}, which cannot become "
-                f"{getattr(scheduler, name)} halfway. Keep trainer.max_epochs, or start a new run with the new length."
+                f"{getattr(scheduler, name)} halfway. Keep {arg.max_epochs}, or start a new run with the new length."
             )
 
 

@@ -19,7 +19,15 @@ from torch import Tensor
 from sightline.engine.callbacks import Callback, not_measured
 from sightline.engine.checkpoint import checkpoint_content, content_bytes, read_checkpoint
 from sightline.engine.sealed import save_sealed
-from sightline.errors import ArtifactError, NonFiniteLossError, RunFailedError, first_line
+from sightline.errors import (
+    ArtifactError,
+    NonFiniteLossError,
+    RunFailedError,
+    adopt_names,
+    arg,
+    current_names,
+    first_line,
+)
 from sightline.files import beside, leftovers
 from sightline.types import Seekable, StepOutput
 
@@ -175,7 +183,9 @@ class Checkpointer(Callback):
         content = checkpoint_content(state, "last", self.about)
         self._due = self._next_time()
         if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+            self._thread = ThreadPoolExecutor(
+                1, thread_name_prefix="checkpoint", initializer=adopt_names, initargs=(current_names(),)
+            )
         self._writing = self._thread.submit(self._write, content, best, epoch)
 
     def _next_time(self) -> float:
@@ -288,8 +298,8 @@ def check_room(directory: Path, size: int, what: str, saved_step: int | None) ->
 
 def _whole(step: int | None) -> str:
     if step is None:
-        return "Nothing was trained yet; make room, or choose another place with run.dir."
-    return f"The checkpoint of step {step} is whole: make room, and go on from it with `sightline resume`."
+        return f"Nothing was trained yet; make room, or choose another place with {arg.directory}."
+    return f"The checkpoint of step {step} is whole: make room, and resume from it."
 
 
 def _mib(size: int) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sightline.errors import ConfigError, listing
+from sightline.errors import ConfigError, arg, listing
 from sightline.locate import below, matching
 
 
@@ -36,13 +36,13 @@ class Freeze:
         """Raises ConfigError for a pattern that matches nothing, and where nothing would be left to train."""
         if self.epochs and not self.heads:
             raise ConfigError(
-                "module.freeze_epochs: it cannot be told which layer of this network is its head. Leave it at 0, and "
-                "name what is not to be trained in module.freeze."
+                f"{arg.freeze_epochs}: it cannot be told which layer of this network is its head. Leave it at 0, and "
+                f"name what is not to be trained in {arg.freeze}."
             )
         for epoch in {0, self.epochs}:
             frozen, _ = self.frozen(model, epoch)
             if all(name in frozen or not parameter.requires_grad for name, parameter in model.named_parameters()):
-                key = "module.freeze_epochs" if epoch < self.epochs and not self.patterns else "module.freeze"
+                key = arg.freeze_epochs if epoch < self.epochs and not self.patterns else arg.freeze
                 raise ConfigError(
                     f"{key}: nothing would be left to train in epoch {epoch}: {listing(self.patterns)}"
                     f"{' and all but the head' if epoch < self.epochs else ''} is the whole network. Freeze less."
@@ -75,7 +75,7 @@ class Freeze:
         layers = dict(model.named_modules())
         found: set[str] = set()
         for position, pattern in enumerate(self.patterns):
-            found.update(matching(pattern, [*parameters, *layers], key=f"module.freeze[{position}]"))
+            found.update(matching(pattern, [*parameters, *layers], key=f"{arg.freeze}[{position}]"))
         if epoch < self.epochs:
             # what holds the head is not at rest: it may act on its own mode
             holders = {name for name in layers if any(below(head, [name]) for head in self.heads)}

@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 
 from sightline.engine.heap import kept_heap
-from sightline.errors import ConfigError
+from sightline.errors import ConfigError, arg
 from sightline.random import derive
 
 
@@ -70,8 +70,9 @@ class Runtime:
             torch.set_num_threads(threads)
 
 
-def find_device(name: str, key: str = "trainer.device") -> torch.device:
+def find_device(name: str, key: str | None = None) -> torch.device:
     """The torch device of that name; "auto" is cuda, then mps, then cpu. Raises ConfigError when it is not there."""
+    key = key or arg.device
     if name == "auto":
         mps = torch.backends.mps.is_available()
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from sightline.engine.callbacks import Callback
 from sightline.engine.termination import Repeats, Terminated
+from sightline.errors import arg
 
 if TYPE_CHECKING:
     from sightline.engine.trainer import Trainer
@@ -138,4 +139,5 @@ def requeue(command: str, run: Path) -> None:
     if wrong:
         # nobody listens any more, or this is a signal's handler and what it came into was just writing there
         with suppress(OSError, ValueError, RuntimeError):
-            print(f"sightline: run.requeue: `{command}` {wrong}; the checkpoint is saved all the same", file=sys.stderr)
+            where = f"sightline: {arg.requeue}: `{command}`"
+            print(f"{where} {wrong}; the checkpoint is saved all the same", file=sys.stderr)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sightline.engine.callbacks import EVENTS, Callback, not_measured
 from sightline.engine.runtime import Runtime
-from sightline.errors import DataError, DivergedError, NonFiniteLossError, listing, nearest
+from sightline.errors import DataError, DivergedError, NonFiniteLossError, arg, listing, nearest
 from sightline.metrics import Meter
 from sightline.modes import evaluating
 from sightline.types import Batch, FitResult, Recorder, Seekable, Task, TrainState
@@ -252,7 +252,7 @@ class Trainer:
         if values["loss"] > self.divergence_threshold:
             raise DivergedError(
                 f"the training loss rose to {values['loss']:.4g} at step {self.state.step}, above "
-                f"trainer.divergence_threshold, {self.divergence_threshold:g}. {_ADVICE}"
+                f"{arg.divergence_threshold}, {self.divergence_threshold:g}. {_ADVICE}"
             )
 
     def _record(self, values: dict[str, float]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from sightline.engine.hooks import clipping
 from sightline.engine.runtime import Runtime
 from sightline.engine.termination import Terminated
-from sightline.errors import AnotherTrainingError
+from sightline.errors import AnotherTrainingError, argument_names
 from sightline.identity import Change, Identity
 from sightline.learner.batchlog import BatchLog
 from sightline.learner.identity import NoteChanges, TrainingDescription
@@ -25,7 +25,6 @@ from sightline.runs.directory import Run
 from sightline.runs.recorders import JsonlRecorder
 from sightline.session import CheckpointPolicy, Interface, ResumePolicy, SavedRun, Session, Training
 from sightline.types import TrainState
-from sightline.wording import reworded
 
 if TYPE_CHECKING:
     from sightline.learner.base import BaseModel
@@ -33,14 +32,12 @@ if TYPE_CHECKING:
 _ADVICE = "Use what it began with to resume it, or choose another model_dir to start over; nothing is overwritten."
 INTERFACE = Interface(
     name="learner",
-    directory="model_dir",
-    epochs="num_epochs",
     again="the same call of train",
     advice=_ADVICE,
     without_checkpoint="Choose another model_dir; nothing is overwritten.",
     traces=(f"{ALL}/*.pth", f"{BEST}/*.pth", LOSS_PLOT.format("*")),
 )
-_WORDS = {"run.dir": "model_dir", "`sightline resume`": "the same call of train"}
+NAMES: dict[str, str | None] = {"directory": "model_dir", "max_epochs": "num_epochs", "weights": None}
 _CYCLED = ("params", "lr", "betas", "momentum", "max_momentum", "base_momentum", "max_lr", "min_lr")
 """What a schedule can change in an optimiser as it goes; where there is none that does, the description has it."""
 
@@ -60,7 +57,7 @@ def fit(learner: BaseModel, plan: Plan) -> None:
     task = LearnerTask(learner, plan.metrics, plan)
     clipped = nullcontext() if plan.optimizer is None else clipping(plan.optimizer, plan.clip_grads, plan.clip_params)
     policy = ResumePolicy(finished="return", unstarted="restart")
-    with _learner_errors(), reworded(_WORDS), Session(run, INTERFACE, policy) as session, clipped:
+    with _learner_errors(), argument_names(NAMES), Session(run, INTERFACE, policy) as session, clipped:
         outputs = Outputs(learner, plan, run.path)
         settings, description = _check_same(session, learner, plan)
         state = TrainState(learner.model, plan.optimizer, plan.schedules(), config=settings | description.saved())

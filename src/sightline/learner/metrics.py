@@ -134,7 +134,10 @@ def batch_size(value: Any, batch_first: bool = True) -> int:
     if not shape:
         found = "a single number" if shape is not None else f"a {type(value).__name__}"
         raise LearnerError(f"a batch begins with {found}, and not with a tensor [batch, ...].")
-    return int(shape[0 if batch_first else -1])
+    count = int(shape[0 if batch_first else -1])
+    if not count:
+        raise LearnerError("the loader gave an empty batch.")
+    return count
 
 
 def is_better(metric: Measuring, value: float, best: float | None) -> bool:

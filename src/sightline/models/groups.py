@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from sightline.errors import ConfigError, listing, nearest
+from sightline.errors import ConfigError, arg, listing, nearest
 from sightline.locate import matching
 
 
@@ -36,14 +36,14 @@ def parameter_groups(
     names = [name for name, _ in model.named_parameters()]
     chosen: dict[str, int] = {}
     for position, override in enumerate(overrides):
-        key = f"module.param_groups[{position}]"
+        key = f"{arg.param_groups}[{position}]"
         _check_arguments(target, [name for name in override if name != "match"], key)
         for name in matching(override["match"], names, key=f"{key}.match"):
             chosen.setdefault(name, position)
     if not decay_1d:
-        _check_arguments(target, ["weight_decay"], "module.decay_1d")
+        _check_arguments(target, ["weight_decay"], arg.decay_1d)
     if head_lr is not None:
-        _check_arguments(target, ["lr"], "module.head_lr")
+        _check_arguments(target, ["lr"], arg.head_lr)
     top = max(depths.values(), default=0) if depths else 0
     groups: dict[tuple[int, int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
@@ -81,8 +81,7 @@ def _rate(target: Any, arguments: Mapping[str, Any]) -> float:
         rate = known.default if known is not None else None
     if not isinstance(rate, int | float):
         raise ConfigError(
-            "module.layer_decay, module.head_lr: they stand beside the optimiser's learning rate; set "
-            "module.optimizer.lr."
+            f"{arg.layer_decay}, {arg.head_lr}: they stand beside the optimiser's learning rate; set {arg.lr}."
         )
     return float(rate)
 

@@ -18,13 +18,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sightline import locate
-from sightline.errors import ConfigError, first_line, listing, nearest
+from sightline.errors import ConfigError, arg, first_line, listing, nearest
 from sightline.locate import below
 from sightline.models.probe import trace
 from sightline.models.spec import CHANNEL_ARGUMENTS, CLASS_ARGUMENTS, answer_to_noise, network_name
 from sightline.models.structure import first_convolution, head_of
 
-KEY = "module.weights"
 _INSIDE = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "model_state_dict", "module", "net")
 """Where the weights are in the checkpoints of torch's users, best first: an average is what was evaluated."""
 _OLD_NAMES = (
@@ -75,7 +74,7 @@ def read_weights(path: Path, also: Sequence[Any] = ()) -> Weights:
     Raises ConfigError when the file is missing, damaged, or holds no weights."""
     if not path.is_file():
         there = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise ConfigError(f"{KEY}: there is no file or run '{path}'.{nearest(path.name, there)}")
+        raise ConfigError(f"{arg.weights}: there is no file or run '{path}'.{nearest(path.name, there)}")
     try:
         if path.suffix == ".safetensors":
             return Weights(load_file(path, device="cpu"), path.name)
@@ -83,20 +82,21 @@ def read_weights(path: Path, also: Sequence[Any] = ()) -> Weights:
         with torch.serialization.safe_globals([argparse.Namespace, *also]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError) as error:
-        raise ConfigError(f"{KEY}: '{path}' is damaged, or no file of weights: {first_line(error)}") from error
+        raise ConfigError(f"{arg.weights}: '{path}' is damaged, or no file of weights: {first_line(error)}") from error
     except Exception as error:  # torch raises many kinds for a damaged file, most of which say nothing to a reader
         if re.search(r"unsupported (global|class)", str(error), re.IGNORECASE):
             raise ConfigError(
-                f"{KEY}: '{path}' holds Python objects beside its weights, and loading those runs code. Where you "
-                f"trust it, load it yourself and save the weights alone: torch.save(model.state_dict(), FILE)."
+                f"'{path}' holds Python objects beside its weights, and loading those runs code. Where you trust it, "
+                f"load it yourself and save the weights alone: torch.save(model.state_dict(), FILE).",
+                key="weights",
             ) from error
-        raise ConfigError(f"{KEY}: '{path}' is damaged, or no file of weights.") from error
+        raise ConfigError(f"{arg.weights}: '{path}' is damaged, or no file of weights.") from error
     tensors = _inside(content)
     if tensors is None:
         found = (
             f"the keys {listing(map(str, content))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
         )
-        raise ConfigError(f"{KEY}: '{path}' holds no weights by name, but {found}. Save model.state_dict().")
+        raise ConfigError(f"{arg.weights}: '{path}' holds no weights by name, but {found}. Save model.state_dict().")
     run = _config_of(content)
     node = run.get("module", {}).get("network", {})
     return Weights(
@@ -156,12 +156,13 @@ def load_into(
         if by == "name" and not match.fitting and _fits_in_order(weights.tensors, tensors, heads):
             hint = (
                 "All of its tensors have other names, and in their order the shapes of the network's. If it is this "
-                "very network under other names, set module.weights_by=order."
+                f"very network under other names, set {arg.weights_by}=order."
             )
         how = "in order and by shape" if by == "order" else "by name and shape"
         raise ConfigError(
-            f"{KEY}: '{weights.source}' does not fit the network: {match.fitting} of its {len(tensors)} tensors are in "
-            f"the file {how}. {' '.join(match.wrong)} {hint}"
+            f"'{weights.source}' does not fit the network: {match.fitting} of its {len(tensors)} tensors are in the "
+            f"file {how}. {' '.join(match.wrong)} {hint}",
+            key="weights",
         )
     fill(model, match.found)
     new = tuple(name for name in tensors if name not in match.found and below(name, heads))
@@ -284,7 +285,7 @@ def _in_order(weights: Weights, network: Mapping[str, Tensor]) -> dict[str, Tens
         names = [name for name in names if not name.endswith(_COUNT)]
     if len(names) != len(weights.tensors):
         raise ConfigError(
-            f"module.weights_by: '{weights.source}' has {len(weights.tensors)} tensors and the network {len(network)}, "
+            f"{arg.weights_by}: '{weights.source}' has {len(weights.tensors)} tensors and the network {len(network)}, "
             f"so they are not the same in order. Load them by name, or name the network that the file was made with as "
             f"model=."
         )
@@ -318,16 +319,17 @@ def _check_padding(weights: Weights, network: Mapping[str, Any]) -> None:
     named = not made_with and stem.startswith(f"{other}_") and "_conv_stem.weight" not in weights.tensors
     if named:
         warnings.warn(
-            f"{KEY}: by its name '{weights.source}' is of timm/{other}, whose tensors are those of timm/{name} and "
-            f"whose padding is another. If it is, set model=timm/{other}.",
+            f"{arg.weights}: by its name '{weights.source}' is of timm/{other}, whose tensors are those of timm/{name} "
+            f"and whose padding is another. If it is, set model=timm/{other}.",
             UserWarning,
             stacklevel=2,
         )
     if made_with == f"timm/{other}" or ported:
         raise ConfigError(
-            f"{KEY}: '{weights.source}' is of timm/{other}, whose tensors are those of timm/{name} and whose padding "
-            f"is another: the network would run and be less accurate. Set model=timm/{other}"
-            f"{' module.weights_by=order' if ported else ''}."
+            f"'{weights.source}' is of timm/{other}, whose tensors are those of timm/{name} and whose padding is "
+            f"another: the network would run and be less accurate. Set model=timm/{other}"
+            f"{f' {arg.weights_by}=order' if ported else ''}.",
+            key="weights",
         )
 
 
@@ -395,7 +397,7 @@ def _architecture(content: Mapping[str, Any]) -> str:
 
 def _hint(weights: Weights, network: Mapping[str, Any]) -> str:
     if "layers" in weights.node:
-        return "The file was made with a list of layers: take module.network from its run's config.yaml."
+        return f"The file was made with a list of layers: take {arg.network} from its run's config.yaml."
     if weights.node and network and network_name(network) == weights.network:
         differ = _other_arguments(weights.node, network)
         told = f", with {listing(differ)}" if differ else ""

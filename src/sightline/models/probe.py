@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from sightline.errors import ModelError, first_line
+from sightline.errors import ModelError, first_line, setting
 
 _BATCH = 2
 _MOST, _EVALUATION_BYTES = 256, 256 << 20
@@ -229,7 +229,7 @@ def _explain(error: Exception, current: list[tuple[str, nn.Module, Any]]) -> _La
     if not current:
         return _LayerError(f"its forward() raised {type(error).__name__}: {error}.", size_matters=True)
     name, layer, (args, _) = current[-1]
-    got = next((tuple(arg.shape) for arg in args if isinstance(arg, Tensor)), ())
+    got = next((tuple(value.shape) for value in args if isinstance(value, Tensor)), ())
     where = f"layer '{name}', {type(layer).__name__}," if name else f"the layer {type(layer).__name__}"
     needs, size_matters = _needs(layer, got)
     shape = " x ".join(map(str, got[1:]))
@@ -240,7 +240,7 @@ def _needs(layer: nn.Module, got: tuple[int, ...]) -> tuple[str, bool]:
     """What a layer asks of its input and does not find, in words, and whether another image size could help."""
     width = got[1] if len(got) > 1 else 0
     if isinstance(layer, nn.modules.conv._ConvNd) and width != layer.in_channels:
-        first = f", or data.preprocess.channels={layer.in_channels}" if {width, layer.in_channels} == {1, 3} else ""
+        first = f", or {setting('channels', layer.in_channels)}" if {width, layer.in_channels} == {1, 3} else ""
         return (
             f" but needs {layer.in_channels} channels; set in_channels: {width}, or auto in a layer list{first}",
             False,

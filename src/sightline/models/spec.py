@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from sightline import locate
-from sightline.errors import ConfigError, ModelError, listing
+from sightline.errors import ConfigError, ModelError, arg, listing
 from sightline.models.probe import meta_copy, trace
 from sightline.modes import evaluating
 
@@ -64,13 +64,14 @@ def build_model(
     num_classes: int,
     *,
     outputs: str = "auto",
-    key: str = "module.network",
+    key: str | None = None,
     allow: Sequence[str] | None = None,
 ) -> tuple[nn.Module, ModelSpec]:
     """The network a config node describes, for images of `shape` (C, H, W), and the spec to store with its weights.
 
     Raises ModelError when a layer does not fit or the answer is not one number per class, ConfigError for a target or
     an argument that does not exist. `allow` limits what may be named, see `locate`."""
+    key = key or arg.network
     model: nn.Module
     if "layers" in network:
         model, network = _from_layers(network["layers"], shape, num_classes, f"{key}.layers", allow)
@@ -90,7 +91,7 @@ def describe_model(
     shape: tuple[int, int, int],
     num_classes: int,
     outputs: str = "auto",
-    key: str = "module.network",
+    key: str | None = None,
 ) -> ModelSpec:
     """Checks that `model` takes images of `shape` and answers with `num_classes` numbers; returns its spec."""
     ran = trace(model, shape)
@@ -104,7 +105,7 @@ def describe_model(
             asked, expected = f"the data has {num_classes} classes", f"{num_classes} numbers"
         advice = "Leave out squeeze() or flatten(0). " if squeezed else ""
         raise ModelError(
-            f"{key}: the network answers with {found} for each image, {asked}. "
+            f"{key or arg.network}: the network answers with {found} for each image, {asked}. "
             f"{advice}Its last layer must give {expected}; the value auto stands for that number "
             f"({' or '.join(CLASS_ARGUMENTS[:2])} for most networks, out_features for a linear layer)."
         )
@@ -113,7 +114,7 @@ def describe_model(
     return ModelSpec(network, shape, num_classes, outputs)
 
 
-def check_training_answer(model: nn.Module, spec: ModelSpec, key: str = "module.network") -> None:
+def check_training_answer(model: nn.Module, spec: ModelSpec, key: str | None = None) -> None:
     """Raises ModelError where the network answers with something else while it is trained than when it is measured,
     such as the answers of auxiliary heads beside its own. The model itself is not touched."""
     plain: nn.Module = getattr(model, "_orig_mod", model)  # what torch.compile wraps would be compiled once more
@@ -125,9 +126,10 @@ def check_training_answer(model: nn.Module, spec: ModelSpec, key: str = "module.
     if not isinstance(answer, Tensor) or tuple(answer.shape[1:]) != (spec.num_classes,):
         found = " x ".join(map(str, answer.shape[1:])) if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
         raise ModelError(
-            f"{key}: while it is trained, the network answers with {found}, and not with {spec.num_classes} numbers "
-            f"for each image as in evaluation. Switch its auxiliary heads off (aux_logits: false for torchvision's), "
-            f"or hand over a task of your own that takes this answer, task=."
+            f"while it is trained, the network answers with {found}, and not with {spec.num_classes} numbers for each "
+            f"image as in evaluation. Switch its auxiliary heads off (aux_logits: false for torchvision's), or pass in "
+            f"a task of your own that takes this answer, task=.",
+            key=key or "network",
         )
 
 
@@ -153,7 +155,7 @@ def published_name(network: Mapping[str, Any]) -> tuple[str, str] | None:
     """(library, model) of a node of timm or torchvision; None for any other."""
     if "layers" in network or "object" in network:
         return None
-    target, args, kwargs = locate.split_node(network, "module.network")
+    target, args, kwargs = locate.split_node(network, arg.network)
     name = locate.target_name(target)
     library, last = name.partition(".")[0], name.rpartition(".")[2]
     if library == "timm" or (library == "torchvision" and name.startswith("torchvision.models.")):

@@ -19,8 +19,8 @@ from sightline.data.loader import BatchLoader
 from sightline.data.packed import PackedDataset
 from sightline.data.preprocess import Preprocess
 from sightline.data.recipe import augmentations
-from sightline.errors import DataError, nearest
-from sightline.params.settings import as_config, completed, in_words_of_params
+from sightline.errors import DataError, argument_names, nearest
+from sightline.params.settings import NAMES, as_config, completed
 from sightline.types import DataSource
 
 KINDS = ("train", "test")
@@ -51,7 +51,7 @@ class FashionMNIST(Dataset[tuple[Tensor, Tensor]]):
         if self._flip:
             image = image.flip([axis for axis in (1, 2) if torch.rand(()) < self._flip])
         if self._further:
-            with in_words_of_params():
+            with argument_names(NAMES):
                 image = transformed(self._further, image)
         return image, self.packed.labels[index]
 
@@ -72,7 +72,7 @@ def open_splits(
 ) -> tuple[dict[str, PackedDataset], Preprocess, dict[str, Any]]:
     """(the packed splits, how they are preprocessed, what is noted about them)."""
     config = as_config(settings, datadir)
-    with in_words_of_params():
+    with argument_names(NAMES):
         source = _source(config)
         if "test" not in source.splits:
             raise DataError(
@@ -120,5 +120,5 @@ def build_loaders(
 def further_transforms(settings: Mapping[str, Any], preprocess: Preprocess, training: bool) -> list[Transform]:
     """`additional_transforms`, as far as they are for this split."""
     given, key = settings["additional_transforms"], "params['additional_transforms']"
-    with in_words_of_params():
+    with argument_names(NAMES):
         return checked_transforms(given, preprocess.shape, training=training, key=key)

@@ -14,11 +14,12 @@ from torch import nn
 
 from sightline.engine.progress import plain_console
 from sightline.engine.runtime import Runtime
+from sightline.errors import argument_names
 from sightline.files import expanded
 from sightline.identity import Identity, data_values
 from sightline.params.data import build_loaders, open_splits
 from sightline.params.files import Curves, EpochFiles, Lines
-from sightline.params.settings import MAY_CHANGE, completed, described, in_words_of_params
+from sightline.params.settings import MAY_CHANGE, NAMES, completed, described
 from sightline.params.steps import Steps, TestMeter, TrainMeter
 from sightline.params.updates import make_optimizer, make_schedules
 from sightline.runs.directory import Run
@@ -29,8 +30,6 @@ from sightline.types import TrainState
 
 INTERFACE = Interface(
     name="params",
-    directory="logdir",
-    epochs="params['num_epochs']",
     again="the same call of train",
     advice="Restore what it began with to resume it, or choose another logdir to start over.",
     without_checkpoint=(
@@ -70,7 +69,7 @@ def train(
     when another process trains there, and when the directory holds something else; ConfigError or DataError for a wrong
     dict or wrong data, before the first step."""
     settings, run = completed(params), Run(expanded(logdir))
-    with in_words_of_params(), Session(run, INTERFACE, ResumePolicy(finished="return"), report=_say) as session:
+    with argument_names(NAMES), Session(run, INTERFACE, ResumePolicy(finished="return"), report=_say) as session:
         return _train(session, settings, model, Steps(train_step, test_step, kwargs), datadir, kwargs)
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from sightline.errors import ConfigError, ModelError, nearest
+from sightline.errors import ConfigError, ModelError, argument_names, nearest
 from sightline.models.spec import build_model
-from sightline.params.settings import completed, in_words_of_params
+from sightline.params.settings import NAMES, completed
 
 _OUTPUTS = ("probabilities", "logits")
 _WIDTHS = ("in_channels", "num_features")
@@ -29,7 +29,7 @@ def build_classifier(params: Mapping[str, Any], outputs: str = "probabilities") 
     layers, classes = settings["net_arch"], settings["n_classes"]
     if not isinstance(layers, Sequence) or not all(isinstance(layer, Mapping) for layer in layers):
         raise ConfigError("params['net_arch']: expected a list of dicts, each with 'class' and 'kwargs'.")
-    with in_words_of_params():
+    with argument_names(NAMES):
         try:
             return _built(layers, shape, classes, outputs)
         except ModelError as error:

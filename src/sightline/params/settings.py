@@ -1,10 +1,9 @@
-"""The dict's keys as names of the engine's own, checked by its schema, and messages put back into the dict's words."""
+"""The keys of the dict as keys of the config, checked by its schema, and the names that messages use for them."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,10 @@ import torch
 from torch import nn
 
 from sightline import locate
+from sightline.config.names import NAMES as CONFIG_NAMES
 from sightline.config.schema import TrainConfig
-from sightline.errors import ConfigError, nearest
+from sightline.errors import ConfigError, argument_names, nearest
 from sightline.params.defaults import params as defaults
-from sightline.wording import reworded
 
 ALIASES = {
     "batch_size": "data.batch_size",
@@ -34,23 +33,22 @@ ALIASES = {
 MAY_CHANGE = (*list(defaults)[:7], "num_epochs", "save_freq", "device", "mode")
 """Keys that may be others when a run goes on."""
 _SWITCHES = ("shuffle_dataset", "flip_images", "normalise_images", "is_image_color")
-_WORDS = {name: f"params['{key}']" for key, name in ALIASES.items() if "." in name} | {
-    "data.preprocess.channels=3": "params['is_image_color'] = True",
-    "data.preprocess.channels=1": "params['is_image_color'] = False",
+_BY_KEY = {name: f"params['{key}']" for key, name in ALIASES.items()} | {
     "data.preprocess.size": "params['image_height'] and params['image_width']",
     "data.root": "datadir",
-    "run.dir": "logdir",
-    "seed: expected": "params['manual_seed']: expected",
-    " (data.on_bad=skip leaves such images out)": "",
-    "; data.on_bad=skip leaves them out": "",
-    ", or keep them with data.store=encoded": "",
-    "`sightline resume`": "the same call of train",
 }
-
-
-def in_words_of_params() -> AbstractContextManager[None]:
-    """An error of the parts below names the key of the dict, not that of the config that it stands for."""
-    return reworded(_WORDS)
+NAMES: dict[str, str | None] = {
+    **{neutral: _BY_KEY[key] for neutral, key in CONFIG_NAMES.items() if key in _BY_KEY},
+    **_BY_KEY,
+    "directory": "logdir",
+    "transforms": "params['additional_transforms']",
+    "channels=3": "params['is_image_color'] = True",
+    "channels=1": "params['is_image_color'] = False",
+    "on_bad": None,
+    "weights": None,
+    "store": None,
+}
+"""Neutral names, and keys of the config, as the dict has them."""
 
 
 def completed(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,7 +106,7 @@ def as_config(settings: Mapping[str, Any], datadir: str | Path) -> TrainConfig:
         for group in groups:
             node = node.setdefault(group, {})
         node[last] = value
-    with in_words_of_params():
+    with argument_names(NAMES):
         return TrainConfig.from_dict(tree)
 
 

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sightline.errors import ArtifactError, ConfigError, nearest
+from sightline.errors import ArtifactError, ConfigError, arg, nearest
 from sightline.files import abandoned, beside, expanded, leftovers, locked, read_json, write_json, write_text
 from sightline.yamlfile import dump_yaml
 
@@ -65,7 +65,7 @@ class Run:
                     lock.enter_context(held.pop_all())
                 return run
         except OSError as error:
-            raise ConfigError(f"run.dir: cannot make a directory in '{parent}': {error.strerror}.") from error
+            raise ConfigError(f"{arg.directory}: cannot make a directory in '{parent}': {error.strerror}.") from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -187,7 +187,7 @@ def _moved(aside: Path, parent: Path, name: str | None, default: str) -> Path:
         except OSError as error:  # another run was quicker
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
-    raise ConfigError(f"run.dir: no free name for a run in '{parent}'.")
+    raise ConfigError(f"{arg.directory}: no free name for a run in '{parent}'.")
 
 
 def check_place(parent: str | Path) -> None:
@@ -196,17 +196,19 @@ def check_place(parent: str | Path) -> None:
     there = next(place for place in (path, *path.parents) if place.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         kind = "cannot be written to" if there.is_dir() else "is a file"
-        raise ConfigError(f"run.dir: no run can be made in '{parent}': '{there}' {kind}.")
+        raise ConfigError(f"{arg.directory}: no run can be made in '{parent}': '{there}' {kind}.")
 
 
 def check_free(parent: str | Path, name: str) -> Path:
     """The path of a run that does not exist yet; raises ConfigError when it does."""
     path = expanded(parent) / name
     if not name or name in (".", "..") or "/" in name or "\\" in name:
-        raise ConfigError(f"run.name: {name!r} is no name of a directory; the directory it is in is run.dir.")
+        raise ConfigError(
+            f"{arg.run_name}: {name!r} is no name of a directory; the directory it is in is {arg.directory}."
+        )
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ConfigError(
-            f"run.name: '{path}' exists, and a run is never written over. Choose another run.name, "
+            f"{arg.run_name}: '{path}' exists, and a run is never written over. Choose another {arg.run_name}, "
             f"or go on with it: sightline resume {path}"
         )
     return path

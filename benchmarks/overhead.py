@@ -160,7 +160,8 @@ def sightline(digits: Digits, train: Iterable[Batch], name: str, callbacks: tupl
     optimizer = adam(model)
     place = digits.scratch / name
     place.mkdir()
-    recorder = Tee(JsonlRecorder(place / "log.jsonl"), TensorBoardRecorder(place / "tensorboard", ("train",)))
+    recorder = Tee(JsonlRecorder(), TensorBoardRecorder(("train",)))
+    recorder.start(place, {}, None)
     task = SupervisedTask(nn.CrossEntropyLoss())
     trainer = Trainer(
         task, TrainState(model, optimizer), train, max_epochs=0, callbacks=callbacks, recorder=recorder, runtime=runtime

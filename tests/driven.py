@@ -86,14 +86,13 @@ def fit(
         config = {"rate": rate, "rows": len(x)}
         if opened.saved is not None:
             opened.check(Identity(config), opened.saved.config)
-        position = None if opened.saved is None else opened.saved.position
         result = opened.drive(
             loop,
             model,
             max_epochs=epochs,
             config=config,
             checkpoints=CheckpointPolicy("train_accuracy", warn=False),
-            recorders=[JsonlRecorder(Run(directory).log, position)],
+            recorders=[JsonlRecorder()],
         )
     return result, model
 

@@ -64,7 +64,8 @@ def log_much(log: Callable[[int, dict[str, float]], None]) -> None:
 
 def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
     with small_disk(tmp_path / "small", "64k") as place:
-        board, log = EventFile(place), JsonlRecorder(place / "log.jsonl")
+        board, log = EventFile(place), JsonlRecorder()
+        log.start(place, {}, None)
         board.add(1, {"loss/train": 1.0})
         log.log(1, {"loss": 1.0})
         board.flush()

@@ -351,13 +351,15 @@ def test_an_export_is_whole_or_not_there(tmp_path: Path, digits_run: Path) -> No
 
 def test_a_log_that_goes_on_has_each_step_once(tmp_path: Path) -> None:
     file = tmp_path / "log.jsonl"
-    first = JsonlRecorder(file)
+    first = JsonlRecorder()
+    first.start(tmp_path, {}, None)
     for step in (1, 2, 3):
         first.log(step, {"loss": float("nan") if step == 1 else 0.5})
     first.close()
     with file.open("a") as stream:
         stream.write('{"step": 4, "lo')  # killed in the middle of a line
-    second = JsonlRecorder(file, resumed_at=(2, 0))
+    second = JsonlRecorder()
+    second.start(tmp_path, {}, (2, 0))
     second.log(3, {"loss": 0.25})
     second.close()
     rows = [json.loads(line) for line in file.read_text().splitlines()]

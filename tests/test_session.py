@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +24,13 @@ import torch
 import driven
 import sightline
 from sightline.config import build
+from sightline.engine.runtime import Runtime
 from sightline.errors import AnotherTrainingError, ArtifactError, ConfigError, RunFailedError
 from sightline.files import read_json
 from sightline.ranks import Ranks
 from sightline.runs.directory import Run
-from sightline.session import CheckpointPolicy, Session
+from sightline.runs.recorders import JsonlRecorder
+from sightline.session import CheckpointPolicy, Session, process_state_restored
 
 SCRIPT = Path(driven.__file__)
 
@@ -92,6 +96,7 @@ def test_a_loop_that_is_done_is_returned_as_it_is(tmp_path: Path, capsys: pytest
     assert again.steps == first.steps == 24
     assert loaded.weights.tobytes() == model.weights.tobytes()
     assert (tmp_path / "run" / "log.jsonl").read_bytes() == before
+    assert read_json(tmp_path / "run" / "heartbeat.json")["state"] == "finished"
     longer, _ = driven.fit(tmp_path / "run", 3)
     assert longer.epochs == 3
     assert longer.history[:2] == first.history
@@ -123,12 +128,12 @@ def test_a_failing_loop_names_the_last_good_checkpoint(tmp_path: Path) -> None:
         session.drive(loop, driven.Regression(), max_epochs=3, checkpoints=policy)
     (note,) = failed.value.__notes__
     assert "In epoch 1" in note
-    assert "The last good checkpoint, of step 0" in note
+    assert "The last good checkpoint, of step 1" in note
     assert "the same command resumes from it" in note
     assert read_json(tmp_path / "heartbeat.json")["state"] == "failed"
     with Session(Run(tmp_path), driven.INTERFACE) as again:
         assert again.saved is not None
-        assert again.saved.position == (0, 1)
+        assert again.saved.position == (1, 1)
 
 
 def test_a_loop_that_saves_nothing_is_an_error(tmp_path: Path) -> None:
@@ -137,6 +142,57 @@ def test_a_loop_that_saves_nothing_is_an_error(tmp_path: Path) -> None:
 
     with Session(Run(tmp_path), driven.INTERFACE) as session, pytest.raises(RunFailedError, match=r"Empty\.save wrote"):
         session.drive(lambda hooks: None, Empty(), max_epochs=1, checkpoints=CheckpointPolicy("loss"))
+
+
+def test_a_loop_that_a_callback_stopped_is_done(tmp_path: Path) -> None:
+    class Stop(sightline.Callback):
+        def on_epoch_end(self, trainer: sightline.Trainer, record: dict[str, float]) -> None:
+            trainer.should_stop = True
+
+    def loop(hooks: driven.Hooks) -> None:
+        for _ in range(3):
+            hooks.epoch_end({"loss": 1.0})
+            if hooks.should_stop:
+                return
+
+    for _ in range(2):
+        with Session(Run(tmp_path), driven.INTERFACE) as session:
+            result = session.drive(
+                loop,
+                driven.Regression(),
+                max_epochs=3,
+                checkpoints=CheckpointPolicy("loss", "min", warn=False),
+                callbacks=[Stop()],
+                recorders=[JsonlRecorder()],
+            )
+        assert result.epochs == result.steps == 1
+    assert [row["epoch"] for row in points(tmp_path)] == [0]
+
+
+def test_overlapping_trainings_leave_the_settings_of_torch_as_they_were() -> None:
+    first, second = Runtime("cpu"), Runtime("cpu")
+    before = torch.are_deterministic_algorithms_enabled()
+    with ExitStack() as one, ExitStack() as two:
+        for stack, runtime in ((one, first), (two, second)):
+            stack.enter_context(process_state_restored())
+            stack.enter_context(runtime.active())
+        one.close()
+    assert torch.are_deterministic_algorithms_enabled() == before
+
+
+def test_a_copy_of_the_checkpoints_alone_stays_the_run_they_are_of(tmp_path: Path) -> None:
+    driven.fit(tmp_path / "one", 1)
+    (tmp_path / "two").mkdir()
+    shutil.copytree(tmp_path / "one" / "checkpoints", tmp_path / "two" / "checkpoints")
+    for _ in range(2):
+        with Session(Run(tmp_path / "two"), driven.INTERFACE) as session, pytest.raises(ZeroDivisionError):
+            session.drive(
+                lambda hooks: 1 / 0,  # type: ignore[arg-type,return-value]
+                driven.Regression(),
+                max_epochs=3,
+                checkpoints=CheckpointPolicy("train_loss", "min", warn=False),
+            )
+    assert driven.fit(tmp_path / "two", 2)[0].epochs == 2
 
 
 def free_port() -> str:
@@ -164,6 +220,38 @@ def test_two_ranks_make_one_directory_and_agree_on_the_checkpoint(tmp_path: Path
     assert sum("last.ckpt.damaged" in said for _, said in found) == 1
     driven.fit(tmp_path / "alone", 3)
     assert points(tmp_path / "run") == points(tmp_path / "alone")
+
+
+def test_ranks_that_ask_for_different_directories_are_refused(tmp_path: Path) -> None:
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    both = [started(tmp_path / str(rank), 1, 0, RANK=str(rank), **shared) for rank in (0, 1)]
+    both[1].wait(120)
+    both[0].kill()  # it waits for the other one
+    assert f"rank 1 asks for '{tmp_path / '1'}' and rank 0 for '{tmp_path / '0'}'" in ended(both[1])[1]
+    ended(both[0])
+    assert not (tmp_path / "1").exists()
+
+
+def test_after_an_elastic_restart_no_old_answer_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store of torchrun's agent outlives the workers: what rank 0 shared before is not what it shares now."""
+    from torch.distributed import TCPStore
+
+    port = free_port()
+    store = TCPStore("127.0.0.1", int(port), is_master=True, wait_for_workers=False)
+    code = "from sightline.ranks import Ranks\nprint(Ranks.from_environment().share(lambda: {!r}))"
+    agent = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "True", "WORLD_SIZE": "2"}
+    for restart, answer in (("0", "first"), ("1", "second")):
+        both = [
+            subprocess.Popen(
+                [sys.executable, "-c", code.format(answer)],
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, **agent, "RANK": rank, "TORCHELASTIC_RESTART_COUNT": restart},
+            )
+            for rank in ("1", "0")
+        ]
+        assert [process.communicate(timeout=120)[0].strip() for process in both] == [answer] * 2
+    del store
 
 
 def test_when_rank_0_fails_the_others_say_so(tmp_path: Path) -> None:

@@ -45,11 +45,10 @@ def adopt_names(names: Mapping[str, str | None]) -> None:
 def spelled(name: str) -> str:
     """An argument as the caller writes it. Of a place within one, such as `network.layers[2]`, the beginning is
     looked up."""
-    names = _names.get()
-    if names.get(name):
-        return str(names[name])
-    head = re.match(r"\w+", name)
-    return (names.get(head[0]) or head[0]) + name[head.end() :] if head else name
+    names, head = _names.get(), name
+    while head and not names.get(head):
+        head = re.sub(r"(\[[^\]]*\]|\.[^.\[]*|^[^.\[]*)$", "", head)
+    return f"{names[head]}{name[len(head) :]}" if head else name
 
 
 def setting(name: str, value: object) -> str:

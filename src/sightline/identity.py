@@ -41,7 +41,12 @@ class Identity:
     def compare(self, saved: Mapping[str, Any]) -> list[Change]:
         """What has changed since `saved` was written, in the order of the values."""
         found = differences(dict(saved), dict(self.values))
-        return [Change(path, was, now, self.is_free(str(path[0]))) for path, was, now in found]
+        nothing = (MISSING, None)  # a setting that is null, and one that is not there
+        return [
+            Change(path, was, now, self.is_free(str(path[0])))
+            for path, was, now in found
+            if len(path) > 1 or was not in nothing or now not in nothing
+        ]
 
 
 def data_values(fingerprints: Mapping[str, str]) -> dict[str, str]:

@@ -48,9 +48,7 @@ class Ranks:
         on rank 0, and as RunFailedError on the others. Every rank must call it, in the same order."""
         if self.world_size == 1:
             return make()
-        global _shared  # noqa: PLW0603 the store is one for the process, so its keys are
-        _shared += 1
-        key, store = f"sightline/{_shared}", self._connect()
+        key, store = _key(), self._connect()
         if self.rank == 0:
             try:
                 made = make()
@@ -67,6 +65,18 @@ class Ranks:
             raise RunFailedError(f"rank 0 failed with {answer['error']}")
         value: T = answer["value"]
         return value
+
+    def wait_for_all(self) -> None:
+        """Returns when every rank has called it."""
+        if self.world_size == 1:
+            return
+        key, store = _key(), self._connect()
+        if store.add(f"{key}/arrived", 1) == self.world_size:
+            store.set(f"{key}/all", "")
+        try:
+            store.wait([f"{key}/all"])
+        except RuntimeError as error:
+            raise RunFailedError(f"rank {self.rank} waited in vain for the others: {first_line(error)}") from error
 
     def _connect(self) -> Any:
         """The key-value store of this launch, where MASTER_ADDR and MASTER_PORT say, by default port 29500 here. Under
@@ -87,3 +97,11 @@ class Ranks:
                     f"MASTER_PORT): {first_line(error)}"
                 ) from error
         return _store
+
+
+def _key() -> str:
+    """The next key, which no other exchange of this launch uses. The store of torchrun's agent outlives a restart of
+    its workers, so the number of the restart is part of it."""
+    global _shared  # noqa: PLW0603 the store is one for the process
+    _shared += 1
+    return f"sightline/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{_shared}"

@@ -35,12 +35,13 @@ from sightline.engine.driver import Driver, Hooks, Stateful
 from sightline.engine.runtime import Runtime
 from sightline.engine.signals import StopOnSignal, answering
 from sightline.engine.termination import Terminated, signal_of
-from sightline.engine.trainer import Trainer
+from sightline.engine.trainer import Trainer, check_callbacks
 from sightline.errors import (
     AnotherTrainingError,
     ArtifactError,
     ConfigError,
     RunFailedError,
+    SightlineError,
     arg,
     first_line,
     listing,
@@ -52,10 +53,11 @@ from sightline.ranks import Ranks
 from sightline.runs.directory import Run
 from sightline.runs.environment import environment
 from sightline.runs.heartbeat import Heartbeat
-from sightline.runs.recorders import Tee
+from sightline.runs.recorders import Tee, as_recorder
 from sightline.types import Batch, FitResult, Recorder, Task, TrainState
 
 _FEW = 3
+_SMALL = ("about", "config", "step", "epoch")
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ class Session:
         self.heartbeat: Heartbeat | None = None
         self._run = run
         self._new = run is None
-        self._report = report
+        self._report = report if self.ranks.writes else _say_nothing
         self._warn = warn or (lambda line: print(f"sightline: {line}", file=sys.stderr))
         self._id: str | None = None
         self._restarted = self._trained = False
@@ -210,7 +212,8 @@ class Session:
     @property
     def id(self) -> str:
         """The name that this run alone has, whatever its directory is called."""
-        self._id = self._id or self.run.id or secrets.token_hex(8)
+        noted = None if self.saved is None else self.saved.content["about"].get("id")
+        self._id = self._id or self.run.id or noted or secrets.token_hex(8)
         return self._id
 
     @property
@@ -238,22 +241,34 @@ class Session:
             self._close_recorder()
 
     def create(self, parent: str | Path, name: str | None, default: str, fill: Callable[[Run], None]) -> Run:
-        """Makes the directory of a new run, see `Run.create`, and holds its lock."""
-        made = self.ranks.share(lambda: str(Run.create(parent, name, default, fill, self._stack).path))
-        self._run = Run(Path(made))
+        """Makes the directory of a new run, see `Run.create`, and holds its lock. Raises ConfigError on a rank that
+        asks for another one than rank 0."""
+        wanted = f"{parent}/{name or default}"
+        made = self.ranks.share(lambda: [wanted, str(Run.create(parent, name, default, fill, self._stack).path)])
+        self._check_wanted(wanted, made[0])
+        self._run = Run(Path(made[1]))
+        self.ranks.wait_for_all()
         return self._run
 
     def _open(self, run: Run, stack: ExitStack) -> None:
-        chosen = self.ranks.share(lambda: self._choose(run, stack))
-        if chosen is None:
-            return
-        if self.saved is None:  # rank 0 has read it
+        mine = str(run.path.absolute())
+        theirs, chosen = self.ranks.share(lambda: (mine, self._choose(run, stack)))
+        self._check_wanted(mine, theirs)
+        if chosen is not None and self.saved is None:  # rank 0 has read it
             path, content = newest_whole([run.checkpoints / chosen], self._warn)
             self.saved = SavedRun(path, content)
-        if self.saved.interface != self.interface.name:
+        self.ranks.wait_for_all()  # before rank 0 writes the next one
+        if self.saved is not None and self.saved.interface != self.interface.name:
             raise AnotherTrainingError(
                 f"'{run.path}' holds a run that another interface, {self.saved.interface}, "
                 f"began. Choose another {arg.directory}."
+            )
+
+    def _check_wanted(self, mine: str, theirs: str) -> None:
+        if mine != theirs:
+            raise ConfigError(
+                f"{arg.directory}: rank {self.ranks.rank} asks for '{mine}' and rank 0 for '{theirs}'. The processes "
+                f"of a run share its directory; for runs of their own, start them without RANK and WORLD_SIZE."
             )
 
     def _choose(self, run: Run, stack: ExitStack) -> str | None:
@@ -326,7 +341,7 @@ class Session:
     def finished(self, state: TrainState, max_epochs: int) -> bool:
         """Whether the run has nothing left to train and the policy returns such a run; the user is told so."""
         done = self.saved is not None and self.policy.finished == "return"
-        if not done or state.epoch < max_epochs or state.batch:
+        if not done or state.batch or (state.epoch < max_epochs and not state.stopped):
             return False
         self._report(
             f"Training in '{self.run.path}' is already finished ({state.epoch} epochs). Increase "
@@ -336,7 +351,7 @@ class Session:
 
     def prepare(self, training: Training, checkpoints: CheckpointPolicy) -> Trainer:
         """Makes the trainer, with the checkpointer, the heartbeat, the recorders and the signals around it."""
-        callbacks = self._callbacks(training, checkpoints)
+        callbacks = self._callbacks(training, training.state, checkpoints)
         self._trainer = Trainer(
             training.task,
             training.state,
@@ -362,7 +377,7 @@ class Session:
 
         An error gets a note with the place and the last good checkpoint."""
         trainer = self.trainer
-        with trainer.runtime.active():
+        with process_state_restored(), trainer.runtime.active():
             return self._fit(trainer.fit, on_finish, begin)
 
     def drive(
@@ -384,16 +399,23 @@ class Session:
         `state` is saved into the checkpoint after each epoch, and loaded from it before the loop begins: for a resumed
         run to equal an uninterrupted one, it must hold all that the next epoch depends on, random generators too.
         `config` goes into the checkpoints, for `check`."""
+        check_callbacks(callbacks)
         driver = Driver(state, dict(config or {}), max_epochs)
         if self.saved is not None:
             restore(self.saved.content, driver.state, self.saved.path)
         if self.finished(driver.state, max_epochs):
             return driver.result()
         training = _Driven(callbacks, recorders)
-        driver.callbacks = self._callbacks(training, checkpoints)
+        driver.callbacks = self._callbacks(training, driver.state, checkpoints)
         driver.recorder = self._recorder
         self._trainer = driver
-        return self._fit(lambda: driver.run(loop), on_finish, None)
+        with process_state_restored():
+            return self._fit(lambda: driver.run(loop), on_finish, None)
+
+    def artifact(self, path: Path) -> None:
+        """Tells the recorders of a file or directory that the run has made."""
+        if self._recorder is not None:
+            self._recorder.artifact(path)
 
     def last_good(self) -> str:
         """Where to resume from, as a sentence."""
@@ -415,13 +437,17 @@ class Session:
         state = self._trainer.state
         return f"epoch {state.epoch}, batch {state.batch} (step {state.step + 1})"
 
-    def _callbacks(self, training: Training | _Driven, checkpoints: CheckpointPolicy) -> tuple[Callback, ...]:
+    def _callbacks(
+        self, training: Training | _Driven, state: TrainState, checkpoints: CheckpointPolicy
+    ) -> tuple[Callback, ...]:
         """All callbacks, in the order they are called: what may change the state, what an epoch writes, the checkpoint
         that says the epoch is done, what shows it, and last the signals, which are handed back when all is saved."""
         stop = [StopOnSignal()] if self.signals else []
         if not self.ranks.writes:
             return (*training.callbacks, *stop)
-        self._recorder = Tee(*training.recorders)
+        self._recorder = Tee(*map(as_recorder, training.recorders))
+        position = Position(state.step, state.epoch) if self.saved is not None or self._restarted else None
+        self._recorder.start(self.run.path, state.config, position)
         self.checkpointer = Checkpointer(
             self.run.last,
             self.run.best,
@@ -455,23 +481,23 @@ class Session:
         begin: Callable[[], None] | None,
     ) -> FitResult:
         requested = None if self.checkpointer is None else self.checkpointer.requested
-        answer = answering(requested) if self.signals else nullcontext()
-        with process_state_restored():
-            try:
-                if self.ranks.writes:
-                    self._begin(begin)
-                result = train()
-                self._trained = True
-            except Exception as error:
-                error.add_note(f"In {self.place()}. {self.last_good()}")
-                raise
-            finally:
-                with answer:  # a recorder of the user's own may take its time
-                    self._close_recorder()
-            result.run = self.run.path
-            if self.ranks.writes and not result.interrupted and on_finish:
+        if self.saved is not None:  # what was restored need not stay in memory a second time
+            self.saved = SavedRun(self.saved.path, {name: self.saved.content[name] for name in _SMALL})
+        try:
+            if self.ranks.writes:
+                self._begin(begin)
+            result = train()
+            self._trained, result.run = True, self.run.path
+            if self.ranks.writes and not result.interrupted:
                 with answering(requested) if self.signals else nullcontext():
                     self._finish(result, on_finish, requested)
+        except Exception as error:
+            if not (self._trained and isinstance(error, SightlineError)):  # that says what to do by itself
+                error.add_note(f"In {self.place()}. {self.last_good()}")
+            raise
+        finally:
+            with answering(requested) if self.signals else nullcontext():
+                self._close_recorder()  # a recorder of the user's own may take its time
         return result
 
     def _begin(self, begin: Callable[[], None] | None) -> None:
@@ -531,6 +557,10 @@ def check_own(run: Run, path: Path, content: Mapping[str, Any]) -> None:
         )
 
 
+def _say_nothing(line: str) -> None:
+    """For the ranks that do not report."""
+
+
 _guard = threading.Lock()
 _sessions = 0
 _kept: ExitStack | None = None
@@ -564,6 +594,9 @@ def _process_state() -> ExitStack:
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         stack.callback(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
     stack.callback(torch.set_num_threads, torch.get_num_threads())
+    stack.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    stack.callback(setattr, torch.utils.deterministic, "fill_uninitialized_memory", fill)
     stack.callback(
         torch.use_deterministic_algorithms,
         torch.are_deterministic_algorithms_enabled(),

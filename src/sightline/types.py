@@ -164,11 +164,33 @@ class Seekable(Protocol):
     def __len__(self) -> int: ...
 
 
+@runtime_checkable
 class Recorder(Protocol):
-    """Receives every log point: the number of updates so far and the values at that point."""
+    """Receives every log point. A class derived from it needs `log` alone."""
 
-    def log(self, step: int, values: Mapping[str, float]) -> None: ...
-    def close(self) -> None: ...
+    def start(self, directory: Path, config: Mapping[str, Any], position: tuple[int, int] | None) -> None:
+        """Called once, before the first log point, with the run's directory and what the training is made from.
+        `position` is the (step, epoch) of the checkpoint that the run is resumed from; None for one that begins. Points
+        of later steps come again, so what an interrupted run recorded of them is to be dropped. Nothing is written
+        yet: a training that is put together need not begin."""
+        return
+
+    @abstractmethod
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """The number of updates so far, and the values at that point. NaN and infinite values may come."""
+
+    def artifact(self, path: Path) -> None:
+        """A file or directory that the run has made, such as the exported model, when it is complete."""
+        return
+
+    def flush(self) -> None:
+        """Brings what was logged to the disk. Called, perhaps by another thread, before a checkpoint is written, so
+        that the log is no older than it."""
+        return
+
+    def close(self) -> None:
+        """Called once, at the end, however the run ends."""
+        return
 
 
 @dataclass

@@ -34,7 +34,7 @@ from sightline.engine.progress import Progress, plain_console
 from sightline.engine.runtime import Runtime
 from sightline.engine.signals import requeue
 from sightline.engine.trainer import Trainer, check_callbacks
-from sightline.errors import ArtifactError, RunFailedError, SightlineError, argument_names, first_line
+from sightline.errors import ArtifactError, DivergedError, RunFailedError, SightlineError, argument_names, first_line
 from sightline.models.spec import ModelSpec
 from sightline.runs.artifact import add_metrics, export_model, load, recover
 from sightline.runs.console import left_out, show_results
@@ -43,9 +43,9 @@ from sightline.runs.environment import environment
 from sightline.runs.evaluate import SplitResult, evaluate_split, write_predictions
 from sightline.runs.images import IMAGES, changes_told, write_images
 from sightline.runs.provenance import provenance as origin
-from sightline.runs.recorders import JsonlRecorder, TensorBoardRecorder, points_at
+from sightline.runs.recorders import JsonlRecorder, TensorBoardRecorder
 from sightline.session import CheckpointPolicy, Interface, ResumePolicy, Session, Training, check_own
-from sightline.types import FitResult, Recorder
+from sightline.types import FitResult
 from sightline.yamlfile import read_yaml
 
 INTERFACE = Interface(
@@ -117,6 +117,8 @@ class Assembly:
         with closing(self.session) as session:
             try:
                 return session.fit([self._measure], self._begin)
+            except DivergedError as error:
+                raise type(error)(f"{error} {session.last_good()}") from error
             except SightlineError:
                 raise
             except Exception as error:  # the network's, the loss's or a callback's own code
@@ -129,17 +131,19 @@ class Assembly:
         run, parts, divergence = self.run, self.parts, self.divergence
         if divergence is None:
             return
-        divergence.note(run, parts.state)
-        if self.session.checkpointer is not None:
-            self.session.checkpointer.about["environment"] = run.read_environment()
-        if divergence.data:
-            run.write_json(run.data, parts.record)
-            write_images(run.path / IMAGES, parts.data, file_sizes(parts.source))
-        run.write_config(parts.config.to_dict())
+        with _at(run.path):
+            divergence.note(run, parts.state)
+            if self.session.checkpointer is not None:
+                self.session.checkpointer.about["environment"] = run.read_environment()
+            if divergence.data:
+                run.write_json(run.data, parts.record)
+                write_images(run.path / IMAGES, parts.data, file_sizes(parts.source))
+            run.write_config(parts.config.to_dict())
 
     def _measure(self, result: FitResult) -> None:
         try:
             result.metrics = {split: found.metrics for split, found in self.finish().items()}
+            self.session.artifact(self.run.exported)
         except (OSError, SafetensorError) as error:
             raise RunFailedError(
                 f"the model of '{self.run.path}' could not be exported and measured: {first_line(error)}. It is "
@@ -310,21 +314,17 @@ def _training(
         eval_meter=parts.meters.evaluation,
         callbacks=[*first, *early_stopping, *given.get("callbacks", ())],
         observers=[Progress()] if settings.progress else [],
-        recorders=_recorders(session, parts, given),
+        recorders=[
+            JsonlRecorder(),
+            TensorBoardRecorder(list(parts.data)),
+            *([given["recorder"]] if "recorder" in given else []),
+        ],
     )
-
-
-def _recorders(session: Session, parts: Parts, given: Mapping[str, Any]) -> list[Recorder]:
-    """The run's own logs, and the recorder that was passed in. Those of a resumed run begin where it does."""
-    run, state = session.run, parts.state
-    position = None if session.new else (state.step, state.epoch)
-    again = points_at(run.log, position) if position else []
-    curves = TensorBoardRecorder(run.tensorboard, list(parts.data), position and position[0], again)
-    return [JsonlRecorder(run.log, position), curves, *([given["recorder"]] if "recorder" in given else [])]
 
 
 def _checkpoints(session: Session, parts: Parts, divergence: Divergence | None) -> CheckpointPolicy:
     config, settings, command = parts.config, parts.config.trainer, parts.config.run.requeue
+    place = session.run.path
     changed = divergence is not None and divergence.began is not None and bool(divergence.changed | divergence.data)
     return CheckpointPolicy(
         config.module.monitor,
@@ -334,7 +334,7 @@ def _checkpoints(session: Session, parts: Parts, divergence: Divergence | None) 
         keep=settings.keep_checkpoints,
         keep_every=settings.keep_every,
         about=_about(session.run, parts),
-        requested=None if command is None else lambda: requeue(command, session.run.path),
+        requested=None if command is None else lambda: requeue(command, place),
         save_first=changed,
     )
 

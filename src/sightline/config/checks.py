@@ -22,6 +22,7 @@ from sightline.models.losses import ClassWeighted
 from sightline.models.softmax import SoftmaxTwice
 from sightline.models.spec import ModelSpec, answer_to_noise
 from sightline.runs.record import at
+from sightline.runs.recorders import as_recorder
 
 GIVEN = ("source", "model", "loss", "optimizer", "task", "callbacks", "recorder")
 """The parts a caller may hand over instead of describing them."""
@@ -238,3 +239,5 @@ def check_given(given: Mapping[str, Any]) -> None:
             raise TypeError(f"'{name}' cannot be given.{nearest(name, GIVEN)} What can: {', '.join(GIVEN)}.")
     if given.get("task") is not None:
         check_task(given["task"])
+    if "recorder" in given:
+        as_recorder(given["recorder"])

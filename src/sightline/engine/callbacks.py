@@ -120,6 +120,7 @@ def not_measured(key: str, monitor: str, record: Mapping[str, float], effect: st
     """The error for an evaluation whose record lacks the metric that `key` names; `effect` is what that leads to."""
     names = [name for name in record if name != "epoch"]
     return ConfigError(
-        f"{key}: the evaluation did not measure '{monitor}', so {effect}.{nearest(monitor, names)} There are: "
-        f"{listing(names, 40)}."
+        f"the evaluation did not measure '{monitor}', so {effect}.{nearest(monitor, names)} There are: "
+        f"{listing(names, 40)}.",
+        key=key,
     )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.engine.callbacks import EVENTS, Callback
-from sightline.engine.trainer import check_callbacks, handlers
+from sightline.engine.trainer import handlers
 from sightline.errors import ArtifactError, RunFailedError
 from sightline.types import FitResult, Recorder, TrainState
 
@@ -94,7 +94,9 @@ class Driver:
         self._answer()
 
     def epoch_end(self, record: Mapping[str, float]) -> None:
-        """The values of an epoch that is done, and a checkpoint."""
+        """The values of an epoch that is done, and a checkpoint. A loop that logs no steps counts an epoch as one."""
+        if not self._open:
+            self.state.step += 1
         self._start_epoch()
         whole: dict[str, float] = {"epoch": self.state.epoch, **{name: float(value) for name, value in record.items()}}
         self._emit("on_eval_end", whole)
@@ -112,12 +114,12 @@ class Driver:
 
     def run(self, loop: Callable[[Hooks], None]) -> FitResult:
         """Calls the loop, from where the state is."""
-        check_callbacks(self.callbacks)
         self._handlers = {event: handlers(self.callbacks, event) for event in EVENTS}
         try:
             self._emit("on_fit_start")
             self.state.batch = 1
-            loop(self)
+            if not self.should_stop:
+                loop(self)
             self._answer()
             self._emit("on_fit_end")
         except BaseException as error:

@@ -21,6 +21,7 @@ from sightline.learner.outputs import ALL, BEST, LOSS_PLOT, Outputs
 from sightline.learner.plan import LearnerError, Plan, direction
 from sightline.learner.plots import check_plots
 from sightline.learner.task import LearnerTask, batches_of
+from sightline.ranks import Ranks
 from sightline.runs.directory import Run
 from sightline.runs.recorders import JsonlRecorder
 from sightline.session import CheckpointPolicy, Interface, ResumePolicy, SavedRun, Session, Training
@@ -57,12 +58,13 @@ def fit(learner: BaseModel, plan: Plan) -> None:
     task = LearnerTask(learner, plan.metrics, plan)
     clipped = nullcontext() if plan.optimizer is None else clipping(plan.optimizer, plan.clip_grads, plan.clip_params)
     policy = ResumePolicy(finished="return", unstarted="restart")
-    with _learner_errors(), argument_names(NAMES), Session(run, INTERFACE, policy) as session, clipped:
+    # one process trains: the learner's callbacks change the training and write files at once
+    with _learner_errors(), argument_names(NAMES), Session(run, INTERFACE, policy, ranks=Ranks()) as session, clipped:
         outputs = Outputs(learner, plan, run.path)
         settings, description = _check_same(session, learner, plan)
         state = TrainState(learner.model, plan.optimizer, plan.schedules(), config=settings | description.saved())
         state.meters["train"] = task.meter()
-        position = session.restore(state)
+        session.restore(state)
         if session.finished(state, plan.num_epochs):
             outputs.take_over(state)
             return
@@ -82,7 +84,7 @@ def fit(learner: BaseModel, plan: Plan) -> None:
                 outputs,
                 NoteChanges(description),
             ],
-            recorders=[JsonlRecorder(run.log, position)],
+            recorders=[JsonlRecorder()],
         )
         session.prepare(training, _checkpoints(plan, save_first=session.saved is None))
         learner.batch_starts = _batch_starts(learner)

@@ -15,7 +15,7 @@ from sightline.engine.sealed import load_sealed, save_sealed
 from sightline.errors import ArtifactError, ConfigError, RunFailedError, first_line, listing, nearest
 from sightline.files import expanded, leftovers
 from sightline.runs.eventfile import EventFile
-from sightline.types import StepOutput, TrainState
+from sightline.types import Recorder, StepOutput, TrainState
 
 if TYPE_CHECKING:
     from sightline.engine.trainer import Trainer
@@ -24,12 +24,33 @@ FORMAT = 1
 _RULE = "-" * 80
 
 
-class Curves(EventFile):
-    """TensorBoard's curves as this interface draws them: `EpochFiles` adds the points, and those that the engine logs
-    are not drawn. It is a recorder to be flushed and closed with the others."""
+class Curves(Recorder):
+    """TensorBoard's curves as this interface draws them, by `add`; the points that the engine logs are not drawn."""
+
+    def __init__(self) -> None:
+        self._file: EventFile | None = None
+
+    def start(self, directory: Path, config: Mapping[str, Any], position: tuple[int, int] | None) -> None:
+        """The points of a step that was saved stay, those after it come again."""
+        self._file = EventFile(directory, None if position is None else position[0] + 1)
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """One point of each curve."""
+        if self._file is not None:
+            self._file.add(step, values)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Draws nothing."""
+
+    def flush(self) -> None:
+        """Brings the points to the disk."""
+        if self._file is not None:
+            self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._file is not None:
+            self._file.close()
 
 
 class EpochFiles(Callback):

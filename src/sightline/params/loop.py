@@ -95,7 +95,7 @@ def _train(
     optimizer = make_optimizer(settings, model)
     names, schedules = make_schedules(settings, optimizer, kwargs.get("test_torchmetrics"))
     state = TrainState(model, optimizer, schedules, config=config)
-    state.meters["train"] = TrainMeter()
+    state.meters["train"] = TrainMeter(kwargs.get("train_torchmetrics"))
     position = session.restore(state)
     if session.finished(state, settings["num_epochs"]):
         return True
@@ -104,8 +104,7 @@ def _train(
         made_with[run.data] = record
     else:
         _say(f"Resuming '{run.path}' from epoch {state.epoch}, step {state.step}.")
-    # the points of a step that was saved stay, those after it come again
-    curves = Curves(run.path, position and position.step + 1)
+    curves = Curves()
     monitors = [schedule.monitor for schedule in schedules if schedule.monitor is not None]
     training = Training(
         steps,
@@ -119,7 +118,7 @@ def _train(
         eval_meter=partial(TestMeter, kwargs.get("test_torchmetrics"), settings["eval_metric_compute_freq"] == "epoch"),
         writers=[EpochFiles(run.path, settings["save_freq"], names, monitors, curves)],
         observers=[Lines()],
-        recorders=[JsonlRecorder(run.log, position), curves],
+        recorders=[JsonlRecorder(), curves],
     )
     session.prepare(training, CheckpointPolicy("test_loss", "min", about={"data": record["fingerprint"]}))
     result = session.fit(begin=lambda: _write(run, made_with))

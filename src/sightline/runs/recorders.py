@@ -7,12 +7,15 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
 
 from sightline.files import finite, naming, parse_json, write_text
 from sightline.runs.eventfile import EventFile
 from sightline.types import Recorder
+
+LOG, TENSORBOARD = "log.jsonl", "tensorboard"
 
 
 def rows_before(path: Path, place: tuple[int, int]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -39,16 +42,20 @@ def points_at(path: Path, place: tuple[int, int]) -> list[dict[str, float]]:
     ]
 
 
-class JsonlRecorder:
-    """One JSON object a line: `step`, the seconds since the run began, and the values. A run that goes on, from a
-    checkpoint at (`step`, `epoch`), first drops what an interrupted one had written after it, so that each log point
-    stands there once. The file is touched at the first log point: an assembly that never trains leaves it alone."""
+class JsonlRecorder(Recorder):
+    """`log.jsonl` in the run's directory, one JSON object a line: `step`, the seconds since the run began, and the
+    values. A resumed run first drops what the interrupted one wrote after the checkpoint, so that each log point is
+    there once. The file is touched at the first log point."""
 
-    def __init__(self, path: Path, resumed_at: tuple[int, int] | None = None):
-        self._path = path
-        self._resumed_at = resumed_at
+    def __init__(self) -> None:
+        self._path = Path(LOG)
+        self._resumed_at: tuple[int, int] | None = None
         self._file: TextIO | None = None
         self._start = time.perf_counter()
+
+    def start(self, directory: Path, config: Mapping[str, Any], position: tuple[int, int] | None) -> None:
+        """Notes where the file is, and from where on the run records."""
+        self._path, self._resumed_at = directory / LOG, position
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one line and hands it to the system, so that a reader beside the run sees it."""
@@ -78,24 +85,25 @@ class JsonlRecorder:
             self._file = None
 
 
-class TensorBoardRecorder:
-    """Scalars for TensorBoard, `loss/train`, `accuracy/val` and so on, so that splits share a chart.
+class TensorBoardRecorder(Recorder):
+    """Scalars for TensorBoard in the run's directory `tensorboard`: `loss/train`, `accuracy/val` and so on, so that
+    `splits` share a chart.
 
-    A run that goes on at step `resumed_at` tells TensorBoard to forget the points of that step and all after it, for
-    TensorBoard knows no epochs; `again` are the values of that step which stay, and are written once more."""
+    A resumed run makes TensorBoard forget the points of the checkpoint's step and all after it, for TensorBoard knows
+    no epochs; the values of that step which `log.jsonl` keeps are written once more."""
 
-    def __init__(
-        self,
-        directory: Path,
-        splits: Sequence[str],
-        resumed_at: int | None = None,
-        again: Sequence[Mapping[str, float]] = (),
-    ):
+    def __init__(self, splits: Sequence[str]):
         self._splits = tuple(splits)
-        self._directory = directory
-        self._resumed_at = resumed_at
-        self._again = tuple(again)
+        self._directory = Path(TENSORBOARD)
+        self._resumed_at: int | None = None
+        self._again: list[dict[str, float]] = []
         self._file: EventFile | None = None
+
+    def start(self, directory: Path, config: Mapping[str, Any], position: tuple[int, int] | None) -> None:
+        """Reads what the log says of the step of the checkpoint."""
+        self._directory = directory / TENSORBOARD
+        self._resumed_at = None if position is None else position[0]
+        self._again = [] if position is None else points_at(directory / LOG, position)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """One scalar for each value."""
@@ -124,24 +132,57 @@ class TensorBoardRecorder:
             self._file = None
 
 
-class Tee:
-    """Hands every log point to several recorders."""
+def as_recorder(found: Any) -> Recorder:
+    """What a caller passed in as a recorder, with every method of the protocol: those of an object that has only some
+    of them do nothing. Raises TypeError for one without `log`."""
+    if isinstance(found, Recorder):
+        return found
+    if not callable(getattr(found, "log", None)):
+        raise TypeError(
+            f"the recorder {type(found).__name__} has no `log(step, values)`; see sightline.types.Recorder."
+        )
+    made = _Partial()
+    for name in ("start", "log", "artifact", "flush", "close"):
+        if callable(getattr(found, name, None)):
+            setattr(made, name, getattr(found, name))
+    return made
+
+
+class _Partial(Recorder):
+    """The methods that a caller's object lacks."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """The caller's."""
+
+
+class Tee(Recorder):
+    """Passes everything on to several recorders, in their order."""
 
     def __init__(self, *recorders: Recorder):
         self._recorders = recorders
+
+    def start(self, directory: Path, config: Mapping[str, Any], position: tuple[int, int] | None) -> None:
+        """Starts each."""
+        for recorder in self._recorders:
+            recorder.start(directory, config, position)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """To each, in order."""
         for recorder in self._recorders:
             recorder.log(step, values)
 
+    def artifact(self, path: Path) -> None:
+        """To each."""
+        for recorder in self._recorders:
+            recorder.artifact(path)
+
     def flush(self) -> None:
         """Those that keep something back write it."""
         for recorder in self._recorders:
-            if hasattr(recorder, "flush"):
-                recorder.flush()
+            recorder.flush()
 
     def close(self) -> None:
-        """Closes each."""
-        for recorder in self._recorders:
-            recorder.close()
+        """Closes each, also where one fails."""
+        with ExitStack() as stack:
+            for recorder in reversed(self._recorders):
+                stack.callback(recorder.close)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import itertools
 import os
 import shutil
@@ -96,6 +97,21 @@ NO_ROOM = (
     r"whole: make room, and resume from it\."
 )
 NO_SPACE = r"the model of '.*/full' could not be exported .*No space left on device.*: sightline resume .*/full$"
+
+
+def test_an_assembly_that_is_forgotten_lets_go_of_its_lock(tmp_path: Path) -> None:
+    """At once, without the collector: also one that has a command to run."""
+    how = config(tmp_path)
+    how["run"]["requeue"] = "true"
+    gc.disable()
+    try:
+        assembly = build.assemble(how)
+        path = assembly.run.path
+        del assembly
+        with locked(path) as mine:
+            assert mine
+    finally:
+        gc.enable()
 
 
 @pytest.mark.rows("X01")

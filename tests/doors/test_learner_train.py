@@ -3,6 +3,7 @@ nothing it need not know."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -558,3 +559,27 @@ def test_clip_params_is_the_name_for_keeping_weights_in_a_range(tmp_path: Path) 
     learner = tf.StandardModel(network())
     train(learner, tmp_path, 1, lr=1.0, clip_params=(-0.05, 0.05))
     assert max(float(value.abs().max()) for value in learner.model.state_dict().values()) == pytest.approx(0.05)
+
+
+class EndsAt(nn.CrossEntropyLoss):
+    """Fails at a step, as a network of one's own may."""
+
+    def __init__(self, step: int):
+        super().__init__()
+        self.left = step
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        self.left -= 1
+        if not self.left:
+            raise ZeroDivisionError("theirs")
+        return super().forward(outputs, targets)
+
+
+def test_a_training_that_starts_over_leaves_no_log_of_the_one_before(tmp_path: Path) -> None:
+    """It ended before its first epoch did, so the next call with other arguments begins again in its directory."""
+    many = {"train_loader": loader(X.repeat(16, 1), Y.repeat(16))}
+    with pytest.raises(ZeroDivisionError):
+        train(tf.StandardModel(network()), tmp_path, 1, loss_fn=EndsAt(110), **many)
+    train(tf.StandardModel(network()), tmp_path, 1, lr=0.5, **many)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert steps == [50, 100, 120]

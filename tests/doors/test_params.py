@@ -133,6 +133,12 @@ def test_normalising_wants_one_number_for_gray_and_three_for_colour() -> None:
     completed(params | {"is_image_color": True})  # not asked for, so not looked at
 
 
+def test_a_wrong_value_within_a_key_is_named_by_the_dict(tmp_path: Path) -> None:
+    settings = params | {"is_image_color": False, "normalise_images": True, "normalise_mean": ["a"]}
+    with pytest.raises(ConfigError, match=r"^params\['normalise_mean'\]\[0\]: expected a number, found the text 'a'"):
+        FashionMNIST(settings, "train", tmp_path)
+
+
 def test_values_are_described_without_addresses() -> None:
     told = described({"class": nn.ELU, "steps": (nn.ReLU(), lambda image: image), "rate": 0.1, "more": object()})
     assert told["class"] == "torch.nn.modules.activation.ELU"

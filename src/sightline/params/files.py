@@ -15,7 +15,8 @@ from sightline.engine.sealed import load_sealed, save_sealed
 from sightline.errors import ArtifactError, ConfigError, RunFailedError, first_line, listing, nearest
 from sightline.files import expanded, leftovers
 from sightline.runs.eventfile import EventFile
-from sightline.types import Recorder, StepOutput, TrainState
+from sightline.runs.recorders import TensorBoardRecorder
+from sightline.types import StepOutput, TrainState
 
 if TYPE_CHECKING:
     from sightline.engine.trainer import Trainer
@@ -24,11 +25,11 @@ FORMAT = 1
 _RULE = "-" * 80
 
 
-class Curves(Recorder):
+class Curves(TensorBoardRecorder):
     """TensorBoard's curves as this interface draws them, by `add`; the points that the engine logs are not drawn."""
 
     def __init__(self) -> None:
-        self._file: EventFile | None = None
+        super().__init__(())
 
     def start(self, directory: Path, config: Mapping[str, Any], position: tuple[int, int] | None) -> None:
         """The points of a step that was saved stay, those after it come again."""
@@ -41,16 +42,6 @@ class Curves(Recorder):
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Draws nothing."""
-
-    def flush(self) -> None:
-        """Brings the points to the disk."""
-        if self._file is not None:
-            self._file.flush()
-
-    def close(self) -> None:
-        """Closes the file."""
-        if self._file is not None:
-            self._file.close()
 
 
 class EpochFiles(Callback):

@@ -21,6 +21,12 @@ class Average:
     remove some, or hold one under several names: the average follows. A tensor that is new, or has another shape or
     type, begins with the network's value; one that was replaced by another of its shape is averaged as before.
 
+    `torch.optim.swa_utils.AveragedModel` does not serve: it pairs tensors by their position and drops what one side has
+    more (`strict=False`), so that a tensor that is added, removed or replaced by the network is averaged with another
+    one or not at all; it averages whole-number buffers where it averages buffers; its count `n_averaged` is a tensor on
+    the device that every update reads back; and it keeps the network under `module.`, so checkpoints written so far
+    would not fit.
+
     `warmup` bounds the decay by (1 + step) / (10 + step), with `step` the updates before this one, as TensorFlow's
     `ExponentialMovingAverage` does with `num_updates`: an average of few steps does not remember the first weights."""
 

@@ -25,7 +25,14 @@ import driven
 import sightline
 from sightline.config import build
 from sightline.engine.runtime import Runtime
-from sightline.errors import AnotherTrainingError, ArtifactError, ConfigError, RunFailedError
+from sightline.errors import (
+    AnotherTrainingError,
+    ArtifactError,
+    ConfigError,
+    RunFailedError,
+    argument_names,
+    spelled,
+)
 from sightline.files import read_json
 from sightline.ranks import Ranks
 from sightline.runs.directory import Run
@@ -123,7 +130,7 @@ def test_a_failing_loop_names_the_last_good_checkpoint(tmp_path: Path) -> None:
         hooks.log(7, {"loss": 2.0})
         raise ZeroDivisionError("theirs")
 
-    policy = CheckpointPolicy("train_loss", "min", warn=False)
+    policy = CheckpointPolicy("train_loss", "min")
     with Session(Run(tmp_path), driven.INTERFACE) as session, pytest.raises(ZeroDivisionError) as failed:
         session.drive(loop, driven.Regression(), max_epochs=3, checkpoints=policy)
     (note,) = failed.value.__notes__
@@ -161,12 +168,16 @@ def test_a_loop_that_a_callback_stopped_is_done(tmp_path: Path) -> None:
                 loop,
                 driven.Regression(),
                 max_epochs=3,
-                checkpoints=CheckpointPolicy("loss", "min", warn=False),
+                checkpoints=CheckpointPolicy("loss", "min"),
                 callbacks=[Stop()],
                 recorders=[JsonlRecorder()],
             )
         assert result.epochs == result.steps == 1
+        assert result.run == tmp_path
     assert [row["epoch"] for row in points(tmp_path)] == [0]
+    with Session(Run(tmp_path), driven.INTERFACE) as session:  # with more epochs it is asked again
+        longer = session.drive(loop, driven.Regression(), max_epochs=5, checkpoints=CheckpointPolicy("loss", "min"))
+    assert longer.epochs == 4
 
 
 def test_overlapping_trainings_leave_the_settings_of_torch_as_they_were() -> None:
@@ -190,7 +201,7 @@ def test_a_copy_of_the_checkpoints_alone_stays_the_run_they_are_of(tmp_path: Pat
                 lambda hooks: 1 / 0,  # type: ignore[arg-type,return-value]
                 driven.Regression(),
                 max_epochs=3,
-                checkpoints=CheckpointPolicy("train_loss", "min", warn=False),
+                checkpoints=CheckpointPolicy("train_loss", "min"),
             )
     assert driven.fit(tmp_path / "two", 2)[0].epochs == 2
 
@@ -225,10 +236,9 @@ def test_two_ranks_make_one_directory_and_agree_on_the_checkpoint(tmp_path: Path
 def test_ranks_that_ask_for_different_directories_are_refused(tmp_path: Path) -> None:
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     both = [started(tmp_path / str(rank), 1, 0, RANK=str(rank), **shared) for rank in (0, 1)]
-    both[1].wait(120)
-    both[0].kill()  # it waits for the other one
-    assert f"rank 1 asks for '{tmp_path / '1'}' and rank 0 for '{tmp_path / '0'}'" in ended(both[1])[1]
-    ended(both[0])
+    said = [ended(process)[1] for process in both]
+    assert f"rank 1 asks for '{tmp_path / '1'}' and rank 0 for '{tmp_path / '0'}'" in said[1]
+    assert "another rank failed with ConfigError" in said[0], "it does not wait for the other one"
     assert not (tmp_path / "1").exists()
 
 
@@ -318,3 +328,22 @@ def test_two_sessions_side_by_side_leave_the_process_as_it_was(tmp_path: Path) -
         with pytest.raises(ArtifactError, match="is being trained by another process"):
             driven.fit(tmp_path / "open", 1)
     assert process_state() == before
+
+
+def test_names_of_places_within_an_argument() -> None:
+    with argument_names({"network": "net", "data.mean": "params['mean']"}):
+        assert spelled("network.layers[2]._target_") == "net.layers[2]._target_"
+        assert spelled("data.mean[0]") == "params['mean'][0]"
+        for name in ("a[0]b", "a[b", "x[a[0]]", "[0]", ".", ""):
+            assert spelled(name) == name
+
+
+def test_values_of_numpy_are_logged(tmp_path: Path) -> None:
+    def loop(hooks: driven.Hooks) -> None:
+        hooks.log(1, {"loss": np.float32(0.5)})  # type: ignore[dict-item]
+        hooks.epoch_end({"loss": np.float32(0.25)})  # type: ignore[dict-item]
+
+    with Session(Run(tmp_path), driven.INTERFACE) as session:
+        checkpoints = CheckpointPolicy("loss", "min")
+        session.drive(loop, driven.Regression(), max_epochs=1, checkpoints=checkpoints, recorders=[JsonlRecorder()])
+    assert [row["loss"] for row in points(tmp_path)] == [0.5, 0.25]

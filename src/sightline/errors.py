@@ -47,7 +47,7 @@ def spelled(name: str) -> str:
     looked up."""
     names, head = _names.get(), name
     while head and not names.get(head):
-        head = re.sub(r"(\[[^\]]*\]|\.[^.\[]*|^[^.\[]*)$", "", head)
+        head = head[: max(head.rfind("."), head.rfind("["), 0)]
     return f"{names[head]}{name[len(head) :]}" if head else name
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -66,17 +67,27 @@ class Ranks:
         value: T = answer["value"]
         return value
 
-    def wait_for_all(self) -> None:
-        """Returns when every rank has called it."""
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A block that every rank leaves when all have come to its end. An error in the block of one is RunFailedError
+        in the others, which do not wait for it any longer."""
         if self.world_size == 1:
+            yield
             return
         key, store = _key(), self._connect()
+        try:
+            yield
+        except BaseException as error:
+            store.set(f"{key}/all", f"{type(error).__name__}: {first_line(error)}")
+            raise
         if store.add(f"{key}/arrived", 1) == self.world_size:
             store.set(f"{key}/all", "")
         try:
-            store.wait([f"{key}/all"])
+            failed = store.get(f"{key}/all").decode()
         except RuntimeError as error:
             raise RunFailedError(f"rank {self.rank} waited in vain for the others: {first_line(error)}") from error
+        if failed:
+            raise RunFailedError(f"another rank failed with {failed}")
 
     def _connect(self) -> Any:
         """The key-value store of this launch, where MASTER_ADDR and MASTER_PORT say, by default port 29500 here. Under

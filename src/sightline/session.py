@@ -20,7 +20,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -245,19 +245,19 @@ class Session:
         asks for another one than rank 0."""
         wanted = f"{parent}/{name or default}"
         made = self.ranks.share(lambda: [wanted, str(Run.create(parent, name, default, fill, self._stack).path)])
-        self._check_wanted(wanted, made[0])
+        with self.ranks.together():
+            self._check_wanted(wanted, made[0])
         self._run = Run(Path(made[1]))
-        self.ranks.wait_for_all()
         return self._run
 
     def _open(self, run: Run, stack: ExitStack) -> None:
         mine = str(run.path.absolute())
         theirs, chosen = self.ranks.share(lambda: (mine, self._choose(run, stack)))
-        self._check_wanted(mine, theirs)
-        if chosen is not None and self.saved is None:  # rank 0 has read it
-            path, content = newest_whole([run.checkpoints / chosen], self._warn)
-            self.saved = SavedRun(path, content)
-        self.ranks.wait_for_all()  # before rank 0 writes the next one
+        with self.ranks.together():  # all have read it before rank 0 writes the next one
+            self._check_wanted(mine, theirs)
+            if chosen is not None and self.saved is None:
+                path, content = newest_whole([run.checkpoints / chosen], self._warn)
+                self.saved = SavedRun(path, content)
         if self.saved is not None and self.saved.interface != self.interface.name:
             raise AnotherTrainingError(
                 f"'{run.path}' holds a run that another interface, {self.saved.interface}, "
@@ -403,9 +403,15 @@ class Session:
         driver = Driver(state, dict(config or {}), max_epochs)
         if self.saved is not None:
             restore(self.saved.content, driver.state, self.saved.path)
+            if self.saved.content["about"].get("max_epochs", max_epochs) < max_epochs:
+                driver.state.stopped = False  # what ended it is to be asked again
         if self.finished(driver.state, max_epochs):
-            return driver.result()
+            result = driver.result()
+            result.run = self.run.path
+            return result
         training = _Driven(callbacks, recorders)
+        # nobody but the loop could begin in the middle of an epoch, so there is nothing to warn of
+        checkpoints = replace(checkpoints, about={**checkpoints.about, "max_epochs": max_epochs}, warn=False)
         driver.callbacks = self._callbacks(training, driver.state, checkpoints)
         driver.recorder = self._recorder
         self._trainer = driver

@@ -36,6 +36,7 @@ from sightline.engine.signals import requeue
 from sightline.engine.trainer import Trainer, check_callbacks
 from sightline.errors import ArtifactError, DivergedError, RunFailedError, SightlineError, argument_names, first_line
 from sightline.models.spec import ModelSpec
+from sightline.ranks import Ranks
 from sightline.runs.artifact import add_metrics, export_model, load, recover
 from sightline.runs.console import left_out, show_results
 from sightline.runs.directory import Run, check_free, check_place
@@ -143,12 +144,12 @@ class Assembly:
     def _measure(self, result: FitResult) -> None:
         try:
             result.metrics = {split: found.metrics for split, found in self.finish().items()}
-            self.session.artifact(self.run.exported)
         except (OSError, SafetensorError) as error:
             raise RunFailedError(
                 f"the model of '{self.run.path}' could not be exported and measured: {first_line(error)}. It is "
                 f"trained to its end; what is left to do is done by: sightline resume {self.run.path}"
             ) from error
+        self.session.artifact(self.run.exported)
 
     @argument_names(NAMES)
     def finish(self) -> dict[str, SplitResult]:
@@ -214,7 +215,7 @@ def assemble(config: TrainConfig | Mapping[str, Any] | str | Path, **given: Any)
     config = as_config(config)
     check_given(given)
     check_place(config.run.dir)
-    if config.run.name is not None:
+    if config.run.name is not None and Ranks.from_environment().writes:
         check_free(config.run.dir, config.run.name)
     return _assembled(config, given, Session(None, INTERFACE))
 

@@ -90,7 +90,7 @@ class Driver:
         self._start_epoch()
         self.state.step = step
         self.state.batch += 1
-        self._record({"epoch": self.state.epoch, **values})
+        self._record({"epoch": self.state.epoch, **{name: float(value) for name, value in values.items()}})
         self._answer()
 
     def epoch_end(self, record: Mapping[str, float]) -> None:

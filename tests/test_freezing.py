@@ -136,7 +136,7 @@ def test_frozen_layers_have_no_gradient_left() -> None:
         (Freeze((), patterns=["fetures.0"]), r"module\.freeze\[0\]: 'fetures\.0' matches no .*mean 'features\.0'\?"),
         (Freeze(["head"], 1, ["head"]), r"module\.freeze: nothing would be left to train in epoch 0"),
         (Freeze((), patterns=["*"]), r"module\.freeze: nothing would be left to train in epoch 0: \*"),
-        (Freeze((), 1), r"module\.freeze_epochs: it cannot be told which layer of this network is its head"),
+        (Freeze((), 1), r"module\.freeze_epochs: it is not known which layer of this network is its head"),
         (Freeze(["features"], 1, ["head", "features.*"]), "nothing would be left"),
     ],
 )  # fmt: skip

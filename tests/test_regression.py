@@ -179,7 +179,7 @@ def test_evaluate_measures_again_and_elsewhere(run: Path, tmp_path: Path, capsys
     assert [row["label"] for row in rows_of(written)] == ["0.5"] * 20
     (tmp_path / "folders" / "cat").mkdir(parents=True)
     Image.fromarray(IMAGES[0]).save(tmp_path / "folders" / "cat" / "1.png")
-    with pytest.raises(DataError, match=r"data.target=number: .* has folders of pictures"):
+    with pytest.raises(DataError, match=r"data.target=number: .* has folders of images"):
         evaluate.main([str(run), f"data.root={tmp_path / 'folders'}"])
 
 
@@ -454,7 +454,7 @@ def test_sources_of_classes_are_refused(tmp_path: Path) -> None:
     for name in ("1", "2"):
         (tmp_path / "folders" / name).mkdir(parents=True)
         Image.fromarray(IMAGES[0]).save(tmp_path / "folders" / name / "1.png")
-    with pytest.raises(DataError, match=r"has folders of pictures, which are classes.* Set data.root to a CSV"):
+    with pytest.raises(DataError, match=r"has folders of images, which are classes.* Set data.root to a CSV"):
         open_source("auto", tmp_path / "folders", numbers=True)
 
 

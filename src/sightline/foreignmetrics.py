@@ -48,8 +48,8 @@ class ForeignMetrics:
                     metric.update(answer, target)
             except Exception as error:  # whatever the metric's own code raises is about these arguments
                 raise RunFailedError(
-                    f"{arg.metrics}.{name}: {type(metric).__name__} cannot compare answers {_told(answer)} with "
-                    f"targets {_told(target)}: {error}"
+                    f"{arg.metrics}.{name}: {type(metric).__name__} cannot compare answers {_describe(answer)} with "
+                    f"targets {_describe(target)}: {error}"
                 ) from error
 
     @torch.inference_mode()
@@ -143,5 +143,5 @@ def _counting() -> Iterator[None]:
         torch.use_deterministic_algorithms(was, warn_only=warned)
 
 
-def _told(tensor: Tensor) -> str:
+def _describe(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

@@ -339,7 +339,7 @@ class Session:
         return Position(state.step, state.epoch)
 
     def finished(self, state: TrainState, max_epochs: int) -> bool:
-        """Whether the run has nothing left to train and the policy returns such a run; the user is told so."""
+        """Whether the run has nothing left to train and the policy returns such a run; that is reported."""
         done = self.saved is not None and self.policy.finished == "return"
         if not done or state.batch or (state.epoch < max_epochs and not state.stopped):
             return False
@@ -419,7 +419,7 @@ class Session:
             return self._fit(lambda: driver.run(loop), on_finish, None)
 
     def artifact(self, path: Path) -> None:
-        """Tells the recorders of a file or directory that the run has made."""
+        """Passes a file or directory that the run has made to the recorders."""
         if self._recorder is not None:
             self._recorder.artifact(path)
 

@@ -42,7 +42,7 @@ from sightline.runs.console import left_out, show_results
 from sightline.runs.directory import Run, check_free, check_place
 from sightline.runs.environment import environment
 from sightline.runs.evaluate import SplitResult, evaluate_split, write_predictions
-from sightline.runs.images import IMAGES, changes_told, write_images
+from sightline.runs.images import IMAGES, describe_changes, write_images
 from sightline.runs.provenance import provenance as origin
 from sightline.runs.recorders import JsonlRecorder, TensorBoardRecorder
 from sightline.session import CheckpointPolicy, Interface, ResumePolicy, Session, Training, check_own
@@ -283,7 +283,7 @@ def _take_place(session: Session, parts: Parts, given: Mapping[str, Any], diverg
         return
     images = session.run.path / IMAGES
     divergence.data = check_data(
-        session, parts.record, lambda: changes_told(images, parts.data, file_sizes(parts.source))
+        session, parts.record, lambda: describe_changes(images, parts.data, file_sizes(parts.source))
     )
     if divergence.began is None:
         return

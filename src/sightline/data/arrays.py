@@ -68,10 +68,10 @@ def label_texts(labels: Any, name: str, numbers: bool = False) -> list[str]:
             f"{name}: found the shape {list(array.shape)}; expected [N] or [N,1].{hint if array.ndim == 2 else ''}"
         )
     if array.dtype.kind not in ("iufU" if numbers else "iuU"):
-        told = "numbers" if numbers else "whole numbers or text"
+        detail = "numbers" if numbers else "whole numbers or text"
         advice = f", or set {arg.target}=number to predict numbers" if array.dtype.kind == "f" else ""
         convert = "float32" if numbers else "int64"
-        raise DataError(f"{name}: expected {told}, found {array.dtype}; convert with astype('{convert}'){advice}.")
+        raise DataError(f"{name}: expected {detail}, found {array.dtype}; convert with astype('{convert}'){advice}.")
     return [str(label) for label in array.tolist()]
 
 
@@ -92,9 +92,9 @@ def _advice(array: NDArray[Any]) -> str:
     if array.dtype.kind != "f" or not array.size:
         return "; convert with astype('uint8') where all values are 0 to 255"
     low, high = float(array.min()), float(array.max())
-    told = f" from {low:.4g} to {high:.4g}"
+    detail = f" from {low:.4g} to {high:.4g}"
     if low >= 0 and high <= 1:
-        return f"{told}; give (x * 255).round().astype('uint8')"
+        return f"{detail}; give (x * 255).round().astype('uint8')"
     if low >= 0 and high <= 255:
-        return f"{told}; give x.round().astype('uint8')"
-    return f"{told}: normalised already? Give the pixels before that, as uint8; {arg.preprocess} normalises"
+        return f"{detail}; give x.round().astype('uint8')"
+    return f"{detail}: normalised already? Give the pixels before that, as uint8; {arg.preprocess} normalises"

@@ -35,9 +35,9 @@ def class_names(
         if len(set(names)) != len(names):
             raise DataError(f"{arg.classes} names a class twice: {listing(names)}.")
     if len(names) < 2:
-        told = f"only one class, '{names[0]}'" if names else "no class"
+        problem = f"only one class, '{names[0]}'" if names else "no class"
         where = " Is the data directory one too deep?" if classes is None else f" Change {arg.classes}."
-        raise DataError(f"{told}: a classifier needs at least two.{where}")
+        raise DataError(f"{problem}: a classifier needs at least two.{where}")
     valid = set(label_index(names, given=classes is not None, own=own))
     for split, members in splits.items():
         for row in members:
@@ -45,8 +45,8 @@ def class_names(
                 continue
             if classes is not None:
                 known = f"0 to {classes - 1}" if isinstance(classes, int) else listing(names)
-                told = f"{row.place}: label '{row.label}' is out of range; {arg.classes} has {known}."
-                raise DataError(told + nearest(row.label, names))
+                problem = f"{row.place}: label '{row.label}' is out of range; {arg.classes} has {known}."
+                raise DataError(problem + nearest(row.label, names))
             raise DataError(
                 f"{row.place}: the class '{row.label}' is in the {split} split but not in train, so it can never be "
                 f"predicted.{nearest(row.label, names)} Training classes: {listing(names)}."

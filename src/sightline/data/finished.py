@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sightline import locate
 from sightline.data.generators import preserved, seed_all
-from sightline.data.persample import name_of, told
+from sightline.data.persample import describe, name_of
 from sightline.errors import ConfigError, DataError, arg, first_line
 from sightline.random import bits, derive
 from sightline.types import Batch, Seekable
@@ -53,14 +53,14 @@ class Transformed:
 def transformed(transforms: Sequence[Transform], image: Tensor) -> Tensor:
     """float32 [C,H,W] through every transform. Raises DataError where one fails or gives something else."""
     for transform in transforms:
-        given = f"{name_of(transform)} was given {told(image)}"
+        given = f"{name_of(transform)} was given {describe(image)}"
         try:
             found = transform(image)
         except Exception as error:  # the transform's own code
             raise DataError(f"{given} and failed with {type(error).__name__}: {first_line(error)}") from error
         if not isinstance(found, Tensor) or found.shape != image.shape or not found.is_floating_point():
             raise DataError(
-                f"{given} and gave back {told(found)}; expected floats of the same shape. The size of pictures is "
+                f"{given} and gave back {describe(found)}; expected floats of the same shape. The size of pictures is "
                 f"{arg.size}."
             )
         image = found

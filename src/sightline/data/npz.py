@@ -30,9 +30,9 @@ def read_npz(root: Path, numbers: bool = False) -> Found:
     arrays, source = _arrays(root)
     pairs: dict[str, dict[str, str]] = {}
     for key in arrays:
-        told = _meaning(key)
-        if told is not None:
-            split, what = told
+        meaning = _meaning(key)
+        if meaning is not None:
+            split, what = meaning
             if what in pairs.setdefault(split, {}):
                 raise DataError(f"'{source}': '{pairs[split][what]}' and '{key}' both are the {what} of {split}.")
             pairs[split][what] = key
@@ -75,8 +75,10 @@ def _arrays(root: Path) -> tuple[Mapping[str, Path], Path]:
     if source.is_dir():
         archives = sorted(source.glob("*.npz"))
         if len(archives) > 1:
-            told = listing(file.name for file in archives)
-            raise DataError(f"'{source}' has {len(archives)} .npz files: {told}; say which: {arg.root}=PATH/FILE.npz.")
+            listed = listing(file.name for file in archives)
+            raise DataError(
+                f"'{source}' has {len(archives)} .npz files: {listed}; say which: {arg.root}=PATH/FILE.npz."
+            )
         if not archives or root != source:
             return {file.stem: file for file in sorted(source.glob("*.npy"))}, source
         source = archives[0]
@@ -98,5 +100,5 @@ def _load(file: Path, key: str, source: Path) -> NDArray[Any]:
             return np.asarray(arrays[key])
     except Exception as error:  # whatever zipfile, zlib and numpy raise for damaged files
         pickled = "allow_pickle" in str(error)
-        told = "it is pickled, and loading it could run code; save it as a plain array" if pickled else error
-        raise DataError(f"'{source}', {key}: cannot be read: {told}.") from error
+        reason = "it is pickled, and loading it could run code; save it as a plain array" if pickled else error
+        raise DataError(f"'{source}', {key}: cannot be read: {reason}.") from error

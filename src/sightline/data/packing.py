@@ -258,9 +258,9 @@ def _bad(built: Built, samples: Sequence[Sample], rows: NDArray[np.int64]) -> li
 def _refuse_bad(built: Built, samples: Sequence[Sample], rows: NDArray[np.int64]) -> None:
     wrong = [reason for _, reason in _bad(built, samples, rows)]
     if len(wrong) > 1:
-        told = "\n  ".join(wrong[:10]) + (f"\n  … and {len(wrong) - 10} more" if len(wrong) > 10 else "")
+        shown = "\n  ".join(wrong[:10]) + (f"\n  … and {len(wrong) - 10} more" if len(wrong) > 10 else "")
         skip = offer("; {on_bad}=skip leaves them out")
-        raise DataError(f"{len(wrong)} images cannot be used{skip}:\n  {told}")
+        raise DataError(f"{len(wrong)} images cannot be used{skip}:\n  {shown}")
     if wrong:
         raise DataError(f"{wrong[0]}{offer(' ({on_bad}=skip leaves such images out)')}")
 

@@ -71,12 +71,12 @@ class PerSample:
             found = transform(self._given(image))
         except Exception as error:
             raise DataError(
-                f"{arg.augment}: {name_of(transform)} failed on {told(image)}: {type(error).__name__}: {error}"
+                f"{arg.augment}: {name_of(transform)} failed on {describe(image)}: {type(error).__name__}: {error}"
             ) from error
         result = _tensor(found)
         if result is None or result.dtype != torch.uint8 or result.shape != image.shape:
             raise DataError(
-                f"{arg.augment}: {name_of(transform)} was given {told(image)} and gave back {told(found)}. A "
+                f"{arg.augment}: {name_of(transform)} was given {describe(image)} and gave back {describe(found)}. A "
                 f"per-sample transform gives back uint8 of the size it was given: leave ToTensor, ToDtype and "
                 f"Normalize out ({arg.preprocess} normalises) and any Resize ({arg.size} sets the size)."
             )
@@ -111,7 +111,7 @@ def name_of(transform: Callable[[Any], Any]) -> str:
     return getattr(transform, "__name__", type(transform).__name__)
 
 
-def told(image: object) -> str:
+def describe(image: object) -> str:
     """What it is, for an error: its kind, type and shape."""
     if isinstance(image, Tensor):
         return f"a {str(image.dtype).removeprefix('torch.')} tensor {list(image.shape)}"

@@ -1,4 +1,4 @@
-"""Where images come from: the kind of layout, told or detected, and the source that lists its samples. A source knows
+"""Where images come from: the kind of layout, named or detected, and the source that lists its samples. A source knows
 ids, labels and splits; it decodes nothing. What is wrong with the data's *layout* is reported here, with the file and
 the row."""
 
@@ -67,10 +67,10 @@ def open_source(
     if kind == "auto":
         kind = "digits" if path is None or tree is None else _detect(path, tree, csv)
     if numbers and kind in ("digits", "folder"):
-        told = "the embedded digits have" if kind == "digits" else f"'{path}' has folders of pictures, which are"
+        kinds = "the embedded digits have" if kind == "digits" else f"'{path}' has folders of images, which are"
         raise DataError(
-            f"{arg.target}=number: {told} classes, not numbers. Set {arg.root} to a CSV or Parquet file with a column "
-            f"of numbers beside the pictures, or to NumPy's arrays."
+            f"{arg.target}=number: {kinds} classes, not numbers. Set {arg.root} to a CSV or Parquet file with a "
+            f"column of numbers beside the images, or to NumPy's arrays."
         )
     for key, column in (("split_column", split_column), ("group_column", group_column)):
         if column is not None and kind not in _TABLES:

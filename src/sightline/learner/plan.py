@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from sightline.errors import ConfigError, listing
+from sightline.errors import ConfigError, listing, nearest
 from sightline.files import expanded
 from sightline.monitors import better_when
 from sightline.types import Schedule
 
 SAVE_MODELS = ("all", "best")
 _RESERVED = ("loss", "duration")
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 class LearnerError(ConfigError, ValueError):
@@ -37,8 +39,9 @@ class Measuring(Protocol):
 
 @dataclass
 class Plan:
-    """The arguments of `train` by name. `metrics` has those of each split that is measured, by the names of their
-    values; two of one name are told apart by a number. Raises LearnerError, a ValueError, for what cannot be."""
+    """The arguments of `train`, checked: their names, their order and their defaults in the first generation, whose
+    later arguments come by name alone. `metrics` has those of each split that is measured, by the names of their
+    values; a number distinguishes two of one name. Raises LearnerError, a ValueError, for a wrong one."""
 
     train_loader: Iterable[Any]
     loss_fn: Callable[..., Any] | None
@@ -55,6 +58,7 @@ class Plan:
     save_logs: str | Path | None = None
     display_metrics: bool = True
     save_metrics: bool = True
+    _: KW_ONLY
     val_loader: Iterable[Any] | None = None
     val_metrics: Sequence[Measuring] | Measuring | None = None
     lr_scheduler: Any = None
@@ -148,7 +152,7 @@ class Plan:
                 f"{'lower' if better == 'min' else 'higher'}, so the learning rate would fall while it gets better; "
                 f"make it with ReduceLROnPlateau(..., mode='{better}').",
                 UserWarning,
-                stacklevel=6,
+                stacklevel=5,
             )
         return [Schedule(self.lr_scheduler, monitor=f"{split}_{watched}")]
 
@@ -167,6 +171,51 @@ class Plan:
         if is_scheduler and getattr(given, "optimizer", self.optimizer) is not self.optimizer:
             raise LearnerError("lr_scheduler: it was made for another optimizer than the one given to train.")
         self.lr_schedule, self.lr_scheduler = (None, given) if is_scheduler else (given, None)
+
+
+_LATER_ORDER = (
+    *("train_loader", "loss_fn", "optimizer", "train_metrics", "test_loader", "test_metrics", "val_loader"),
+    *("val_metrics", "num_epochs", "lr_scheduler", "save_models", "model_dir", "save_model_interval"),
+    *("display_metrics", "save_metrics", "notebook_mode", "batch_log", "save_logs", "visdom_log", "tensorboard_log"),
+    *("save_architecture", "clip_grads"),
+)
+
+
+def _in_order(order: Sequence[str], **defaults: Any) -> inspect.Signature:
+    """The arguments of `Plan`, those of `order` by position and the others by name alone, with other `defaults`."""
+    known = inspect.signature(Plan).parameters
+    places = [known[name].replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in order]
+    others = [known[name].replace(kind=inspect.Parameter.KEYWORD_ONLY) for name in known if name not in order]
+    found = (part.replace(default=defaults.get(part.name, part.default)) for part in (*places, *others))
+    return inspect.Signature([*found], return_annotation=None)
+
+
+FIRST = inspect.signature(Plan)
+LATER = _in_order(_LATER_ORDER, display_metrics=False, save_metrics=False)
+LOOP = _in_order(_LATER_ORDER)
+"""The arguments of `train` in the first generation and in the later one, and of the later one's `__train_loop__`."""
+
+
+def plan_of(arguments: inspect.Signature, values: Sequence[Any], named: Mapping[str, Any]) -> Plan:
+    """The plan of one call. Raises TypeError for an argument that is missing, too many or unknown."""
+    for name in named:
+        if name not in arguments.parameters:
+            raise TypeError(f"train() has no argument '{name}'.{nearest(name, arguments.parameters)}")
+    bound = arguments.bind(*values, **named)
+    bound.apply_defaults()
+    return Plan(**bound.arguments)
+
+
+def with_arguments(arguments: inspect.Signature) -> Callable[[_Method], _Method]:
+    """A decorator of a method that takes any arguments: `help` and `inspect` show these."""
+    receiver = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+
+    def mark(method: _Method) -> _Method:
+        shown = arguments.replace(parameters=[receiver, *arguments.parameters.values()], return_annotation=None)
+        method.__signature__ = shown  # type: ignore[attr-defined]
+        return method
+
+    return mark
 
 
 def named_metrics(argument: str, metrics: Sequence[Measuring] | Measuring | None) -> dict[str, Measuring]:

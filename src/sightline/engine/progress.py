@@ -23,6 +23,7 @@ class Progress(Callback):
 
     def __init__(self, console: Console | None = None):
         self.console = console or plain_console()
+        self.draws = self.console.is_terminal and not self.console.is_dumb_terminal
         self._live: Any = None  # a callback before this one may fail before the bar is there
 
     def on_fit_start(self, trainer: Trainer) -> None:
@@ -31,7 +32,7 @@ class Progress(Callback):
         self._live = None
         self._started, self._first_step = time.perf_counter(), trainer.state.step
         self._recent: deque[tuple[float, int]] = deque([(self._started, trainer.samples)], maxlen=24)
-        if self.console.is_terminal and not self.console.is_dumb_terminal:
+        if self.draws:
             from rich.live import Live
 
             self._live = Live(
@@ -68,6 +69,15 @@ class Progress(Callback):
         """Takes the bar away, so that the message stands alone."""
         self.on_fit_end(trainer)
 
+    def shown(self, trainer: Trainer, length: int | None) -> list[str]:
+        """What stands beside the bar: the batches of the epoch, of `length` where that is known, and the values that
+        were logged last."""
+        batch, log = trainer.state.batch, trainer.last_log
+        names = ["loss" if "loss" in log else "train_loss"]  # a short epoch may end before the first log point
+        names += [f"{split}_{metric}" for split in trainer.evals for metric in ("accuracy", "mae")]
+        values = [f"{name} {log[name]:.4f}" for name in names if name in log]
+        return [f"{batch}/{length}" if length else f"batch {batch}", *values]
+
     def _bar(self) -> RenderableType:
         from rich.progress_bar import ProgressBar
         from rich.table import Table
@@ -80,17 +90,7 @@ class Progress(Callback):
         length = operator.length_hint(trainer.train) or None
         cells: list[RenderableType] = [f"epoch {min(state.epoch + 1, trainer.max_epochs)}/{trainer.max_epochs}"]
         cells.append(ProgressBar(total=length, completed=state.batch, width=24, pulse=length is None))
-        cells.append(f"{state.batch}/{length}" if length else f"batch {state.batch}")
-        log = trainer.last_log
-        cells += [
-            f"{name} {log[name]:.4f}"
-            for name in (
-                "loss" if "loss" in log else "train_loss",  # a short epoch may end before the first log point
-                *(f"{split}_{metric}" for split in trainer.evals for metric in ("accuracy", "mae")),
-            )
-            if name in log
-        ]
-        cells.append(f"{rate:,.0f} images/s")
+        cells += [*self.shown(trainer, length), f"{rate:,.0f} images/s"]
         done = state.step - self._first_step
         if length and done:
             left = trainer.max_epochs * length - (state.epoch * length + state.batch)

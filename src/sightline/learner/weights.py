@@ -12,18 +12,17 @@ from safetensors.torch import load_file, save_model
 from torch import Tensor, nn
 
 from sightline import locate
-from sightline.errors import ArtifactError, ConfigError, SightlineError, first_line, listing
+from sightline.errors import ArtifactError, ConfigError, SightlineError, argument_names, first_line
 from sightline.files import atomic_write, beside, expanded, read_json, sha256, write_json
 from sightline.learner.plan import LearnerError
 from sightline.models.node import node_of
-from sightline.models.pretrained import fill, read_weights
+from sightline.models.pretrained import fill, load_exactly, read_weights
 
 FORMAT = 1
-_FEW = 6
 
 
 def save_weights(model: nn.Module, path: str | Path | IO[bytes], architecture: bool = False) -> None:
-    """The state dict, on the CPU, at `path`, whole or not at all; with `architecture`, `.json` and `.safetensors` files
+    """Writes the state dict, on the CPU, to `path`, atomically; with `architecture`, `.json` and `.safetensors` files
     beside it from which `load_network` makes the network."""
     state = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in model.state_dict().items()}
     if not isinstance(path, str | Path):
@@ -47,36 +46,17 @@ def save_weights(model: nn.Module, path: str | Path | IO[bytes], architecture: b
 
 
 def load_weights(model: nn.Module, path: str | Path | IO[bytes]) -> None:
-    """Puts the weights of a state dict, a checkpoint or a safetensors file into `model`, all or none; `module.`, which
-    parallel training puts before every name, is dropped. Raises LearnerError naming what does not fit."""
-    if isinstance(path, str | Path):
-        name = f"'{path}'"
-        try:
-            tensors = dict(read_weights(expanded(path)).tensors)
-        except ConfigError as error:
-            raise LearnerError(f"load_model: {str(error).removeprefix('module.weights: ')}") from error
-    else:
-        name = "the stream"
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    own = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
-    if (
-        tensors
-        and all(key.startswith("module.") for key in tensors)
-        and not any(key.startswith("module.") for key in own)
-    ):
-        tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
-    missing = [key for key in own if key not in tensors]
-    unknown = [key for key in tensors if key not in own]
-    other = [
-        f"{key} ({_sizes(tensors[key])} in the file, {_sizes(own[key])} in the network)"
-        for key in own
-        if key in tensors and tensors[key].shape != own[key].shape
-    ]
-    parts = (("Not in the file", missing), ("Of another shape", other), ("Not in the network", unknown))
-    wrong = " ".join(f"{title}: {listing(names, _FEW)}." for title, names in parts if names)
-    if wrong:
-        raise LearnerError(f"load_model: {name} is of another network. {wrong} Nothing was loaded.")
-    fill(model, tensors)
+    """Puts the weights of a state dict, a checkpoint or a safetensors file into `model`, all or none. Raises
+    LearnerError naming what does not fit."""
+    try:
+        with argument_names({"weights": "load_model"}):
+            if isinstance(path, str | Path):
+                load_exactly(model, read_weights(expanded(path)).tensors, f"'{path}'")
+            else:
+                tensors = torch.load(path, map_location="cpu", weights_only=True)
+                load_exactly(model, tensors, "the stream")
+    except ConfigError as error:
+        raise LearnerError(str(error)) from error
 
 
 def load_network(path: str | Path, allow: Sequence[str] = ()) -> nn.Module:
@@ -130,7 +110,3 @@ def _described_at(path: Path) -> tuple[dict[str, Any], Path]:
     if about.get("format") != FORMAT or not isinstance(about["network"], dict):
         raise ArtifactError(f"'{where}' is of format {about.get('format')}; this version reads format {FORMAT}.")
     return about, where
-
-
-def _sizes(value: Tensor) -> str:
-    return " x ".join(map(str, value.shape)) or "1"

@@ -146,11 +146,12 @@ def load_into(
     heads, first = head_of(model, shape), first_convolution(model, shape)
     _check_padding(weights, network or {})
     given = _in_order(weights, tensors) if by == "order" else _renamed(weights.tensors, tensors)
-    match = _Match(tensors, given, heads, first)
+    entry = f"{first}.weight" if first else "weight"
+    match = _Match(tensors, given, heads, entry)
     if match.wrong:  # timm's networks can read the forms of their papers' own files, and resize embeddings of positions
         rewrite = getattr(sys.modules.get(type(model).__module__), "checkpoint_filter_fn", None)
         if rewrite is not None:
-            match = _rewritten(rewrite, given, model, heads, first) or match
+            match = _rewritten(rewrite, given, model, heads, entry) or match
     if match.wrong:
         hint = _hint(weights, network or {})
         if by == "name" and not match.fitting and _fits_in_order(weights.tensors, tensors, heads):
@@ -167,6 +168,17 @@ def load_into(
     fill(model, match.found)
     new = tuple(name for name in tensors if name not in match.found and below(name, heads))
     return Loaded(weights.source, len(tensors) - len(new), len(tensors), new)
+
+
+def load_exactly(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Puts the tensors of `source` into the very network that they are of: all or, with an error, none. As in
+    `load_into`, a word that all names begin with is dropped, and a count of batches may be missing. Raises ConfigError
+    naming what does not fit."""
+    own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    match = _Match(own, _renamed(tensors, own))
+    if match.wrong:
+        raise ConfigError(f"{source} is of another network. {' '.join(match.wrong)} Nothing was loaded.", key="weights")
+    fill(model, match.found)
 
 
 def start_at_zero(model: nn.Module, shape: tuple[int, int, int]) -> None:
@@ -228,10 +240,15 @@ def _last_of_head(model: nn.Module, shape: tuple[int, int, int]) -> list[str]:
 
 
 class _Match:
-    """What of a network's tensors is `found` in a file, and in words what is `wrong`."""
+    """What of a network's tensors is `found` in a file, and in words what is `wrong`. `heads` may have other shapes in
+    the file, and `entry`, the weight of the first convolution, may be for other channels."""
 
     def __init__(
-        self, network: Mapping[str, Tensor], given: Mapping[str, Tensor], heads: Sequence[str], first: str | None
+        self,
+        network: Mapping[str, Tensor],
+        given: Mapping[str, Tensor],
+        heads: Sequence[str] = (),
+        entry: str = "",
     ):
         self.found = {
             name: given[name] for name in network if name in given and given[name].shape == network[name].shape
@@ -240,7 +257,6 @@ class _Match:
         head = {name for name in network if below(name, heads)}
         if not head <= set(self.found):  # a head is taken whole or not at all
             self.found = {name: value for name, value in self.found.items() if name not in head}
-        entry = f"{first}.weight" if first else "weight"
         if entry in network and entry in given and entry not in self.found:
             adapted = adapt_channels(given[entry], network[entry].shape)
             self.found |= {entry: adapted} if adapted is not None else {}
@@ -334,11 +350,11 @@ def _check_padding(weights: Weights, network: Mapping[str, Any]) -> None:
 
 
 def _rewritten(
-    rewrite: Any, given: Mapping[str, Tensor], model: nn.Module, heads: Sequence[str], first: str | None
+    rewrite: Any, given: Mapping[str, Tensor], model: nn.Module, heads: Sequence[str], entry: str
 ) -> _Match | None:
     network = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     try:
-        match = _Match(network, rewrite(dict(given), model), heads, first)
+        match = _Match(network, rewrite(dict(given), model), heads, entry)
     except Exception:  # it was written for other files than this one
         return None
     return None if match.wrong else match

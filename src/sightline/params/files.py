@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from sightline.engine.callbacks import Callback
+from sightline.engine.callbacks import Callback, not_measured
 from sightline.engine.checkpoint import checkpoint_content, numpy_values
 from sightline.engine.progress import Progress
 from sightline.engine.sealed import load_sealed, save_sealed
-from sightline.errors import ArtifactError, ConfigError, RunFailedError, first_line, listing, nearest
+from sightline.errors import ArtifactError, RunFailedError, first_line, listing
 from sightline.files import expanded, leftovers
 from sightline.runs.eventfile import EventFile
 from sightline.runs.recorders import TensorBoardRecorder
@@ -75,11 +75,8 @@ class EpochFiles(Callback):
         """What a plateau watches must be there."""
         for monitor in self.monitors:
             if monitor not in record:
-                names = [name for name in record if name != "epoch"]
-                raise ConfigError(
-                    f"params['learning_rate_schedule']: ReduceLROnPlateau watches '{monitor}', which the evaluation "
-                    f"did not measure.{nearest(monitor, names)} There are: {listing(names)}. Name one as 'monitor'."
-                )
+                effect = f"ReduceLROnPlateau, which watches '{monitor}', would never lower the rate"
+                raise not_measured("params['learning_rate_schedule']", monitor, record, effect)
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, float]) -> None:
         """The file, if it is its turn, and the epoch's points."""

@@ -118,8 +118,8 @@ def described(value: Any) -> Any:
         return {str(key): described(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [described(item) for item in value]
-    if isinstance(value, type) or (callable(value) and not isinstance(value, nn.Module)):
-        name = locate.home(value)
-        return name or locate.home(type(value))
-    text = repr(value) if isinstance(value, nn.Module | torch.device | torch.dtype) else ""
-    return text or f"{locate.home(type(value))}: {value!s}".partition(" at 0x")[0]
+    if isinstance(value, nn.Module | torch.device | torch.dtype):
+        return repr(value)
+    if callable(value):
+        return locate.home(value) or locate.home(type(value))
+    return f"{locate.home(type(value))}: {value!s}".partition(" at 0x")[0]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
 
 
-def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
-    """`function` of each part of a value, at any depth of lists, tuples and named tuples, which stay what they are."""
+def mapped(value: Any, function: Callable[[Any], Any], mappings: bool = False) -> Any:
+    """`function` of each part of a value, at any depth of lists, tuples and named tuples, which stay what they are;
+    with `mappings` also of dicts and other mappings, which become dicts."""
     if isinstance(value, list | tuple):
-        return like(value, [mapped(item, function) for item in value])
+        return like(value, [mapped(item, function, mappings) for item in value])
+    if mappings and isinstance(value, Mapping):
+        return {name: mapped(item, function, mappings) for name, item in value.items()}
     return function(value)
 
 

@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from sightline.engine.progress import Progress
+from sightline.learner.task import running
 from sightline.types import StepOutput
 
 if TYPE_CHECKING:
@@ -42,8 +43,7 @@ class BatchLog(Progress):
         """Shows the values, when it is time to."""
         if time.monotonic() < self._due:
             return
-        trainer.check_losses()
-        loss, metrics = trainer.state.meters["train"].running()
+        loss, metrics = running(trainer)
         values = [("Loss", loss), *metrics.items()]
         self._values = "  ".join(f"Train {name}: {value:.4f}" for name, value in values)
         if self._live is not None:

@@ -14,7 +14,6 @@ class Callbacks:
 
     def __init__(self) -> None:
         self.input_hooks: list[Callable[[Any], Any]] = []
-        self.batch_starts: list[Callable[[int, int], None]] = []
         self.added: dict[str, list[Callable[..., Any]]] = {}
 
     def add_input_hook(self, function: Callable[[Any], Any]) -> None:
@@ -61,3 +60,18 @@ class Callbacks:
     def overrides(self, name: str) -> bool:
         """Whether a subclass has a method of its own in place of the one here."""
         return getattr(type(self), name) is not getattr(Callbacks, name)
+
+    def call(self, event: str, *values: Any) -> None:
+        """Calls the functions that were added for an event."""
+        for function in self.added.get(event, ()):
+            function(*values)
+
+    def batch_starts(self) -> list[Callable[[int, int], None]]:
+        """What is called before every batch, with epoch and batch from 0."""
+        first = self.first_epoch
+        starts: list[Callable[[int, int], None]] = []
+        if self.overrides("on_batch_start"):
+            starts.append(lambda epoch, batch: self.on_batch_start(epoch + first, batch + first))
+        if self.added.get("batch_start"):
+            starts.append(lambda epoch, batch: self.call("batch_start", epoch + 1, batch + 1))
+        return starts

@@ -5,9 +5,8 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from sightline.engine.hooks import clipping
@@ -39,8 +38,6 @@ INTERFACE = Interface(
     traces=(f"{ALL}/*.pth", f"{BEST}/*.pth", LOSS_PLOT.format("*")),
 )
 NAMES: dict[str, str | None] = {"directory": "model_dir", "max_epochs": "num_epochs", "weights": None}
-_CYCLED = ("params", "lr", "betas", "momentum", "max_momentum", "base_momentum", "max_lr", "min_lr")
-"""What a schedule can change in an optimiser as it goes; where there is none that does, the description has it."""
 
 
 def fit(learner: BaseModel, plan: Plan) -> None:
@@ -61,8 +58,8 @@ def fit(learner: BaseModel, plan: Plan) -> None:
     # one process trains: the learner's callbacks change the training and write files at once
     with _learner_errors(), argument_names(NAMES), Session(run, INTERFACE, policy, ranks=Ranks()) as session, clipped:
         outputs = Outputs(learner, plan, run.path)
-        settings, description = _check_same(session, learner, plan)
-        state = TrainState(learner.model, plan.optimizer, plan.schedules(), config=settings | description.saved())
+        description = _check_same(session, learner, plan)
+        state = TrainState(learner.model, plan.optimizer, plan.schedules(), config=description.saved())
         state.meters["train"] = task.meter()
         session.restore(state)
         if session.finished(state, plan.num_epochs):
@@ -76,7 +73,7 @@ def fit(learner: BaseModel, plan: Plan) -> None:
             batches_of("train_loader", plan.train_loader),
             {split: task.measured(split, loader) for split, loader in plan.evals},
             max_epochs=plan.num_epochs,
-            runtime=Runtime(str(learner.device), seed=settings["seed"], deterministic=False),
+            runtime=Runtime(str(learner.device), seed=description.arguments["seed"], deterministic=False),
             meter=task.meter,
             eval_meter=task.eval_meter,
             writers=[
@@ -87,11 +84,7 @@ def fit(learner: BaseModel, plan: Plan) -> None:
             recorders=[JsonlRecorder()],
         )
         session.prepare(training, _checkpoints(plan, save_first=session.saved is None))
-        learner.batch_starts = _batch_starts(learner)
-        try:
-            result = session.fit()
-        finally:
-            learner.batch_starts = []
+        result = session.fit()
     if result.interrupted:
         print(f"Interrupted in epoch {result.epochs + learner.first_epoch}; train() resumes from '{run.last}'.")
         raise Terminated if result.signal == signal.SIGTERM else KeyboardInterrupt
@@ -114,15 +107,15 @@ def _checkpoints(plan: Plan, save_first: bool) -> CheckpointPolicy:
     return CheckpointPolicy(f"{split}_{name}", mode, save_first=save_first, warn=False)
 
 
-def _check_same(session: Session, learner: BaseModel, plan: Plan) -> tuple[dict[str, Any], TrainingDescription]:
+def _check_same(session: Session, learner: BaseModel, plan: Plan) -> TrainingDescription:
     """What makes this training the one it is; raises AnotherTrainingError where the directory holds another one. Prints
     once what could not be compared."""
-    settings, description = describe_arguments(learner, plan), TrainingDescription(learner, plan)
-    saved = session.saved
+    description = TrainingDescription(learner, plan)
+    saved, arguments = session.saved, description.arguments
     if saved is None:
-        return settings, description
-    settings["seed"] = saved.config["seed"]
-    session.check(Identity(settings), {name: saved.config[name] for name in settings if name in saved.config})
+        return description
+    arguments["seed"] = saved.config["seed"]
+    session.check(Identity(arguments), {name: saved.config[name] for name in arguments if name in saved.config})
     session.settle(_shapes_changed(saved, learner))
     done = saved.position.epoch
     if done > plan.num_epochs:
@@ -133,10 +126,10 @@ def _check_same(session: Session, learner: BaseModel, plan: Plan) -> tuple[dict[
     changes, notes = description.compare(saved.config, done)
     session.settle(changes)
     if session.saved is None:  # it starts over
-        return describe_arguments(learner, plan), TrainingDescription(learner, plan)
+        return TrainingDescription(learner, plan)
     if notes:
         print(f"Not compared with the training in '{session.run.path}': {'; '.join(notes)}")
-    return settings, description
+    return description
 
 
 def _shapes_changed(saved: SavedRun, learner: BaseModel) -> list[Change]:
@@ -146,32 +139,3 @@ def _shapes_changed(saved: SavedRun, learner: BaseModel) -> list[Change]:
         for state in (saved.content["model"], learner.model.state_dict())
     )
     return Identity({"network": {"@parameters": now}}).compare({"network": {"@parameters": was}})[:1]
-
-
-def describe_arguments(learner: BaseModel, plan: Plan) -> dict[str, Any]:
-    """What makes a training the one it is, as far as plain values say it."""
-    groups = []
-    for group in plan.optimizer.param_groups if plan.optimizer is not None else ():
-        group.setdefault("initial_lr", group["lr"])  # which a schedule leaves alone
-        groups.append({name: repr(value) for name, value in sorted(group.items()) if name not in _CYCLED})
-    return {
-        "seed": torch.initial_seed() % 2**63,
-        "optimizer": type(plan.optimizer).__name__,
-        "optimizer's settings": groups,
-        "loss_fn": getattr(plan.loss_fn, "__qualname__", type(plan.loss_fn).__name__),
-        "lr_scheduler": type(plan.lr_scheduler).__name__,
-        **{f"{split}_metrics": list(plan.metrics.get(split, ())) for split in ("train", "test", "val")},
-        "clip_grads": repr(plan.clip_grads),
-        "clip_params": repr(plan.clip_params),
-        "half()": learner.fp16_mode,
-    }
-
-
-def _batch_starts(learner: BaseModel) -> list[Any]:
-    first = learner.first_epoch
-    starts: list[Any] = []
-    if learner.overrides("on_batch_start"):
-        starts.append(lambda epoch, batch: learner.on_batch_start(epoch + first, batch + first))
-    added = learner.added.get("batch_start", ())
-    starts.extend(lambda epoch, batch, call=call: call(epoch + 1, batch + 1) for call in added)
-    return starts

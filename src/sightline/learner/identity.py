@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from sightline.engine.callbacks import Callback
@@ -26,9 +27,30 @@ if TYPE_CHECKING:
     from sightline.types import TrainState
 
 VERSION = 2
+_CYCLED = ("params", "lr", "betas", "momentum", "max_momentum", "base_momentum", "max_lr", "min_lr")
+"""What a schedule can change in an optimiser as it goes; where there is none that does, the description has it."""
 _LARGE = 16 << 20
 _GROUP = ("max_lr", "min_lr", "max_momentum", "base_momentum")
 _LENGTHS = ("total_steps", "T_max", "total_iters")
+
+
+def describe_arguments(learner: BaseModel, plan: Plan) -> dict[str, Any]:
+    """What makes a training the one it is, as far as plain values say it."""
+    groups = []
+    for group in plan.optimizer.param_groups if plan.optimizer is not None else ():
+        group.setdefault("initial_lr", group["lr"])  # which a schedule leaves alone
+        groups.append({name: repr(value) for name, value in sorted(group.items()) if name not in _CYCLED})
+    return {
+        "seed": torch.initial_seed() % 2**63,
+        "optimizer": type(plan.optimizer).__name__,
+        "optimizer's settings": groups,
+        "loss_fn": getattr(plan.loss_fn, "__qualname__", type(plan.loss_fn).__name__),
+        "lr_scheduler": type(plan.lr_scheduler).__name__,
+        **{f"{split}_metrics": list(plan.metrics.get(split, ())) for split in ("train", "test", "val")},
+        "clip_grads": repr(plan.clip_grads),
+        "clip_params": repr(plan.clip_params),
+        "half()": learner.fp16_mode,
+    }
 
 
 def describe_settings(learner: BaseModel, plan: Plan, digests: Digests) -> dict[str, Any]:
@@ -70,11 +92,13 @@ def describe_loaders(plan: Plan, digests: Digests) -> tuple[dict[str, Any], dict
 
 
 class TrainingDescription:
-    """The parts of one call of `train` as plain values, compared with those in the config of a checkpoint."""
+    """The parts of one call of `train` as plain values, compared with those in the config of a checkpoint: `arguments`
+    by name, `settings` and `loaders` by what they are made of."""
 
     def __init__(self, learner: BaseModel, plan: Plan):
         self._learner, self._plan = learner, plan
         digests: Digests = {}
+        self.arguments = describe_arguments(learner, plan)
         self.settings = describe_settings(learner, plan, digests)
         self._large = {key: found for key, found in digests.items() if _is_large(found[0], _LARGE)}
         self.loaders, self.unknown = describe_loaders(plan, digests)
@@ -84,8 +108,8 @@ class TrainingDescription:
         self._known = {key: found for key, found in digests.items() if _is_large(found[0], _LARGE if few else -1)}
         self.changed: dict[Path, Any] = {}
 
-    def saved(self) -> dict[str, str]:
-        """As texts, so that a checkpoint has no more to copy."""
+    def saved(self) -> dict[str, Any]:
+        """For the config of a checkpoint; what is long as texts, so that a checkpoint has no more to copy."""
         found = {
             "version": VERSION,
             "python": python_version(),
@@ -93,7 +117,7 @@ class TrainingDescription:
             "parts": self.settings | self.loaders,
         }
         changed = [[*path, value] for path, value in self.changed.items()]
-        return {"identity": json.dumps(found), "changed": json.dumps(changed)}
+        return self.arguments | {"identity": json.dumps(found), "changed": json.dumps(changed)}
 
     def compare(self, config: Mapping[str, Any], epoch: int) -> tuple[list[Change], list[str]]:
         """(what differs from the training that a checkpoint of `epoch` with this config is of, a description of what

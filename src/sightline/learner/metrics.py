@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -54,7 +54,19 @@ class Metric:
         raise NotImplementedError(f"{type(self).__name__} has no __compute__, the sum over the samples of a batch.")
 
 
-class Accuracy(Metric):
+class _OneOutput(Metric):
+    """A metric that is defined for one output; of several it is the sum."""
+
+    def __compute__(self, predictions: Any, targets: Any) -> Any:
+        if isinstance(predictions, list | tuple):
+            return sum(self.__compute__(*pair) for pair in zip(predictions, targets, strict=True))
+        return self._sum_of(predictions, targets)
+
+    def _sum_of(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Accuracy(_OneOutput):
     """How often the right class is among the `topK` first. Outputs [B,C], class indices [B]."""
 
     better = "max"
@@ -63,9 +75,7 @@ class Accuracy(Metric):
         super().__init__(name)
         self.topK = topK
 
-    def __compute__(self, predictions: Any, targets: Any) -> Any:
-        if isinstance(predictions, list | tuple):
-            return sum(self.__compute__(*pair) for pair in zip(predictions, targets, strict=True))
+    def _sum_of(self, predictions: Tensor, targets: Tensor) -> Tensor:
         _check_classes(self, predictions, targets, self.topK)
         label = targets.reshape(-1)
         if self.topK == 1:
@@ -73,7 +83,7 @@ class Accuracy(Metric):
         return (predictions.topk(self.topK, 1).indices == label.unsqueeze(1)).sum()
 
 
-class MeanConfidenceScore(Metric):
+class MeanConfidenceScore(_OneOutput):
     """The mean probability of the right class, 0 where it is not among the `topK` first. Outputs [B,C], class indices
     [B]; `apply_softmax` makes probabilities of logits."""
 
@@ -84,9 +94,7 @@ class MeanConfidenceScore(Metric):
         self.topK = topK
         self.apply_softmax = apply_softmax
 
-    def __compute__(self, predictions: Any, targets: Any) -> Any:
-        if isinstance(predictions, list | tuple):
-            return sum(self.__compute__(*pair) for pair in zip(predictions, targets, strict=True))
+    def _sum_of(self, predictions: Tensor, targets: Tensor) -> Tensor:
         _check_classes(self, predictions, targets, self.topK)
         probabilities = predictions.float().softmax(1) if self.apply_softmax else predictions.float()
         label = targets.reshape(-1, 1)
@@ -94,34 +102,28 @@ class MeanConfidenceScore(Metric):
         return (probabilities.gather(1, label.long()) * among).sum()
 
 
-class _MeanDifference(Metric):
-    """The mean of what a difference counts. A sample of several numbers counts with their mean."""
-
-    better = "min"
-    _counted: Callable[[Tensor], Tensor]
-
-    def __compute__(self, predictions: Any, targets: Any) -> Any:
-        if isinstance(predictions, list | tuple):
-            return sum(self.__compute__(*pair) for pair in zip(predictions, targets, strict=True))
-        return _per_sample(self._counted(_difference(self, predictions, targets)))
-
-
-class MSE(_MeanDifference):
+class MSE(_OneOutput):
     """The mean squared error. A sample of several numbers counts with their mean."""
 
-    _counted = staticmethod(torch.square)
+    better = "min"
 
     def __init__(self, name: str = "MSE"):
         super().__init__(name)
 
+    def _sum_of(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        return _over_samples(_difference(self, predictions, targets).square())
 
-class MAE(_MeanDifference):
+
+class MAE(_OneOutput):
     """The mean absolute error. A sample of several numbers counts with their mean."""
 
-    _counted = staticmethod(torch.abs)
+    better = "min"
 
     def __init__(self, name: str = "MAE"):
         super().__init__(name)
+
+    def _sum_of(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        return _over_samples(_difference(self, predictions, targets).abs())
 
 
 def batch_size(value: Any, batch_first: bool = True) -> int:
@@ -194,5 +196,5 @@ def _difference(metric: Any, predictions: Tensor, targets: Tensor) -> Tensor:
     return predictions.float() - targets.float()
 
 
-def _per_sample(values: Tensor) -> Tensor:
+def _over_samples(values: Tensor) -> Tensor:
     return values.reshape(len(values), -1).mean(1).sum()

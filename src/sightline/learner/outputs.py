@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from sightline.engine.callbacks import Callback
 from sightline.files import expanded, leftovers, write_json
 from sightline.learner.metrics import is_better
 from sightline.learner.plan import Plan, direction
 from sightline.learner.plots import PlotInput, file_names, visualize
+from sightline.learner.task import running
 from sightline.runs.eventfile import EventFile
 from sightline.types import StepOutput, TrainState
 
@@ -59,7 +62,7 @@ class Outputs(Callback):
         epoch = trainer.state.epoch
         print(f"Epoch {epoch + self.learner.first_epoch} of {trainer.max_epochs}")
         self.learner.on_epoch_start(epoch + self.learner.first_epoch)
-        self._call("epoch_start", epoch + 1)
+        self.learner.call("epoch_start", epoch + 1)
 
     def on_step_end(self, trainer: Trainer, output: StepOutput) -> None:
         """Calls those that look at every batch."""
@@ -94,7 +97,7 @@ class Outputs(Callback):
         learner.on_epoch_end(
             number, learner.train_metrics, learner.test_metrics, record["train_loss"], record["train_duration"]
         )
-        self._call("epoch_end", number + 1 - learner.first_epoch, _told(record))
+        self.learner.call("epoch_end", number + 1 - learner.first_epoch, _told(record))
 
     def on_fit_end(self, trainer: Trainer) -> None:
         """The end of training, but not of one that was interrupted."""
@@ -105,7 +108,9 @@ class Outputs(Callback):
         learner = self.learner
         learner.on_training_completed(learner.train_metrics, learner.test_metrics, took)
         told = _told(trainer.state.history[-1])
-        self._call("training_completed", {"train_duration": took} | {k: told[k] for k in told if k != "duration"})
+        self.learner.call(
+            "training_completed", {"train_duration": took} | {k: told[k] for k in told if k != "duration"}
+        )
 
     def on_exception(self, trainer: Trainer, error: BaseException) -> None:
         """Closes what is open."""
@@ -168,8 +173,6 @@ class Outputs(Callback):
             self._board.add(epoch, {"logs/train_loss": record["train_loss"], **measured})
             self._board.flush()
         if plan.visdom_log is not None:
-            import torch
-
             epochs = torch.arange(1, epoch + 1)
             series = [("train_loss", "Train Loss")]
             series += [(f"{split}_{name}", f"{split.title()} {name}") for split, name, _ in self._metrics()]
@@ -180,18 +183,18 @@ class Outputs(Callback):
     def _batch_ends(self) -> list[Callable[[Trainer], None]]:
         """What is called after every batch: nothing that would read the device back, unless somebody asked."""
         learner = self.learner
+        first = learner.first_epoch
         ends: list[Callable[[Trainer], None]] = []
 
         def method(trainer: Trainer) -> None:
-            loss, _ = _running(trainer)
+            loss, _ = running(trainer)
             state = trainer.state
-            first = learner.first_epoch
             learner.on_batch_end(state.epoch + first, state.batch - 1 + first, learner.train_metrics, loss)
 
         def added(trainer: Trainer) -> None:
-            loss, values = _running(trainer)
+            loss, values = running(trainer)
             data = {"train_loss": loss} | {f"train_{name}": value for name, value in values.items()}
-            self._call("batch_end", trainer.state.epoch + 1, trainer.state.batch, data)
+            learner.call("batch_end", trainer.state.epoch + 1, trainer.state.batch, data)
 
         if learner.overrides("on_batch_end"):
             ends.append(method)
@@ -199,20 +202,10 @@ class Outputs(Callback):
             ends.append(added)
         return ends
 
-    def _call(self, event: str, *values: Any) -> None:
-        for function in self.learner.added.get(event, ()):
-            function(*values)
-
     def _close(self) -> None:
         if self._board is not None:
             self._board.close()
             self._board = None
-
-
-def _running(trainer: Trainer) -> tuple[float, dict[str, float]]:
-    trainer.check_losses()
-    found: tuple[float, dict[str, float]] = trainer.state.meters["train"].running()
-    return found
 
 
 def _told(record: dict[str, float]) -> dict[str, float]:

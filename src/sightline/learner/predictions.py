@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from operator import itemgetter
 from typing import Any
 
 import torch
 from numpy import ndarray
 from torch import Tensor
 
-from sightline.engine.nested import like
+from sightline.engine.nested import mapped
 from sightline.errors import listing
 from sightline.learner.plan import LearnerError
 
 
 def each(answer: Any, function: Callable[[Any], Any]) -> Any:
-    """`function` of each part of an answer, at any depth; tuples, lists and dicts stay what they are."""
-    if isinstance(answer, Mapping):
-        return {name: each(part, function) for name, part in answer.items()}
-    if isinstance(answer, list | tuple):
-        return like(answer, [each(part, function) for part in answer])
-    return function(answer)
+    """`function` of each part of an answer, at any depth."""
+    return mapped(answer, function, mappings=True)
 
 
 def usable(answer: Any) -> Any:
@@ -60,12 +57,7 @@ def squeezed(answer: Any) -> Any:
 
 def per_sample(answers: list[Any]) -> list[Any]:
     """The answer to each sample of all batches, of several outputs in the container they came in."""
-
-    def sample(answer: Any, place: int) -> Any:
-        """One row of every output."""
-        return each(answer, lambda part: part[place])
-
-    return [sample(answer, place) for answer in answers for place in range(_samples(answer))]
+    return [each(answer, itemgetter(place)) for answer in answers for place in range(_samples(answer))]
 
 
 def concatenated(answers: list[Any]) -> Any:

@@ -19,6 +19,7 @@ from sightline.metrics import Meter
 from sightline.types import Batch, StepOutput, Task, TrainState
 
 if TYPE_CHECKING:
+    from sightline.engine.trainer import Trainer
     from sightline.learner.base import BaseModel
 
 TRAIN = ("__train_func__", "__train_function__")
@@ -130,6 +131,15 @@ class TrainMeter(Meter):
             restore_state(metric, saved)
 
 
+def running(trainer: Trainer) -> tuple[float, dict[str, float]]:
+    """The mean loss and the training metrics of the epoch so far, read back from the device. Raises NonFiniteLossError
+    for a loss that is no number."""
+    trainer.check_losses()
+    meter = trainer.state.meters["train"]
+    assert isinstance(meter, TrainMeter)
+    return meter.running()
+
+
 class LearnerTask(Task):
     """Calls the learner's own steps. Their loss is what they add to the running loss: it is taken off the graph after
     every step, whether they do so or not."""
@@ -149,6 +159,7 @@ class LearnerTask(Task):
                 )
             self._train = bound(train, TRAIN_NAMES)
             self._is_standard = learner.owns_train_step
+            self._batch_starts = learner.batch_starts()
             for split in metrics:
                 if split != "train":
                     self._step_of(split)
@@ -191,9 +202,8 @@ class LearnerTask(Task):
         """One call of the learner's own training step."""
         learner, plan = self.learner, self.plan
         assert plan is not None
-        if learner.batch_starts:
-            for start in learner.batch_starts:
-                start(state.epoch, state.batch)
+        for start in self._batch_starts:
+            start(state.epoch, state.batch)
         if learner.input_hooks:
             batch = hooked(batch, learner.input_hooks)
         n = batch_size(batch)
@@ -317,13 +327,9 @@ def moved(value: Any, device: torch.device) -> Any:
     """The tensors in a value, at any depth, on a device; arrays become tensors."""
 
     def placed(part: Any) -> Any:
-        if isinstance(part, Tensor):
-            return part.to(device, non_blocking=True)
-        if isinstance(part, Mapping):
-            return {name: mapped(item, placed) for name, item in part.items()}
-        return torch.as_tensor(part, device=device)
+        return part.to(device, non_blocking=True) if isinstance(part, Tensor) else torch.as_tensor(part, device=device)
 
-    return mapped(value, placed)
+    return mapped(value, placed, mappings=True)
 
 
 def detached(value: Any) -> Any:

@@ -18,17 +18,7 @@ from sightline.errors import DataError
 from sightline.learner.callbacks import Callbacks
 from sightline.learner.fitting import fit
 from sightline.learner.metrics import batch_size
-from sightline.learner.plan import (
-    FIRST,
-    LATER,
-    LOOP,
-    LearnerError,
-    Measuring,
-    Plan,
-    named_metrics,
-    plan_of,
-    with_arguments,
-)
+from sightline.learner.plan import FIRST, LATER, LOOP, LearnerError, Measuring, Plan, named_metrics
 from sightline.learner.predictions import concatenated, on_cpu, per_sample, probabilities, squeezed, usable
 from sightline.learner.summary import inputs_of, layer_table
 from sightline.learner.task import PREDICT, TRAIN, LearnerTask, measure_on, moved, own_method, train_on
@@ -61,7 +51,7 @@ class BaseModel(Callbacks):
         self.records: list[dict[str, float]] = []
         self._placed: torch.device | None = None
 
-    @with_arguments(FIRST)
+    @FIRST.shown
     def train(self, *arguments: Any, **named: Any) -> None:
         """Trains to `num_epochs` epochs in all, writing models, plots and logs to `model_dir`. Called again there, it
         resumes where it was ended, and with the same arguments the result is that of a run without an end in between.
@@ -71,7 +61,7 @@ class BaseModel(Callbacks):
         `clip_params` (the same of a weight) and `lr_schedule_late` (`lr_schedule(epoch)` after the epoch in place of
         before it) do what was done once. Raises LearnerError, a ValueError, for a wrong argument and for a directory
         that holds another training."""
-        self._fit(plan_of(FIRST, arguments, named))
+        self._fit(FIRST.plan(*arguments, **named))
 
     def evaluate(self, test_loader: Iterable[Any], metrics: Sequence[Measuring] | Measuring) -> dict[str, float]:
         """Measures `metrics`, which begin anew, and gives their values by name. Weights, buffers and modes stay."""
@@ -149,10 +139,6 @@ class BaseModel(Callbacks):
         """Whether the training step is the one of this module, and not a subclass's own."""
         step = own_method(self, *TRAIN)
         return getattr(step, "__module__", "") == __name__
-
-    def metrics_of(self, split: str) -> Any:
-        """The metrics of a split as they were given."""
-        return self.val_metrics if split == "val" else self.test_metrics
 
     def answer(self, inputs: Any) -> Any:
         """The learner's own answer to a batch."""
@@ -244,12 +230,12 @@ class BaseLearner(BaseModel):
     def __train_loop__(self, train_loader: Any, train_metrics: Any, *rest: Any, **named: Any) -> None:
         """What a subclass calls that has a `train` of its own, after it has set `optimizer` and `loss_fn`. Takes the
         arguments of `train` without these two; plots are drawn unless the call says otherwise."""
-        self._fit(plan_of(LOOP, (train_loader, self.loss_fn, self.optimizer, train_metrics, *rest), named))
+        self._fit(LOOP.plan(train_loader, self.loss_fn, self.optimizer, train_metrics, *rest, **named))
 
-    @with_arguments(LATER)
+    @LATER.shown
     def train(self, *arguments: Any, **named: Any) -> None:
         """As `BaseModel.train`, in the order of the later versions."""
-        self._fit(plan_of(LATER, arguments, named))
+        self._fit(LATER.plan(*arguments, **named))
 
     def predict(self, inputs: Any, apply_softmax: bool = False) -> Any:
         """The network's answer to a batch of inputs, without its first dimension for a batch of one: [classes], and

@@ -133,7 +133,7 @@ def name_of(kind: Any) -> str:
 def methods_of(cls: type, entries: Iterable[str]) -> Iterator[tuple[type, str, types.FunctionType]]:
     """(class, name, function) of the user's own methods that are called by these names, or by one of those. The
     decorators of a method follow it under its name."""
-    owners = [owner for owner in cls.__mro__ if not is_library(owner.__module__)]
+    owners = own_classes(cls)
     waiting, seen = deque(entries), set()
     while waiting:
         name = waiting.popleft()
@@ -144,6 +144,11 @@ def methods_of(cls: type, entries: Iterable[str]) -> Iterator[tuple[type, str, t
             for function in functions_of(vars(owner).get(name)):
                 yield owner, name, function
                 waiting.extend(sorted(code_info(function.__code__).reads))
+
+
+def reads_of(cls: type, entries: Iterable[str]) -> frozenset[str]:
+    """The names that the methods of `methods_of` read."""
+    return frozenset().union(*(code_info(function.__code__).reads for _, _, function in methods_of(cls, entries)))
 
 
 def moving_attributes(cls: type, calls: Iterable[str] = ()) -> tuple[set[str], set[str]]:
@@ -160,9 +165,14 @@ def moving_attributes(cls: type, calls: Iterable[str] = ()) -> tuple[set[str], s
     return stored, mutated
 
 
+def own_classes(cls: type) -> list[type]:
+    """The user's own among the classes that a class is made of, the most derived first."""
+    return [owner for owner in cls.__mro__ if not is_library(owner.__module__)]
+
+
 def members_of(cls: type) -> set[str]:
     """The names that the user's own classes define."""
-    return {name for owner in cls.__mro__ if not is_library(owner.__module__) for name in vars(owner)}
+    return {name for owner in own_classes(cls) for name in vars(owner)}
 
 
 def made_by_library(cls: type) -> frozenset[str]:
@@ -188,17 +198,16 @@ def functions_of(member: Any) -> list[types.FunctionType]:
         found[id(member)] = member
         member = getattr(member, "__dict__", {}).get("__wrapped__")
     functions = [one for one in found.values() if isinstance(one, types.FunctionType)]
-    return [function for function in reversed(functions) if not is_library(defined_in(function))]
+    return [function for function in reversed(functions) if not is_installed(function)]
 
 
-def defined_in(function: types.FunctionType) -> str | None:
-    """The module whose code it is. Of a decorator that uses `functools.wraps`, `__module__` is that of the function
-    inside."""
-    name: str | None = function.__globals__.get("__name__")
-    return name
+def is_installed(function: types.FunctionType) -> bool:
+    """Whether the code of a function is a library's. Its `__module__` does not say so: `functools.wraps` gives a
+    decorator that of the function inside."""
+    return is_library(function.__globals__.get("__name__"))
 
 
 def entries_of(cls: type) -> list[str]:
     """Those of `ENTRIES` that the user's own classes define."""
-    owners = [owner for owner in cls.__mro__ if not is_library(owner.__module__)]
-    return [name for name in ENTRIES if any(name in vars(owner) for owner in owners)]
+    own = members_of(cls)
+    return [name for name in ENTRIES if name in own]

@@ -23,15 +23,17 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from sightline.learner.bytecode import (
     code_info,
-    defined_in,
     entries_of,
     functions_of,
+    is_installed,
     is_library,
     made_by_library,
     members_of,
     methods_of,
     moving_attributes,
     name_of,
+    own_classes,
+    reads_of,
 )
 from sightline.learner.contents import (
     MANY,
@@ -128,7 +130,7 @@ class Describer:
         if isinstance(value, functools.partial):
             names = {"@class": "partial", "function": self.value(value.func, read)}
             return names | {"arguments": self.value(value.args), "keywords": self.value(value.keywords)}
-        own = isinstance(value, types.FunctionType) and not is_library(defined_in(value))
+        own = isinstance(value, types.FunctionType) and not is_installed(value)
         if not own and isinstance(getattr(value, "__wrapped__", None), types.FunctionType | types.MethodType):
             return self.value(value.__wrapped__, read)
         if isinstance(value, types.FunctionType):
@@ -160,7 +162,7 @@ class Describer:
 
     def function(self, function: types.FunctionType) -> Any:
         """Its code, and the values of the variables around it that it uses."""
-        if is_library(defined_in(function)):
+        if is_installed(function):
             return {"@class": name_of(function)}
         name = name_of(function)
         found = {"@class": name, "@code": {name: code_info(function.__code__).digest}}
@@ -317,8 +319,7 @@ class Describer:
         layers: dict[str, Any] = {}
         names: dict[int, str] = {}
         classes = {type(module) for module in model.modules()}
-        codes = [function.__code__ for cls in classes for _, _, function in methods_of(cls, entries_of(cls))]
-        with self._called_by(frozenset().union(*(code_info(code).reads for code in codes))):
+        with self._called_by(frozenset().union(*(reads_of(cls, entries_of(cls)) for cls in classes))):
             for name, module in model.named_modules(remove_duplicate=False):
                 if id(module) in names:
                     layers[name] = {"@class": f"the same as '{names[id(module)]}'"}
@@ -328,16 +329,12 @@ class Describer:
         return {"@layers": layers}
 
     def _layer(self, module: nn.Module, path: str, names: dict[int, str]) -> dict[str, Any]:
-        found: dict[str, Any] = {"@class": name_of(type(module))}
-        library = is_library(type(module).__module__)
         if isinstance(module, torch.jit.ScriptModule | torch.fx.GraphModule):
+            found: dict[str, Any] = {"@class": name_of(type(module))}
             with suppress(Exception):  # a part without a forward has no code
                 found["@code"] = {"code": digest_of(str(module.code))}
             return found | {"@parameters": {name: shape_of(value) for name, value in module.named_parameters()}}
-        reads: frozenset[str] = frozenset()
-        if not library:
-            found["@code"], found["@uses"], reads = self._reachable(type(module), entries_of(type(module)))
-        found["@settings" if library else "@attributes"] = self._attributes(module, None, private=reads)
+        found = self.object(module)
         parameters = {}
         for name, value in module._parameters.items():
             shared = None if value is None else names.setdefault(id(value), f"{path}.{name}".lstrip("."))
@@ -433,7 +430,7 @@ class Describer:
 
 def _class_fields(cls: type, read: Iterable[str]) -> dict[str, Any]:
     """The attributes among `read` that the user's own classes give to all their objects."""
-    owners = [vars(owner) for owner in cls.__mro__ if not is_library(owner.__module__)]
+    owners = [vars(owner) for owner in own_classes(cls)]
     names = {name for name in read if not name.startswith("__")}
     found = {name: next(owner[name] for owner in owners if name in owner) for name in names & members_of(cls)}
     return {name: item for name, item in found.items() if not hasattr(type(item), "__get__")}
@@ -466,7 +463,7 @@ def _can_change(value: Any) -> bool:
 def _is_library_function(value: Any) -> bool:
     """Such as the hooks of `half()`."""
     function = getattr(value, "__func__", value)
-    return isinstance(function, types.FunctionType) and is_library(defined_in(function))
+    return isinstance(function, types.FunctionType) and is_installed(function)
 
 
 def _is_torchvision(value: Any) -> bool:

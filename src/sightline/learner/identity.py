@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sightline.engine.callbacks import Callback
 from sightline.identity import MISSING, Change, Path, describe_change, differences, put
-from sightline.learner.bytecode import code_info, methods_of, python_version
+from sightline.learner.bytecode import python_version, reads_of
 from sightline.learner.contents import MANY, Digests, has_files
 from sightline.learner.description import Describer
 from sightline.learner.plan import Plan
@@ -62,14 +62,16 @@ def describe_settings(learner: BaseModel, plan: Plan, digests: Digests) -> dict[
     def described(value: Any, **how: Any) -> Any:
         return Describer(named, digests, **how).value(value)
 
-    schedule = plan.lr_schedule
+    schedule, steps = plan.lr_schedule, _steps(learner)
+    calls = reads_of(type(learner), [getattr(step, "__name__", "") for step in steps.values()])
+    describer = Describer(named, digests)
     found = {
-        "network": Describer(elsewhere, digests, calls=_calls(learner)).value(learner.model),
+        "network": Describer(elsewhere, digests, calls=calls).value(learner.model),
         "loss_fn": described(plan.loss_fn, values=True),
         "optimizer": _optimizer(learner, plan),
         "lr_schedule": None if schedule is None else {"function": described(schedule), "late": plan.lr_schedule_late},
-        "lr_scheduler": described(plan.lr_scheduler) if plan.lr_scheduler is None else _scheduler(plan, named),
-        "steps": _steps(learner, Describer(named, digests)),
+        "lr_scheduler": None if plan.lr_scheduler is None else _scheduler(plan, named),
+        "steps": {name: describer.value(step) for name, step in steps.items()},
         "input_hooks": [described(hook) for hook in learner.input_hooks],
     }
     for split, metrics in plan.metrics.items():
@@ -211,25 +213,10 @@ def _scheduler(plan: Plan, named: Mapping[str, object]) -> Any:
     return found | {"groups": Describer().value(rates)}
 
 
-def _steps(learner: BaseModel, describer: Describer) -> dict[str, Any]:
-    """The code of the steps, and the attributes of a subclass that they read."""
-    found = {}
-    for name, spellings in (("train", TRAIN), ("eval", EVAL), ("val", VALIDATE)):
-        step = own_method(learner, *spellings)
-        if step is not None:
-            found[name] = describer.value(step)
-    return found
-
-
-def _calls(learner: BaseModel) -> frozenset[str]:
-    """The names that the steps read."""
-    names = [
-        getattr(step, "__name__", "")
-        for step in (own_method(learner, *how) for how in (TRAIN, EVAL, VALIDATE))
-        if step is not None
-    ]
-    codes = [function.__code__ for _, _, function in methods_of(type(learner), names)]
-    return frozenset().union(*(code_info(code).reads for code in codes))
+def _steps(learner: BaseModel) -> dict[str, Any]:
+    """The learner's own steps, those that it has."""
+    found = {name: own_method(learner, *how) for name, how in (("train", TRAIN), ("eval", EVAL), ("val", VALIDATE))}
+    return {name: step for name, step in found.items() if step is not None}
 
 
 def _bytes(value: Any) -> int:

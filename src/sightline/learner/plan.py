@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -173,49 +173,47 @@ class Plan:
         self.lr_schedule, self.lr_scheduler = (None, given) if is_scheduler else (given, None)
 
 
+class Arguments:
+    """How one generation takes the arguments of `train`: those of `order` by position, by default those that `Plan`
+    takes so, the others by name alone. `defaults` are the ones that are not `Plan`'s."""
+
+    def __init__(self, order: Sequence[str] = (), **defaults: Any):
+        known = inspect.signature(Plan).parameters
+        order = order or [name for name, part in known.items() if part.kind is part.POSITIONAL_OR_KEYWORD]
+        parts = [known[name].replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in order]
+        parts += [known[name].replace(kind=inspect.Parameter.KEYWORD_ONLY) for name in known if name not in order]
+        parts = [part.replace(default=defaults.get(part.name, part.default)) for part in parts]
+        self.signature = inspect.Signature(parts, return_annotation=None)
+
+    def plan(self, *values: Any, **named: Any) -> Plan:
+        """The plan of one call. Raises TypeError for an argument that is missing, unknown or one too many."""
+        known = self.signature.parameters
+        for name in named:
+            if name not in known:
+                raise TypeError(f"train() has no argument '{name}'.{nearest(name, known)}")
+        bound = self.signature.bind(*values, **named)
+        bound.apply_defaults()
+        return Plan(**bound.arguments)
+
+    def shown(self, method: _Method) -> _Method:
+        """A decorator of a method that takes any arguments: `help` and `inspect` show these."""
+        receiver = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+        parts = self.signature.parameters.values()
+        method.__signature__ = self.signature.replace(parameters=[receiver, *parts])  # type: ignore[attr-defined]
+        method.__annotations__ = {part.name: part.annotation for part in parts} | {"return": None}
+        return method
+
+
 _LATER_ORDER = (
     *("train_loader", "loss_fn", "optimizer", "train_metrics", "test_loader", "test_metrics", "val_loader"),
     *("val_metrics", "num_epochs", "lr_scheduler", "save_models", "model_dir", "save_model_interval"),
     *("display_metrics", "save_metrics", "notebook_mode", "batch_log", "save_logs", "visdom_log", "tensorboard_log"),
     *("save_architecture", "clip_grads"),
 )
-
-
-def _in_order(order: Sequence[str], **defaults: Any) -> inspect.Signature:
-    """The arguments of `Plan`, those of `order` by position and the others by name alone, with other `defaults`."""
-    known = inspect.signature(Plan).parameters
-    places = [known[name].replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in order]
-    others = [known[name].replace(kind=inspect.Parameter.KEYWORD_ONLY) for name in known if name not in order]
-    found = (part.replace(default=defaults.get(part.name, part.default)) for part in (*places, *others))
-    return inspect.Signature([*found], return_annotation=None)
-
-
-FIRST = inspect.signature(Plan)
-LATER = _in_order(_LATER_ORDER, display_metrics=False, save_metrics=False)
-LOOP = _in_order(_LATER_ORDER)
-"""The arguments of `train` in the first generation and in the later one, and of the later one's `__train_loop__`."""
-
-
-def plan_of(arguments: inspect.Signature, values: Sequence[Any], named: Mapping[str, Any]) -> Plan:
-    """The plan of one call. Raises TypeError for an argument that is missing, too many or unknown."""
-    for name in named:
-        if name not in arguments.parameters:
-            raise TypeError(f"train() has no argument '{name}'.{nearest(name, arguments.parameters)}")
-    bound = arguments.bind(*values, **named)
-    bound.apply_defaults()
-    return Plan(**bound.arguments)
-
-
-def with_arguments(arguments: inspect.Signature) -> Callable[[_Method], _Method]:
-    """A decorator of a method that takes any arguments: `help` and `inspect` show these."""
-    receiver = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
-
-    def mark(method: _Method) -> _Method:
-        shown = arguments.replace(parameters=[receiver, *arguments.parameters.values()], return_annotation=None)
-        method.__signature__ = shown  # type: ignore[attr-defined]
-        return method
-
-    return mark
+FIRST = Arguments()
+LATER = Arguments(_LATER_ORDER, display_metrics=False, save_metrics=False)
+LOOP = Arguments(_LATER_ORDER)
+"""Those of `train` in the first generation and in the later one, and of the later one's `__train_loop__`."""
 
 
 def named_metrics(argument: str, metrics: Sequence[Measuring] | Measuring | None) -> dict[str, Measuring]:

@@ -149,7 +149,7 @@ class LearnerTask(Task):
         self.metrics = metrics
         self.plan = plan
         self.split = ""
-        self._evaluate: Callable[..., Any] = self._no_step
+        self._evaluate: Callable[..., Any]  # the step of the split at hand
         if plan is not None:
             train = own_method(learner, *TRAIN)
             if train is None:
@@ -225,7 +225,7 @@ class LearnerTask(Task):
 
     def eval_step(self, state: TrainState, batch: Any) -> StepOutput:
         """One call of the learner's own evaluation step."""
-        self._evaluate(batch, self.learner.metrics_of(self.split))
+        self._evaluate(batch, getattr(self.learner, f"{self.split}_metrics"))
         return StepOutput(None, batch_size(batch))
 
     def predict_step(self, state: TrainState, x: Any) -> Tensor:
@@ -265,9 +265,6 @@ class LearnerTask(Task):
                 learner.test_metrics = kept
 
         return with_metrics
-
-    def _no_step(self, _batch: Any, _metrics: Any) -> None:
-        raise AssertionError("no split has begun")
 
 
 class _EvalMeter(Meter):

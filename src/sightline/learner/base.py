@@ -64,7 +64,7 @@ class BaseModel(Callbacks):
         self._fit(FIRST.plan(*arguments, **named))
 
     def evaluate(self, test_loader: Iterable[Any], metrics: Sequence[Measuring] | Measuring) -> dict[str, float]:
-        """Measures `metrics`, which begin anew, and gives their values by name. Weights, buffers and modes stay."""
+        """Resets and measures `metrics`; returns their values by name. Weights, buffers and modes stay."""
         return self._measure("test", test_loader, metrics)
 
     def validate(self, val_loader: Iterable[Any], metrics: Sequence[Measuring] | Measuring) -> dict[str, float]:
@@ -199,7 +199,7 @@ class BaseModel(Callbacks):
 
 class StandardModel(BaseModel):
     """Trains almost any network on pairs of inputs and targets, for classification or regression: `loss_fn(outputs,
-    targets)` is a number. Several inputs or outputs are lists or tuples, handed to the network and the loss as one."""
+    targets)` is a number. Several inputs or outputs are lists or tuples, passed to the network and the loss as one."""
 
     def __train_func__(
         self,

@@ -55,7 +55,7 @@ _WITHOUT_EFFECT = frozenset(
         *("device", "epoch", "history"),
     )
 )
-"""Attributes that do not change what is computed, or that change as training goes on."""
+"""Attributes that do not change what is computed, or that change during training."""
 _SILENT = ("torch.", "threading", "_thread", "logging", "random", "numpy.random")
 """Where objects come from that hold no data, or none that could be compared."""
 _MOVING = ("optimizer", "base_lrs", "last_epoch", "best", "num_bad_epochs", "cooldown_counter", "T_cur", "T_i")

@@ -1,4 +1,4 @@
-"""Small helpers around pictures and classes."""
+"""Helpers for images and classes: load one image, name an ImageNet class, encode labels."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def load_image(
     mean: Any = 0.5,
     std: Any = 0.5,
 ) -> Tensor | Image.Image:
-    """The picture of a file as float32 [C,H,W], (value in 0..1 - mean) / std, or as a Pillow image. `target_size` is
+    """An image file as float32 [C,H,W], (value in 0..1 - mean) / std, or as a Pillow image. `target_size` is
     (height, width), or one number for both: the shorter side is scaled to it and the centre cut out. Raises ImageError
-    for a file that is no picture."""
+    for a file that is no image."""
     name = f"'{file}'"
-    picture = open_image(Path(file), name)
-    height, width = (target_size, target_size) if isinstance(target_size, int) else target_size or size_of(picture)
+    image = open_image(Path(file), name)
+    height, width = (target_size, target_size) if isinstance(target_size, int) else target_size or size_of(image)
     channels = 1 if grayscale else 3
     mean, std = ((value if isinstance(value, tuple | list) else (value,)) for value in (mean, std))
     preprocess = Preprocess(height, width, channels, tuple(mean), tuple(std), "crop")
-    pixels = preprocess.decode(picture, name)
+    pixels = preprocess.decode(image, name)
     if not to_tensor:
         return Image.fromarray(pixels[0] if grayscale else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
     return preprocess.normalizer()(torch.from_numpy(pixels)[None])[0]

@@ -27,7 +27,7 @@ class Metric:
         self._count = 0
 
     def reset(self) -> None:
-        """Begins anew."""
+        """Forgets all samples so far."""
         self._sum, self._count = 0.0, 0
 
     def update(self, predictions: Any, targets: Any, batch_first: bool = True) -> None:

@@ -58,7 +58,7 @@ class Outputs(Callback):
                 metric.history[:] = self._values(f"{split}_{name}")
 
     def on_epoch_start(self, trainer: Trainer) -> None:
-        """Tells."""
+        """Prints the epoch's first line and calls the callbacks."""
         epoch = trainer.state.epoch
         print(f"Epoch {epoch + self.learner.first_epoch} of {trainer.max_epochs}")
         self.learner.on_epoch_start(epoch + self.learner.first_epoch)
@@ -70,7 +70,7 @@ class Outputs(Callback):
             end(trainer)
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, float]) -> None:
-        """Saves, tells, draws, calls."""
+        """Saves the model, prints and logs the record, draws the plots and calls the callbacks."""
         learner, plan = self.learner, self.plan
         number = int(record["epoch"]) + learner.first_epoch
         self._follow(trainer.state)
@@ -97,7 +97,9 @@ class Outputs(Callback):
         learner.on_epoch_end(
             number, learner.train_metrics, learner.test_metrics, record["train_loss"], record["train_duration"]
         )
-        self.learner.call("epoch_end", number + 1 - learner.first_epoch, _told(record))
+        published = {"train_duration": "duration"}
+        values = {published.get(name, name): value for name, value in record.items() if name != "epoch"}
+        learner.call("epoch_end", number + 1 - learner.first_epoch, values)
 
     def on_fit_end(self, trainer: Trainer) -> None:
         """The end of training, but not of one that was interrupted."""
@@ -107,10 +109,9 @@ class Outputs(Callback):
         took = time.perf_counter() - self._began
         learner = self.learner
         learner.on_training_completed(learner.train_metrics, learner.test_metrics, took)
-        told = _told(trainer.state.history[-1])
-        self.learner.call(
-            "training_completed", {"train_duration": took} | {k: told[k] for k in told if k != "duration"}
-        )
+        last = trainer.state.history[-1].items()
+        values = {name: value for name, value in last if name not in ("epoch", "train_duration")}
+        learner.call("training_completed", {"train_duration": took} | values)
 
     def on_exception(self, trainer: Trainer, error: BaseException) -> None:
         """Closes what is open."""
@@ -128,12 +129,12 @@ class Outputs(Callback):
                     if is_better(metric, value, before):
                         best[split] = value
                         start = before if before is not None else float("inf") if direction(metric) == "min" else 0.0
-                        told = f"{name} improved from {start} to {value}"
+                        line = f"{name} improved from {start} to {value}"
                         if plan.deciding == (split, name):
                             file = self.directory / BEST / f"model_{number}.pth"
                             self.learner.save_model(file, plan.save_architecture)
-                            told += f" New Best Model saved in {file}"
-                        yield told
+                            line += f" New Best Model saved in {file}"
+                        yield line
                     else:
                         yield f"{name} did not improve, current best is {before}"
                 yield f"{split.title()} {name} : {value}"
@@ -206,10 +207,3 @@ class Outputs(Callback):
         if self._board is not None:
             self._board.close()
             self._board = None
-
-
-def _told(record: dict[str, float]) -> dict[str, float]:
-    """A record as callbacks get it."""
-    return {
-        "duration" if name == "train_duration" else name: value for name, value in record.items() if name != "epoch"
-    }

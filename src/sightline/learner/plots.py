@@ -74,7 +74,7 @@ def file_names(names: Iterable[str]) -> dict[str, str]:
 
 def _show(figure: Any) -> None:
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    if shell is not None and hasattr(shell, "kernel"):  # a notebook shows the picture itself
+    if shell is not None and hasattr(shell, "kernel"):  # a notebook shows the image itself
         locate.require("IPython.display").display(figure)
         return
     matplotlib = locate.require("matplotlib")
@@ -86,5 +86,5 @@ def _show(figure: Any) -> None:
     image.axis("off")
     locate.require("matplotlib.backends.backend_agg").FigureCanvasAgg(figure).draw()
     image.imshow(figure.canvas.buffer_rgba())
-    pyplot.show(block=False)  # training goes on
+    pyplot.show(block=False)  # training continues
     pyplot.pause(0.001)

@@ -72,8 +72,8 @@ def concatenated(answers: list[Any]) -> Any:
                 f"predict: the outputs of one batch are {_shapes(first)}, those of another {_shapes(batch)}. They must "
                 f"have the same shape but for the first dimension; predict the batches one by one."
             )
-    whole = iter([torch.cat([batch[place] for batch in batches]) for place in range(len(first))])
-    return each(answers[0], lambda _: next(whole))
+    joined = iter([torch.cat([batch[place] for batch in batches]) for place in range(len(first))])
+    return each(answers[0], lambda _: next(joined))
 
 
 def _samples(answer: Any) -> int:

@@ -82,8 +82,8 @@ def batches_of(argument: str, loader: Iterable[Any]) -> ForeignLoader:
 
 
 class Split:
-    """What is measured on, told when it begins. Each time is a loader's first epoch, whatever that of the
-    training, so that an order from a generator of its own is the same."""
+    """The batches that are measured on; calls `begin` before the first. Each pass is the loader's first epoch, whatever
+    the epoch of the training, so that an order from a generator of its own is the same each time."""
 
     def __init__(self, batches: ForeignLoader, begin: Callable[[], None]):
         self._batches = batches
@@ -165,7 +165,7 @@ class LearnerTask(Task):
                     self._step_of(split)
 
     def meter(self) -> TrainMeter:
-        """What collects an epoch of training; the metrics begin anew."""
+        """What collects an epoch of training; the metrics are reset."""
         return TrainMeter(self.metrics["train"])
 
     def eval_meter(self) -> Meter:
@@ -173,7 +173,7 @@ class LearnerTask(Task):
         return _EvalMeter(self)
 
     def measured(self, split: str, batches: Iterable[Any]) -> Split:
-        """The batches of a split, whose metrics begin anew when its first is asked for."""
+        """The batches of a split, whose metrics are reset when its first is asked for."""
         return Split(batches_of(f"{split}_loader", batches), lambda: self._begin(split))
 
     def begin_epoch(self, state: TrainState) -> None:

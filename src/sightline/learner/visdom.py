@@ -1,4 +1,4 @@
-"""Curves and pictures on a Visdom server."""
+"""Curves and images on a Visdom server."""
 # ruff: noqa: N803 the published names, in which X holds the values and Y where they are
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class VisdomLogger:
     def log_image(
         self, image: Any, win: str, title: str | None = None, env: str | None = None, opts: Any = None
     ) -> None:
-        """A picture [C,H,W]."""
+        """An image [C,H,W]."""
         self.viz.image(image, win, env=env, opts=_titled(title, opts))
 
     def log_images(
@@ -36,7 +36,7 @@ class VisdomLogger:
         ncol: int = 8,
         padding: int = 2,
     ) -> None:
-        """Pictures [N,C,H,W], so many in a row."""
+        """Images [N,C,H,W], `ncol` in a row."""
         self.viz.images(image, win=win, env=env, opts=_titled(title, opts), nrow=ncol, padding=padding)
 
     def plot_line(
@@ -74,7 +74,7 @@ class VisdomLogger:
         self.viz.quiver(X=X, Y=Y, gridX=gridX, gridY=gridY, win=win, env=env, opts=_titled(title, opts))
 
     def plot_pie(self, X: Any, win: str, title: str | None = None, env: str | None = None, opts: Any = None) -> None:
-        """Shares of a whole."""
+        """Shares of a total."""
         self.viz.pie(X=X, win=win, env=env, opts=_titled(title, opts))
 
     def plot_histogram(

@@ -1,4 +1,4 @@
-"""Pictures in `datadir/train` and `datadir/test` -> the engine's batches, or a torch Dataset and DataLoader."""
+"""Images in `datadir/train` and `datadir/test` -> the engine's batches, or a torch Dataset and DataLoader."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KINDS = ("train", "test")
 
 
 class FashionMNIST(Dataset[tuple[Tensor, Tensor]]):
-    """The pictures of `datadir/<kind>` with its `info.csv`, kind "train" or "test": (float32 [C,H,W], int64 label). The
+    """The images of `datadir/<kind>` with its `info.csv`, kind "train" or "test": (float32 [C,H,W], int64 label). The
     values are in [0,1], or normalised where `params['normalise_images']` says so; size and colours are those of the
     dict. Those of "train" are flipped at random, by torch's generator; those of "test" never are."""
 
@@ -46,7 +46,7 @@ class FashionMNIST(Dataset[tuple[Tensor, Tensor]]):
         return len(self.packed)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """One picture and its label."""
+        """One image and its label."""
         image = self._normalize(self.packed.pixels([range(len(self))[index]]))[0]
         if self._flip:
             image = image.flip([axis for axis in (1, 2) if torch.rand(()) < self._flip])

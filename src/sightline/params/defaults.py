@@ -28,7 +28,7 @@ params: dict[str, Any] = {
     # Kafka
     "KAFKA_HOST": "localhost:9092",
     "KAFKA_TOPIC": "python-tester",
-    # pictures
+    # images
     "batch_size": 512,
     "image_height": 28,
     "image_width": 28,

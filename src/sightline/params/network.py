@@ -21,7 +21,7 @@ def build_classifier(params: Mapping[str, Any], outputs: str = "probabilities") 
     entropy takes. `in_channels` and `num_features` may be "auto". float32 [B,C,H,W] -> [B,n_classes].
 
     Raises ModelError for a layer that does not fit: which one, what it gets and needs, the repair, and the smallest
-    square picture the network takes. Working this out changes no weight and no buffer."""
+    square image the network takes. Working this out changes no weight and no buffer."""
     settings = completed(params)
     if outputs not in _OUTPUTS:
         raise ConfigError(f"outputs: expected {' or '.join(_OUTPUTS)}, found {outputs!r}.{nearest(outputs, _OUTPUTS)}")
@@ -56,6 +56,6 @@ def _repaired(layers: Sequence[Mapping[str, Any]], shape: tuple[int, int, int], 
     try:
         _built(wide, shape, classes, "logits")
     except ModelError as error:
-        told = str(error)
-        return f" With 'auto' for {' and '.join(_WIDTHS)} in every layer, {told[0].lower()}{told[1:]}"
+        reason = str(error)
+        return f" With 'auto' for {' and '.join(_WIDTHS)} in every layer, {reason[0].lower()}{reason[1:]}"
     return f" With 'auto' for {' and '.join(_WIDTHS)} in every layer it fits."

@@ -31,7 +31,7 @@ ALIASES = {
     "manual_seed": "seed",
 }
 MAY_CHANGE = (*list(defaults)[:7], "num_epochs", "save_freq", "device", "mode")
-"""Keys that may be others when a run goes on."""
+"""Keys that may have other values when a run is resumed."""
 _SWITCHES = ("shuffle_dataset", "flip_images", "normalise_images", "is_image_color")
 _BY_KEY = {name: f"params['{key}']" for key, name in ALIASES.items()} | {
     "data.preprocess.size": "params['image_height'] and params['image_width']",
@@ -82,7 +82,7 @@ def completed(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_config(settings: Mapping[str, Any], datadir: str | Path) -> TrainConfig:
-    """What the dict says about pictures and the length of the run, in the engine's words."""
+    """What the dict says about images and the length of the run, as a config."""
     tree: dict[str, Any] = {}
     normalise, flip = settings["normalise_images"], settings["flip_images"]
     changed = {

@@ -60,15 +60,15 @@ def _output(returned: Any, batch: Batch, name: str) -> StepOutput:
         loss = loss.detach() if isinstance(loss, Tensor) else torch.scalar_tensor(loss, dtype=torch.float64)
         values = {key: float(value) for key, value in metrics.items()} if metrics else None
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
-        told = f"a {type(returned).__name__} of {len(returned)}" if isinstance(returned, tuple | list) else returned
+        found = f"a {type(returned).__name__} of {len(returned)}" if isinstance(returned, tuple | list) else returned
         raise ConfigError(
-            f"{name} returned {told}; expected (loss, metrics): the loss as a float, and a dict of floats or None."
+            f"{name} returned {found}; expected (loss, metrics): the loss as a float, and a dict of floats or None."
         ) from error
     return StepOutput(loss, len(batch.y), metrics=values)
 
 
 class TrainMeter(Meter):
-    """Of an epoch: the means of what the steps return. `metrics`, an object of torchmetrics, begins anew with it."""
+    """Of an epoch: the means of what the steps return. `metrics`, an object of torchmetrics, is reset with it."""
 
     def __init__(self, metrics: Any = None):
         super().__init__()

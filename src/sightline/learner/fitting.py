@@ -18,8 +18,8 @@ from sightline.learner.batchlog import BatchLog
 from sightline.learner.identity import NoteChanges, TrainingDescription
 from sightline.learner.outputs import ALL, BEST, LOSS_PLOT, Outputs
 from sightline.learner.plan import LearnerError, Plan, direction
-from sightline.learner.plots import check_plots
 from sightline.learner.task import LearnerTask, batches_of
+from sightline.locate import require
 from sightline.ranks import Ranks
 from sightline.runs.directory import Run
 from sightline.runs.recorders import JsonlRecorder
@@ -45,7 +45,7 @@ def fit(learner: BaseModel, plan: Plan) -> None:
     learner gets what it had then. When it is interrupted, raises KeyboardInterrupt, or Terminated, after the
     checkpoint."""
     if plan.display_metrics or plan.save_metrics:
-        check_plots()
+        require("matplotlib.figure")  # now, and not after the first epoch
     learner.optimizer, learner.loss_fn, learner.clip_grads = plan.optimizer, plan.loss_fn, plan.clip_grads
     for split in ("train", "test", "val"):
         metrics = list(plan.metrics[split].values()) if split in plan.metrics else None

@@ -52,11 +52,6 @@ def visualize(
         _show(figure)
 
 
-def check_plots() -> None:
-    """Raises MissingExtraError without matplotlib: before training, not after its first epoch."""
-    locate.require("matplotlib.figure")
-
-
 def file_names(names: Iterable[str]) -> dict[str, str]:
     """Each name as a part of a file's name, no two the same whatever the file system makes of capitals."""
     found: dict[str, str] = {}

@@ -42,24 +42,22 @@ def layer_table(
     model itself does not run, and is not touched. Raises ModelError naming the layer that does not fit."""
     found = trace_inputs(model, inputs)
     seen: Counter[str] = Counter()
-    heads = ("Name", "Input Size", "Output Size", "Parameters", "Multiply Adds")
-    rows = []
+    rows: list[tuple[str, ...]] = [("Name", "Input Size", "Output Size", "Parameters", "Multiply Adds")]
     for row in found.layers:
         seen[row.kind] += 1
         costs = f"{row.parameters:,}", f"{row.multiply_adds:,}"
         rows.append((f"{row.kind}_{seen[row.kind]}", str([*row.took]), str([*row.gave]), *costs))
-    widths = [max(width, *(len(row[i]) + 2 for row in (heads, *rows))) for i in range(len(heads))]
+    widths = [max(width, *(len(row[i]) + 2 for row in rows)) for i in range(len(rows[0]))]
     lines = ["".join(cell.ljust(wide) for cell, wide in zip(row, widths, strict=True)).rstrip() for row in rows]
-    head = "".join(cell.ljust(wide) for cell, wide in zip(heads, widths, strict=True)).rstrip()
     rule = "-" * sum(widths)
     if tensorboard_log is not None:
         _write_graph(model, inputs, Path(tensorboard_log))
     return "\n".join(
         (
             "Model Summary",
-            head,
+            lines[0],
             rule,
-            *lines,
+            *lines[1:],
             rule,
             f"Total Parameters: {found.parameters:,}",
             f"Total Multiply Adds: {sum(row.multiply_adds for row in found.layers):,}",

@@ -69,14 +69,14 @@ class Progress(Callback):
         """Takes the bar away, so that the message stands alone."""
         self.on_fit_end(trainer)
 
-    def shown(self, trainer: Trainer, length: int | None) -> list[str]:
-        """What stands beside the bar: the batches of the epoch, of `length` where that is known, and the values that
-        were logged last."""
-        batch, log = trainer.state.batch, trainer.last_log
+    def cells(self, bar: RenderableType, batches: str, rate: str, left: str) -> list[RenderableType]:
+        """What stands in the line of the bar; `batches` are those of the epoch that are done."""
+        trainer = self._trainer
+        log, epoch = trainer.last_log, min(trainer.state.epoch + 1, trainer.max_epochs)
         names = ["loss" if "loss" in log else "train_loss"]  # a short epoch may end before the first log point
         names += [f"{split}_{metric}" for split in trainer.evals for metric in ("accuracy", "mae")]
         values = [f"{name} {log[name]:.4f}" for name in names if name in log]
-        return [f"{batch}/{length}" if length else f"batch {batch}", *values]
+        return [f"epoch {epoch}/{trainer.max_epochs}", bar, batches, *values, rate, *([left] if left else [])]
 
     def _bar(self) -> RenderableType:
         from rich.progress_bar import ProgressBar
@@ -88,15 +88,14 @@ class Progress(Callback):
         (then, samples) = self._recent[0]
         rate = (trainer.samples - samples) / max(now - then, 1e-9)
         length = operator.length_hint(trainer.train) or None
-        cells: list[RenderableType] = [f"epoch {min(state.epoch + 1, trainer.max_epochs)}/{trainer.max_epochs}"]
-        cells.append(ProgressBar(total=length, completed=state.batch, width=24, pulse=length is None))
-        cells += [*self.shown(trainer, length), f"{rate:,.0f} images/s"]
-        done = state.step - self._first_step
+        bar = ProgressBar(total=length, completed=state.batch, width=24, pulse=length is None)
+        done, left = state.step - self._first_step, ""
         if length and done:
-            left = trainer.max_epochs * length - (state.epoch * length + state.batch)
-            cells.append(f"{_clock((now - self._started) / done * left)} left")
+            steps = trainer.max_epochs * length - (state.epoch * length + state.batch)
+            left = f"{_clock((now - self._started) / done * steps)} left"
+        batches = f"{state.batch}/{length}" if length else f"batch {state.batch}"
         grid = Table.grid(padding=(0, 2))
-        grid.add_row(*cells)
+        grid.add_row(*self.cells(bar, batches, f"{rate:,.0f} images/s", left))
         return grid
 
 

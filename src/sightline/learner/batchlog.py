@@ -12,6 +12,8 @@ from sightline.learner.task import running
 from sightline.types import StepOutput
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from sightline.engine.trainer import Trainer
 
 _OFTEN, _SELDOM = 0.25, 10.0  # seconds between two looks: where a line is drawn over, and where each is a line more
@@ -49,7 +51,7 @@ class BatchLog(Progress):
         if self._live is not None:
             self._live.refresh()
         else:
-            self._write("  ".join(self.shown(trainer, operator.length_hint(trainer.train) or None)))
+            self._write(f"{self._done()}  {self._values}")
         self._due = time.monotonic() + self._every
 
     def on_eval_end(self, trainer: Trainer, record: dict[str, float]) -> None:
@@ -66,9 +68,15 @@ class BatchLog(Progress):
             print(flush=True)
             self._wide = 0
 
-    def shown(self, trainer: Trainer, length: int | None) -> list[str]:
-        """The batches of the epoch, and the values that were read last."""
-        return [f"{trainer.state.batch}/{length or '?'} batches", self._values]
+    def cells(self, bar: RenderableType, batches: str, rate: str, left: str) -> list[RenderableType]:
+        """The batches of the epoch, the bar, the time left, and the values that were read last, cut to the line."""
+        from rich.text import Text
+
+        return [self._done(), bar, left, Text(self._values, no_wrap=True, overflow="ellipsis")]
+
+    def _done(self) -> str:
+        trainer = self._trainer
+        return f"{trainer.state.batch}/{operator.length_hint(trainer.train) or '?'} batches"
 
     def _write(self, line: str) -> None:
         if self._notebook:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import io
 import json
 import sys
 import types
@@ -266,6 +268,33 @@ def test_a_wrong_argument_is_a_value_error_that_says_what_to_give(
 def test_an_unknown_argument_is_told_with_the_nearest_one(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"no argument 'val_metric'\. Did you mean 'val_metrics'\?"):
         train(tf.StandardModel(network()), tmp_path, val_metric=[])
+
+
+@pytest.mark.rows("B26")
+def test_help_shows_the_arguments_of_either_generation_in_their_order() -> None:
+    first, later = (inspect.signature(kind.train).parameters for kind in (tf.StandardModel, tf.StandardLearner))
+    common = ["train_loader", "loss_fn", "optimizer", "train_metrics", "test_loader", "test_metrics"]
+    assert list(first)[1:9] == [*common, "num_epochs", "lr_schedule"]
+    assert list(later)[1:11] == [*common, "val_loader", "val_metrics", "num_epochs", "lr_scheduler"]
+    assert (first["display_metrics"].default, later["display_metrics"].default) == (True, False)
+    assert set(first) == set(later)
+    with pytest.raises(TypeError, match="missing a required argument: 'train_metrics'"):
+        tf.StandardModel(network()).train([], None, None)
+
+
+@pytest.mark.rows("B22")
+def test_weights_of_an_old_torch_without_counts_of_batches_come_in_from_a_stream_too(tmp_path: Path) -> None:
+    old, net = network().append(nn.BatchNorm1d(3)), network().append(nn.BatchNorm1d(3))
+    with torch.no_grad():
+        old[3].weight.fill_(2)
+    torch.save({k: v for k, v in old.state_dict().items() if "num_batches" not in k}, tmp_path / "old.pth")
+    with (tmp_path / "old.pth").open("rb") as stream:
+        tf.StandardModel(net).load_model(stream)
+    assert same(net.state_dict(), old.state_dict())
+    torch.save(network().state_dict(), tmp_path / "other.pth")
+    stream = io.BytesIO((tmp_path / "other.pth").read_bytes())
+    with pytest.raises(tf.LearnerError, match=r"load_model: the stream is of another network\. Not in the file: 3\."):
+        tf.StandardModel(net).load_model(stream)
 
 
 @pytest.mark.rows("B22")

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_model
+from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from sightline import locate
@@ -17,6 +16,7 @@ from sightline.files import atomic_write, beside, expanded, read_json, sha256, w
 from sightline.learner.plan import LearnerError
 from sightline.models.node import node_of
 from sightline.models.pretrained import fill, load_exactly, read_weights
+from sightline.runs.artifact import read_checked_weights
 
 FORMAT = 1
 
@@ -65,14 +65,7 @@ def load_network(path: str | Path, allow: Sequence[str] = ()) -> nn.Module:
     ArtifactError when a file is missing or not what was written."""
     about, where = _described_at(expanded(path))
     network, weights = about["network"], where.parent / Path(str(about["weights"])).name
-    try:
-        if sha256(weights) != about["sha256"]:
-            raise ArtifactError(f"'{weights}' is not the file that was saved: its SHA-256 differs.")
-        tensors = load_file(weights)
-    except OSError as error:
-        raise ArtifactError(f"'{weights}' cannot be read: {error.strerror or error}.") from error
-    except SafetensorError as error:
-        raise ArtifactError(f"'{weights}' is damaged: {first_line(error)}.") from error
+    tensors = read_checked_weights(weights, about["sha256"], "that was saved")
     try:
         model = locate.instantiate(network, key=f"'{where}': network", allow=("torch.nn", *allow))
     except RecursionError as error:

@@ -134,7 +134,7 @@ def load(
     where, weights = directory / MANIFEST, directory / WEIGHTS
     manifest = read_manifest(directory)
     spec, preprocess, classes, checksum = described(manifest, where)
-    tensors = _read_weights(weights, checksum)
+    tensors = read_checked_weights(weights, checksum)
     if model is None:
         model = _build(spec, where, tensors, None if allow is None else (*locate.TRUSTED, *allow))
     else:
@@ -251,8 +251,9 @@ class Predictor:
         return [Prediction(self.classes[i], row[i], tuple(row)) for i, row in zip(best, rows, strict=True)]
 
 
-def _read_weights(path: Path, expected: str) -> dict[str, Tensor]:
-    """The tensors of the file. Raises ArtifactError when it is not the one that was exported, or no file of weights."""
+def read_checked_weights(path: Path, expected: str, origin: str = "the model was exported with") -> dict[str, Tensor]:
+    """The tensors of a safetensors file whose SHA-256 is `expected`. Raises ArtifactError when it is not that file,
+    which messages call by its `origin`, and when it is no file of weights."""
     if not path.is_file():
         raise ArtifactError(f"'{path}' is missing." if not os.path.lexists(path) else f"'{path}' is no file.")
     try:
@@ -260,7 +261,7 @@ def _read_weights(path: Path, expected: str) -> dict[str, Tensor]:
     except OSError as error:
         raise ArtifactError(f"'{path}' cannot be read: {error}.") from error
     if found != expected:
-        raise ArtifactError(f"'{path}' is not the file the model was exported with: its SHA-256 differs.")
+        raise ArtifactError(f"'{path}' is not the file {origin}: its SHA-256 differs.")
     try:
         return load_file(path)
     except Exception as error:  # the library's own kinds, and torch's for a type of numbers that it has not

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sightline.params.files import Curves
-from sightline.runs.recorders import JsonlRecorder, Tee, TensorBoardRecorder, as_recorder
+from sightline.runs.recorders import Curves, JsonlRecorder, Tee, TensorBoardRecorder, as_recorder
 from sightline.types import Recorder
 
 

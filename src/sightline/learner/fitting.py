@@ -22,7 +22,7 @@ from sightline.learner.task import LearnerTask, batches_of
 from sightline.locate import require
 from sightline.ranks import Ranks
 from sightline.runs.directory import Run
-from sightline.runs.recorders import JsonlRecorder
+from sightline.runs.recorders import Curves, JsonlRecorder
 from sightline.session import CheckpointPolicy, Interface, ResumePolicy, SavedRun, Session, Training
 from sightline.types import TrainState
 
@@ -57,7 +57,8 @@ def fit(learner: BaseModel, plan: Plan) -> None:
     policy = ResumePolicy(finished="return", unstarted="restart")
     # one process trains: the learner's callbacks change the training and write files at once
     with _learner_errors(), argument_names(NAMES), Session(run, INTERFACE, policy, ranks=Ranks()) as session, clipped:
-        outputs = Outputs(learner, plan, run.path)
+        curves = [] if plan.tensorboard_log is None else [Curves(plan.tensorboard_log, by_epoch=True)]
+        outputs = Outputs(learner, plan, run.path, *curves)
         description = _check_same(session, learner, plan)
         state = TrainState(learner.model, plan.optimizer, plan.schedules(), config=description.saved())
         state.meters["train"] = task.meter()
@@ -81,7 +82,7 @@ def fit(learner: BaseModel, plan: Plan) -> None:
                 outputs,
                 NoteChanges(description),
             ],
-            recorders=[JsonlRecorder()],
+            recorders=[JsonlRecorder(), *curves],
         )
         session.prepare(training, _checkpoints(plan, save_first=session.saved is None))
         result = session.fit()

@@ -15,7 +15,7 @@ from sightline.learner.metrics import is_better
 from sightline.learner.plan import Plan, direction
 from sightline.learner.plots import PlotInput, file_names, visualize
 from sightline.learner.task import running
-from sightline.runs.eventfile import EventFile
+from sightline.runs.recorders import Curves
 from sightline.types import StepOutput, TrainState
 
 if TYPE_CHECKING:
@@ -31,12 +31,12 @@ class Outputs(Callback):
     """Models, plots, logs, and the learner's own callbacks. It comes before the checkpointer, so that a checkpoint is
     never ahead of the files."""
 
-    def __init__(self, learner: BaseModel, plan: Plan, directory: Path):
+    def __init__(self, learner: BaseModel, plan: Plan, directory: Path, curves: Curves | None = None):
         self.learner = learner
         self.plan = plan
         self.directory = directory
         self._plots = file_names(name for metrics in plan.metrics.values() for name in metrics)
-        self._board: EventFile | None = None
+        self.curves = curves
         self._ends = self._batch_ends()
 
     def on_fit_start(self, trainer: Trainer) -> None:
@@ -103,7 +103,6 @@ class Outputs(Callback):
 
     def on_fit_end(self, trainer: Trainer) -> None:
         """The end of training, but not of one that was interrupted."""
-        self._close()
         if trainer.interrupted:
             return
         took = time.perf_counter() - self._began
@@ -112,10 +111,6 @@ class Outputs(Callback):
         last = trainer.state.history[-1].items()
         values = {name: value for name, value in last if name not in ("epoch", "train_duration")}
         learner.call("training_completed", {"train_duration": took} | values)
-
-    def on_exception(self, trainer: Trainer, error: BaseException) -> None:
-        """Closes what is open."""
-        self._close()
 
     def _measured(self, trainer: Trainer, record: dict[str, float], number: int) -> Iterator[str]:
         """The lines of an epoch after its first; the best model is saved on the way."""
@@ -166,13 +161,9 @@ class Outputs(Callback):
 
     def _log(self, trainer: Trainer, record: dict[str, float]) -> None:
         plan, epoch = self.plan, int(record["epoch"]) + 1
-        if plan.tensorboard_log is not None:
-            if self._board is None:
-                # an epoch that is trained again, after a kill, stands there once
-                self._board = EventFile(self.directory / plan.tensorboard_log, epoch)
+        if self.curves is not None:
             measured = {f"logs/{split}_metrics/{name}": record[f"{split}_{name}"] for split, name, _ in self._metrics()}
-            self._board.add(epoch, {"logs/train_loss": record["train_loss"], **measured})
-            self._board.flush()
+            self.curves.add(epoch, {"logs/train_loss": record["train_loss"], **measured})
         if plan.visdom_log is not None:
             epochs = torch.arange(1, epoch + 1)
             series = [("train_loss", "Train Loss")]
@@ -202,8 +193,3 @@ class Outputs(Callback):
         if learner.added.get("batch_end"):
             ends.append(added)
         return ends
-
-    def _close(self) -> None:
-        if self._board is not None:
-            self._board.close()
-            self._board = None

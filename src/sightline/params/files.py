@@ -14,8 +14,7 @@ from sightline.engine.progress import Progress
 from sightline.engine.sealed import load_sealed, save_sealed
 from sightline.errors import ArtifactError, RunFailedError, first_line, listing
 from sightline.files import expanded, leftovers
-from sightline.runs.eventfile import EventFile
-from sightline.runs.recorders import TensorBoardRecorder
+from sightline.runs.recorders import Curves
 from sightline.types import StepOutput, TrainState
 
 if TYPE_CHECKING:
@@ -23,25 +22,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 _RULE = "-" * 80
-
-
-class Curves(TensorBoardRecorder):
-    """TensorBoard's curves as this interface draws them, by `add`; the points that the engine logs are not drawn."""
-
-    def __init__(self) -> None:
-        super().__init__(())
-
-    def start(self, directory: Path, config: Mapping[str, Any], position: tuple[int, int] | None) -> None:
-        """The points of a step that was saved stay, those after it come again."""
-        self._file = EventFile(directory, None if position is None else position[0] + 1)
-
-    def add(self, step: int, values: Mapping[str, float]) -> None:
-        """One point of each curve."""
-        if self._file is not None:
-            self._file.add(step, values)
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Draws nothing."""
 
 
 class EpochFiles(Callback):

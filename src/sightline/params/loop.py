@@ -18,13 +18,13 @@ from sightline.errors import argument_names
 from sightline.files import expanded
 from sightline.identity import Identity, data_values
 from sightline.params.data import build_loaders, open_splits
-from sightline.params.files import Curves, EpochFiles, Lines
+from sightline.params.files import EpochFiles, Lines
 from sightline.params.settings import MAY_CHANGE, NAMES, completed, described
 from sightline.params.steps import Steps, TestMeter, TrainMeter
 from sightline.params.updates import make_optimizer, make_schedules
 from sightline.runs.directory import Run
 from sightline.runs.record import flat
-from sightline.runs.recorders import JsonlRecorder
+from sightline.runs.recorders import Curves, JsonlRecorder
 from sightline.session import CheckpointPolicy, Interface, ResumePolicy, Session, Training
 from sightline.types import TrainState
 

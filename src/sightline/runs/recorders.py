@@ -132,6 +132,29 @@ class TensorBoardRecorder(Recorder):
             self._file = None
 
 
+class Curves(TensorBoardRecorder):
+    """Curves that an interface draws itself, by `add`, in `place` within the run's directory; the points that the
+    engine logs are not drawn. They are over updates or, `by_epoch`, over epochs from 1. A resumed run keeps those of
+    the checkpoint and draws later ones again."""
+
+    def __init__(self, place: str | Path = ".", by_epoch: bool = False):
+        super().__init__(())
+        self._place, self._by_epoch = place, by_epoch
+
+    def start(self, directory: Path, config: Mapping[str, Any], position: tuple[int, int] | None) -> None:
+        """Notes from where on points come again. The file is begun at the first point."""
+        done = None if position is None else position[1] if self._by_epoch else position[0]
+        self._file = EventFile(directory / self._place, None if done is None else done + 1)
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """One point of each curve."""
+        if self._file is not None:
+            self._file.add(step, values)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Draws nothing."""
+
+
 def as_recorder(found: Any) -> Recorder:
     """What a caller passed in as a recorder, with every method of the protocol: those of an object that has only some
     of them do nothing. Raises TypeError for one without `log`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from operator import itemgetter
 from typing import Any
 
@@ -64,7 +64,7 @@ def concatenated(answers: list[Any]) -> Any:
     """The answers to all batches as the answer to one batch. Raises LearnerError where they do not fit together."""
     for answer in answers:
         _samples(answer)
-    batches = [list(_parts(answer)) for answer in answers]
+    batches = [_parts(answer) for answer in answers]
     first = batches[0]
     for batch in batches:
         if [part.shape[1:] for part in batch] != [part.shape[1:] for part in first]:
@@ -78,7 +78,7 @@ def concatenated(answers: list[Any]) -> Any:
 
 def _samples(answer: Any) -> int:
     """How many samples the answer to a batch of a loader is for. Raises LearnerError where its outputs disagree."""
-    parts = list(_parts(answer))
+    parts = _parts(answer)
     for part in parts:
         if not isinstance(part, Tensor):
             raise LearnerError(
@@ -99,14 +99,10 @@ def _samples(answer: Any) -> int:
     return lengths.pop()
 
 
-def _parts(answer: Any) -> Iterator[Any]:
-    if isinstance(answer, Mapping):
-        answer = list(answer.values())
-    if isinstance(answer, list | tuple):
-        for part in answer:
-            yield from _parts(part)
-    else:
-        yield answer
+def _parts(answer: Any) -> list[Any]:
+    found: list[Any] = []
+    each(answer, found.append)
+    return found
 
 
 def _shapes(parts: list[Any]) -> str:

@@ -18,11 +18,11 @@ from sightline.engine.checkpointing import Checkpointer, kept
 from sightline.engine.tasks import SupervisedTask
 from sightline.engine.trainer import Trainer
 from sightline.errors import ArtifactError, DivergedError, NonFiniteLossError, RunFailedError
-from sightline.types import Batch, StepOutput, TrainState
+from sightline.types import Batch, Loader, StepOutput, TrainState
 from stopping import StopAt
 
 
-class Batches:
+class Batches(Loader):
     """Six batches an epoch; `seek` is arithmetic."""
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Batches:
     def __len__(self) -> int:
         return len(self.all)
 
-    def seek(self, epoch: int, batch: int = 0) -> None:
+    def seek(self, epoch: int, batch: int = 0, position: Any = None) -> None:
         self.first = batch
 
     def __iter__(self) -> Iterator[Batch]:
@@ -47,7 +47,8 @@ class Batches:
 class OneWay(Batches):
     """A loader that cannot begin in mid-epoch."""
 
-    resumable = False
+    def position(self) -> None:
+        return None
 
 
 def trainer(
@@ -266,19 +267,16 @@ def test_a_place_that_a_loader_was_given_back_outlives_the_first_save(tmp_path: 
     """Where the newest file is damaged, one is saved before the loader has its place back."""
 
     class Stateful(OneWay):
-        resumable = True
-
         def __init__(self) -> None:
             super().__init__()
             self.place = 0
 
-        def seek(self, epoch: int, batch: int = 0) -> None: ...
+        def seek(self, epoch: int, batch: int = 0, position: Any = None) -> None:
+            if position:
+                self.place = position["place"] % 6
 
-        def state_dict(self) -> dict[str, int]:
+        def position(self) -> dict[str, int]:  # type: ignore[override]
             return {"place": self.place}
-
-        def load_state_dict(self, state: dict[str, int]) -> None:
-            self.place = state["place"] % 6
 
         def __iter__(self) -> Iterator[Batch]:
             first, self.place = self.place, self.place

@@ -22,7 +22,7 @@ from sightline.engine.runtime import Runtime
 from sightline.engine.tasks import SupervisedTask
 from sightline.engine.trainer import Trainer
 from sightline.errors import DataError
-from sightline.types import Batch, FitResult, Seekable, TrainState
+from sightline.types import Batch, FitResult, Loader, TrainState
 from stopping import StopAt
 
 COUNT, SIZE, CLASSES = 30, 4, 3
@@ -139,7 +139,7 @@ def test_batches_of_every_usual_shape(shape: str) -> None:
     make = SHAPES[shape]
     batches = [make(IMAGES[i : i + 4], LABELS[i : i + 4]) for i in (0, 4)]
     taken = ForeignLoader(batches)
-    assert isinstance(taken, Seekable)
+    assert isinstance(taken, Loader)
     assert len(taken) == 2
     for _ in range(2):
         for position, batch in enumerate(taken):
@@ -355,7 +355,7 @@ class Counting:
 @pytest.mark.parametrize("kind", [list, tuple])
 def test_a_list_begins_anywhere(kind: Callable[[Any], Any]) -> None:
     batches = ForeignLoader(kind(numbered(8)))
-    assert batches.resumable
+    assert batches.position() == {}
     batches.seek(4, 5)
     assert [numbers(batches) for _ in range(2)] == [[5, 6, 7], [0, 1, 2, 3, 4, 5, 6, 7]]
     cut = ForeignLoader(kind(numbered(8)), steps=6)
@@ -370,7 +370,7 @@ def test_what_keeps_no_place_is_not_read_again_to_find_it() -> None:
     plain = Counting()
     for made in (plain, loader(), DataLoader(Noisy(), batch_size=4)):
         batches = ForeignLoader(made)
-        assert not batches.resumable
+        assert batches.position() is None
         with pytest.raises(DataError, match=r"cannot begin epoch 2 at batch 5.*StatefulDataLoader"):
             batches.seek(2, 5)
         assert len(list(batches)) == 8
@@ -381,7 +381,7 @@ def test_what_keeps_no_place_is_not_read_again_to_find_it() -> None:
 
 def test_a_state_that_nobody_gave_back_is_no_place() -> None:
     batches = ForeignLoader(Stateful())
-    assert batches.resumable
+    assert batches.position()
     with pytest.raises(DataError, match="Stateful cannot begin epoch 0 at batch 3: its state of that moment was not"):
         batches.seek(0, 3)
 
@@ -389,8 +389,7 @@ def test_a_state_that_nobody_gave_back_is_no_place() -> None:
         load_state_dict = None  # type: ignore[assignment]
 
     half = ForeignLoader(Half())
-    assert not half.resumable
-    assert half.state_dict() == {}
+    assert half.position() is None
 
 
 def test_a_state_of_an_epochs_end_begins_the_next_epoch() -> None:
@@ -399,8 +398,7 @@ def test_a_state_of_an_epochs_end_begins_the_next_epoch() -> None:
     epochs = [torch.cat([batch.x for batch in whole]) for _ in range(2)]  # type: ignore[misc]
     first, second = ForeignLoader(Stateful()), ForeignLoader(Stateful())
     assert torch.equal(torch.cat([batch.x for batch in first]), epochs[0])  # type: ignore[misc]
-    second.load_state_dict(first.state_dict())
-    second.seek(1)
+    second.seek(1, 0, first.position())
     assert torch.equal(torch.cat([batch.x for batch in second]), epochs[1])  # type: ignore[misc]
 
 

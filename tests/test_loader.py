@@ -34,7 +34,7 @@ from sightline.data.persample import PerSample
 from sightline.data.policies import TrivialAugment
 from sightline.data.preprocess import Preprocess
 from sightline.errors import ImageError
-from sightline.types import Batch, Seekable
+from sightline.types import Batch, Loader
 
 AUGMENT = (Flip(0.5), Flip(0.5, vertical=True), ShiftCrop(2))
 PREPROCESS = Preprocess(5, 5, 1, (0.5,), (0.25,))
@@ -212,7 +212,7 @@ def test_a_batch_needs_at_least_one_image(size: int) -> None:
 
 
 def test_a_trainer_can_resume_on_it() -> None:
-    assert isinstance(loader(4, 2), Seekable)
+    assert isinstance(loader(4, 2), Loader)
 
 
 # --- what changes nothing: threads, depth, ranks, batch size

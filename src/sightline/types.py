@@ -102,7 +102,7 @@ class Schedule:
 class TrainState:
     """All that a checkpoint holds. `epoch` and `batch` are where training continues, `step` counts updates of the
     run. `stopped` says that a callback ended it early; `config` is what it was made from, for comparison; `loader` is
-    the state of a training loader that keeps one of its own."""
+    the `position` of the training loader."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer | None = None
@@ -156,12 +156,37 @@ class Task(Protocol):
 
 
 @runtime_checkable
-class Seekable(Protocol):
-    """A loader that can begin any epoch at any batch in constant time; what mid-epoch resume asks of its loader."""
+class Loader(Protocol):
+    """What the trainer iterates: one iteration is one epoch of batches on the run's device. A class derived from it
+    needs `seek`, `__iter__` and `__len__`."""
 
-    def seek(self, epoch: int, batch: int = 0) -> None: ...
+    @abstractmethod
+    def seek(self, epoch: int, batch: int = 0, position: Mapping[str, Any] | None = None) -> None:
+        """Makes the next iteration epoch `epoch`, from batch `batch` on; without a call, the epoch after the last one
+        follows. `position` is what `position()` returned at that place, perhaps in another process."""
+
+    def position(self) -> Mapping[str, Any] | None:
+        """What `seek` needs, beside the numbers of epoch and batch, to come back to where the iteration is; a
+        checkpoint keeps it, so it holds numbers, strings and tensors only. Empty where the two numbers are enough. None
+        where only the beginning of an epoch can be sought."""
+        return {}
+
+    @abstractmethod
     def __iter__(self) -> Iterator[Batch]: ...
-    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Batches of an epoch. Raises TypeError where that is not known."""
+
+
+@runtime_checkable
+class StatefulLoader(Protocol):
+    """A loader of another library that can be brought back to where it was, such as torchdata's
+    StatefulDataLoader."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
+    def __iter__(self) -> Iterator[Any]: ...
 
 
 @runtime_checkable

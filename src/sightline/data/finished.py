@@ -15,26 +15,30 @@ from sightline.data.generators import preserved, seed_all
 from sightline.data.persample import describe, name_of
 from sightline.errors import ConfigError, DataError, arg, first_line
 from sightline.random import bits, derive
-from sightline.types import Batch, Seekable
+from sightline.types import Batch, Loader
 
 Transform = Callable[[Tensor], Any]
 
 
-class Transformed:
+class Transformed(Loader):
     """A loader whose finished images go one by one through further transforms. What these draw from torch's CPU
     generator, `random` and NumPy's global one is a function of (seed, epoch, row), as with `PerSample`."""
 
-    def __init__(self, loader: Seekable, transforms: Sequence[Transform], seed: int):
+    def __init__(self, loader: Loader, transforms: Sequence[Transform], seed: int):
         self.loader, self.transforms, self.seed = loader, tuple(transforms), seed
         self._epoch = 0
 
     def __len__(self) -> int:
         return len(self.loader)
 
-    def seek(self, epoch: int, batch: int = 0) -> None:
+    def seek(self, epoch: int, batch: int = 0, position: Mapping[str, Any] | None = None) -> None:
         """As that of the loader."""
         self._epoch = epoch
-        self.loader.seek(epoch, batch)
+        self.loader.seek(epoch, batch, position)
+
+    def position(self) -> Mapping[str, Any] | None:
+        """That of the loader."""
+        return self.loader.position()
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, self._epoch = self._epoch, self._epoch + 1

@@ -16,7 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 from sightline.data.generators import preserved, seed_all
 from sightline.errors import DataError, listing
 from sightline.random import derive
-from sightline.types import Batch
+from sightline.types import Batch, Loader, StatefulLoader
 
 _END = object()
 _IMAGES = ("x", "image", "images", "pixel_values", "input", "inputs", "data")
@@ -24,7 +24,7 @@ _LABELS = ("y", "label", "labels", "target", "targets")
 _BROADCAST = re.compile(r"output with shape \[(\d+), \d+, \d+\] doesn't match the broadcast shape \[(\d+), ")
 
 
-class ForeignLoader:
+class ForeignLoader(Loader):
     """Any DataLoader, iterable or generator as a loader of `Batch`es on `device`.
 
     A batch may be (images, labels), (images, labels, weights), a dict with such keys (`image`, `pixel_values`, …;
@@ -33,13 +33,13 @@ class ForeignLoader:
     that takes it apart itself. A generator, which cannot begin anew, needs `steps`, the length of an epoch, and each
     epoch goes on where the last one stopped.
 
-    `resumable` says whether it can begin in the middle of an epoch at no cost: a list or tuple can, and a loader with
-    `state_dict` and `load_state_dict` (torchdata's StatefulDataLoader) whose state was given back. No other is read
-    again from its beginning to get there, which could take as long as training did: its runs are resumed at the
-    beginning of an epoch, where the order is the same as long as it is drawn from torch's generator, as DataLoader's
-    is, or from a `torch.Generator` of the loader's or its sampler's own, which is set for each epoch as a function of
-    its seed and the epoch. A generator that a new process made goes on with whatever it gives first: to get the same
-    batches, make it begin where the epoch does."""
+    A list or tuple begins an epoch at any batch, and so does a loader with `state_dict` and `load_state_dict`
+    (torchdata's StatefulDataLoader), whose state is its `position`. No other is read again from its beginning to get
+    there, which could take as long as training did: its runs are resumed at the beginning of an epoch, where the order
+    is the same as long as it is drawn from torch's generator, as DataLoader's is, or from a `torch.Generator` of the
+    loader's or its sampler's own, which is set for each epoch as a function of its seed and the epoch. A generator that
+    a new process made continues with whatever it gives first: to get the same batches, make it begin where the epoch
+    does."""
 
     def __init__(
         self,
@@ -62,11 +62,6 @@ class ForeignLoader:
         self._taken = 0  # batches taken from a generator so far
         self._before: int | None = None  # batches of the run before its first; none, but in a process that resumes
 
-    @property
-    def resumable(self) -> bool:
-        """Whether `seek` to the middle of an epoch costs nothing."""
-        return isinstance(self.batches, list | tuple) or self._keeps_its_place()
-
     def __len__(self) -> int:
         if self.steps is not None:
             return self.steps
@@ -74,17 +69,18 @@ class ForeignLoader:
             return len(self.batches)
         raise TypeError(f"{type(self.batches).__name__} has no length; say with steps= how long an epoch is")
 
-    def seek(self, epoch: int, batch: int = 0) -> None:
-        """Makes the next iteration epoch `epoch` from batch `batch` on. Raises DataError for a batch that could only be
-        reached by reading those before it again."""
+    def seek(self, epoch: int, batch: int = 0, position: Mapping[str, Any] | None = None) -> None:
+        """Makes the next iteration epoch `epoch` from batch `batch` on. The wrapped loader gets the state in `position`
+        back; where that is the state of the end of an epoch, the next one begins. Raises DataError for a batch that
+        could only be reached by reading those before it again."""
+        if position and "loader" in position and isinstance(self.batches, StatefulLoader):
+            self.batches.load_state_dict(position["loader"])
+            self._restored = True
         if batch and not (isinstance(self.batches, list | tuple) or self._restored or self._has_given(epoch, batch)):
             raise DataError(
                 f"the {type(self.batches).__name__} cannot begin epoch {epoch} at batch {batch}: {self._why_not()}"
             )
         self._epoch, self._batch = epoch, batch
-
-    def _keeps_its_place(self) -> bool:
-        return all(callable(getattr(self.batches, name, None)) for name in ("state_dict", "load_state_dict"))
 
     def _has_given(self, epoch: int, batch: int) -> bool:
         """Whether a generator has given what is before this place already, to this process."""
@@ -93,10 +89,10 @@ class ForeignLoader:
         return epoch * self.steps + batch <= self._before + self._taken
 
     def _why_not(self) -> str:
-        if self._keeps_its_place():
+        if isinstance(self.batches, StatefulLoader):
             return (
-                "its state of that moment was not given back by load_state_dict. Go on from a checkpoint that holds "
-                "it, or from an epoch's beginning."
+                "its state of that moment was not passed in as `position`. Resume from a checkpoint that holds it, "
+                "or from an epoch's beginning."
             )
         return (
             "it has no state_dict and load_state_dict, and the batches before are not read again to get there. Go on "
@@ -104,16 +100,12 @@ class ForeignLoader:
             "StatefulDataLoader."
         )
 
-    def state_dict(self) -> dict[str, Any]:
-        """The wrapped loader's own state, where it has one that it can be given back."""
-        return {"loader": self.batches.state_dict()} if self._keeps_its_place() else {}  # type: ignore[attr-defined]
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Gives the wrapped loader its state back; the next iteration goes on from there, or where that is the end of
-        an epoch, begins the next one."""
-        if self._keeps_its_place() and "loader" in state:
-            self.batches.load_state_dict(state["loader"])  # type: ignore[attr-defined]
-            self._restored = True
+    def position(self) -> Mapping[str, Any] | None:
+        """The wrapped loader's own state, where it has one that it can be given back; nothing more for a list or tuple;
+        None for any other."""
+        if isinstance(self.batches, StatefulLoader):
+            return {"loader": self.batches.state_dict()}
+        return {} if isinstance(self.batches, list | tuple) else None
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, first, restored = self._epoch, self._batch, self._restored
@@ -165,7 +157,8 @@ class ForeignLoader:
     def _own(self, epoch: int) -> dict[torch.Generator, Tensor]:
         """The loader's own generators, and their states at the beginning of an epoch: a function of their seeds. Those
         of a loader that keeps its place are in its state."""
-        found = [] if self._keeps_its_place() else [getattr(part, "generator", None) for part in self._parts()]
+        parts = [] if isinstance(self.batches, StatefulLoader) else self._parts()
+        found = [getattr(part, "generator", None) for part in parts]
         own = {each for each in found if isinstance(each, torch.Generator) and each is not torch.default_generator}
         return {
             each: torch.Generator(each.device).manual_seed(derive(each.initial_seed(), epoch, "loader")).get_state()

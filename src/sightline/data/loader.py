@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple, TypeAlias
 
@@ -18,7 +18,7 @@ from sightline.data.parallel import cores, in_order, pool, settle
 from sightline.data.preprocess import Preprocess
 from sightline.data.sampling import Piece, Plan
 from sightline.random import derive
-from sightline.types import Augmentation, Batch
+from sightline.types import Augmentation, Batch, Loader
 
 _RESIDENT_BYTES = 1 << 30
 _RANKED = 1 << 24  # four bytes each; above, the order of the list counts
@@ -38,7 +38,7 @@ class _Prepared(NamedTuple):
     done: bool
 
 
-class BatchLoader:
+class BatchLoader(Loader):
     """Gathers or decodes, augments and normalises whole batches on `device`.
 
     An epoch visits every row once, the last batch as large as what is left; with `drop_last`, what does not fill a
@@ -143,7 +143,7 @@ class BatchLoader:
         ranks = samples if self._ranked is None else np.argsort(self._ranked)[samples]
         return self._finish(self._prepare(Piece(samples, ranks, (len(samples),), epoch), map))[0]
 
-    def seek(self, epoch: int, batch: int = 0) -> None:
+    def seek(self, epoch: int, batch: int = 0, position: Mapping[str, Any] | None = None) -> None:
         """Makes the next iteration epoch `epoch` from batch `batch` on."""
         self._epoch, self._batch = epoch, batch
 

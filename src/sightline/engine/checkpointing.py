@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sightline.engine.callbacks import Callback, not_measured
 from sightline.engine.checkpoint import checkpoint_content, content_bytes, read_checkpoint
+from sightline.engine.loaders import loader_name
 from sightline.engine.sealed import save_sealed
 from sightline.errors import (
     ArtifactError,
@@ -29,7 +30,7 @@ from sightline.errors import (
     first_line,
 )
 from sightline.files import beside, leftovers
-from sightline.types import Seekable, StepOutput
+from sightline.types import StepOutput
 
 if TYPE_CHECKING:
     from sightline.engine.trainer import Trainer
@@ -95,10 +96,10 @@ class Checkpointer(Callback):
         """Saves a run's beginning, so that there is something to resume from whatever the first epoch meets."""
         # a mask of -inf is no accident: what is not finite before the first step may stay so
         self._meant = {name for name, value in trainer.state.model.state_dict().items() if not _finite(value)}
-        self._within_epochs = can_begin_anywhere(trainer.train)
+        self._within_epochs = trainer.loader_position() is not None
         if self._warn and not self._within_epochs:
             warnings.warn(
-                f"{type(trainer.train).__name__} cannot begin in the middle of an epoch, so this run is resumed at the "
+                f"{loader_name(trainer.train)} cannot begin in the middle of an epoch, so this run is resumed at the "
                 f"beginning of the epoch it was in. A loader with state_dict and load_state_dict, such as torchdata's "
                 f"StatefulDataLoader, is resumed at its batch.",
                 UserWarning,
@@ -110,7 +111,7 @@ class Checkpointer(Callback):
             left.unlink()
         self._settle_best(trainer.state.best)
         if self.saved_step is None or self._save_first:
-            self._save(trainer, starting=True)
+            self._save(trainer)
             self._wait()
             self._check_readable()
 
@@ -166,7 +167,7 @@ class Checkpointer(Callback):
     def _can_save(self, trainer: Trainer) -> bool:
         return self._within_epochs or not trainer.state.batch
 
-    def _save(self, trainer: Trainer, best: bool = False, epoch: int | None = None, starting: bool = False) -> None:
+    def _save(self, trainer: Trainer, best: bool = False, epoch: int | None = None) -> None:
         """Copies the state and hands it to the thread, when that has written the one before."""
         state = trainer.state
         weights = [*state.model.state_dict().items(), *(state.ema.state_dict().items() if state.ema else ())]
@@ -176,9 +177,7 @@ class Checkpointer(Callback):
                     f"'{name}' holds NaN or infinite values after step {state.step}, so no checkpoint was "
                     f"written over the last good one. Try a lower learning rate."
                 )
-        own_state = getattr(trainer.train, "state_dict", None)
-        if not (starting and state.loader):  # what was restored goes to the loader when all is ready
-            state.loader = own_state() if own_state is not None else {}
+        state.loader = dict(trainer.loader_position() or {})
         self._wait()
         content = checkpoint_content(state, "last", self.about)
         self._due = self._next_time()
@@ -263,12 +262,6 @@ class Checkpointer(Callback):
         for path in kept(self.last):
             if path not in names:
                 path.unlink()
-
-
-def can_begin_anywhere(train: object) -> bool:
-    """Whether a loader can begin in mid-epoch without going through the batches before: it says so (`resumable`), or it
-    is Seekable, or a sequence."""
-    return bool(getattr(train, "resumable", isinstance(train, Seekable | Sequence)))
 
 
 def older(last: Path, back: int) -> Path:

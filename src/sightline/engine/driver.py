@@ -50,7 +50,7 @@ class Driver:
         self.max_epochs = max_epochs
         self.callbacks: Sequence[Callback] = ()
         self.recorder: Recorder | None = None
-        self.train = _Unknown()
+        self.train: Any = None
         self.evals: dict[str, Any] = {}
         self.last_log: dict[str, float] = {}
         self.samples = 0
@@ -63,6 +63,9 @@ class Driver:
     def position(self) -> tuple[int, int]:
         """(updates, epochs) that are done."""
         return self.state.step, self.state.epoch
+
+    def loader_position(self) -> None:
+        """In the middle of an epoch, nobody but the loop knows where it is."""
 
     @property
     def should_stop(self) -> bool:
@@ -155,12 +158,6 @@ class Driver:
     def _emit(self, event: str, *args: Any) -> None:
         for handler in self._handlers[event]:
             handler(self, *args)
-
-
-class _Unknown:
-    """The batches of a loop that is not ours."""
-
-    resumable = False
 
 
 class _Files(nn.Module):

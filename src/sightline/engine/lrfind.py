@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 
+from sightline.engine.loaders import as_loader
 from sightline.engine.runtime import Runtime
 from sightline.engine.snapshot import Snapshot
 from sightline.engine.trainer import check_task
 from sightline.errors import ConfigError, DataError, NonFiniteLossError
-from sightline.types import Batch, Seekable, Task, TrainState
+from sightline.types import Batch, Loader, Task, TrainState
 
 BETA = 0.98
 """How much of the smoothed loss stays from step to step, as in fastai."""
@@ -93,12 +94,13 @@ def find_lr(
             "give a loader or a list, something whose iter() begins anew."
         )
     groups = _groups(state)
-    snapshot = Snapshot(state, task, train)
+    loader = as_loader(train)
+    snapshot = Snapshot(state, task, loader)
     try:
         check_task(task)
         task.setup(state)
         lrs = (low * (high / low) ** (number / (steps - 1)) for number in range(steps))
-        return _search(task, state, train, groups, lrs, stop_factor, runtime or Runtime("cpu"), on_step)
+        return _search(task, state, loader, groups, lrs, stop_factor, runtime or Runtime("cpu"), on_step)
     finally:
         snapshot.restore()
 
@@ -114,7 +116,7 @@ def check_range(low: float, high: float, steps: int, stop_factor: float) -> None
 def _search(
     task: Task,
     state: TrainState,
-    train: Iterable[Batch],
+    train: Loader,
     groups: Sequence[tuple[dict[str, Any], float]],
     lrs: Iterable[float],
     stop_factor: float,
@@ -154,17 +156,19 @@ def _search(
     return LRCurve(used, losses, smoothed)
 
 
-def _batches(train: Iterable[Batch], state: TrainState, runtime: Runtime) -> Generator[Batch]:
+def _batches(train: Loader, state: TrainState, runtime: Runtime) -> Generator[Batch]:
     """Batches without end, from the state's place on, in the trainer's order."""
     first = state.batch
     for epoch in itertools.count(state.epoch):
         runtime.reseed(epoch, "loader")
-        if isinstance(train, Seekable):
+        if first and state.loader:
+            train.seek(epoch, first, state.loader)
+        else:
             train.seek(epoch, first)
         found = iter(train)
         count = 0
         try:
-            for batch in found if isinstance(train, Seekable) else itertools.islice(found, first, None):
+            for batch in found:
                 count += 1
                 yield batch
         finally:

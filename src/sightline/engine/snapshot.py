@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sightline.types import TrainState
+from sightline.engine.loaders import PlainLoader
+from sightline.types import Loader, TrainState
 
 
 class Snapshot:
@@ -33,11 +34,14 @@ class Snapshot:
         self._seen: set[int] = set()
         for owner in (state, task, state.scaler, *(schedule.scheduler for schedule in state.schedules)):
             self._attributes(owner)
-        own = vars(train) if hasattr(train, "__dict__") else {}
-        self._dicts.append((own, dict(own)))  # its place is here; what it loads from is not looked into
-        if callable(getattr(train, "state_dict", None)) and callable(getattr(train, "load_state_dict", None)):
-            saved = copy.deepcopy(train.state_dict())
-            self._calls.append(lambda: train.load_state_dict(saved))
+        # their place is here; what they load from is not followed
+        for owner in (train, train.batches if isinstance(train, PlainLoader) else None):
+            own = vars(owner) if hasattr(owner, "__dict__") else {}
+            self._dicts.append((own, dict(own)))
+        position = copy.deepcopy(train.position()) if isinstance(train, Loader) else None
+        if position:
+            epoch, batch = state.epoch, state.batch
+            self._calls.append(lambda: train.seek(epoch, batch, position))
         self._generators()
 
     @torch.no_grad()

@@ -5,7 +5,6 @@ This file holds the only loops: `fit`, `_train_epoch` and `evaluate`. What a bat
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from sightline.engine.callbacks import EVENTS, Callback, not_measured
+from sightline.engine.loaders import as_loader
 from sightline.engine.runtime import Runtime
 from sightline.errors import DataError, DivergedError, NonFiniteLossError, arg, listing, nearest
 from sightline.metrics import Meter
 from sightline.modes import evaluating
-from sightline.types import Batch, FitResult, Recorder, Seekable, Task, TrainState
+from sightline.types import Batch, FitResult, Recorder, Task, TrainState
 
 
 class Trainer:
@@ -44,12 +44,11 @@ class Trainer:
         on_exception, if anything was raised            (Ctrl-C between two steps is no exception)
         on_fit_end
 
-    `train` and the values of `evals` are iterables of `Batch`; with a `seek(epoch, batch)` method, an epoch begins in
-    mid-way in constant time. `meter` makes the object that collects an epoch's step outputs, `eval_meter` that of an
-    evaluation where it is another. `eval_every` may be a function of the epoch, counted from 0, that says whether it is
-    evaluated; the last one always is. `log_every` also bounds how late a NaN loss is noticed, and the mean training
-    loss since the last log point must not be above `divergence_threshold`. `state` is all that is needed to go on: load
-    a checkpoint into it, then call `fit`."""
+    `train` and the values of `evals` are `Loader`s, or other iterables of `Batch`. `meter` makes the object that
+    collects an epoch's step outputs, `eval_meter` that of an evaluation where it is another. `eval_every` may be a
+    function of the epoch, counted from 0, that says whether it is evaluated; the last one always is. `log_every` also
+    bounds how late a NaN loss is noticed, and the mean training loss since the last log point must not be above
+    `divergence_threshold`. `state` is all that is needed to resume: load a checkpoint into it, then call `fit`."""
 
     def __init__(
         self,
@@ -72,8 +71,8 @@ class Trainer:
             raise ValueError(f"eval_every must be at least 1, or a function of the epoch, not {eval_every!r}")
         self.task = task
         self.state = state
-        self.train = train
-        self.evals = dict(evals or {})
+        self.train = as_loader(train)
+        self.evals = {split: as_loader(batches) for split, batches in (evals or {}).items()}
         self.max_epochs = max_epochs
         self.eval_every = eval_every
         self.callbacks = tuple(callbacks)
@@ -89,6 +88,7 @@ class Trainer:
         self._meter = meter
         self._eval_meter = eval_meter or meter
         self._fitting = self._asked = False
+        self._restored: Mapping[str, Any] = {}
         if "train" not in self.state.meters:  # a restored one has what the epoch counted so far
             self.state.meters["train"] = meter()
         check_task(task)
@@ -120,10 +120,9 @@ class Trainer:
         """Trains from where the state is to `max_epochs`. Raises NonFiniteLossError, naming the step, on a NaN loss."""
         try:
             self.interrupted, self.interrupted_by, self._fitting = False, None, True
+            self._restored = self.state.loader
             self.task.setup(self.state)
             self._emit("on_fit_start")
-            if self.state.loader and hasattr(self.train, "load_state_dict"):
-                self.train.load_state_dict(self.state.loader)
             if not self.state.model.training:  # else every submodule keeps its mode: what the user froze stays frozen
                 self.state.model.train()
             with suppress(_Interrupted):  # between two steps: the state is whole
@@ -210,8 +209,9 @@ class Trainer:
         schedules, observers = self._step_schedules, self._handlers["on_step_end"]
         self._mark, self.phase = (time.perf_counter(), self.samples), "training"
         self.task.begin_epoch(state)
+        self._seek()
         reseed(state.epoch, "loader")  # the order of a loader that draws it from torch's generator is then the epoch's
-        for batch in _epoch_of(self.train, state.epoch, state.batch):
+        for batch in self.train:
             log = (state.step + 1) % log_every == 0  # decided before the step, so that no step is read back for it
             reseed(state.step)
             output = step(state, batch)
@@ -235,6 +235,19 @@ class Trainer:
         if not state.batch:
             raise DataError(f"the training data gave no batch in epoch {state.epoch}. {_NO_BATCH}")
         return dict(meter.compute())
+
+    def loader_position(self) -> Mapping[str, Any] | None:
+        """What a checkpoint keeps of the training loader: its `position`; before it has been sought, that of the
+        checkpoint which the state came from."""
+        return self._restored or self.train.position()
+
+    def _seek(self) -> None:
+        """Before torch's generator is set for the order, since a loader may draw from it here."""
+        restored, self._restored = self._restored, {}
+        if restored:
+            self.train.seek(self.state.epoch, self.state.batch, restored)
+        else:
+            self.train.seek(self.state.epoch, self.state.batch)
 
     def _learning_rate(self) -> float | None:
         """That of the optimiser's first group, with which the step at hand was made."""
@@ -306,9 +319,10 @@ def evaluate(
     of the data in the message."""
     state = model if isinstance(model, TrainState) else TrainState(model)
     after = f" after step {state.step}" if isinstance(model, TrainState) else ""
-    number = 0
+    number, loader = 0, as_loader(batches)
+    loader.seek(0)
     with evaluating(state.eval_model), torch.inference_mode():
-        for number, batch in enumerate(_epoch_of(batches), start=1):
+        for number, batch in enumerate(loader, start=1):
             meter.update(task.eval_step(state, batch))
             if number % flush_every == 0:
                 meter.flush()
@@ -320,13 +334,6 @@ def evaluate(
     if not math.isfinite(metrics.get("loss", 0.0)):
         raise NonFiniteLossError(f"the {split} loss is {metrics['loss']}{after}. {_ADVICE}")
     return metrics
-
-
-def _epoch_of(batches: Iterable[Batch], epoch: int = 0, first: int = 0) -> Iterable[Batch]:
-    if isinstance(batches, Seekable):
-        batches.seek(epoch, first)
-        return batches
-    return itertools.islice(batches, first, None) if first else batches
 
 
 _TASK = ("setup", "begin_epoch", "train_step", "eval_step", "predict_step")

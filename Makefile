@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo install test slow check lint types docs rows clean
+.PHONY: demo install test test-min slow check lint types docs rows clean
 
 demo: $(VENV)/.demo
 	$(BIN)/sightline train
@@ -14,8 +14,12 @@ install: $(VENV)/.dev
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest --numprocesses 2 -m 'not slow'
 
+# the fast tests with the lowest versions that pyproject.toml admits, in an environment of its own
+test-min: $(VENV)-min/.done
+	$(VENV)-min/bin/python -m pytest --numprocesses 2 -m 'not slow'
+
 slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest --numprocesses 2 -m slow
 
 check: test slow lint types docs rows
 
@@ -46,5 +50,11 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 	$(INSTALL) --editable '.[dev]'
 	@touch $@ $(VENV)/.demo
 
+$(VENV)-min/.done: pyproject.toml scripts/lowest
+	$(PYTHON) -m venv $(VENV)-min
+	$(PYTHON) scripts/lowest > $(VENV)-min/lowest.txt
+	$(VENV)-min/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(VENV)-min/lowest.txt --editable '.[all,test]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-min build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis

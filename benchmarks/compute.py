@@ -28,8 +28,8 @@ import torch
 from torch import Tensor, nn
 
 from archives import MNIST, unpacked
-from sightline.config.build import as_config
-from sightline.config.parts import Parts, build_parts
+from sightline.compose.assemble import as_config
+from sightline.compose.parts import Parts, build_parts
 from sightline.config.typed import merged
 from sightline.engine.trainer import Trainer
 from sightline.types import Batch
@@ -151,7 +151,7 @@ def speed(digits: Path, rounds: int) -> list[str]:
     print("speed: one step of 512 digits, forward, backward and update")
     loop = parts_of(digits, 0)
     auto = parts_of(digits, 0, AUTO)
-    print(f"  runtime=auto chose {auto.chosen}")
+    print(f"  runtime=auto chose {auto.resolved.chosen}")
     works = {
         "plain loop, eager float32": plain_loop(loop),
         "Sightline": epoch_of(parts_of(digits, 0)),
@@ -159,7 +159,7 @@ def speed(digits: Path, rounds: int) -> list[str]:
     }
     if has_bf16():
         both = parts_of(digits, 0, AUTO, BF16)
-        print(f"  with bf16 it chose {both.chosen}")
+        print(f"  with bf16 it chose {both.resolved.chosen}")
         works["Sightline, bf16"] = epoch_of(parts_of(digits, 0, BF16))
         works["Sightline, runtime=auto and bf16"] = epoch_of(both)
     else:
@@ -177,18 +177,18 @@ def accuracy_on(parts: Parts, low: bool) -> float:
     right = 0
     parts.state.model.eval()
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=low):
-        for start in range(0, len(parts.data["test"]), BATCH):
+        for start in range(0, len(parts.data.splits["test"]), BATCH):
             shown = test_batch(parts, start)
             right += int((parts.state.model(shown.x).argmax(1) == shown.y).sum())
     parts.state.model.train()
-    return right / len(parts.data["test"])
+    return right / len(parts.data.splits["test"])
 
 
 def test_batch(parts: Parts, start: int) -> Batch:
     """Some of the test split, normalised as in training."""
-    rows = range(start, min(start + BATCH, len(parts.data["test"])))
-    labels: Tensor = parts.data["test"].labels[rows.start : rows.stop]
-    return Batch(parts.preprocess.normalizer()(parts.data["test"].pixels(rows)), labels)
+    rows = range(start, min(start + BATCH, len(parts.data.splits["test"])))
+    labels: Tensor = parts.data.splits["test"].labels[rows.start : rows.stop]
+    return Batch(parts.data.preprocess.normalizer()(parts.data.splits["test"].pixels(rows)), labels)
 
 
 def accuracy(digits: Path, seeds: int) -> list[str]:

@@ -62,7 +62,7 @@ def write_tables(flowers: Path, folds: int) -> int:
 def by_sightline(arm: str, flowers: Path, fold: int, size: int, epochs: int) -> dict[str, Any]:
     """One training run by its config."""
     from sightline.commands.compose import checked
-    from sightline.config.build import assemble
+    from sightline.compose.assemble import assemble
     from sightline.engine.callbacks import Callback
     from sightline.engine.trainer import Trainer
     from sightline.types import StepOutput

@@ -55,7 +55,7 @@ def pictures(folder: Path) -> None:
     """The embedded digits as PNG files of 16 x 16 pixels, a folder for each class."""
     from PIL import Image
 
-    from sightline.config.data import config_source
+    from sightline.compose.data import config_source
     from sightline.config.schema import TrainConfig
 
     source = config_source(TrainConfig())

@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sightline.config.build import assemble, resume
-from sightline.config.parts import build_parts
+from sightline.compose.assemble import assemble, resume
+from sightline.compose.parts import build_parts
 from sightline.engine.callbacks import Callback
 from sightline.engine.checkpointing import Checkpointer
 from sightline.engine.trainer import Trainer

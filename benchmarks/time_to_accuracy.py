@@ -29,8 +29,8 @@ from torch import nn
 
 from archives import CIFAR10, MNIST, unpacked
 from sightline.commands.compose import checked
-from sightline.config.build import assemble
-from sightline.config.parts import Parts, build_parts
+from sightline.compose.assemble import assemble
+from sightline.compose.parts import Parts, build_parts
 from sightline.config.schema import TrainConfig
 from sightline.engine.callbacks import Callback
 from sightline.engine.trainer import Trainer
@@ -119,7 +119,7 @@ def plain(config: TrainConfig, steps: int | None) -> tuple[float, float | None]:
 
 
 def _test_accuracy(model: nn.Module, parts: Parts) -> float:
-    data, preprocess = parts.data["test"], parts.preprocess
+    data, preprocess = parts.data.splits["test"], parts.data.preprocess
     model.eval()
     right = 0
     with torch.inference_mode():

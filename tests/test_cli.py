@@ -269,7 +269,7 @@ def test_resume_refuses_what_it_cannot_do(here: Command, digits_run: Path, tmp_p
 def test_what_a_run_leaves(digits_run: Path) -> None:
     run = digits_run
     names = {"config.yaml", "environment.json", "data.json", "images.csv.gz", "log.jsonl", "heartbeat.json"}
-    names |= {"tensorboard", "checkpoints", "exported", "predictions"}
+    names |= {"config-unresolved.yaml", "tensorboard", "checkpoints", "exported", "predictions"}
     assert {entry.name for entry in run.iterdir()} == names
     assert sorted(f.name for f in (run / "checkpoints").iterdir()) == ["best.ckpt", "last-1.ckpt", "last.ckpt"]
     assert sorted(f.name for f in (run / "exported").iterdir()) == ["model.safetensors", "sightline.json"]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from images import noise
-from sightline.config.data import drawn_as
+from sightline.compose.data import drawn_as
 from sightline.data.cache import Cache
 from sightline.data.decode import content_checksum, content_key, open_image
 from sightline.data.foreign import as_source

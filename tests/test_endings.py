@@ -23,7 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from disks import fill, small_disk
 from doors import users
 from doors.digits import small_digits
-from sightline.config import build
+from sightline.compose import assemble
 from sightline.engine.checkpoint import read_checkpoint
 from sightline.errors import ArtifactError, RunFailedError
 from sightline.files import atomic_write, locked, sha256
@@ -66,7 +66,7 @@ def hidden(folder: Path) -> set[str]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing happened to."""
-    run = build.assemble(config(tmp_path_factory.mktemp("whole"))).fit().run
+    run = assemble.assemble(config(tmp_path_factory.mktemp("whole"))).fit().run
     assert run is not None
     return run
 
@@ -76,18 +76,18 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def filled_before_the_export(ballast: Path, patch: pytest.MonkeyPatch) -> None:
     """The disk fills up when training is over."""
-    finish = build.Assembly.finish
+    finish = assemble.Assembly.finish
 
-    def fills(self: build.Assembly) -> Any:
+    def fills(self: assemble.Assembly) -> Any:
         fill(ballast, leave=256 << 10)
         return finish(self)
 
-    patch.setattr(build.Assembly, "finish", fills)
+    patch.setattr(assemble.Assembly, "finish", fills)
 
 
 def goes_on(run: Path, whole: Path) -> None:
     """A resume ends with the same bits as the run that nothing happened to."""
-    build.resume(run).fit()
+    assemble.resume(run).fit()
     assert results(run) == results(whole)
     assert load(run).manifest["metrics"] == load(whole).manifest["metrics"]
 
@@ -105,7 +105,7 @@ def test_an_assembly_that_is_forgotten_lets_go_of_its_lock(tmp_path: Path) -> No
     how["run"]["requeue"] = "true"
     gc.disable()
     try:
-        assembly = build.assemble(how)
+        assembly = assemble.assemble(how)
         path = assembly.run.path
         del assembly
         with locked(path) as mine:
@@ -120,7 +120,7 @@ def test_a_disk_without_room_for_the_model(told: str, free: int | None, whole: P
     """Asked for the room, or, where there was room when it was asked for, in the middle of the file of weights."""
     with small_disk(tmp_path / "small", "16m") as place:
         run, ballast = place / "full", place / "ballast"
-        assembly = build.assemble(config(place, "full"))
+        assembly = assemble.assemble(config(place, "full"))
         with pytest.MonkeyPatch.context() as patch:
             filled_before_the_export(ballast, patch)
             if free is not None:
@@ -130,10 +130,10 @@ def test_a_disk_without_room_for_the_model(told: str, free: int | None, whole: P
         assert hidden(run) == set()
         assert not (run / "exported").exists()
         with pytest.raises(RunFailedError, match=NO_ROOM):
-            build.resume(run).fit()
+            assemble.resume(run).fit()
         fill(place / "more")
         with pytest.raises(RunFailedError, match=r"/full' cannot be read or written: .*No space left on device"):
-            build.resume(run).fit()
+            assemble.resume(run).fit()
         ballast.unlink()
         goes_on(run, whole)
 
@@ -148,9 +148,9 @@ def test_a_disk_without_room_for_the_tables(whole: Path, tmp_path: Path) -> None
             fill(ballast)
             return evaluate_split(*given)
 
-        assembly = build.assemble(config(place, "full"))
+        assembly = assemble.assemble(config(place, "full"))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(build, "evaluate_split", fills)
+            patch.setattr(assemble, "evaluate_split", fills)
             with pytest.raises(RunFailedError, match=NO_SPACE):
                 assembly.fit()
         assert hidden(run) == set()
@@ -201,7 +201,7 @@ def test_what_a_kill_in_the_export_leaves(moment: tuple[str, ...], left: str, wh
     with started("-c", KILLED, *moment, "resume", run, cwd=tmp_path) as process:
         assert ended(process) == (-signal.SIGKILL, "")
     assert left in {name[: -len(".0123456789abcdef")] for name in hidden(run) - before}
-    build.resume(run).fit()
+    assemble.resume(run).fit()
     assert hidden(run) == before
     assert {(run / name).read_text() for name in others} == {"years of work"}
     assert results(run).items() >= results(whole).items()
@@ -232,7 +232,7 @@ def test_a_warning_while_a_recorder_is_closed_is_answered(tmp_path: Path) -> Non
     how = config(tmp_path)
     how["run"]["requeue"] = f"echo $SIGHTLINE_RUN > '{told}'"
     before = signal.getsignal(signal.SIGUSR1)
-    result = build.assemble(how, recorder=Slow()).fit()
+    result = assemble.assemble(how, recorder=Slow()).fit()
     assert told.read_text() == f"{result.run}\n"
     assert not result.interrupted
     assert "test" in result.metrics
@@ -256,7 +256,7 @@ def test_a_signal_while_an_export_takes_the_place_of_another_one(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", rename)
-        result = build.resume(run).fit()
+        result = assemble.resume(run).fit()
     assert (result.interrupted, result.signal) == (True, signal.SIGTERM)
     assert sha256(run / "exported" / "model.safetensors") == sha256(whole / "exported" / "model.safetensors")
     goes_on(run, whole)
@@ -309,7 +309,7 @@ def test_what_a_kill_in_the_first_instant_leaves(tmp_path: Path) -> None:
             until(killed, "filling")
             killed.kill()
         assert len(names(runs) - others) == 2
-        build.assemble(config(runs, "next")).fit()
+        assemble.assemble(config(runs, "next")).fit()
         assert names(runs) == {*others, filled, "next"}
         assert living.stdin is not None
         living.stdin.write("go on\n")
@@ -386,7 +386,7 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
 
 
 def train(folder: Path) -> None:
-    build.assemble(config(folder)).fit()
+    assemble.assemble(config(folder)).fit()
 
 
 def train_by_params(folder: Path) -> None:

@@ -8,6 +8,7 @@ import math
 import shutil
 import socket
 import types
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,11 @@ from torch import Tensor, nn
 import sightline
 from conftest import Command
 from sightline.commands.compose import checked
-from sightline.config.find import lr_key
-from sightline.config.module import make_optimizer
+from sightline.compose.lr_find import lr_key
+from sightline.compose.module import make_optimizer
+from sightline.compose.weights import build_from_weights, wanted_preprocess
 from sightline.config.schema import TrainConfig
 from sightline.config.shorthand import network_node
-from sightline.config.weights import build_from_weights, with_expected_preprocess
 from sightline.data.preprocess import Preprocess
 from sightline.engine.tasks import SupervisedTask
 from sightline.errors import ConfigError
@@ -223,8 +224,7 @@ EXPECTED = {"size": [224, 224], "channels": 3, "resize": "crop", "crop_pct": 0.8
 @pytest.mark.parametrize("data", ["", "data=csv", "data.source=parquet", "data.source=npz", "data=folder"])
 def test_the_form_of_the_labels_does_not_change_the_images(data: str) -> None:
     """Before, `data=csv` stretched them."""
-    config = with_expected_preprocess(checked(["experiment=finetune", *([data] if data else [])]))
-    found = config.to_dict()["data"]["preprocess"]
+    found = asdict(wanted_preprocess(checked(["experiment=finetune", *([data] if data else [])])))
     assert {name: found[name] for name in EXPECTED} == EXPECTED
 
 
@@ -241,7 +241,7 @@ def test_the_form_of_the_labels_does_not_change_the_images(data: str) -> None:
     ],
 )
 def test_what_the_user_sets_stays(words: list[str], expected: dict[str, Any]) -> None:
-    found = with_expected_preprocess(checked(["experiment=finetune", *words])).to_dict()["data"]["preprocess"]
+    found = asdict(wanted_preprocess(checked(["experiment=finetune", *words])))
     assert {name: found[name] for name in expected} == expected
 
 
@@ -251,8 +251,8 @@ def test_a_run_hands_its_resize_on(here: Command, tmp_path: Path, flowers: Path)
     own = ("data.preprocess.size=32", "data.preprocess.resize=crop", "data.preprocess.crop_pct=0.8")
     assert here(*words, *own, "run.name=first", "trainer.max_epochs=1").returncode == 0
     for place in ("runs/first", "runs/first/exported", "runs/first/checkpoints/last.ckpt"):
-        config = with_expected_preprocess(TrainConfig.from_dict({"weights": str(tmp_path / place)}))
-        assert (config.data.preprocess.resize, config.data.preprocess.crop_pct) == ("crop", 0.8), place
+        found = wanted_preprocess(TrainConfig.from_dict({"weights": str(tmp_path / place)}))
+        assert (found.resize, found.crop_pct) == ("crop", 0.8), place
     ended = here("load", "runs/first")
     assert "crop, crop_pct 0.8, bilinear" in ended.stdout
 

@@ -12,7 +12,7 @@ from PIL import Image, features
 
 import sightline
 from conftest import Command
-from sightline.config.checks import check_conflicts
+from sightline.compose.checks import check_conflicts
 from sightline.data.decode import open_image
 from sightline.data.packing import pack_splits
 from sightline.data.preprocess import Preprocess

@@ -19,7 +19,7 @@ from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from images import noise, write_folders
-from sightline.config.data import data_source
+from sightline.compose.data import data_source
 from sightline.config.schema import DataConfig, TrainConfig
 from sightline.data.foreign import as_source
 from sightline.data.packing import Packing, pack_splits

@@ -20,7 +20,7 @@ import sightline as package
 from conftest import python
 from sightline import cli
 from sightline.commands import evaluate
-from sightline.config.module import better_direction
+from sightline.compose.module import better_direction
 from sightline.config.schema import TrainConfig
 from sightline.errors import ConfigError, RunFailedError
 from sightline.foreignmetrics import ForeignMetrics, check_metric

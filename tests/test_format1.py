@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 import sightline
 from conftest import Command
-from sightline.config.build import as_config
-from sightline.config.data import config_source
+from sightline.compose.assemble import as_config
+from sightline.compose.data import config_source
 from sightline.engine.checkpoint import read_checkpoint
 from sightline.runs.artifact import Prediction, add_metrics, load
 from sightline.runs.manifest import read_manifest

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.config.module import make_freeze
+from sightline.compose.module import make_freeze
 from sightline.config.schema import TrainConfig
 from sightline.engine.freezing import Freeze
 from sightline.engine.tasks import SupervisedTask

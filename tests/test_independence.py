@@ -16,7 +16,7 @@ from scipy.special import chdtrc
 from torch import Tensor
 from torchvision.transforms import v2
 
-from sightline.config.data import build_augmentations
+from sightline.compose.data import build_augmentations
 from sightline.config.schema import DataConfig, TrainConfig
 from sightline.data.augment import Flip, ShiftCrop
 from sightline.data.colour import ColorJitter

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import sightline as package
 from conftest import Command, python
 from sightline import LRCurve
-from sightline.config.find import lr_key
+from sightline.compose.lr_find import lr_key
 from sightline.config.schema import TrainConfig
 from sightline.data.augment import Flip
 from sightline.data.foreignloader import ForeignLoader
@@ -374,7 +374,7 @@ def test_an_optimiser_that_is_handed_over_is_as_it_was(monkeypatch: pytest.Monke
         assert model._compiled_call_impl is not None
         raise DataError("no step is taken")
 
-    monkeypatch.setattr("sightline.config.find.find_lr", failing)
+    monkeypatch.setattr("sightline.compose.lr_find.find_lr", failing)
     with pytest.raises(DataError, match="no step is taken"):
         package.lr_find({"trainer": {"channels_last": True, "compile": True}}, model=model, optimizer=optimizer)
     assert same()

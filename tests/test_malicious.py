@@ -183,7 +183,7 @@ WATCHED = """
 import json, sys, io, contextlib
 import torch, torchvision, timm
 import sightline.runs.artifact, sightline.commands.load, sightline.commands.predict, sightline.commands.evaluate
-import sightline.config.build
+import sightline.compose.assemble
 from sightline import cli
 seen = []
 def watch(event, arguments):

@@ -22,8 +22,8 @@ import sightline
 from conftest import Command, run_command
 from images import noise, write_image
 from sightline import cli
+from sightline.compose.weights import build_from_weights, wanted_preprocess
 from sightline.config.schema import TrainConfig
-from sightline.config.weights import build_from_weights, with_expected_preprocess
 from sightline.data.preprocess import Preprocess
 from sightline.errors import ArtifactError, ConfigError, ModelError
 from sightline.models.networks import SmallCNN
@@ -286,7 +286,7 @@ def test_tied_weights_need_be_there_once() -> None:
 
 
 def filled(**values: Any) -> Any:
-    return with_expected_preprocess(TrainConfig.from_dict(values)).data.preprocess
+    return wanted_preprocess(TrainConfig.from_dict(values))
 
 
 def test_published_weights_say_what_pictures_they_expect() -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 import sightline
 from sightline.commands.compose import PRESETS, checked
-from sightline.config.checks import check_targets
+from sightline.compose.checks import check_targets
 from sightline.config.schema import TrainConfig
 from sightline.config.shorthand import network_node
 from sightline.config.typed import merged

@@ -20,7 +20,7 @@ from torch import nn
 import sightline
 from conftest import run_command
 from sightline.commands import evaluate, predict, show, summary
-from sightline.config.data import drawn_as
+from sightline.compose.data import drawn_as
 from sightline.config.schema import TrainConfig
 from sightline.config.typed import merged
 from sightline.data.foreign import as_source

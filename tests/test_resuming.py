@@ -15,7 +15,7 @@ import torch
 import waiting
 from conftest import Command
 from disks import fill, small_disk
-from sightline.config.build import assemble, resume
+from sightline.compose.assemble import assemble, resume
 from sightline.engine import checkpointing
 from sightline.engine.callbacks import Callback
 from sightline.engine.checkpoint import checkpoint_content, read_checkpoint

@@ -51,7 +51,7 @@ def test_the_same_config_gives_the_same_weights(tmp_path: Path) -> None:
 def test_a_config_is_a_dict_a_file_or_an_object(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("seed: 3\nmodule: {optimizer: {lr: 1e-3}}\n")
-    from sightline.config.build import as_config
+    from sightline.compose.assemble import as_config
 
     config = as_config(file)
     assert config.seed == 3

@@ -23,7 +23,7 @@ import torch
 
 import driven
 import sightline
-from sightline.config import build
+from sightline.compose import assemble
 from sightline.engine.runtime import Runtime
 from sightline.errors import (
     AnotherTrainingError,
@@ -116,7 +116,7 @@ def test_another_training_is_refused_and_nothing_is_overwritten(tmp_path: Path) 
     with pytest.raises(AnotherTrainingError, match=r"holds another training: rate was 0\.1; now it is 0\.2\. Choose"):
         driven.fit(tmp_path / "run", 2, rate=0.2)
     with pytest.raises(AnotherTrainingError, match="another interface, numpy"):
-        Session(Run(tmp_path / "run"), build.INTERFACE).__enter__()
+        Session(Run(tmp_path / "run"), assemble.INTERFACE).__enter__()
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "weights.npy").touch()

@@ -248,9 +248,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 
 PLACES = {
-    "packing": "sightline.config.data.pack_splits",
-    "the export": "sightline.config.build.export_model",
-    "the last evaluation": "sightline.config.build.evaluate_split",
+    "packing": "sightline.compose.data.pack_splits",
+    "the export": "sightline.compose.assemble.export_model",
+    "the last evaluation": "sightline.compose.assemble.evaluate_split",
 }
 
 
@@ -338,17 +338,17 @@ def test_a_scheduler_warns_and_ends_a_run(tmp_path: Path) -> None:
 AT_THE_END = """
 import sys
 from sightline import cli
-from sightline.config import build
+from sightline.compose import assemble
 
 def waits(name):
-    true = getattr(build, name)
+    true = getattr(assemble, name)
 
     def stand_in(*given, **named):
         print(name, flush=True)
         sys.stdin.readline()
         return true(*given, **named)
 
-    setattr(build, name, stand_in)
+    setattr(assemble, name, stand_in)
 
 waits("export_model")
 waits("evaluate_split")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.config.checks import check_loss
+from sightline.compose.checks import check_loss
 from sightline.engine.runtime import Runtime
 from sightline.models.losses import ClassWeighted, ProbabilityNLL
 from sightline.models.softmax import SoftmaxTwice

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from sightline import lazy
 
 if TYPE_CHECKING:
-    from sightline.config.build import Assembly, assemble, fit, resume
-    from sightline.config.find import lr_find
+    from sightline.compose.assemble import Assembly, assemble, fit, resume
+    from sightline.compose.lr_find import lr_find
     from sightline.config.schema import TrainConfig
     from sightline.data.loader import BatchLoader
     from sightline.data.packed import PackedDataset
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Assembly": ".config.build",
+    "Assembly": ".compose.assemble",
     "Batch": ".types",
     "BatchLoader": ".data.loader",
     "Callback": ".engine.callbacks",
@@ -48,11 +48,11 @@ _HOMES = {
     "TrainState": ".types",
     "Trainer": ".engine.trainer",
     "Value": ".runs.artifact",
-    "assemble": ".config.build",
-    "fit": ".config.build",
+    "assemble": ".compose.assemble",
+    "fit": ".compose.assemble",
     "load": ".runs.artifact",
-    "lr_find": ".config.find",
-    "resume": ".config.build",
+    "lr_find": ".compose.lr_find",
+    "resume": ".compose.assemble",
     "summary": ".models.probe",
 }
 __all__ = [

@@ -36,10 +36,10 @@ def main(words: Sequence[str]) -> int:
     changed = changes(found.overrides, [f"data.{key}" for key in (*WHERE, *HOW)], "evaluate")
     if found.allow:
         user_code()
-    from sightline.config.build import as_config
-    from sightline.config.data import config_source, data_record, drawn_as, loader_workers, open_data
-    from sightline.config.meters import build_meters
-    from sightline.config.module import build_loss
+    from sightline.compose.assemble import as_config
+    from sightline.compose.data import config_source, data_record, drawn_as, loader_workers, open_data
+    from sightline.compose.meters import build_meters
+    from sightline.compose.module import build_loss
     from sightline.locate import LOSSES, METRICS
     from sightline.runs.artifact import load
     from sightline.runs.console import left_out, show_results
@@ -73,7 +73,7 @@ def main(words: Sequence[str]) -> int:
     if own:
         print(f"note: the run was made with its own {listing(own)}; the loss shown is the config's")
     # a run's directory may come from elsewhere: its loss may name nothing but losses, its metrics torchmetrics
-    loss = build_loss(config, predictor.device, allow=(*LOSSES, *found.allow))
+    loss = build_loss(config.module, predictor.device, allow=(*LOSSES, *found.allow))
     meters = build_meters(config, predictor.spec, predictor.classes, predictor.device, allow=(*METRICS, *found.allow))
     results = {}
     for split in splits:

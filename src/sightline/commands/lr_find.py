@@ -50,7 +50,7 @@ def main(words: Sequence[str]) -> int:
     _free(plot)
     values = _free(plot.with_suffix(".csv"))
     user_code()
-    from sightline.config.find import lr_find
+    from sightline.compose.lr_find import lr_find
 
     with _bar(found.steps, config.trainer.progress) as advance:
         curve = lr_find(config, low=found.low, high=found.high, steps=found.steps, on_step=advance)
@@ -68,7 +68,7 @@ def _free(path: Path) -> Path:
 
 
 def _print(curve: LRCurve, config: TrainConfig, steps: int) -> None:
-    from sightline.config.find import lr_key
+    from sightline.compose.lr_find import lr_key
 
     count = len(curve.lrs)
     shown = sorted({round(position * (count - 1) / (_ROWS - 1)) for position in range(_ROWS)})

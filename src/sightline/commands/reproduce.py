@@ -82,7 +82,7 @@ def _train(record: RunRecord, changed: Mapping[str, Any], place: Path, name: str
     """Trains the run again, and says what of its data is not as it was, before the first step too. What is shown
     meanwhile goes to standard error."""
     user_code()
-    from sightline.config.build import assemble
+    from sightline.compose.assemble import assemble
     from sightline.runs.record import read_record
     from sightline.runs.reproduce import data_cause, drifted, pinned
 

@@ -26,6 +26,6 @@ def main(words: Sequence[str]) -> int:
     found = options.parse_intermixed_args(words)
     changed = changes(found.overrides, ("trainer.", "data.", "module.", "run.requeue", "seed"), "resume")
     user_code()
-    from sightline.config.build import resume
+    from sightline.compose.assemble import resume
 
     return report(resume(found.run, changed, allow_drift=found.allow_drift).fit())

@@ -31,16 +31,15 @@ def main(words: Sequence[str]) -> int:
     if not out.parent.is_dir():
         raise ConfigError(f"--out: there is no directory '{out.parent}'.")
     user_code()
-    from sightline.config.data import config_source, open_data, train_loader
-    from sightline.config.weights import with_expected_preprocess
+    from sightline.compose.data import config_source, open_data, train_loader
+    from sightline.compose.weights import wanted_preprocess
     from sightline.engine.runtime import Runtime
     from sightline.runs.sheet import draw_sheet, picture_formats
 
     if out.suffix.lower() not in picture_formats():
         raise ConfigError(f"--out: '{out}' has no suffix of a picture format; call it '{out.stem}.png'.")
-    config = with_expected_preprocess(config)
     source = config_source(config)
-    data, preprocess = open_data(config, source)
+    data, preprocess = open_data(config, source, wanted_preprocess(config))
     loader = train_loader(config, data["train"], preprocess, Runtime("cpu", seed=config.seed))
     samples = [sample for split in ("test", "val", "train") for sample in source.splits.get(split, ())]
     sheet = draw_sheet(loader, samples, preprocess, found.count, found.epochs)

@@ -15,15 +15,14 @@ def main(words: Sequence[str]) -> int:
     user_code()
     from dataclasses import asdict
 
-    from sightline.config.data import config_source
-    from sightline.config.weights import with_expected_preprocess
+    from sightline.compose.data import config_source
+    from sightline.compose.weights import wanted_preprocess
     from sightline.data.packing import decoder_for
     from sightline.models.probe import summary
     from sightline.models.spec import build_model
 
-    config = with_expected_preprocess(config)
     source = config_source(config)
-    preprocess = decoder_for(source.splits["train"], asdict(config.data.preprocess), config.data.on_bad)
+    preprocess = decoder_for(source.splits["train"], asdict(wanted_preprocess(config)), config.data.on_bad)
     outputs = "logits" if source.info.classes else "values"
     model, _ = build_model(config.module.network, preprocess.shape, source.info.outputs, outputs=outputs)
     print(summary(model, preprocess.shape))

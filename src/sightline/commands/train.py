@@ -46,7 +46,7 @@ def main(words: Sequence[str]) -> int:
         from sightline.runs.directory import check_free
 
         check_free(config.run.dir, config.run.name)
-    from sightline.config.build import fit
+    from sightline.compose.assemble import fit
 
     return report(fit(config))
 

@@ -1,1 +1,1 @@
-"""The configuration: its schema, the YAML reader, the presets, and the composition root."""
+"""The configuration: its schema, the ranges of its values, and the short forms of its keys."""

@@ -10,7 +10,19 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sightline.config import typed
-from sightline.config.ranges import check_ranges
+from sightline.config.ranges import (
+    BELOW_2_63,
+    FINITE,
+    PROBABILITY,
+    SHARE_OR_COUNT,
+    SIDES,
+    Range,
+    above,
+    at_least,
+    between,
+    check_ranges,
+    pair,
+)
 from sightline.config.shorthand import expand
 from sightline.config.typed import Node, build, key_field, plain
 
@@ -24,6 +36,7 @@ class PreprocessConfig:
     size: Auto | int | list[int] = key_field(
         "auto",
         "Height and width in pixels, one number for a square; `auto` takes the first training image's and asks every other to have it, or, with pretrained weights, the size these were trained with.",
+        SIDES,
     )
     channels: Auto | Literal[1, 3] = key_field(
         "auto", "1 for gray, 3 for RGB; `auto` takes the first training image's, or what pretrained weights take."
@@ -35,19 +48,27 @@ class PreprocessConfig:
     crop_pct: Auto | float | None = key_field(
         "auto",
         "Scale to `size` / `crop_pct`, rounded down, and cut `size` out of the centre (0.875 scales to 256 for 224); null cuts first and scales once. `auto` is what pretrained weights were measured with, else null.",
+        between(0.1, 2, "a share of 0.1 to 2, such as 0.875, or null"),
     )
     interpolation: Literal["auto", "nearest", "bilinear", "bicubic", "lanczos"] = key_field(
         "auto",
         "The resampling filter, antialiased (except `nearest`); `auto` is what pretrained weights were trained with, else `bilinear`.",
     )
-    background: int = key_field(255, "The gray level, 0 to 255, behind transparent pixels and around padded images.")
+    background: int = key_field(
+        255,
+        "The gray level, 0 to 255, behind transparent pixels and around padded images.",
+        at_least(0),
+        between(0, 255, "a gray level of 0 to 255"),
+    )
     mean: Auto | list[float] = key_field(
         "auto",
         "Subtracted per channel, in units of 0..1; `auto` measures the training split, or takes the pretrained weights' own.",
+        FINITE,
     )
     std: Auto | list[float] = key_field(
         "auto",
         "Divided by per channel, in units of 0..1; `auto` measures the training split, or takes the pretrained weights' own.",
+        above(0, "numbers above 0"),
     )
 
 
@@ -55,28 +76,33 @@ class PreprocessConfig:
 class AugmentConfig:
     """Random changes of the training images, drawn per sample and epoch; never applied to another split."""
 
-    flip: float = key_field(0.0, "Probability of a horizontal flip.")
-    vertical_flip: float = key_field(0.0, "Probability of a vertical flip.")
-    shift: int = key_field(1, "Shift by up to this many pixels in each direction, filled with black (pad and crop).")
+    flip: float = key_field(0.0, "Probability of a horizontal flip.", PROBABILITY)
+    vertical_flip: float = key_field(0.0, "Probability of a vertical flip.", PROBABILITY)
+    shift: int = key_field(
+        1, "Shift by up to this many pixels in each direction, filled with black (pad and crop).", at_least(0)
+    )
     crop: list[float] | None = key_field(
         None,
         "Cut out a random part of this share of the picture's area, [least, most] (random resized crop; [0.08,1] for large pictures), and bring it to `data.preprocess.size`.",
+        pair(most=1),
     )
-    crop_ratio: list[float] = key_field([0.75, 4 / 3], "The aspect ratios, width to height, that such a part may have.")
-    rotate: float = key_field(0.0, "Rotate by up to this many degrees either way.")
-    translate: float = key_field(0.0, "Move by up to this share of each side.")
-    scale: list[float] = key_field([1.0, 1.0], "Scale by a factor between these two.")
-    shear: float = key_field(0.0, "Shear by up to this many degrees either way.")
-    brightness: float = key_field(0.0, "Brightness times 1 plus or minus up to this.")
-    contrast: float = key_field(0.0, "The same for contrast.")
-    saturation: float = key_field(0.0, "The same for saturation.")
+    crop_ratio: list[float] = key_field(
+        [0.75, 4 / 3], "The aspect ratios, width to height, that such a part may have.", pair()
+    )
+    rotate: float = key_field(0.0, "Rotate by up to this many degrees either way.", between(0, 180))
+    translate: float = key_field(0.0, "Move by up to this share of each side.", between(0, 1))
+    scale: list[float] = key_field([1.0, 1.0], "Scale by a factor between these two.", pair())
+    shear: float = key_field(0.0, "Shear by up to this many degrees either way.", between(0, 89))
+    brightness: float = key_field(0.0, "Brightness times 1 plus or minus up to this.", between(0, 10))
+    contrast: float = key_field(0.0, "The same for contrast.", between(0, 10))
+    saturation: float = key_field(0.0, "The same for saturation.", between(0, 10))
     policy: Literal["trivial", "rand"] | None = key_field(
         None, "A published policy of many operations: `trivial` (TrivialAugment) or `rand` (RandAugment)."
     )
-    rand_ops: int = key_field(2, "Operations RandAugment applies to each picture.")
-    rand_magnitude: int = key_field(9, "Their strength, 0 to 30.")
-    erase: float = key_field(0.0, "Probability of blackening a random rectangle (random erasing).")
-    cutout: int = key_field(0, "Blacken a square of this many pixels anywhere.")
+    rand_ops: int = key_field(2, "Operations RandAugment applies to each picture.", between(1, 20))
+    rand_magnitude: int = key_field(9, "Their strength, 0 to 30.", between(0, 30))
+    erase: float = key_field(0.0, "Probability of blackening a random rectangle (random erasing).", PROBABILITY)
+    cutout: int = key_field(0, "Blacken a square of this many pixels anywhere.", at_least(0))
     transforms: list[Node] = key_field(
         [],
         "Nodes of further transforms, each called with one picture, a uint8 tensor [C,H,W]: torchvision's or your own. Correct and slower than the above, which work by batch.",
@@ -126,9 +152,14 @@ class DataConfig:
     val: int | float = key_field(
         0.1,
         "Where the data has no validation split: the part of the training data to set aside (below 1), or how many images (1 and above); 0 for none.",
+        at_least(0),
+        SHARE_OR_COUNT,
     )
     test: int | float = key_field(
-        0.2, "The same for the test split, taken first. Both are stratified by class and a function of the seed."
+        0.2,
+        "The same for the test split, taken first. Both are stratified by class and a function of the seed.",
+        at_least(0),
+        SHARE_OR_COUNT,
     )
     on_bad: Literal["error", "skip"] = key_field(
         "error",
@@ -143,13 +174,14 @@ class DataConfig:
         None, "The cache directory; by default `$SIGHTLINE_CACHE`, else the user's own. See `sightline cache`."
     )
     cache_limit: float = key_field(
-        50.0, "GiB that the cache may hold; when a new entry is made, those unused for longest go."
+        50.0, "GiB that the cache may hold; when a new entry is made, those unused for longest go.", at_least(0)
     )
     workers: Auto | int = key_field(
         "auto",
         "Threads that make batches ahead of the step; `auto` is one a core, 0 makes them when they are asked for.",
+        at_least(0),
     )
-    prefetch: int = key_field(2, "How many batches ahead they may work.")
+    prefetch: int = key_field(2, "How many batches ahead they may work.", at_least(0))
     sampler: Literal["shuffle", "balanced"] = key_field(
         "shuffle",
         "Which training images an epoch shows: every one once, in random order, or as many of each class as of the others (rare classes repeat, common ones take turns), as many in all.",
@@ -157,6 +189,7 @@ class DataConfig:
     batch_size: int = key_field(
         64,
         "Images per training step. The last step of an epoch has what is left, and a single image that is left joins the step before it.",
+        at_least(1),
     )
     drop_last: bool = key_field(
         False, "Leave out of each epoch what does not fill a step, which are other images in every epoch."
@@ -164,6 +197,7 @@ class DataConfig:
     eval_batch_size: Auto | int = key_field(
         "auto",
         "Images per step of evaluation and prediction; `auto` is the largest power of two, up to 256, whose images and the largest activations of the network take no more than 256 MiB.",
+        at_least(1),
     )
     preprocess: PreprocessConfig = key_field(PreprocessConfig(), "See `data.preprocess`.")
     augment: AugmentConfig = key_field(AugmentConfig(), "See `data.augment`.")
@@ -203,7 +237,7 @@ class ModuleConfig:
     pretrained: bool = key_field(
         False, "Start from the published weights of a timm or torchvision network, with a new head for these classes."
     )
-    freeze_epochs: int = key_field(0, "Train the head alone for so many epochs first; then everything.")
+    freeze_epochs: int = key_field(0, "Train the head alone for so many epochs first; then everything.", at_least(0))
     freeze: list[str] = key_field(
         [],
         "Layers that are never trained, by name or pattern (`features.0`, `layer[12].*`); their running statistics stay too.",
@@ -215,10 +249,12 @@ class ModuleConfig:
     layer_decay: float = key_field(
         1.0,
         "The learning rate of each block is this times that of the block above it, from the head down: below 1 the early layers of a pretrained network change less.",
+        Range(lambda value: 0 < value <= 1, "a factor above 0 and at most 1, such as 0.75"),
     )
     head_lr: float | None = key_field(
         None,
         "The learning rate of the head, where it is another than the optimiser's `lr`: a new head has further to go than the weights below it.",
+        above(0, "a number above 0, or null"),
     )
     param_groups: list[Node] = key_field(
         [],
@@ -230,22 +266,35 @@ class ModuleConfig:
     class_weights: Auto | list[float] | None = key_field(
         None,
         "How much each class counts in the loss, in class order; `auto` is inverse to its share of the training images.",
+        at_least(0, "numbers of at least 0"),
+        FINITE,
     )
-    mixup: float = key_field(0.0, "Blend pairs of training images, by shares drawn from Beta(mixup, mixup); 0 is off.")
+    mixup: float = key_field(
+        0.0,
+        "Blend pairs of training images, by shares drawn from Beta(mixup, mixup); 0 is off.",
+        at_least(0),
+        FINITE,
+    )
     cutmix: float = key_field(
-        0.0, "Put a rectangle of one training image into another, its area from Beta(cutmix, cutmix); 0 is off."
+        0.0,
+        "Put a rectangle of one training image into another, its area from Beta(cutmix, cutmix); 0 is off.",
+        at_least(0),
+        FINITE,
     )
     mix_probability: float = key_field(
-        1.0, "The share of batches that are mixed; with both, each mixed batch takes one of the two at random."
+        1.0,
+        "The share of batches that are mixed; with both, each mixed batch takes one of the two at random.",
+        PROBABILITY,
     )
     ema: float | None = key_field(
         None,
         "Keep a moving average of the weights, of this decay per step (0.99 to 0.9999), and evaluate and export that.",
+        Range(lambda value: 0 < value < 1, "a decay between 0 and 1, such as 0.999, or null for none"),
     )
     ema_warmup: bool = key_field(
         True, "Let the average follow faster at first: a decay of at most (1 + step) / (10 + step)."
     )
-    top_k: list[int] = key_field([], "Also measure how often the right class is among the first k.")
+    top_k: list[int] = key_field([], "Also measure how often the right class is among the first k.", at_least(1))
     per_class: bool = key_field(False, "Also record precision, recall and F1 of every class at each evaluation.")
     metrics: dict[str, Node] = key_field(
         {},
@@ -263,9 +312,9 @@ class EarlyStoppingConfig:
     """When to end a run that no longer gets better. What is exported is the best epoch in any case."""
 
     patience: int | None = key_field(
-        None, "End after so many evaluations in a row without a better value; null never does."
+        None, "End after so many evaluations in a row without a better value; null never does.", at_least(1)
     )
-    min_delta: float = key_field(0.0, "What is better by no more than this is not better.")
+    min_delta: float = key_field(0.0, "What is better by no more than this is not better.", at_least(0))
     monitor: str | None = key_field(None, "The metric to watch; by default `module.monitor`.")
     monitor_mode: Literal["auto", "min", "max"] = key_field(
         "auto", "Whether lower or higher values of it are better; as `module.monitor_mode`."
@@ -276,35 +325,44 @@ class EarlyStoppingConfig:
 class TrainerConfig:
     """How long, how often, and on what."""
 
-    max_epochs: int = key_field(30, "Passes over the training data.")
-    eval_every: int = key_field(1, "Evaluate after every so many epochs; the last is always evaluated.")
-    log_every: int = key_field(50, "Write a log point, and check that the loss is finite, every so many steps.")
+    max_epochs: int = key_field(30, "Passes over the training data.", at_least(1))
+    eval_every: int = key_field(1, "Evaluate after every so many epochs; the last is always evaluated.", at_least(1))
+    log_every: int = key_field(
+        50, "Write a log point, and check that the loss is finite, every so many steps.", at_least(1)
+    )
     checkpoint_every: int | None = key_field(
-        None, "Also write `last.ckpt` every so many steps, for epochs that last hours."
+        None, "Also write `last.ckpt` every so many steps, for epochs that last hours.", at_least(1)
     )
     checkpoint_minutes: float | None = key_field(
-        10.0, "Also write `last.ckpt` when the last one is so many minutes old; null for at the end of an epoch alone."
+        10.0,
+        "Also write `last.ckpt` when the last one is so many minutes old; null for at the end of an epoch alone.",
+        above(0, "a number above 0, or null for none"),
     )
     keep_checkpoints: int = key_field(
-        2, "How many of the newest checkpoints stay: `last.ckpt`, `last-1.ckpt` before it, and so on."
+        2, "How many of the newest checkpoints stay: `last.ckpt`, `last-1.ckpt` before it, and so on.", at_least(1)
     )
     keep_every: int | None = key_field(
-        None, "Also keep the checkpoint of every so many epochs for good, as `epoch-0010.ckpt`."
+        None, "Also keep the checkpoint of every so many epochs for good, as `epoch-0010.ckpt`.", at_least(1)
     )
     precision: Literal["fp32", "bf16", "fp16"] = key_field(
         "fp32",
         "The type of the large products: `bf16` or `fp16` by automatic mixed precision (`fp16` with loss scaling); weights, losses and what is exported stay float32.",
     )
     accumulate_grad_batches: int = key_field(
-        1, "Batches of `data.batch_size` that make one step, as if it were one batch so many times as large."
+        1,
+        "Batches of `data.batch_size` that make one step, as if it were one batch so many times as large.",
+        at_least(1),
     )
-    gradient_clip_val: float | None = key_field(None, "Limit the gradients of each step to this.")
+    gradient_clip_val: float | None = key_field(
+        None, "Limit the gradients of each step to this.", above(0, "a number above 0, or null for none")
+    )
     gradient_clip_algorithm: Literal["norm", "value"] = key_field(
         "norm", "Whether it limits the norm of all gradients together, or each value."
     )
     divergence_threshold: float | None = key_field(
         None,
         "End the run as failed when the training loss between two log points is above this; NaN and infinity always do.",
+        above(0, "a number above 0, or null for none"),
     )
     early_stopping: EarlyStoppingConfig = key_field(EarlyStoppingConfig(), "See `trainer.early_stopping`.")
     device: str = key_field("auto", "`auto` (cuda, then mps, then cpu), or a torch device such as `cpu` or `cuda:1`.")
@@ -319,6 +377,7 @@ class TrainerConfig:
     threads: Auto | int | None = key_field(
         None,
         "CPU threads of torch; by default torch's own choice, `auto` times a few steps. The same number is needed for the same bits.",
+        at_least(1),
     )
     progress: bool = key_field(True, "Show a bar on a terminal, a line an epoch elsewhere, and the tables at the end.")
     deterministic: bool = key_field(
@@ -351,7 +410,10 @@ class TrainConfig:
     pretrained: bool | None = key_field(None, "Short for `module.pretrained`.")
     weights: str | None = key_field(None, "Short for `module.weights`.")
     seed: int = key_field(
-        0, "All randomness is a function of it: initial weights, splits, order, augmentation, dropout."
+        0,
+        "All randomness is a function of it: initial weights, splits, order, augmentation, dropout.",
+        at_least(0),
+        BELOW_2_63,
     )
     run: RunConfig = key_field(RunConfig(), "See `run`.")
     data: DataConfig = key_field(DataConfig(), "See `data`.")

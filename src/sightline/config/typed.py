@@ -19,13 +19,23 @@ NAMING = frozenset(("_target_", "class", "layers"))
 """The keys that say what a node makes; the others are its arguments."""
 
 
-def key_field(default: Any, doc: str) -> Any:
-    """A config field with its line of documentation; dicts and lists are copied for every config."""
+def key_field(default: Any, doc: str, *ranges: Any) -> Any:
+    """A config field with its line of documentation and the `Range`s that its values must be in; dicts and lists are
+    copied for every config."""
+    metadata = {"doc": doc, "ranges": ranges}
     if isinstance(default, dict | list):
-        return field(default_factory=lambda: copied(default), metadata={"doc": doc})
+        return field(default_factory=lambda: copied(default), metadata=metadata)
     if dataclasses.is_dataclass(default):
-        return field(default_factory=type(default), metadata={"doc": doc})
-    return field(default=default, metadata={"doc": doc})
+        return field(default_factory=type(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def nodes_of(key: str, value: Any) -> list[tuple[str, Any]]:
+    """The nodes of a key that takes one, a list of them, or none, each with a key of its own: `key`, or `key[0]`,
+    `key[1]` and so on of a list."""
+    if isinstance(value, list | tuple):
+        return [(f"{key}[{position}]", node) for position, node in enumerate(value)]
+    return [(key, value)] if value else []
 
 
 def copied(value: Any) -> Any:

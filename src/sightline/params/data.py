@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sightline.config.data import config_source, data_record, open_data
+from sightline.compose.data import config_source, data_record, open_data
 from sightline.config.schema import TrainConfig
 from sightline.data.finished import Transform, Transformed, checked_transforms, transformed
 from sightline.data.loader import BatchLoader

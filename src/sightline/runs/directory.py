@@ -22,6 +22,7 @@ class Run:
     def __init__(self, path: Path):
         self.path = path
         self.config = path / "config.yaml"
+        self.unresolved = path / "config-unresolved.yaml"
         self.environment = path / "environment.json"
         self.data = path / "data.json"
         self.log = path / "log.jsonl"
@@ -80,7 +81,7 @@ class Run:
         """Removes the parts of files that a kill in the middle of writing them left. Only for who holds the lock; what
         `sightline evaluate`, which needs none, is writing stays."""
         own = {
-            self.path: ("config.yaml", "*.json", "log.jsonl", "*.csv.gz"),
+            self.path: ("*.yaml", "*.json", "log.jsonl", "*.csv.gz"),
             self.exported: ("*.json",),
             self.predictions("").parent: ("*.csv",),
         }
@@ -110,8 +111,10 @@ class Run:
             raise ArtifactError(f"'{path}' is no run: it has no {run.config.name}.")
         return run
 
-    def write_config(self, config: Mapping[str, Any]) -> None:
-        """The resolved config, in the schema's order."""
+    def write_config(self, config: Mapping[str, Any], unresolved: Mapping[str, Any] | None = None) -> None:
+        """The resolved config, and, when the run is made, the config before that, both in the schema's order."""
+        if unresolved is not None:
+            write_text(self.unresolved, dump_yaml(unresolved))
         write_text(self.config, dump_yaml(config))
 
     def write_json(self, path: Path, value: Any) -> None:

@@ -11,10 +11,8 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from sightline import locate
-from sightline.config.schema import DataConfig, TrainConfig
+from sightline.config.schema import DataConfig, PreprocessConfig, TrainConfig
 from sightline.data.cache import GIB, Cache
 from sightline.data.foreign import as_source
 from sightline.data.loader import BatchLoader
@@ -27,7 +25,6 @@ from sightline.data.rows import ListSource
 from sightline.data.sources import open_source
 from sightline.engine.runtime import Runtime
 from sightline.errors import ConfigError
-from sightline.models.probe import batch_that_fits
 from sightline.runs.console import decoding_bar
 from sightline.types import Augmentation, DataSource
 
@@ -88,12 +85,15 @@ def drawn_as(source: DataSource, record: Mapping[str, Any]) -> DataSource:
 
 
 def open_data(
-    config: TrainConfig, source: DataSource, preprocess: Preprocess | None = None, only: Collection[str] | None = None
+    config: TrainConfig,
+    source: DataSource,
+    preprocess: Preprocess | PreprocessConfig | None = None,
+    only: Collection[str] | None = None,
 ) -> tuple[dict[str, PackedDataset], Preprocess]:
-    """Every split of the source (or those in `only`), packed, and the finished preprocessing. A network that
-    starts from weights has its say in the config before, see `with_expected_preprocess`."""
+    """Every split of the source (or those in `only`), packed, and the finished preprocessing. `preprocess` is used in
+    place of the config's own: that of a model, or what the weights of one expect, see `wanted_preprocess`."""
     shown = config.trainer.progress
-    given = preprocess or asdict(config.data.preprocess)
+    given = preprocess if isinstance(preprocess, Preprocess) else asdict(preprocess or config.data.preprocess)
     with decoding_bar(sum(len(samples) for samples in source.splits.values()), shown) as progress:
         return pack_splits(source, given, progress, only, _packing(config.data, shown))
 
@@ -121,25 +121,20 @@ def train_loader(config: TrainConfig, data: PackedDataset, preprocess: Preproces
     )
 
 
+def evaluated(splits: Collection[str]) -> list[str]:
+    """The splits that are measured while training: the test split is measured once, after training, since what picks
+    the best checkpoint must not be what is reported."""
+    return [split for split in splits if split == "val"]
+
+
 def eval_loaders(
     config: TrainConfig, data: Mapping[str, PackedDataset], preprocess: Preprocess, runtime: Runtime
 ) -> dict[str, BatchLoader]:
-    """One for each split that is looked at while training; `data.eval_batch_size` is a number by now."""
+    """One for each split that is evaluated while training, under the resolved config."""
     size: Any = config.data.eval_batch_size
-    # the test split is looked at once, after training: what picks the best checkpoint must not be what is reported
     return {
-        split: BatchLoader(packed, preprocess, size, **_ahead(config.data, runtime))
-        for split, packed in data.items()
-        if split == "val"
+        split: BatchLoader(data[split], preprocess, size, **_ahead(config.data, runtime)) for split in evaluated(data)
     }
-
-
-def with_eval_batch_size(config: TrainConfig, model: nn.Module, shape: tuple[int, int, int]) -> TrainConfig:
-    """The config with `data.eval_batch_size: auto` as the number that suits the network on images of `shape`
-    (C, H, W)."""
-    if config.data.eval_batch_size != "auto":
-        return config
-    return replace(config, data=replace(config.data, eval_batch_size=batch_that_fits(model, shape)))
 
 
 def _ahead(settings: DataConfig, runtime: Runtime) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from sightline.config.checks import STEPS
+from sightline.compose.checks import STEPS
 from sightline.config.schema import TrainConfig
 from sightline.errors import ArtifactError, listing
 from sightline.identity import Identity, data_values

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sightline.config.build import as_config
-from sightline.config.checks import check_given
+from sightline.compose.assemble import as_config
+from sightline.compose.checks import check_given
+from sightline.compose.parts import build_parts
 from sightline.config.names import NAMES
-from sightline.config.parts import build_parts
 from sightline.config.schema import TrainConfig
+from sightline.config.typed import nodes_of
 from sightline.engine.lrfind import LRCurve, check_range, find_lr
 from sightline.engine.snapshot import Snapshot
 from sightline.errors import RunFailedError, SightlineError, argument_names
@@ -66,9 +67,7 @@ def lr_key(config: TrainConfig) -> str:
     """The key to set to the learning rate found: the optimiser's, unless a schedule has a `max_lr` of its own, or no
     layer has that of the optimiser itself and the head a larger one."""
     module = config.module
-    nodes = module.lr_scheduler or []
-    for position, node in enumerate(nodes if isinstance(nodes, list) else [nodes]):
-        where = f"module.lr_scheduler[{position}]" if isinstance(nodes, list) else "module.lr_scheduler"
+    for where, node in nodes_of("module.lr_scheduler", module.lr_scheduler):
         arguments = node.get("kwargs") or {} if "class" in node else node
         if arguments.get("max_lr", "auto") != "auto":
             return f"{where}{'.kwargs' if 'class' in node else ''}.max_lr"

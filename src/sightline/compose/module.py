@@ -4,7 +4,6 @@ what is trained and how."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -12,17 +11,15 @@ import torch
 from torch import nn
 
 from sightline import locate
+from sightline.compose.weights import build_from_weights
 from sightline.config.schema import ModuleConfig, TrainConfig
-from sightline.config.weights import build_from_weights
-from sightline.data.loader import BatchLoader
+from sightline.config.typed import nodes_of
 from sightline.data.preprocess import Preprocess
 from sightline.engine.averaging import Average
 from sightline.engine.freezing import Freeze
 from sightline.engine.mixing import Mix
-from sightline.engine.runtime import Runtime
 from sightline.engine.tasks import SupervisedTask
-from sightline.engine.tuning import tune
-from sightline.errors import ConfigError, RunFailedError, SightlineError, listing
+from sightline.errors import ConfigError
 from sightline.models.groups import parameter_groups
 from sightline.models.losses import ClassWeighted
 from sightline.models.spec import ModelSpec, build_model, describe_model, without_downloads
@@ -32,11 +29,12 @@ from sightline.optim import build_optimizer, build_schedule
 from sightline.types import Schedule
 
 
-def build_loss(config: TrainConfig, device: torch.device, allow: Sequence[str] | None = None) -> Any:
-    """The loss the config describes, on the device. `allow` limits what it may name, see `locate`."""
-    node, weights = config.module.loss, config.module.class_weights
+def build_loss(module: ModuleConfig, device: torch.device, allow: Sequence[str] | None = None) -> Any:
+    """The loss of the config on the device; its `class_weights` are numbers by now. `allow` limits what it may name,
+    see `locate`."""
+    node, class_weights = module.loss, module.class_weights
     loss = locate.instantiate(node, key="module.loss", allow=allow)
-    if weights is not None:
+    if class_weights is not None:
         weighted = getattr(loss, "weight", None) is not None
         if weighted or not isinstance(getattr(loss, "reduction", None), str):
             reason = "has a weight of its own" if weighted else "takes no class weights: it has no reduction"
@@ -44,24 +42,8 @@ def build_loss(config: TrainConfig, device: torch.device, allow: Sequence[str] |
                 f"module.class_weights: the loss {type(loss).__name__} {reason}. Leave one of the two out, or take a "
                 f"loss such as torch.nn.CrossEntropyLoss or sightline.models.losses.FocalLoss."
             )
-        loss = ClassWeighted(loss, weights)  # type: ignore[arg-type]
+        loss = ClassWeighted(loss, class_weights)  # type: ignore[arg-type]  # never 'auto' here
     return loss.to(device) if isinstance(loss, nn.Module) else loss
-
-
-def with_class_weights(config: TrainConfig, counts: Mapping[str, int]) -> TrainConfig:
-    """The config with `module.class_weights: auto` as numbers: for each class, images / (classes * images of it) in the
-    training split, so that each class counts the same in all (scikit-learn's "balanced"); a class without images
-    counts as one with a single image. Raises ConfigError for a list of another length than the classes."""
-    weights = config.module.class_weights
-    if weights == "auto":
-        total = sum(counts.values())
-        weights = [total / (len(counts) * max(count, 1)) for count in counts.values()]
-    elif weights is not None and len(weights) != len(counts):
-        raise ConfigError(
-            f"module.class_weights: {len(weights)} numbers for {len(counts)} classes; give one for each, in this "
-            f"order: {listing(counts)}."
-        )
-    return replace(config, module=replace(config.module, class_weights=weights))
 
 
 def build_task(config: TrainConfig, loss: Any, spec: ModelSpec, freeze: Freeze | None = None) -> SupervisedTask:
@@ -81,35 +63,6 @@ def build_task(config: TrainConfig, loss: Any, spec: ModelSpec, freeze: Freeze |
         mix=Mix(module.mixup, module.cutmix, module.mix_probability, config.seed) if mixes else None,
         freeze=freeze,
     )
-
-
-def tuned(
-    config: TrainConfig, model: nn.Module, loss: Any, train: BatchLoader, runtime: Runtime
-) -> tuple[TrainConfig, str]:
-    """The config with every `auto` of the trainer's speed settings replaced by what a few timed steps chose, and the
-    choice in words; empty when there was nothing to choose. Raises RunFailedError where a step fails."""
-    trainer = config.trainer
-    if "auto" not in (trainer.channels_last, trainer.compile, trainer.threads):
-        return config, ""
-    try:
-        with runtime.active():
-            found = tune(
-                model,
-                loss,
-                train.look(range(min(train.batch_size // trainer.accumulate_grad_batches, len(train.dataset)))),
-                precision=trainer.precision,
-                channels_last=trainer.channels_last,
-                threads=trainer.threads,
-                compile=trainer.compile,
-                steps=trainer.max_epochs * len(train) * trainer.accumulate_grad_batches,
-            )
-    except SightlineError:
-        raise
-    except Exception as error:  # the network's or the loss's own code
-        raise RunFailedError(f"timing the settings failed with {type(error).__name__}: {error}") from error
-    chosen = found.setting
-    pinned = replace(trainer, channels_last=chosen.channels_last, threads=chosen.threads, compile=chosen.compile)
-    return replace(config, trainer=pinned), found.words
 
 
 def _by_name(node: Mapping[str, Any], key: str) -> tuple[Any, dict[str, Any]]:
@@ -210,10 +163,8 @@ def make_schedules(
     config: TrainConfig, optimizer: Any, steps_per_epoch: int, known: Mapping[str, str] = MappingProxyType({})
 ) -> list[Schedule]:
     """Every schedule of the config, over a run of `trainer.max_epochs` epochs. `known` is as in `better_direction`."""
-    nodes = config.module.lr_scheduler or []
     schedules = []
-    for position, node in enumerate(nodes if isinstance(nodes, list) else [nodes]):
-        key = f"module.lr_scheduler[{position}]" if isinstance(nodes, list) else "module.lr_scheduler"
+    for key, node in nodes_of("module.lr_scheduler", config.module.lr_scheduler):
         target, arguments = _by_name(node, key)
         given = arguments.pop("monitor", None)
         monitor = given or config.module.monitor

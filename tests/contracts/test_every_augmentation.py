@@ -1,4 +1,4 @@
-"""What every augmentation promises, held against all that crop, warp, erase or choose among many."""
+"""What every augmentation must do: the properties of `augmenting.check`, and other draws in another epoch."""
 
 from __future__ import annotations
 
@@ -8,13 +8,22 @@ import torch
 from hypothesis import given, settings
 from numpy.typing import NDArray
 from torch import Tensor
+from torchvision.transforms import v2
 
 from augmenting import EPOCH, SEED, batches, check, picture
+from sightline.data.augment import Flip, ShiftCrop
+from sightline.data.colour import ColorJitter
 from sightline.data.geometry import Affine, Cutout, Erase, RandomResizedCrop
+from sightline.data.persample import PerSample
 from sightline.data.policies import RandAugment, TrivialAugment
 from sightline.types import Augmentation
 
 STEPS: dict[str, Augmentation] = {
+    "flip": Flip(),
+    "vertical flip": Flip(vertical=True),
+    "shift": ShiftCrop(2),
+    "jitter": ColorJitter(0.4, 0.4, 0.4),
+    "image by image": PerSample(v2.RandomHorizontalFlip()),
     "crop": RandomResizedCrop(),
     "small crop": RandomResizedCrop((0.01, 0.1), (0.2, 5.0)),
     "affine": Affine(degrees=30, translate=0.2, scale=(0.5, 1.5), shear=20),

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from sightline import locate
-from sightline.config.meters import Meters
+from sightline.compose.meters import Meters
 from sightline.config.schema import TrainConfig
+from sightline.config.typed import nodes_of
 from sightline.data.packed import PackedDataset
 from sightline.engine.runtime import Runtime
 from sightline.engine.trainer import check_task
@@ -105,16 +106,14 @@ def check_precision(config: TrainConfig, runtime: Runtime) -> None:
         raise ConfigError("trainer.precision: this CUDA device has no bf16; use fp16 or fp32.")
 
 
-def check_monitors(config: TrainConfig, evals: Mapping[str, Any], meters: Meters) -> None:
+def check_monitors(config: TrainConfig, evals: Sequence[str], meters: Meters) -> None:
     """Before epoch 0: a monitor that no metric will ever match would silently keep the wrong checkpoint."""
     names = metric_names(evals, meters.measured, meters.at_evaluation)
-    schedulers = config.module.lr_scheduler or []
     wanted = {"module.monitor": config.module.monitor}
     if config.trainer.early_stopping.patience is not None:
         wanted["trainer.early_stopping.monitor"] = config.trainer.early_stopping.monitor or config.module.monitor
-    for position, node in enumerate(schedulers if isinstance(schedulers, list) else [schedulers]):
-        key = f"module.lr_scheduler[{position}]" if isinstance(schedulers, list) else "module.lr_scheduler"
-        arguments = locate.split_node(node, key)[2] if node else {}
+    for key, node in nodes_of("module.lr_scheduler", config.module.lr_scheduler):
+        arguments = locate.split_node(node, key)[2]
         if arguments.get("monitor") is not None:
             if not isinstance(arguments["monitor"], str):
                 raise ConfigError(f"{key}.monitor: expected the name of a metric, found {arguments['monitor']!r}.")

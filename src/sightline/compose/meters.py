@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +14,6 @@ from sightline.errors import ConfigError, listing
 from sightline.foreignmetrics import ForeignMetrics, check_metric
 from sightline.metrics import CLASSIFICATION, REGRESSION, Meter
 from sightline.models.spec import ModelSpec
-from sightline.monitors import better_when
 from sightline.scores import names_by_class
 
 
@@ -74,16 +73,6 @@ def build_meters(
         return Meter(classes, top_k=module.top_k, by_class=module.per_class, further=fresh)
 
     return Meters(lambda: Meter(classes, top_k=module.top_k), evaluation, tuple(measured), (*by_class, *names), better)
-
-
-def with_known_direction(config: TrainConfig, meters: Meters) -> TrainConfig:
-    """The config with `module.monitor_mode` set where the metric itself knows its direction and its name does not tell
-    it: those who read the run's config later have no metric to ask."""
-    module = config.module
-    found = better_when(module.monitor, meters.better)
-    if module.monitor_mode != "auto" or found is None or found == better_when(module.monitor):
-        return config
-    return replace(config, module=replace(module, monitor_mode="min" if found == "min" else "max"))
 
 
 def _with_classes(value: Any, count: int, key: str) -> Any:

@@ -16,7 +16,7 @@ from torch import nn
 
 from sightline import locate
 from sightline.config.ranges import check_ranges
-from sightline.config.schema import DataConfig, ModuleConfig, TrainConfig
+from sightline.config.schema import DataConfig, ModuleConfig, PreprocessConfig, TrainConfig
 from sightline.data.packed import PackedDataset
 from sightline.data.preprocess import Preprocess
 from sightline.engine.checkpoint import numpy_values
@@ -41,17 +41,19 @@ _LUMA = (0.299, 0.587, 0.114)
 """How gray is made of red, green and blue, see `Preprocess`."""
 
 
-def with_expected_preprocess(config: TrainConfig) -> TrainConfig:
-    """The config with every `data.preprocess` key that is `auto` as the weights it starts from expect it: as the stored
-    model says, or the publisher of the network. Without weights, and where neither says anything, it stays as it is.
+def wanted_preprocess(config: TrainConfig) -> PreprocessConfig:
+    """The keys of `data.preprocess`, each that is `auto` as the weights that the network starts from expect it: as the
+    stored model says, or the publisher of the network. Without weights, and where neither says anything, they stay as
+    they are.
 
-    Raises ConfigError when there are no such weights: better told now than after an hour of decoding."""
-    module, given = config.module, asdict(config.data.preprocess)
+    Raises ConfigError when there are no such weights, before an hour of decoding."""
+    module, own = config.module, config.data.preprocess
+    given = asdict(own)
     if not module.pretrained and module.weights is None:
-        return config
+        return own
     place = None if module.weights is None else _place(module.weights)
     if "auto" not in given.values():
-        return config
+        return own
     expected = None if place is None else _of_run(place)
     if expected is None:
         expected = expected_preprocess(module.network)
@@ -64,9 +66,9 @@ def with_expected_preprocess(config: TrainConfig) -> TrainConfig:
         if given[name] == "auto" and known and len(values) not in (1, filled["channels"]):
             gray = filled["channels"] == 1 and len(values) == len(_LUMA)
             filled[name] = [sum(share * value for share, value in zip(_LUMA, values, strict=True))] if gray else "auto"
-    made = replace(config, data=replace(config.data, preprocess=replace(config.data.preprocess, **filled)))
-    check_ranges(made)
-    return made
+    wanted = replace(own, **filled)
+    check_ranges(replace(config, data=replace(config.data, preprocess=wanted)))
+    return wanted
 
 
 def suggest_finetuning(config: TrainConfig, data: PackedDataset) -> None:

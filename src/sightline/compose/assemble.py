@@ -16,15 +16,15 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import nn
 
-from sightline.config.checks import PARTS, check_given
-from sightline.config.data import file_sizes, loader_workers
-from sightline.config.module import better_direction
+from sightline.compose.checks import PARTS, check_given
+from sightline.compose.data import file_sizes, loader_workers
+from sightline.compose.module import better_direction
+from sightline.compose.parts import Parts, build_parts
+from sightline.compose.resuming import Divergence, check_config, check_data, check_given_again
+from sightline.compose.weights import suggest_finetuning
 from sightline.config.names import NAMES
-from sightline.config.parts import Parts, build_parts
-from sightline.config.resuming import Divergence, check_config, check_data, check_given_again
 from sightline.config.schema import TrainConfig
 from sightline.config.typed import merged
-from sightline.config.weights import suggest_finetuning
 from sightline.data.packed import PackedDataset
 from sightline.data.preprocess import Preprocess
 from sightline.engine.callbacks import EarlyStopping, FirstLoss
@@ -79,17 +79,17 @@ class Assembly:
     @property
     def data(self) -> dict[str, PackedDataset]:
         """The splits."""
-        return self.parts.data
+        return self.parts.data.splits
 
     @property
     def preprocess(self) -> Preprocess:
         """What is done to every image."""
-        return self.parts.preprocess
+        return self.parts.data.preprocess
 
     @property
     def spec(self) -> ModelSpec:
         """The network as data."""
-        return self.parts.spec
+        return self.parts.network.spec
 
     @property
     def loss(self) -> Any:
@@ -137,8 +137,8 @@ class Assembly:
             if self.session.checkpointer is not None:
                 self.session.checkpointer.about["environment"] = run.read_environment()
             if divergence.data:
-                run.write_json(run.data, parts.record)
-                write_images(run.path / IMAGES, parts.data, file_sizes(parts.source))
+                run.write_json(run.data, parts.data.record)
+                write_images(run.path / IMAGES, parts.data.splits, file_sizes(parts.data.source))
             run.write_config(parts.config.to_dict())
 
     def _measure(self, result: FitResult) -> None:
@@ -278,12 +278,15 @@ def _take_place(session: Session, parts: Parts, given: Mapping[str, Any], diverg
     config, state = parts.config, parts.state
     if divergence is None:
         if not given:
-            suggest_finetuning(config, parts.data["train"])
-        session.create(config.run.dir, config.run.name, parts.source.info.name, lambda made: _fill(made, parts, given))
+            suggest_finetuning(config, parts.data.splits["train"])
+        session.create(
+            config.run.dir, config.run.name, parts.data.source.info.name, lambda made: _fill(made, parts, given)
+        )
         return
     images = session.run.path / IMAGES
+    data = parts.data
     divergence.data = check_data(
-        session, parts.record, lambda: describe_changes(images, parts.data, file_sizes(parts.source))
+        session, data.record, lambda: describe_changes(images, data.splits, file_sizes(data.source))
     )
     if divergence.began is None:
         return
@@ -299,8 +302,8 @@ def _training(
 ) -> Training:
     settings = parts.config.trainer
     # another task's outputs may be anything
-    tried = given.get("task") is None and parts.spec.outputs != "values"
-    first = [FirstLoss(parts.loss, parts.spec.outputs)] if tried and session.saved is None else []
+    tried = given.get("task") is None and parts.network.spec.outputs != "values"
+    first = [FirstLoss(parts.loss, parts.network.spec.outputs)] if tried and session.saved is None else []
     return Training(
         parts.task,
         parts.state,
@@ -317,7 +320,7 @@ def _training(
         observers=[Progress()] if settings.progress else [],
         recorders=[
             JsonlRecorder(),
-            TensorBoardRecorder(list(parts.data)),
+            TensorBoardRecorder(list(parts.data.splits)),
             *([given["recorder"]] if "recorder" in given else []),
         ],
     )
@@ -342,21 +345,21 @@ def _checkpoints(session: Session, parts: Parts, divergence: Divergence | None) 
 
 def _fill(run: Run, parts: Parts, given: Mapping[str, Any]) -> None:
     """What a run's directory holds before the first step."""
-    run.write_json(run.data, parts.record)
-    write_images(run.path / IMAGES, parts.data, file_sizes(parts.source))
+    run.write_json(run.data, parts.data.record)
+    write_images(run.path / IMAGES, parts.data.splits, file_sizes(parts.data.source))
     handed = sorted(set(PARTS) & set(given))
-    made_with = environment() | {"id": secrets.token_hex(8), "given": handed, "runtime": parts.chosen}
+    made_with = environment() | {"id": secrets.token_hex(8), "given": handed, "runtime": parts.resolved.chosen}
     run.write_json(run.environment, made_with)
-    run.write_config(parts.config.to_dict())
+    run.write_config(parts.config.to_dict(), unresolved=parts.unresolved.to_dict())
 
 
 def _about(run: Run, parts: Parts) -> dict[str, Any]:
     """What every checkpoint says of where it comes from."""
     return {
         "seed": parts.config.seed,
-        "classes": list(parts.data["train"].classes),
-        "preprocess": parts.preprocess.to_dict(),
-        "data": parts.record["fingerprint"],
+        "classes": list(parts.data.splits["train"].classes),
+        "preprocess": parts.data.preprocess.to_dict(),
+        "data": parts.data.record["fingerprint"],
         "environment": run.read_environment(),
     }
 

@@ -271,6 +271,26 @@ def test_when_rank_0_fails_the_others_say_so(tmp_path: Path) -> None:
     assert "cannot make the directory" in second[1]
 
 
+def test_a_rank_that_starts_after_rank_0_has_failed_says_so_too() -> None:
+    """Before, it waited for half an hour for a store that had ended."""
+    code = (
+        "from sightline.ranks import Ranks\ndef make():\n    print('failing', flush=True)\n    raise ValueError('no')\n"
+        "Ranks.from_environment().share(make)"
+    )
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+
+    def run(rank: str) -> subprocess.Popen[str]:
+        words, pipes = [sys.executable, "-c", code], {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(words, text=True, env={**os.environ, **shared, "RANK": rank}, **pipes)  # type: ignore[call-overload,no-any-return]
+
+    with run("0") as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "failing\n"
+        with run("1") as second:
+            assert "rank 0 failed with ValueError: no" in second.communicate(timeout=120)[1]
+        assert "ValueError: no" in first.communicate(timeout=120)[1]
+
+
 @pytest.mark.parametrize(("name", "value"), [("RANK", "2"), ("RANK", "one"), ("WORLD_SIZE", "-1")])
 def test_a_wrong_rank_is_an_error(name: str, value: str) -> None:
     with pytest.raises(ConfigError, match=f"environment variable {name}"):

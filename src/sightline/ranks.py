@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from sightline.errors import ConfigError, RunFailedError, first_line
 
 T = TypeVar("T")
 _PATIENCE = timedelta(minutes=30)
+_GRACE = 30.0
+"""Seconds that rank 0, when it fails, waits for the others to read why."""
 _store: Any = None
 _shared = 0
 
@@ -55,17 +58,26 @@ class Ranks:
                 made = make()
             except BaseException as error:
                 store.set(key, json.dumps({"error": f"{type(error).__name__}: {first_line(error)}"}))
+                if isinstance(error, Exception):
+                    self._wait_for_readers(store, key)
                 raise
             store.set(key, json.dumps({"value": made}))
             return made
         try:
             answer = json.loads(store.get(key))
+            store.add(f"{key}/read", 1)
         except RuntimeError as error:  # torch's DistError and its kin: the time is up, or rank 0 has ended
             raise RunFailedError(f"rank {self.rank} got no answer from rank 0: {first_line(error)}") from error
         if "error" in answer:
             raise RunFailedError(f"rank 0 failed with {answer['error']}")
         value: T = answer["value"]
         return value
+
+    def _wait_for_readers(self, store: Any, key: str) -> None:
+        """Rank 0 is about to end, and the store with it: a rank that connects later would wait for it in vain."""
+        until = time.monotonic() + _GRACE
+        while store.add(f"{key}/read", 0) < self.world_size - 1 and time.monotonic() < until:
+            time.sleep(0.05)
 
     @contextmanager
     def together(self) -> Iterator[None]:

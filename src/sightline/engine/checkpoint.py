@@ -154,7 +154,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def numpy_values() -> list[Any]:
     """What numpy's arrays and numbers are made of: plain values, in which loaders keep their place."""
-    core = np._core.multiarray  # type: ignore[attr-defined]
+    core = (np._core if hasattr(np, "_core") else np.core).multiarray  # NumPy 2, NumPy 1
     kinds = [kind for kind in vars(np.dtypes).values() if isinstance(kind, type) and issubclass(kind, np.dtype)]
     return [np.ndarray, np.dtype, core._reconstruct, core.scalar, *kinds]
 

@@ -43,6 +43,14 @@ def check(step: Augmentation, images: Tensor, index: NDArray[np.int64], seed: in
     assert torch.equal(step(laid_out, index, seed, epoch), found)
 
 
+def check_draws(step: Augmentation, count: int = 16) -> None:
+    """Another epoch and another seed make other images."""
+    images, index = picture(count, 3, 20, 20), np.arange(count)
+    first = step(images, index, 0, 0)
+    assert not torch.equal(step(images, index, 0, 1), first)
+    assert not torch.equal(step(images, index, 1, 0), first)
+
+
 def picture(count: int, channels: int, height: int, width: int, seed: int = 0) -> Tensor:
     random = np.random.default_rng(seed)
     return torch.from_numpy(random.integers(0, 256, (count, channels, height, width), dtype=np.uint8))

@@ -23,6 +23,7 @@ from sightline.engine.tasks import SupervisedTask
 from sightline.engine.trainer import Trainer
 from sightline.errors import DataError
 from sightline.types import Batch, FitResult, Loader, TrainState
+from stateful import TorchdataLike
 from stopping import StopAt
 
 COUNT, SIZE, CLASSES = 30, 4, 3
@@ -405,38 +406,11 @@ def test_a_state_of_an_epochs_end_begins_the_next_epoch() -> None:
 # --- a run that was ended and goes on
 
 
-class Stateful:
-    """A loader with a state of its own, as torchdata's StatefulDataLoader: its order comes from a generator of its
-    own, that nobody seeds for it. `read` counts the batches that were made."""
+class Stateful(TorchdataLike):
+    """The same of the images here."""
 
     def __init__(self) -> None:
-        self.generator = torch.Generator().manual_seed(5)
-        self.begun = self.generator.get_state()
-        self.position, self.read = 0, 0
-        self.restored = False
-
-    def __len__(self) -> int:
-        return 8
-
-    def __iter__(self) -> Iterator[Any]:
-        if self.restored:
-            self.generator.set_state(self.begun)
-        else:
-            self.position, self.begun = 0, self.generator.get_state()
-        self.restored = False
-        order = torch.randperm(COUNT, generator=self.generator)
-        while self.position < 8:
-            rows = order[self.position * SIZE :][:SIZE]
-            self.position += 1
-            self.read += 1
-            yield IMAGES[rows], LABELS[rows]
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"position": self.position, "begun": self.begun, "generator": self.generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.position, self.begun, self.restored = state["position"], state["begun"], True
-        self.generator.set_state(state["generator"])
+        super().__init__(IMAGES, LABELS, SIZE)
 
 
 class Noisy(Dataset[Any]):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from augmenting import EPOCH, SEED, batches, check, picture
+from augmenting import EPOCH, SEED, batches, check, check_draws, picture
 from sightline.data.persample import PerSample
 from sightline.errors import DataError
 
@@ -55,10 +55,7 @@ def test_a_batch_is_its_images_one_by_one_and_the_input_is_kept(
 
 @pytest.mark.parametrize("kind", sorted(STEPS))
 def test_another_epoch_and_another_seed_draw_anew(kind: str) -> None:
-    images, index = picture(8, 3, 20, 20), np.arange(8)
-    first = STEPS[kind](images, index, 0, 0)
-    assert not torch.equal(STEPS[kind](images, index, 0, 1), first)
-    assert not torch.equal(STEPS[kind](images, index, 1, 0), first)
+    check_draws(STEPS[kind], 8)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

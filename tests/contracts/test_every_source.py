@@ -60,8 +60,8 @@ def table(root: Path) -> Callable[[], DataSource]:
 
 
 def parquet(root: Path) -> Callable[[], DataSource]:
-    arrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     encoded = []
     for pixels in PIXELS:
@@ -69,7 +69,7 @@ def parquet(root: Path) -> Callable[[], DataSource]:
         Image.fromarray(pixels).save(path)
         encoded.append(path.read_bytes())
     columns = {"image": encoded, "label": [NAMES[label] for label in LABELS]}
-    pyarrow.parquet.write_table(arrow.table(columns), root / "train.parquet", row_group_size=7)
+    pq.write_table(pa.table(columns), root / "train.parquet", row_group_size=7)
     return lambda: open_source("parquet", root / "train.parquet")
 
 

@@ -99,7 +99,7 @@ class AugmentConfig:
     policy: Literal["trivial", "rand"] | None = key_field(
         None, "A published policy of many operations: `trivial` (TrivialAugment) or `rand` (RandAugment)."
     )
-    rand_ops: int = key_field(2, "Operations RandAugment applies to each picture.", between(1, 20))
+    rand_ops: int = key_field(2, "Operations RandAugment applies to each image.", between(1, 20))
     rand_magnitude: int = key_field(9, "Their strength, 0 to 30.", between(0, 30))
     erase: float = key_field(0.0, "Probability of blackening a random rectangle (random erasing).", PROBABILITY)
     cutout: int = key_field(0, "Blacken a square of this many pixels anywhere.", at_least(0))

@@ -64,7 +64,7 @@ def transformed(transforms: Sequence[Transform], image: Tensor) -> Tensor:
             raise DataError(f"{given} and failed with {type(error).__name__}: {first_line(error)}") from error
         if not isinstance(found, Tensor) or found.shape != image.shape or not found.is_floating_point():
             raise DataError(
-                f"{given} and gave back {describe(found)}; expected floats of the same shape. The size of pictures is "
+                f"{given} and gave back {describe(found)}; expected floats of the same shape. The size of images is "
                 f"{arg.size}."
             )
         image = found

@@ -11,8 +11,16 @@ demo: $(VENV)/.demo
 
 install: $(VENV)/.dev
 
+# with COVERAGE=1 the unit tests measure coverage, which takes them twice as long, and fail below the floor that
+# pyproject.toml has
+UNIT := $(addprefix tests/,config core data engine inference metrics models optim report runs)
 test: $(VENV)/.dev
+ifdef COVERAGE
+	$(BIN)/python -m pytest --numprocesses 2 -m 'not slow' --cov=sightline $(UNIT)
+	$(BIN)/python -m pytest --numprocesses 2 -m 'not slow' $(addprefix --ignore=,$(UNIT))
+else
 	$(BIN)/python -m pytest --numprocesses 2 -m 'not slow'
+endif
 
 # the fast tests with the lowest versions that pyproject.toml admits, in an environment of its own; what these packages
 # need in turn is of today, and they may call what is deprecated there

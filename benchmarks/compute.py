@@ -30,9 +30,9 @@ from torch import Tensor, nn
 from archives import MNIST, unpacked
 from sightline.compose.assemble import as_config
 from sightline.compose.parts import Parts, build_parts
-from sightline.config.typed import merged
+from sightline.config.typed import merge
+from sightline.core.types import Batch
 from sightline.engine.trainer import Trainer
-from sightline.types import Batch
 
 TARGET_AUTO, TARGET_BOTH, TARGET_ACCURACY = 1.3, 2.0, 0.005
 BATCH, EPOCHS, IMAGES = 512, 6, 8000
@@ -75,7 +75,7 @@ def config(digits: Path, seed: int = 0, *changes: Mapping[str, Any]) -> dict[str
         "trainer": {"device": "cpu", "max_epochs": EPOCHS, "progress": False},
     }  # fmt: skip
     for change in changes:
-        made = merged(made, change)
+        made = merge(made, change)
     return made
 
 

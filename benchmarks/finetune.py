@@ -61,11 +61,10 @@ def write_tables(flowers: Path, folds: int) -> int:
 
 def by_sightline(arm: str, flowers: Path, fold: int, size: int, epochs: int) -> dict[str, Any]:
     """One training run by its config."""
-    from sightline.commands.compose import checked
+    from sightline.commands.hydra_config import compose_config
     from sightline.compose.assemble import assemble
-    from sightline.engine.callbacks import Callback
-    from sightline.engine.trainer import Trainer
-    from sightline.types import StepOutput
+    from sightline.core.types import StepOutput
+    from sightline.engine.trainer import Callback, Trainer
 
     found: dict[str, Any] = {"seconds": [], "accuracy": []}
 
@@ -90,7 +89,7 @@ def by_sightline(arm: str, flowers: Path, fold: int, size: int, epochs: int) -> 
     ]  # fmt: skip
     if arm == "head alone":
         words += ["module.freeze_epochs=0", f"module.freeze=[{','.join(BODY)}]"]
-    config = checked(words)
+    config = compose_config(words)
     step = config.data.batch_size * config.trainer.accumulate_grad_batches
     assert (step, config.module.head_lr) == (BATCH, RATE)
     assemble(config, callbacks=[Watch()]).fit()

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 import sightline
-from sightline.data.digits import load_digits
+from sightline.data.sources.digits import load_digits
 
 RARE, SHARE, TIMES = 8, 0.02, 3.0
 FOCAL = {"module": {"loss": {"_target_": "sightline.models.losses.FocalLoss"}}}

@@ -82,10 +82,11 @@ def _trap(moment: str, number: int) -> contextlib.AbstractContextManager[Any]:
     """Kills this process, as a power cut would, when it comes to a moment for the given time."""
     import torch
 
-    from sightline.data import storage
-    from sightline.engine import checkpointing, sealed
-    from sightline.metrics import Meter
-    from sightline.runs import artifact, directory, evaluate
+    from sightline.data.cache import entry as storage
+    from sightline.engine.checkpoint import file, writer
+    from sightline.inference import artifact, evaluate
+    from sightline.metrics.meter import Meter
+    from sightline.runs import directory
 
     left = number
 
@@ -119,12 +120,12 @@ def _trap(moment: str, number: int) -> contextlib.AbstractContextManager[Any]:
         return source.name.startswith(".last.ckpt")
 
     traps: dict[str, Callable[[], Any]] = {
-        "write": lambda: before(sealed._Sealing, "write", lambda _, data: len(data) > 64),
+        "write": lambda: before(file._ChecksumWriter, "write", lambda _, data: len(data) > 64),
         "rename": lambda: before(Path, "replace", of_checkpoint),
-        "renamed": lambda: after(checkpointing, "save_sealed"),
-        "shift": lambda: after(checkpointing, "_link"),
+        "renamed": lambda: after(writer, "save_checksummed"),
+        "shift": lambda: after(writer, "_link"),
         "evaluation": lambda: before(Meter, "update", lambda *_: not torch.is_grad_enabled()),
-        "packing": lambda: before(storage._Work, "take"),
+        "packing": lambda: before(storage._EntryBuilder, "take"),
         "begin": lambda: before(directory.Run, "write_config"),
         "export": lambda: before(artifact, "write_json"),
         "exported": lambda: after(artifact, "write_json"),
@@ -158,7 +159,7 @@ def left_by(run: Path) -> dict[str, Any]:
     """All that must be equal, by name."""
     from safetensors.numpy import load_file
 
-    from sightline.engine.checkpoint import read_checkpoint
+    from sightline.engine.checkpoint.content import read_checkpoint
 
     found: dict[str, Any] = {}
     for name, array in load_file(run / "exported" / "model.safetensors").items():

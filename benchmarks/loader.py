@@ -31,16 +31,16 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, transforms
 
 from archives import CIFAR10, unpacked
-from sightline.data.augment import Flip, ShiftCrop
-from sightline.data.cache import Cache
-from sightline.data.geometry import RandomResizedCrop
-from sightline.data.loader import BatchLoader
-from sightline.data.packed import PackedDataset
-from sightline.data.packing import Packing, pack_splits
-from sightline.data.parallel import cores
-from sightline.data.preprocess import Preprocess
-from sightline.data.sources import open_source
-from sightline.types import DataSource
+from sightline.core.parallel import available_cores
+from sightline.data.augment.flip_shift import Flip, ShiftCrop
+from sightline.data.augment.geometry import RandomResizedCrop
+from sightline.data.cache.dataset import PackedDataset
+from sightline.data.cache.directory import Cache
+from sightline.data.cache.pack import PackOptions, pack_splits
+from sightline.data.images.preprocess import Preprocess
+from sightline.data.loading.loader import BatchLoader
+from sightline.data.records import DataSource
+from sightline.data.sources.open import open_source
 
 TARGET_LOADING, TARGET_PACKING, TARGET_PHOTOGRAPHS = 12.0, 1.0, 0.8
 BATCH, PHOTO_BATCH, SIDE = 512, 64, 224
@@ -82,7 +82,7 @@ def image_folder(root: Path, steps: list[Any], workers: int, batch: int, most: i
 def best_workers(make: Callable[[int], Callable[[], int]], label: str) -> tuple[int, Callable[[], int]]:
     """The number of workers that is fastest here."""
     tried = {}
-    for workers in sorted({0, 1, 2, cores(), 2 * cores()}):
+    for workers in sorted({0, 1, 2, available_cores(), 2 * available_cores()}):
         work = make(workers)
         work()  # starts the processes, reads the files into the page cache
         tried[workers] = (rate(work), work)
@@ -93,7 +93,7 @@ def best_workers(make: Callable[[int], Callable[[], int]], label: str) -> tuple[
 
 def packed(source: DataSource, preprocess: Preprocess, cache: Path, store: str) -> dict[str, PackedDataset]:
     """All splits of a source."""
-    return pack_splits(source, preprocess, packing=Packing(store, Cache(cache)))[0]
+    return pack_splits(source, preprocess, packing=PackOptions(store, Cache(cache)))[0]
 
 
 def loading(root: Path, rounds: int, scratch: Path) -> float:
@@ -110,7 +110,7 @@ def loading(root: Path, rounds: int, scratch: Path) -> float:
     flip, shift = (Flip(0.5),), (Flip(0.5), ShiftCrop(4))
     plain = Preprocess(32, 32, 3)
     order = torch.randperm(len(data)).split(BATCH)
-    ours = f"Sightline, {cores()} threads"
+    ours = f"Sightline, {available_cores()} threads"
 
     def gather() -> int:
         return sum(len(pixels.index_select(0, rows)) for rows in order)
@@ -133,7 +133,7 @@ def loading(root: Path, rounds: int, scratch: Path) -> float:
         rounds,
         {
             "ImageFolder + DataLoader": theirs,
-            ours: loader(shift, preprocess, cores()),
+            ours: loader(shift, preprocess, available_cores()),
             "bare index_select": gather,
             "  gathered in order, 1 thread": uint8(()),
             "  + flip": uint8(flip),
@@ -194,7 +194,7 @@ def packing(root: Path, rounds: int, scratch: Path) -> float:
         },
     )
     ratio = medians["packing"] / medians["read + decode, one thread"]
-    print(f"\npacking: CIFAR-10, {total:,} JPEGs, {cores()} cores")
+    print(f"\npacking: CIFAR-10, {total:,} JPEGs, {available_cores()} cores")
     show(medians)
     print(f"  packing is {ratio:.2f} x one thread's reading and decoding")
     return ratio
@@ -250,13 +250,14 @@ def photographs(rounds: int, scratch: Path) -> float:
         },
     )
     ratio = medians["packing"] / medians["read + decode, one thread"]
-    print(f"\nphotographs: 1,000 JPEGs, crops of {SIDE}, {cores()} cores; {workers} workers for ImageFolder")
+    print(f"\nphotographs: 1,000 JPEGs, crops of {SIDE}, {available_cores()} cores; {workers} workers for ImageFolder")
     show(medians)
     later = medians["later epochs"] / medians["ImageFolder, later epochs"]
     print(
-        f"  packing is {ratio:.2f} x one thread, {ratio / cores():.2f} x cores; later epochs {later:.2f} x ImageFolder"
+        f"  packing is {ratio:.2f} x one thread, {ratio / available_cores():.2f} x cores; later epochs {later:.2f} x "
+        f"ImageFolder"
     )
-    return ratio / cores()
+    return ratio / available_cores()
 
 
 def show(medians: Mapping[str, float]) -> None:

@@ -34,10 +34,10 @@ def packed(epochs: int) -> float:
     """MiB by which the peak grows between epoch 2 and the last."""
     import torch
 
-    from sightline.data.augment import Flip, ShiftCrop
-    from sightline.data.loader import BatchLoader
-    from sightline.data.packed import PackedDataset
-    from sightline.data.preprocess import Preprocess
+    from sightline.data.augment.flip_shift import Flip, ShiftCrop
+    from sightline.data.cache.dataset import PackedDataset
+    from sightline.data.images.preprocess import Preprocess
+    from sightline.data.loading.loader import BatchLoader
 
     images = torch.randint(0, 256, (50_000, 3, 32, 32), dtype=torch.uint8)
     data = PackedDataset(images, torch.zeros(50_000, dtype=torch.int64), [""] * 50_000, ("a", "b"))
@@ -55,20 +55,20 @@ def packed(epochs: int) -> float:
 
 def encoded(gib: float) -> float:
     """MiB of anonymous memory that an epoch ends with above its first tenth."""
-    from sightline.data.augment import Flip
-    from sightline.data.cache import Cache
-    from sightline.data.geometry import RandomResizedCrop
-    from sightline.data.loader import BatchLoader
-    from sightline.data.packing import Packing, pack_splits
-    from sightline.data.preprocess import Preprocess
-    from sightline.data.sources import open_source
+    from sightline.data.augment.flip_shift import Flip
+    from sightline.data.augment.geometry import RandomResizedCrop
+    from sightline.data.cache.directory import Cache
+    from sightline.data.cache.pack import PackOptions, pack_splits
+    from sightline.data.images.preprocess import Preprocess
+    from sightline.data.loading.loader import BatchLoader
+    from sightline.data.sources.open import open_source
 
     with tempfile.TemporaryDirectory() as folder:
         size = write_photographs(Path(folder) / "photographs", gib)
         source = open_source("folder", Path(folder) / "photographs", val=0, test=0)
         preprocess = Preprocess(224, 224, 3, resize="crop")
         start = time.perf_counter()
-        packing = Packing("encoded", Cache(Path(folder) / "cache"))
+        packing = PackOptions("encoded", Cache(Path(folder) / "cache"))
         data = pack_splits(source, preprocess, packing=packing)[0]["train"]
         took = time.perf_counter() - start
         print(f"  {len(data):,} photographs, {size / 2**30:.2f} GiB, packed in {took:.0f} s")
@@ -108,10 +108,10 @@ def write_photographs(root: Path, gib: float) -> int:
 
 def shuffle() -> float:
     """MiB that looking at the order of 100 million images takes."""
-    from sightline.random import Permutation, derive
+    from sightline.core.rng import Permutation, derive_key
 
     before = status("VmHWM")
-    order = Permutation(100_000_000, derive(0, 0, "order"))
+    order = Permutation(100_000_000, derive_key(0, 0, "order"))
     start = time.perf_counter()
     rows = order[50_000_000 : 50_000_000 + 65_536]
     took = time.perf_counter() - start

@@ -32,13 +32,13 @@ import torchvision
 from torch import nn
 
 from sightline.config.shorthand import network_node
+from sightline.core.errors import SightlineError
+from sightline.core.types import Batch, TrainState
 from sightline.engine.tasks import SupervisedTask
-from sightline.errors import SightlineError
-from sightline.models.groups import parameter_groups
+from sightline.models.param_groups import parameter_groups
 from sightline.models.probe import trace
-from sightline.models.spec import build_model, check_training_answer
-from sightline.models.structure import depths, head_of
-from sightline.types import Batch, TrainState
+from sightline.models.spec import build_model, check_training_output
+from sightline.models.structure import find_head, parameter_depths
 
 TABLE = Path(__file__).with_name("models.tsv")
 COLUMNS = ("network", "parameters", "pixels", "result", "seconds", "message")
@@ -137,12 +137,12 @@ def tried(name: str, side: int) -> int:
     """Everything that training by this name does with the network, once; how many parameters it has."""
     shape = (3, side, side)
     model, spec = build_model(network_node(name), shape, CLASSES)
-    check_training_answer(model, spec)
+    check_training_output(model, spec)
     count = trace(model, shape).parameters
-    if not head_of(model, shape):
+    if not find_head(model, shape):
         raise SightlineError("its head is not found")
     arguments = {"lr": 0.01}
-    groups = parameter_groups(model, torch.optim.SGD, arguments, depths=depths(model, shape), layer_decay=0.9)
+    groups = parameter_groups(model, torch.optim.SGD, arguments, depths=parameter_depths(model, shape), layer_decay=0.9)
     state = TrainState(model.train(), torch.optim.SGD(groups, **arguments))
     task = SupervisedTask(nn.CrossEntropyLoss(), spec.outputs)
     images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))

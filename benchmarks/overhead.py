@@ -40,18 +40,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from archives import MNIST, unpacked
-from sightline.data.loader import BatchLoader
-from sightline.data.packed import PackedDataset
-from sightline.data.packing import Packing, pack_splits
-from sightline.data.preprocess import Preprocess
-from sightline.data.sources import open_source
-from sightline.engine.callbacks import Callback
+from sightline.core.types import Batch, TrainState
+from sightline.data.cache.dataset import PackedDataset
+from sightline.data.cache.pack import PackOptions, pack_splits
+from sightline.data.images.preprocess import Preprocess
+from sightline.data.loading.loader import BatchLoader
+from sightline.data.sources.open import open_source
 from sightline.engine.progress import Progress
 from sightline.engine.runtime import Runtime
 from sightline.engine.tasks import SupervisedTask
-from sightline.engine.trainer import Trainer
-from sightline.runs.recorders import JsonlRecorder, Tee, TensorBoardRecorder
-from sightline.types import Batch, TrainState
+from sightline.engine.trainer import Callback, Trainer
+from sightline.runs.recorders import JsonlRecorder, RecorderList, TensorBoardRecorder
 
 BATCH, RATE, CLASSES, WIDTH, SIDE = 64, 1e-3, 10, 100, 28
 PREPROCESS = Preprocess(SIDE, SIDE, 1, (0.1307,), (0.3081,))
@@ -160,7 +159,7 @@ def sightline(digits: Digits, train: Iterable[Batch], name: str, callbacks: tupl
     optimizer = adam(model)
     place = digits.scratch / name
     place.mkdir()
-    recorder = Tee(JsonlRecorder(), TensorBoardRecorder(("train",)))
+    recorder = RecorderList(JsonlRecorder(), TensorBoardRecorder(("train",)))
     recorder.start(place, {}, None)
     task = SupervisedTask(nn.CrossEntropyLoss())
     trainer = Trainer(
@@ -388,7 +387,7 @@ TARGETS = (
 def mnist(scratch: Path) -> Digits:
     """The digits, unpacked and packed."""
     source = open_source("csv", unpacked(MNIST, scratch) / "mnist10k", val=0, test=0)
-    packed = pack_splits(source, PREPROCESS, packing=Packing("pixels"))[0]["train"]
+    packed = pack_splits(source, PREPROCESS, packing=PackOptions("pixels"))[0]["train"]
     return Digits(packed, PREPROCESS.normalizer()(packed.pixels(np.arange(len(packed)))), packed.labels, scratch)
 
 

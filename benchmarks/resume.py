@@ -28,10 +28,9 @@ import torch
 
 from sightline.compose.assemble import assemble, resume
 from sightline.compose.parts import build_parts
-from sightline.engine.callbacks import Callback
-from sightline.engine.checkpointing import Checkpointer
-from sightline.engine.trainer import Trainer
-from sightline.types import StepOutput
+from sightline.core.types import StepOutput
+from sightline.engine.checkpoint.writer import Checkpointer
+from sightline.engine.trainer import Callback, Trainer
 from time_to_accuracy import config_of, data_root
 
 NEAR, FAR, MORE = 10, 100_000, 200

@@ -28,12 +28,11 @@ import torch
 from torch import nn
 
 from archives import CIFAR10, MNIST, unpacked
-from sightline.commands.compose import checked
+from sightline.commands.hydra_config import compose_config
 from sightline.compose.assemble import assemble
 from sightline.compose.parts import Parts, build_parts
 from sightline.config.schema import TrainConfig
-from sightline.engine.callbacks import Callback
-from sightline.engine.trainer import Trainer
+from sightline.engine.trainer import Callback, Trainer
 
 ARCHIVES = {"mnist": (MNIST, "mnist10k"), "cifar10": (CIFAR10, ".")}
 LEAST = {"digits": 0.96, "mnist": 0.985, "cifar10": 0.90}
@@ -76,7 +75,7 @@ def config_of(recipe: str, root: Path | None, seed: int, scratch: Path, more: Se
     """What the command line would make of it."""
     words = [f"experiment={recipe}", f"seed={seed}", f"run.dir={scratch / 'runs'}", f"run.name={recipe}-{seed}"]
     words += [f"data.cache_dir={scratch / 'cache'}-{recipe}-{seed}", "trainer.progress=false", *more]
-    return checked([*words, *([f"data.root={root}"] if root else [])])
+    return compose_config([*words, *([f"data.root={root}"] if root else [])])
 
 
 def train(config: TrainConfig, quiet: bool) -> Result:

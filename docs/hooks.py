@@ -40,7 +40,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def source_page(path: str) -> str:
-    """The page of a source file: src/sightline/types.py -> source/sightline/types.md."""
+    """The page of a source file: src/sightline/core/types.py -> source/sightline/core/types.md."""
     return f"source/{Path(path.removeprefix('src/')).with_suffix('')}.md"
 
 

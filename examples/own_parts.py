@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import sightline
 from sightline import Batch, Callback, StepOutput, Trainer, TrainState
-from sightline.types import DataInfo, Recorder, Sample, Task, Tensors
+from sightline.core.types import Recorder, Task, Tensors
+from sightline.data.records import DataInfo, Sample
 
 CLASSES = ("dark", "light")
 

@@ -6,18 +6,18 @@ import os
 import signal
 import subprocess
 import sys
-import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from helpers.commands import Command, run_command
+from helpers.shared_data import absent, unpacked
 from sightline import cli
 from sightline.config.names import NAMES
-from sightline.errors import argument_names
+from sightline.core.errors import argument_names
 
 # the same examples in every run, so that none fails by what it happened to draw, nor by how long a busy machine took;
 # `--hypothesis-profile=search` draws others
@@ -28,8 +28,6 @@ settings.load_profile("same")
 # processes that share a machine's cores must not each start a thread per core, and the bits depend on the number
 os.environ.update(OMP_NUM_THREADS="1", COLUMNS="120")
 torch.set_num_threads(1)
-
-Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -69,14 +67,6 @@ def shared() -> Path:
     return path
 
 
-def absent(told: str) -> NoReturn:
-    """For a test whose shared data or document is not at hand: it is skipped by name, and a failure where all must be
-    there, as it must wherever `.ci/run` finds the shared directory."""
-    if os.environ.get("SIGHTLINE_SHARED_REQUIRED"):
-        pytest.fail(told)
-    pytest.skip(told)
-
-
 @pytest.fixture(scope="session")
 def mnist(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """10,000 MNIST digits as PNG files with a CSV (columns `file,target`), unpacked."""
@@ -87,28 +77,6 @@ def mnist(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def flowers(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """650 photographs of five kinds of flowers, in folders `train` and `test`."""
     return unpacked(shared, "photos-flowers.tar.gz", tmp_path_factory.mktemp("photographs")) / "flowers"
-
-
-def unpacked(shared: Path, name: str, folder: Path) -> Path:
-    """`folder`, with what is in an archive of the shared data."""
-    with tarfile.open(shared / "data" / name) as archive:
-        archive.extractall(folder, filter="data")
-    return folder
-
-
-def run_command(
-    *words: str | Path, cwd: Path, timeout: float = 300, env: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """The real command in a process of its own, as a pipe sees it."""
-    return subprocess.run(
-        [sys.executable, "-m", "sightline", *map(str, words)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-        env={**os.environ, **(env or {})},
-    )
 
 
 @pytest.fixture
@@ -146,12 +114,3 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run_command("train", "run.name=digits", "trainer.max_epochs=2", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "runs" / "digits"
-
-
-def python(code: str, *arguments: str, cwd: Path | None = None, options: Sequence[str] = ()) -> str:
-    """The output of a fresh interpreter; for what must not depend on what these tests have imported."""
-    done = subprocess.run(
-        [sys.executable, *options, "-c", code, *arguments], cwd=cwd, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout

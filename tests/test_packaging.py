@@ -37,7 +37,11 @@ def test_the_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     there = {path for path in PACKAGE.parent.rglob("*") if path.suffix in (".py", ".yaml", ".npz", ".typed")}
     assert held == {str(path.relative_to(PACKAGE.parent)) for path in there | {PACKAGE / "py.typed"}}
-    assert {"sightline/py.typed", "sightline/data/digits.npz", "sightline/config/presets/experiment/digits.yaml"} < held
+    assert {
+        "sightline/py.typed",
+        "sightline/data/sources/digits.npz",
+        "sightline/config/presets/experiment/digits.yaml",
+    } < held
 
 
 @pytest.mark.slow

@@ -21,23 +21,23 @@ import numpy as np
 import pytest
 import torch
 
-import driven
 import sightline
+from helpers import numpy_loop as driven
 from sightline.compose import assemble
-from sightline.engine.runtime import Runtime
-from sightline.errors import (
+from sightline.core.errors import (
     AnotherTrainingError,
     ArtifactError,
     ConfigError,
     RunFailedError,
     argument_names,
-    spelled,
+    render_argument,
 )
-from sightline.files import read_json
-from sightline.ranks import Ranks
+from sightline.core.files import read_json
+from sightline.core.ranks import Ranks
+from sightline.engine.runtime import Runtime
 from sightline.runs.directory import Run
 from sightline.runs.recorders import JsonlRecorder
-from sightline.session import CheckpointPolicy, Session, process_state_restored
+from sightline.session import CheckpointPolicy, Session, preserve_process_state
 
 SCRIPT = Path(driven.__file__)
 
@@ -185,7 +185,7 @@ def test_overlapping_trainings_leave_the_settings_of_torch_as_they_were() -> Non
     before = torch.are_deterministic_algorithms_enabled()
     with ExitStack() as one, ExitStack() as two:
         for stack, runtime in ((one, first), (two, second)):
-            stack.enter_context(process_state_restored())
+            stack.enter_context(preserve_process_state())
             stack.enter_context(runtime.active())
         one.close()
     assert torch.are_deterministic_algorithms_enabled() == before
@@ -248,7 +248,7 @@ def test_after_an_elastic_restart_no_old_answer_is_taken(tmp_path: Path, monkeyp
 
     port = free_port()
     store = TCPStore("127.0.0.1", int(port), is_master=True, wait_for_workers=False)
-    code = "from sightline.ranks import Ranks\nprint(Ranks.from_environment().share(lambda: {!r}))"
+    code = "from sightline.core.ranks import Ranks\nprint(Ranks.from_environment().broadcast(lambda: {!r}))"
     agent = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "True", "WORLD_SIZE": "2"}
     for restart, answer in (("0", "first"), ("1", "second")):
         both = [
@@ -274,8 +274,9 @@ def test_when_rank_0_fails_the_others_say_so(tmp_path: Path) -> None:
 def test_a_rank_that_starts_after_rank_0_has_failed_says_so_too() -> None:
     """Before, it waited for half an hour for a store that had ended."""
     code = (
-        "from sightline.ranks import Ranks\ndef make():\n    print('failing', flush=True)\n    raise ValueError('no')\n"
-        "Ranks.from_environment().share(make)"
+        "from sightline.core.ranks import Ranks\ndef make():\n    print('failing', flush=True)\n    raise "
+        "ValueError('no')\n"
+        "Ranks.from_environment().broadcast(make)"
     )
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
 
@@ -336,10 +337,7 @@ def test_two_sessions_side_by_side_leave_the_process_as_it_was(tmp_path: Path) -
     alone = sightline.fit(config(tmp_path, 1)).history
     before = process_state()
     with ThreadPoolExecutor(2) as pool:
-        both = [
-            pool.submit(driven.fit, tmp_path / "one", 3, 0.01),
-            pool.submit(driven.fit, tmp_path / "two", 6, 0.01),
-        ]
+        both = [pool.submit(driven.fit, tmp_path / "one", 3, 0.01), pool.submit(driven.fit, tmp_path / "two", 6, 0.01)]
         results = [future.result()[0] for future in both]
     assert process_state() == before
     assert results[0].history == results[1].history[:3]
@@ -352,10 +350,10 @@ def test_two_sessions_side_by_side_leave_the_process_as_it_was(tmp_path: Path) -
 
 def test_names_of_places_within_an_argument() -> None:
     with argument_names({"network": "net", "data.mean": "params['mean']"}):
-        assert spelled("network.layers[2]._target_") == "net.layers[2]._target_"
-        assert spelled("data.mean[0]") == "params['mean'][0]"
+        assert render_argument("network.layers[2]._target_") == "net.layers[2]._target_"
+        assert render_argument("data.mean[0]") == "params['mean'][0]"
         for name in ("a[0]b", "a[b", "x[a[0]]", "[0]", ".", ""):
-            assert spelled(name) == name
+            assert render_argument(name) == name
 
 
 def test_values_of_numpy_are_logged(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import transforms
 
-from sightline.data.digits import load_digits
+from sightline.data.sources.digits import load_digits
 
 TO_TENSOR = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,), (0.5,))])
 SHIFTED = transforms.Compose([transforms.ToPILImage(), transforms.RandomAffine(0, translate=(0.1, 0.1)), TO_TENSOR])

@@ -7,12 +7,12 @@ from __future__ import annotations
 import argparse
 
 import torch
-from data import TO_TENSOR, Digits
 from torch import nn, optim
 from torch.utils.data import DataLoader
 from torchvision.datasets import MNIST
 
 import sightline.learner as tf
+from data import TO_TENSOR, Digits
 
 
 def lr_schedule(epoch: int) -> float:
@@ -36,12 +36,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     net = nn.Sequential(
-        tf.Flatten(),
-        nn.Linear(side * side, 100),
-        nn.ReLU(),
-        nn.Linear(100, 100),
-        nn.ReLU(),
-        nn.Linear(100, 10),
+        tf.Flatten(), nn.Linear(side * side, 100), nn.ReLU(), nn.Linear(100, 100), nn.ReLU(), nn.Linear(100, 10)
     )
     model = tf.StandardModel(net)
     print(model.summary((1, side, side)))

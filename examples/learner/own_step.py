@@ -8,11 +8,11 @@ import argparse
 from typing import Any
 
 import torch
-from data import Digits
 from torch import Tensor, nn, optim
 from torch.utils.data import DataLoader
 
 import sightline.learner as tf
+from data import Digits
 
 
 class Distilled(tf.StandardModel):

@@ -7,11 +7,11 @@ from __future__ import annotations
 import argparse
 
 import torch
-from data import Digits
 from torch import nn, optim
 from torch.utils.data import DataLoader, TensorDataset
 
 import sightline.learner as tf
+from data import Digits
 
 
 def ink(train: bool) -> TensorDataset:

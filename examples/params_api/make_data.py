@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from sightline.data.digits import load_digits
+from sightline.data.sources.digits import load_digits
 
 
 def main(root: Path) -> None:

@@ -15,8 +15,8 @@ from types import FrameType
 
 from sightline import __version__
 from sightline.config.names import NAMES
-from sightline.engine.termination import Repeats, Terminated, exit_code, signal_of
-from sightline.errors import RunFailedError, SightlineError, argument_names, nearest
+from sightline.core.errors import RunFailedError, SightlineError, argument_names, did_you_mean
+from sightline.engine.termination import SignalDeduplicator, Terminated, exit_code, signal_number
 
 COMMANDS = {
     "train": "train a classifier: sightline train [experiment=NAME] [key=value …]",
@@ -35,15 +35,15 @@ COMMANDS = {
 }
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command and exits."""
-    words = list(sys.argv[1:] if words is None else words)
+    argv = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file name, or a narrow encoding, is no reason to end
             stream.reconfigure(errors="backslashreplace")
     _listen()
     try:
-        status = _run(words)
+        status = _run(argv)
         sys.stdout.flush()
     except SightlineError as error:
         if os.environ.get("SIGHTLINE_TRACEBACK"):
@@ -52,7 +52,7 @@ def main(words: Sequence[str] | None = None) -> None:
         status = error.exit_code
     except KeyboardInterrupt as error:
         print(f"sightline: {'terminated' if isinstance(error, Terminated) else 'interrupted'}", file=sys.stderr)
-        status = exit_code(signal_of(error))
+        status = exit_code(signal_number(error))
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
@@ -62,10 +62,10 @@ def main(words: Sequence[str] | None = None) -> None:
 def _listen() -> None:
     """SIGTERM is raised wherever the program is; SIGUSR1, a scheduler's warning, ends nothing, where nothing is being
     trained that could be saved. A command that trains has its own way with both."""
-    repeats = Repeats()
+    repeats = SignalDeduplicator()
 
     def end(number: int, _frame: FrameType | None) -> None:
-        if not repeats.is_same(number):
+        if not repeats.is_duplicate(number):
             raise Terminated
 
     with contextlib.suppress(ValueError):  # only the main thread may
@@ -85,19 +85,19 @@ def _origin(error: SightlineError) -> str:
     )
 
 
-def _run(words: list[str]) -> int:
-    if not words or words[0] in ("-h", "--help", "help"):
+def _run(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
-    if words[0] in ("-V", "--version"):
+    if argv[0] in ("-V", "--version"):
         print(f"sightline {__version__}")
         return 0
-    name = words[0]
+    name = argv[0]
     if name not in COMMANDS:
-        print(f"sightline: no command '{name}'.{nearest(name, COMMANDS)}\n\n{usage()}", file=sys.stderr)
+        print(f"sightline: no command '{name}'.{did_you_mean(name, COMMANDS)}\n\n{usage()}", file=sys.stderr)
         return 2
     with argument_names(NAMES):
-        status: int = importlib.import_module(f"sightline.commands.{name.replace('-', '_')}").main(words[1:])
+        status: int = importlib.import_module(f"sightline.commands.{name.replace('-', '_')}").main(argv[1:])
     return status
 
 

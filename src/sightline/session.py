@@ -7,7 +7,7 @@ closes everything, whatever happens:
     with Session(run, PARAMS, ResumePolicy(finished="return")) as session:
         session.check(identity, saved_settings)      # what can be compared before the parts are built, then the rest
         session.restore(state)
-        session.prepare(Training(task, state, batches, evals, max_epochs=10), CheckpointPolicy(monitor="val_loss"))
+        session.prepare(FitOptions(task, state, batches, evals, max_epochs=10), CheckpointPolicy(monitor="val_loss"))
         result = session.fit()
 
 A loop that is not the engine's, such as one of Keras or plain NumPy, runs in `Session.drive`."""
@@ -27,16 +27,7 @@ from typing import Any, Literal, NamedTuple, Self
 import numpy as np
 import torch
 
-from sightline.engine.callbacks import Callback
-from sightline.engine.checkpoint import newest_whole, restore
-from sightline.engine.checkpointing import Checkpointer, kept
-from sightline.engine.drift import restore_changed
-from sightline.engine.driver import Driver, Hooks, Stateful
-from sightline.engine.runtime import Runtime
-from sightline.engine.signals import StopOnSignal, answering
-from sightline.engine.termination import Terminated, signal_of
-from sightline.engine.trainer import Trainer, check_callbacks
-from sightline.errors import (
+from sightline.core.errors import (
     AnotherTrainingError,
     ArtifactError,
     ConfigError,
@@ -44,17 +35,25 @@ from sightline.errors import (
     SightlineError,
     arg,
     first_line,
-    listing,
-    offer,
+    join_names,
+    render_hint,
 )
-from sightline.identity import Change, Identity
-from sightline.metrics import Meter
-from sightline.ranks import Ranks
+from sightline.core.identity import Change, Identity
+from sightline.core.ranks import Ranks
+from sightline.core.types import Batch, FitResult, Recorder, Task, TrainState
+from sightline.engine.checkpoint.content import newest_valid, restore_state
+from sightline.engine.checkpoint.restore import restore_with_changes
+from sightline.engine.checkpoint.writer import Checkpointer, kept
+from sightline.engine.driver import Driver, LoopHooks, Stateful
+from sightline.engine.runtime import Runtime
+from sightline.engine.signals import StopOnSignal, checkpoint_on_request
+from sightline.engine.termination import Terminated, signal_number
+from sightline.engine.trainer import Callback, Trainer, check_callbacks
+from sightline.metrics.meter import Meter
 from sightline.runs.directory import Run
-from sightline.runs.environment import environment
+from sightline.runs.environment import collect_environment
 from sightline.runs.heartbeat import Heartbeat
-from sightline.runs.recorders import Tee, as_recorder
-from sightline.types import Batch, FitResult, Recorder, Task, TrainState
+from sightline.runs.recorders import RecorderList, as_recorder
 
 _FEW = 3
 _SMALL = ("about", "config", "step", "epoch")
@@ -134,7 +133,7 @@ class CheckpointPolicy:
 
 
 @dataclass(frozen=True)
-class Training:
+class FitOptions:
     """What is trained, and for how long: the arguments of `Trainer`. `callbacks` run in every process and may change
     the training; `writers` write files or print, before the checkpoint that says so: rank 0 alone has them; `observers`
     do after it."""
@@ -189,13 +188,13 @@ class Session:
         self.heartbeat: Heartbeat | None = None
         self._run = run
         self._new = run is None
-        self._report = report if self.ranks.writes else _say_nothing
+        self._report = report if self.ranks.is_writer else _say_nothing
         self._warn = warn or (lambda line: print(f"sightline: {line}", file=sys.stderr))
         self._id: str | None = None
         self._restarted = self._trained = False
         self._stack = ExitStack()
         self._trainer: Trainer | Driver | None = None
-        self._recorder: Tee | None = None
+        self._recorder: RecorderList | None = None
 
     @property
     def run(self) -> Run:
@@ -244,19 +243,19 @@ class Session:
         """Makes the directory of a new run, see `Run.create`, and holds its lock. Raises ConfigError on a rank that
         asks for another one than rank 0."""
         wanted = f"{parent}/{name or default}"
-        made = self.ranks.share(lambda: [wanted, str(Run.create(parent, name, default, fill, self._stack).path)])
-        with self.ranks.together():
+        made = self.ranks.broadcast(lambda: [wanted, str(Run.create(parent, name, default, fill, self._stack).path)])
+        with self.ranks.barrier():
             self._check_wanted(wanted, made[0])
         self._run = Run(Path(made[1]))
         return self._run
 
     def _open(self, run: Run, stack: ExitStack) -> None:
         mine = str(run.path.absolute())
-        theirs, chosen = self.ranks.share(lambda: (mine, self._choose(run, stack)))
-        with self.ranks.together():  # all have read it before rank 0 writes the next one
+        theirs, chosen = self.ranks.broadcast(lambda: (mine, self._choose(run, stack)))
+        with self.ranks.barrier():  # all have read it before rank 0 writes the next one
             self._check_wanted(mine, theirs)
             if chosen is not None and self.saved is None:
-                path, content = newest_whole([run.checkpoints / chosen], self._warn)
+                path, content = newest_valid([run.checkpoints / chosen], self._warn)
                 self.saved = SavedRun(path, content)
         if self.saved is not None and self.saved.interface != self.interface.name:
             raise AnotherTrainingError(
@@ -285,10 +284,10 @@ class Session:
             if found:
                 raise AnotherTrainingError(
                     f"'{run.path}' holds a training without a checkpoint to resume from: "
-                    f"{listing(found, _FEW)}. {self.interface.without_checkpoint.format(run=run.path)}"
+                    f"{join_names(found, _FEW)}. {self.interface.without_checkpoint.format(run=run.path)}"
                 )
             return None
-        path, content = newest_whole(files, self._warn)
+        path, content = newest_valid(files, self._warn)
         check_own(run, path, content)
         self.saved = SavedRun(path, content)
         return path.name
@@ -321,7 +320,7 @@ class Session:
             return []
         shown = "; ".join(map(str, fixed[:_FEW]))
         more = f"; and {len(fixed) - _FEW} more" if len(fixed) > _FEW else ""
-        free = listing(dict.fromkeys(change.key for change in changes if change.free))
+        free = join_names(dict.fromkeys(change.key for change in changes if change.free))
         raise AnotherTrainingError(
             f"'{self.run.path}' holds {what}: {shown}{more}.{detail()}"
             f"{f' {free} may change.' if free else ''} {self.interface.advice.format(run=self.run.path)}"
@@ -329,13 +328,13 @@ class Session:
 
     def restore(self, state: TrainState, **changed: Any) -> Position | None:
         """Fills the state from the checkpoint, where there is one; gives where that stands. `changed` are arguments of
-        `restore_changed`, for a state that was made with other settings."""
+        `restore_with_changes`, for a state that was made with other settings."""
         if self.saved is None:
             return None
         if changed:
-            restore_changed(self.saved.content, state, self.saved.path, **changed)
+            restore_with_changes(self.saved.content, state, self.saved.path, **changed)
         else:
-            restore(self.saved.content, state, self.saved.path)
+            restore_state(self.saved.content, state, self.saved.path)
         return Position(state.step, state.epoch)
 
     def finished(self, state: TrainState, max_epochs: int) -> bool:
@@ -349,7 +348,7 @@ class Session:
         )
         return True
 
-    def prepare(self, training: Training, checkpoints: CheckpointPolicy) -> Trainer:
+    def prepare(self, training: FitOptions, checkpoints: CheckpointPolicy) -> Trainer:
         """Makes the trainer, with the checkpointer, the heartbeat, the recorders and the signals around it."""
         callbacks = self._callbacks(training, training.state, checkpoints)
         self._trainer = Trainer(
@@ -377,12 +376,12 @@ class Session:
 
         An error gets a note with the place and the last good checkpoint."""
         trainer = self.trainer
-        with process_state_restored(), trainer.runtime.active():
+        with preserve_process_state(), trainer.runtime.active():
             return self._fit(trainer.fit, on_finish, begin)
 
     def drive(
         self,
-        loop: Callable[[Hooks], None],
+        loop: Callable[[LoopHooks], None],
         state: Stateful,
         *,
         max_epochs: int,
@@ -393,7 +392,7 @@ class Session:
         on_finish: Sequence[Callable[[FitResult], None]] = (),
     ) -> FitResult:
         """Runs a loop that is not the engine's, with the run's directory, checkpoints, logs, heartbeat and signals
-        around it. `loop` is called with `Hooks`: it begins at `position`, calls `log` after a step and `epoch_end`
+        around it. `loop` is called with `LoopHooks`: it begins at `position`, calls `log` after a step and `epoch_end`
         after an epoch, and returns when `should_stop` says so.
 
         `state` is saved into the checkpoint after each epoch, and loaded from it before the loop begins: for a resumed
@@ -402,7 +401,7 @@ class Session:
         check_callbacks(callbacks)
         driver = Driver(state, dict(config or {}), max_epochs)
         if self.saved is not None:
-            restore(self.saved.content, driver.state, self.saved.path)
+            restore_state(self.saved.content, driver.state, self.saved.path)
             if self.saved.content["about"].get("max_epochs", max_epochs) < max_epochs:
                 driver.state.stopped = False  # what ended it is to be asked again
         if self.finished(driver.state, max_epochs):
@@ -415,7 +414,7 @@ class Session:
         driver.callbacks = self._callbacks(training, driver.state, checkpoints)
         driver.recorder = self._recorder
         self._trainer = driver
-        with process_state_restored():
+        with preserve_process_state():
             return self._fit(lambda: driver.run(loop), on_finish, None)
 
     def artifact(self, path: Path) -> None:
@@ -444,14 +443,14 @@ class Session:
         return f"epoch {state.epoch}, batch {state.batch} (step {state.step + 1})"
 
     def _callbacks(
-        self, training: Training | _Driven, state: TrainState, checkpoints: CheckpointPolicy
+        self, training: FitOptions | _Driven, state: TrainState, checkpoints: CheckpointPolicy
     ) -> tuple[Callback, ...]:
         """All callbacks, in the order they are called: what may change the state, what an epoch writes, the checkpoint
         that says the epoch is done, what shows it, and last the signals, which are handed back when all is saved."""
         stop = [StopOnSignal()] if self.signals else []
-        if not self.ranks.writes:
+        if not self.ranks.is_writer:
             return (*training.callbacks, *stop)
-        self._recorder = Tee(*map(as_recorder, training.recorders))
+        self._recorder = RecorderList(*map(as_recorder, training.recorders))
         position = Position(state.step, state.epoch) if self.saved is not None or self._restarted else None
         self._recorder.start(self.run.path, state.config, position)
         self.checkpointer = Checkpointer(
@@ -471,14 +470,7 @@ class Session:
             warn=checkpoints.warn,
         )
         self.heartbeat = Heartbeat(self.run.path)
-        return (
-            *training.callbacks,
-            *training.writers,
-            self.checkpointer,
-            *training.observers,
-            self.heartbeat,
-            *stop,
-        )
+        return (*training.callbacks, *training.writers, self.checkpointer, *training.observers, self.heartbeat, *stop)
 
     def _fit(
         self,
@@ -490,19 +482,19 @@ class Session:
         if self.saved is not None:  # what was restored need not stay in memory a second time
             self.saved = SavedRun(self.saved.path, {name: self.saved.content[name] for name in _SMALL})
         try:
-            if self.ranks.writes:
+            if self.ranks.is_writer:
                 self._begin(begin)
             result = train()
             self._trained, result.run = True, self.run.path
-            if self.ranks.writes and not result.interrupted:
-                with answering(requested) if self.signals else nullcontext():
+            if self.ranks.is_writer and not result.interrupted:
+                with checkpoint_on_request(requested) if self.signals else nullcontext():
                     self._finish(result, on_finish, requested)
         except Exception as error:
             if not (self._trained and isinstance(error, SightlineError)):  # that says what to do by itself
                 error.add_note(f"In {self.place()}. {self.last_good()}")
             raise
         finally:
-            with answering(requested) if self.signals else nullcontext():
+            with checkpoint_on_request(requested) if self.signals else nullcontext():
                 self._close_recorder()  # a recorder of the user's own may take its time
         return result
 
@@ -510,7 +502,7 @@ class Session:
         try:
             self.run.sweep()
             if not self.run.environment.exists():
-                self.run.write_json(self.run.environment, environment() | {"id": self.id})
+                self.run.write_json(self.run.environment, collect_environment() | {"id": self.id})
             if begin is not None:
                 begin()
         except OSError as error:
@@ -520,10 +512,7 @@ class Session:
             ) from error
 
     def _finish(
-        self,
-        result: FitResult,
-        on_finish: Sequence[Callable[[FitResult], None]],
-        requested: Callable[[], None] | None,
+        self, result: FitResult, on_finish: Sequence[Callable[[FitResult], None]], requested: Callable[[], None] | None
     ) -> None:
         """What comes after training: all is saved, so that whatever ends it is made up for by a resume."""
         try:
@@ -531,7 +520,7 @@ class Session:
                 for finish in on_finish:
                     finish(result)
         except KeyboardInterrupt as error:
-            result.interrupted, result.signal = True, signal_of(error)
+            result.interrupted, result.signal = True, signal_number(error)
             if isinstance(error, Terminated) and requested is not None:
                 requested()
 
@@ -559,7 +548,7 @@ def check_own(run: Run, path: Path, content: Mapping[str, Any]) -> None:
     if found is not None and run.id is not None and found != run.id:
         raise ArtifactError(
             f"'{path}' belongs to another run, '{about.get('run')}': it was copied here. Resume that one"
-            f"{offer(', or begin a run from its weights with {weights}=the file')}."
+            f"{render_hint(', or begin a run from its weights with {weights}=the file')}."
         )
 
 
@@ -573,7 +562,7 @@ _kept: ExitStack | None = None
 
 
 @contextmanager
-def process_state_restored() -> Iterator[None]:
+def preserve_process_state() -> Iterator[None]:
     """Puts back, at the end of the block, what training sets for the whole process: the global generators of Python,
     NumPy and torch, and torch's settings. Of blocks that overlap, in several threads, the last one does."""
     global _sessions, _kept  # noqa: PLW0603 it is about the process

@@ -9,20 +9,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms import v2
 
-from augmenting import EPOCH, SEED, batches, check, check_draws, picture
-from sightline.data.augment import Flip, ShiftCrop
-from sightline.data.colour import ColorJitter
-from sightline.data.geometry import Affine, Cutout, Erase, RandomResizedCrop
-from sightline.data.persample import PerSample
-from sightline.data.policies import RandAugment, TrivialAugment
-from sightline.types import Augmentation
+from helpers.augmentations import EPOCH, SEED, batches, check, check_draws, picture
+from sightline.core.types import Augmentation
+from sightline.data.augment.colour import ColorJitter
+from sightline.data.augment.flip_shift import Flip, ShiftCrop
+from sightline.data.augment.geometry import Affine, Cutout, Erase, RandomResizedCrop
+from sightline.data.augment.per_image import PerImage
+from sightline.data.augment.policies import RandAugment, TrivialAugment
 
 STEPS: dict[str, Augmentation] = {
     "flip": Flip(),
     "vertical flip": Flip(vertical=True),
     "shift": ShiftCrop(2),
     "jitter": ColorJitter(0.4, 0.4, 0.4),
-    "image by image": PerSample(v2.RandomHorizontalFlip()),
+    "image by image": PerImage(v2.RandomHorizontalFlip()),
     "crop": RandomResizedCrop(),
     "small crop": RandomResizedCrop((0.01, 0.1), (0.2, 5.0)),
     "affine": Affine(degrees=30, translate=0.2, scale=(0.5, 1.5), shear=20),

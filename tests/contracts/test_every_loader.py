@@ -13,24 +13,24 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from sightline.data.augment import Flip, ShiftCrop
-from sightline.data.finished import Transformed
-from sightline.data.foreignloader import ForeignLoader
-from sightline.data.loader import BatchLoader
-from sightline.data.packed import PackedDataset
-from sightline.data.preprocess import Preprocess
-from sightline.engine.checkpoint import load_checkpoint
-from sightline.engine.checkpointing import Checkpointer
-from sightline.engine.loaders import PlainLoader, as_loader
-from sightline.engine.lrfind import find_lr
+from helpers.stateful_loader import TorchdataLike
+from helpers.stop_at import StopAt
+from sightline.core.errors import DataError
+from sightline.core.types import Batch, Loader, TrainState
+from sightline.data.augment.flip_shift import Flip, ShiftCrop
+from sightline.data.augment.per_image import TransformedLoader
+from sightline.data.cache.dataset import PackedDataset
+from sightline.data.images.preprocess import Preprocess
+from sightline.data.loading.adapter import LoaderAdapter
+from sightline.data.loading.loader import BatchLoader
+from sightline.engine.checkpoint.content import load_checkpoint
+from sightline.engine.checkpoint.writer import Checkpointer
+from sightline.engine.iterable_loader import IterableLoader, as_loader
 from sightline.engine.runtime import Runtime
 from sightline.engine.tasks import SupervisedTask
+from sightline.engine.tools.lr_finder import find_lr
 from sightline.engine.trainer import Trainer, evaluate
-from sightline.errors import DataError
-from sightline.metrics import Meter
-from sightline.types import Batch, Loader, TrainState
-from stateful import TorchdataLike
-from stopping import StopAt
+from sightline.metrics.meter import Meter
 
 COUNT, SIZE = 20, 4
 STEPS = COUNT // SIZE
@@ -86,8 +86,8 @@ class StatefulBatches(Stateful):
             yield Batch(images, labels)
 
 
-def shuffled(**how: Any) -> ForeignLoader:
-    return ForeignLoader(DataLoader(TensorDataset(IMAGES, LABELS), SIZE, shuffle=True, **how))
+def shuffled(**how: Any) -> LoaderAdapter:
+    return LoaderAdapter(DataLoader(TensorDataset(IMAGES, LABELS), SIZE, shuffle=True, **how))
 
 
 class Own(Loader):
@@ -112,14 +112,14 @@ class Own(Loader):
 LOADERS: dict[str, Callable[[], Loader]] = {
     "ours": batches,
     "ours, augmented": lambda: batches(augment=[Flip(), ShiftCrop(1)], workers=2),
-    "transformed": lambda: Transformed(batches(), [noise], seed=1),
-    "transformed, foreign": lambda: Transformed(Own(), [noise], seed=1),
+    "transformed": lambda: TransformedLoader(batches(), [noise], seed=1),
+    "transformed, foreign": lambda: TransformedLoader(Own(), [noise], seed=1),
     "a DataLoader": shuffled,
     "a DataLoader with its generator": lambda: shuffled(generator=torch.Generator().manual_seed(2)),
-    "a list of theirs": lambda: ForeignLoader([(batch.x, batch.y) for batch in items()]),
-    "one that keeps its place": lambda: ForeignLoader(Stateful()),
+    "a list of theirs": lambda: LoaderAdapter([(batch.x, batch.y) for batch in items()]),
+    "one that keeps its place": lambda: LoaderAdapter(Stateful()),
     "batches that keep their place": lambda: as_loader(StatefulBatches()),
-    "a generator": lambda: ForeignLoader(((batch.x, batch.y) for batch in itertools.cycle(items())), steps=STEPS),
+    "a generator": lambda: LoaderAdapter(((batch.x, batch.y) for batch in itertools.cycle(items())), steps=STEPS),
     "a list": lambda: as_loader(items()),
     "a lazy sequence": lambda: as_loader(Lazy()),
     "a tuple": lambda: as_loader(tuple(items())),
@@ -208,7 +208,7 @@ def test_a_position_in_mid_epoch_is_come_back_to(name: str, done: int) -> None:
     position = loader.position()
     rest = [Batch(*map(copied, found)) for found in iterator]
     if position is None:
-        if isinstance(again, PlainLoader):  # which reads what comes before again
+        if isinstance(again, IterableLoader):  # which reads what comes before again
             assert same(epoch_of(again, 1, done), rest)
         else:
             with pytest.raises(DataError, match=f"cannot begin epoch 1 at batch {done}"):
@@ -294,7 +294,7 @@ def test_a_loader_of_another_library_in_the_trainer_is_resumed_where_it_was(tmp_
 def test_what_is_no_loader_is_an_error(missing: str) -> None:
     members = {"seek": Own.seek, "position": Own.position, "__iter__": Own.__iter__, "__len__": Own.__len__}
     half = type("Half", (), {name: value for name, value in members.items() if name != missing})()
-    text = rf"Half has `seek`, but no {missing}\. Derive it from sightline\.types\.Loader"
+    text = rf"Half has `seek`, but no {missing}\. Derive it from sightline\.Loader"
     with pytest.raises(TypeError, match=text):
         as_loader(half)
     task, state = SupervisedTask(torch.nn.CrossEntropyLoss()), TrainState(torch.nn.Linear(1, 1))

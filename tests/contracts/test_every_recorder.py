@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sightline.runs.recorders import Curves, JsonlRecorder, Tee, TensorBoardRecorder, as_recorder
-from sightline.types import Recorder
+from sightline.core.types import Recorder
+from sightline.runs.recorders import CurveRecorder, JsonlRecorder, RecorderList, TensorBoardRecorder, as_recorder
 
 
 class Own:
@@ -30,9 +30,9 @@ class Own:
 RECORDERS: dict[str, Callable[[], Recorder]] = {
     "jsonl": JsonlRecorder,
     "tensorboard": lambda: TensorBoardRecorder(["train", "val"]),
-    "params": Curves,
+    "params": CurveRecorder,
     "own": lambda: as_recorder(Own()),
-    "tee": lambda: Tee(JsonlRecorder(), TensorBoardRecorder(["val"]), as_recorder(Own())),
+    "tee": lambda: RecorderList(JsonlRecorder(), TensorBoardRecorder(["val"]), as_recorder(Own())),
 }
 VALUES = {"epoch": 0, "train_loss": float("nan"), "val_accuracy": 0.5, "lr": float("inf")}
 
@@ -116,7 +116,7 @@ def test_one_that_fails_does_not_keep_the_others_open(tmp_path: Path) -> None:
 
     own = Own()
     with pytest.raises(OSError, match="full"):
-        Tee(Fails(), as_recorder(own)).close()
+        RecorderList(Fails(), as_recorder(own)).close()
     assert own.seen == ["closed"]
     with pytest.raises(TypeError, match=r"the recorder dict has no `log\(step, values\)`"):
         as_recorder({})

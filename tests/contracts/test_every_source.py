@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 
-from sightline.data.cache import Cache
-from sightline.data.foreign import as_source
-from sightline.data.packing import Packing, pack_splits
-from sightline.data.sources import open_source
-from sightline.types import DataInfo, DataSource, Sample
+from sightline.data.cache.directory import Cache
+from sightline.data.cache.pack import PackOptions, pack_splits
+from sightline.data.records import DataInfo, DataSource, Sample
+from sightline.data.sources.adapt import as_source
+from sightline.data.sources.open import open_source
 
 COUNT, SIDE = 24, 6
 PIXELS = np.random.default_rng(0).integers(0, 256, (COUNT, SIDE, SIDE, 3), dtype=np.uint8)
@@ -141,7 +141,7 @@ def listed(source: DataSource) -> list[tuple[str, str, Any]]:
     return [(split, sample.id, sample.label) for split, samples in source.splits.items() for sample in samples]
 
 
-def packed(source: DataSource, packing: Packing) -> dict[str, NDArray[np.uint8]]:
+def packed(source: DataSource, packing: PackOptions) -> dict[str, NDArray[np.uint8]]:
     """The pixels of every split, in its order, as a run gets them."""
     found, _ = pack_splits(source, AUTO, packing=packing)
     return {split: data.pixels(np.arange(len(data))).numpy() for split, data in found.items()}
@@ -191,8 +191,13 @@ def test_it_is_packed_the_same_as_pixels_as_files_and_from_the_cache(
     make: Callable[[], DataSource], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     cache = Cache(tmp_path_factory.mktemp("cache"))
-    first = packed(make(), Packing())
-    for packing in (Packing(cache=cache), Packing(cache=cache), Packing("encoded", cache), Packing("encoded", cache)):
+    first = packed(make(), PackOptions())
+    for packing in (
+        PackOptions(cache=cache),
+        PackOptions(cache=cache),
+        PackOptions("encoded", cache),
+        PackOptions("encoded", cache),
+    ):
         again = packed(make(), packing)
         assert list(again) == list(first)
         assert all(np.array_equal(again[split], first[split]) for split in first)

@@ -14,18 +14,18 @@ import torch
 from torch import Tensor, nn
 
 import sightline.learner as tf
-from sightline.engine.averaging import Average
+from sightline.core.eval_mode import eval_mode
+from sightline.core.types import Batch, StepOutput, Task, Tensors, TrainState
+from sightline.engine.ema import ModelEMA
 from sightline.engine.freezing import Freeze
-from sightline.engine.mixing import Mix
+from sightline.engine.mixup import MixupCutMix
 from sightline.engine.runtime import Runtime
 from sightline.engine.tasks import SupervisedTask
 from sightline.engine.trainer import Trainer, check_task, evaluate
 from sightline.learner.task import LearnerTask
-from sightline.metrics import Meter
-from sightline.modes import evaluating
-from sightline.params.steps import Steps
-from sightline.session import CheckpointPolicy, Session, Training
-from sightline.types import Batch, StepOutput, Task, Tensors, TrainState
+from sightline.metrics.meter import Meter
+from sightline.params.steps import UserSteps
+from sightline.session import CheckpointPolicy, FitOptions, Session
 
 COUNT, SIZE, CLASSES = 12, 4, 3
 IMAGES = torch.randn(COUNT, 1, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -114,7 +114,7 @@ def learner(directory: Path) -> Made:
     class Taken(Exception):
         """Training need not begin."""
 
-    def take(session: Session, training: Training, checkpoints: CheckpointPolicy) -> None:
+    def take(session: Session, training: FitOptions, checkpoints: CheckpointPolicy) -> None:
         task = training.task
         assert isinstance(task, LearnerTask)
         pairs = lambda batches: task.measured("val", [(batch.x, batch.y) for batch in batches])  # noqa: E731
@@ -135,12 +135,12 @@ def learner(directory: Path) -> Made:
 
 TASKS: dict[str, Callable[[], Made]] = {
     "plain": supervised(),
-    "average": supervised(average=Average(0.9)),
+    "average": supervised(average=ModelEMA(0.9)),
     "bf16": supervised(precision="bf16"),
     "accumulated, clipped": supervised(accumulate=2, part_size=2, clip=0.5),
-    "mixed": supervised(mix=Mix(0.4, 0.4, 1.0, seed=3)),
+    "mixed": supervised(mix=MixupCutMix(0.4, 0.4, 1.0, seed=3)),
     "frozen at first": frozen,
-    "params": lambda: made(Steps(train_step, test_step, {})),
+    "params": lambda: made(UserSteps(train_step, test_step, {})),
     "a user's": lambda: made(Own()),
 }
 
@@ -214,7 +214,7 @@ def test_metrics_are_means_over_the_samples_whatever_the_batches(make: Callable[
 def test_predictions_are_one_row_a_sample(make: Callable[[], Made]) -> None:
     part = make()
     part.task.setup(part.state)
-    with evaluating(part.state.eval_model), torch.inference_mode():
+    with eval_mode(part.state.eval_model), torch.inference_mode():
         found = part.task.predict_step(part.state, IMAGES)
     assert found.shape == (COUNT, CLASSES)
 

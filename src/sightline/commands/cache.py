@@ -1,15 +1,13 @@
 """`sightline cache`: what decoded images are kept, and how to be rid of them."""
 
-from __future__ import annotations
-
 import argparse
 import time
 from collections.abc import Sequence
 
-from sightline.errors import ConfigError
+from sightline.core.errors import ConfigError
 
 
-def main(words: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Lists the entries, or deletes them."""
     options = argparse.ArgumentParser("sightline cache", description="List or clear the packed data sets.")
     options.add_argument("--dir", metavar="PATH", help="the cache directory; default: $SIGHTLINE_CACHE or the user's")
@@ -18,8 +16,8 @@ def main(words: Sequence[str]) -> int:
     doing.add_argument(
         "--limit", type=_gib, metavar="GIB", help="delete what was unused for longest until so much is left"
     )
-    found = options.parse_args(words)
-    from sightline.data.cache import GIB, Cache
+    found = options.parse_args(argv)
+    from sightline.data.cache.directory import GIB, Cache
     from sightline.engine.progress import plain_console
 
     cache = Cache(found.dir, float("inf") if found.limit is None else found.limit * GIB)
@@ -27,20 +25,20 @@ def main(words: Sequence[str]) -> int:
         raise ConfigError(f"--dir: '{cache.folder}' is a file; expected a directory.")
     console = plain_console()
     if found.clear:
-        console.print(f"{size_words(cache.clear())} freed in {cache.folder}")
+        console.print(f"{format_size(cache.clear())} freed in {cache.folder}")
         return 0
     if found.limit is not None:
-        console.print(f"{size_words(cache.trim())} freed in {cache.folder}")
+        console.print(f"{format_size(cache.trim())} freed in {cache.folder}")
     entries = cache.entries()
     rows = [("images", "size", "kept as", "used", "from")] if entries else []
     for entry in entries:
         count, channels, height, width = entry.meta["shape"]
-        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.last_used))
         kind = f"{entry.meta['store']} {height} x {width} x {channels}"
-        rows.append((f"{count:,}", size_words(entry.size), kind, used, entry.meta["origin"]))
+        rows.append((f"{count:,}", format_size(entry.size), kind, used, entry.meta["origin"]))
     for images, size, kind, used, origin in rows:  # a path is never broken into lines, so it comes last
         console.print(f"{images:>12}  {size:>10}  {kind:<22}  {used:<16}  {origin}")
-    total = size_words(sum(entry.size for entry in entries))
+    total = format_size(sum(entry.size for entry in entries))
     console.print(f"{len(entries)} data set{'s' * (len(entries) != 1)}, {total} in {cache.folder}")
     return 0
 
@@ -55,7 +53,7 @@ def _gib(text: str) -> float:
     return value
 
 
-def size_words(count: int) -> str:
+def format_size(count: int) -> str:
     """A number of bytes for people."""
     value = float(count)
     for unit in ("bytes", "KiB", "MiB", "GiB"):

@@ -1,12 +1,10 @@
 """`sightline data convert-idx`: MNIST's files -> folders of pictures with their tables."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 
 
-def main(words: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Converts, and says what was written."""
     options = argparse.ArgumentParser(
         "sightline data",
@@ -19,12 +17,12 @@ def main(words: Sequence[str]) -> int:
     options.add_argument(
         "--prefix", default="FashionMNIST", help="what the names of the pictures begin with; default: %(default)s"
     )
-    found = options.parse_args(words)
-    from sightline.data.convert import convert_idx
+    found = options.parse_args(argv)
+    from sightline.core.files import expand_user
+    from sightline.data.sources.convert_idx import convert_idx
     from sightline.engine.progress import plain_console
-    from sightline.files import expanded
 
     console = plain_console()
     for split, count in convert_idx(found.source, found.out, found.prefix).items():
-        console.print(f"{expanded(found.out) / split}  {count:,} pictures and info.csv")
+        console.print(f"{expand_user(found.out) / split}  {count:,} pictures and info.csv")
     return 0

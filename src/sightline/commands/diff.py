@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from sightline.commands.table import print_sections
 
 if TYPE_CHECKING:
-    from sightline.runs.compare import Changes, Comparison
+    from sightline.report.compare import Changes, Comparison
 
 
-def main(words: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Prints the differences, section by section; 0 whatever they are, unless the exit code was asked to tell."""
     options = argparse.ArgumentParser(
         "sightline diff", description="Show what differs between two runs: config, data, environment, metrics."
@@ -22,19 +22,19 @@ def main(words: Sequence[str]) -> int:
     options.add_argument("b", metavar="B", help="the run to compare it with")
     options.add_argument("--json", action="store_true", help="one JSON object with every difference")
     options.add_argument("--exit-code", action="store_true", help="end with 1 when config or data differ")
-    given = options.parse_args(words)
-    from sightline.runs.compare import compare, open_record
+    given = options.parse_args(argv)
+    from sightline.report.compare import compare, open_record
 
     found = compare(open_record(given.a), open_record(given.b))
     if given.json:
         print(json.dumps(found.to_dict(), indent=2, ensure_ascii=False, default=str))
     else:
-        print_sections(_heads(found), _sections(found))
+        print_sections(_header_lines(found), _sections(found))
     return 1 if given.exit_code and not found.same_input else 0
 
 
-def _heads(found: Comparison) -> list[str]:
-    from sightline.runs.listing import time_words
+def _header_lines(found: Comparison) -> list[str]:
+    from sightline.report.listing import format_time
 
     sides = (("A", found.a), ("B", found.b))
     facts = [
@@ -43,7 +43,7 @@ def _heads(found: Comparison) -> list[str]:
             str(record.run.path),
             record.state,
             f"{record.epoch}/{record.max_epochs} epochs",
-            time_words(record.began),
+            format_time(record.began),
         )
         for side, record in sides
     ]
@@ -52,24 +52,24 @@ def _heads(found: Comparison) -> list[str]:
 
 
 def _sections(found: Comparison) -> dict[str, list[str]]:
-    from sightline.runs.compare import rounded
+    from sightline.report.compare import round_pair
 
     return {
-        "config": _pairs(found.config),
-        "data": _data(found),
-        "environment": _pairs(found.environment),
-        "training": _log(found) + _pairs({key: rounded(pair) for key, pair in found.training.items()}),
-        "metrics": _metrics(found),
+        "config": _change_lines(found.config),
+        "data": _data_lines(found),
+        "environment": _change_lines(found.environment),
+        "training": _log_lines(found) + _change_lines({key: round_pair(pair) for key, pair in found.training.items()}),
+        "metrics": _metric_lines(found),
     }
 
 
-def _log(found: Comparison) -> list[str]:
+def _log_lines(found: Comparison) -> list[str]:
     """Where the logs part, or how far they are the same; nothing where they are the same to the end."""
-    from sightline.runs.compare import rounded
+    from sightline.report.compare import round_pair
 
     log = found.log
     if log.first is not None:
-        a, b = map(_say, rounded(log.first.values))
+        a, b = map(_format, round_pair(log.first.values))
         return [f"first difference: {log.first.place}: {log.first.quantity} {a} -> {b}"]
     if log.same or not all(log.last):
         return []
@@ -82,23 +82,23 @@ def _log(found: Comparison) -> list[str]:
     return [f"the same at the {log.points} log points that both have"]
 
 
-def _say(value: Any) -> str:
-    from sightline.runs.compare import MISSING
-    from sightline.runs.listing import words
+def _format(value: Any) -> str:
+    from sightline.report.compare import MISSING
+    from sightline.report.listing import format_value
 
-    return "(none)" if value is MISSING else words(value)
+    return "(none)" if value is MISSING else format_value(value)
 
 
-def _pairs(changes: Changes) -> list[str]:
+def _change_lines(changes: Changes) -> list[str]:
     width = max(map(len, changes), default=0)
-    return [f"{key:<{width}}  {_say(a)} -> {_say(b)}" for key, (a, b) in changes.items()]
+    return [f"{key:<{width}}  {_format(a)} -> {_format(b)}" for key, (a, b) in changes.items()]
 
 
-def _data(found: Comparison) -> list[str]:
+def _data_lines(found: Comparison) -> list[str]:
     """What differs, and then every split, for it matters as much which of them are equal."""
     if not found.data:
         return []
-    lines = _pairs({key: pair for key, pair in found.data.items() if key in ("name", "root", "left_out")})
+    lines = _change_lines({key: pair for key, pair in found.data.items() if key in ("name", "root", "left_out")})
     if "classes" in found.data:
         a, b = (side if isinstance(side, list) else [] for side in found.data["classes"])
         added, removed = [name for name in b if name not in a], [name for name in a if name not in b]
@@ -107,14 +107,14 @@ def _data(found: Comparison) -> list[str]:
         lines += [] if added or removed else ["classes: the same in another order"]
     width = max(map(len, found.splits), default=0)
     for name, ((a, b), same) in found.splits.items():
-        counts = _say(b) if a == b else f"{_say(a)} -> {_say(b)}"
+        counts = _format(b) if a == b else f"{_format(a)} -> {_format(b)}"
         lines.append(f"{name:<{width}}  {counts} images, {'the same' if same else 'other pictures or labels'}")
     return lines + (found.pictures.words() if found.pictures is not None else [])
 
 
-def _metrics(found: Comparison) -> list[str]:
+def _metric_lines(found: Comparison) -> list[str]:
     """A small table, for numbers are compared at a glance; only those that differ."""
-    from sightline.runs.compare import MISSING
+    from sightline.report.compare import MISSING
 
     if not (found.a.metrics or found.b.metrics):
         return ["neither run has measured an exported model yet"]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sightline.commands.compose import changes, user_code
+from sightline.commands.hydra_config import add_cwd_to_path, parse_overrides
 from sightline.commands.options import add_model_options
-from sightline.config.typed import merged
-from sightline.errors import DataError, listing, nearest
+from sightline.config.typed import merge
+from sightline.core.errors import DataError, did_you_mean, join_names
 
 if TYPE_CHECKING:
     from sightline.runs.directory import Run
@@ -20,9 +20,18 @@ SAME = frozenset(("eval_batch_size", "workers", "cache", "cache_dir"))
 HOW = ("classes", "val", "test", "group_column", "on_bad", "eval_batch_size", "workers", "cache", "cache_dir")
 
 
-def main(words: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Writes predictions/<split>.csv and prints the tables. Data that is not the run's own gets a file of its own
     name."""
+    found = _parser().parse_intermixed_args(argv)
+    changed = parse_overrides(found.overrides, [f"data.{key}" for key in (*WHERE, *HOW)], "evaluate")
+    if found.allow:
+        add_cwd_to_path()
+    _measure(found, changed)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser("sightline evaluate", description="Measure a trained run, sample by sample.")
     options.add_argument("run", metavar="RUN", help="the run's directory")
     options.add_argument(
@@ -32,37 +41,38 @@ def main(words: Sequence[str]) -> int:
         "--split", default=None, metavar="NAME", help="train, val or test; default: every one but train"
     )
     add_model_options(options)
-    found = options.parse_intermixed_args(words)
-    changed = changes(found.overrides, [f"data.{key}" for key in (*WHERE, *HOW)], "evaluate")
-    if found.allow:
-        user_code()
+    return options
+
+
+def _measure(found: argparse.Namespace, changed: dict[str, Any]) -> None:
     from sightline.compose.assemble import as_config
-    from sightline.compose.data import config_source, data_record, drawn_as, loader_workers, open_data
+    from sightline.compose.console import show_results, unreadable_images
+    from sightline.compose.data import config_source, data_record, loader_workers, open_data, with_saved_splits
     from sightline.compose.meters import build_meters
     from sightline.compose.module import build_loss
-    from sightline.locate import LOSSES, METRICS
-    from sightline.runs.artifact import load
-    from sightline.runs.console import left_out, show_results
+    from sightline.core.locate import LOSSES, METRICS
+    from sightline.core.yamlfile import read_yaml
+    from sightline.inference.artifact import load
+    from sightline.inference.evaluate import evaluate_split, write_predictions
     from sightline.runs.directory import Run
-    from sightline.runs.evaluate import evaluate_split, write_predictions
-    from sightline.yamlfile import read_yaml
 
     run = Run.open(found.run)
     predictor = load(run.path, device=found.device, allow=found.allow)
     kept = read_yaml(run.config)
     elsewhere = set(changed.get("data", {})) & set(WHERE)
     if elsewhere:  # other data is measured whole, unless it has splits of its own or is asked to be split
-        changed = merged({"data": {"val": 0, "test": 0}}, changed)
+        changed = merge({"data": {"val": 0, "test": 0}}, changed)
     elif "source" in run.read_given():
         raise DataError(
             f"'{run.path}' was made from a data source handed over in Python, which no config describes; "
             f"say which data to measure: data.root=PATH"
         )
-    config = as_config(merged(kept, changed))
-    source = drawn_as(config_source(config, run.read_data()["classes"]), run.read_data())
+    config = as_config(merge(kept, changed))
+    source = with_saved_splits(config_source(config, run.read_data()["classes"]), run.read_data())
     if source.info.classes != predictor.classes:
         raise DataError(
-            f"the data's classes are {listing(source.info.classes)}; the model's are {listing(predictor.classes)}. "
+            f"the data's classes are {join_names(source.info.classes)}; the model's are "
+            f"{join_names(predictor.classes)}. "
             f"Their order decides what an answer means; set data.classes={list(predictor.classes)}."
         )
     there = list(source.splits)
@@ -71,7 +81,7 @@ def main(words: Sequence[str]) -> int:
     before, now = run.read_data()["fingerprint"], data_record(data, source)["fingerprint"]
     own = [name for name in run.read_given() if name in ("loss", "task")]
     if own:
-        print(f"note: the run was made with its own {listing(own)}; the loss shown is the config's")
+        print(f"note: the run was made with its own {join_names(own)}; the loss shown is the config's")
     # a run's directory may come from elsewhere: its loss may name nothing but losses, its metrics torchmetrics
     loss = build_loss(config.module, predictor.device, allow=(*LOSSES, *found.allow))
     meters = build_meters(config, predictor.spec, predictor.classes, predictor.device, allow=(*METRICS, *found.allow))
@@ -83,16 +93,10 @@ def main(words: Sequence[str]) -> int:
         if before.get(split) != now[split]:
             name = f"{'all' if there == ['train'] else split}-{now[split][:8]}"
         results[name] = evaluate_split(
-            predictor,
-            data[split],
-            loss,
-            config.data.eval_batch_size,
-            loader_workers(config.data),
-            meters.evaluation,
+            predictor, data[split], loss, config.data.eval_batch_size, loader_workers(config.data), meters.evaluation
         )
         write_predictions(run.predictions(name), results[name])
-    show_results(run, results, left_out(data))
-    return 0
+    show_results(run, results, unreadable_images(data))
 
 
 def _check_same(run: Run, split: str, same: bool) -> None:
@@ -106,6 +110,6 @@ def _check_same(run: Run, split: str, same: bool) -> None:
 def _splits(wanted: str | None, there: Sequence[str]) -> list[str]:
     splits = [wanted] if wanted else [split for split in there if split != "train"] or ["train"]
     if splits[0] not in there:
-        told = f"--split: there is no split '{splits[0]}'.{nearest(splits[0], there)}"
-        raise DataError(f"{told} There are: {listing(there)}.")
+        message = f"--split: there is no split '{splits[0]}'.{did_you_mean(splits[0], there)}"
+        raise DataError(f"{message} There are: {join_names(there)}.")
     return splits

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sightline.commands.options import add_model_options
-from sightline.errors import ArtifactError, listing
+from sightline.core.errors import ArtifactError, join_names
 
 if TYPE_CHECKING:
-    from sightline.runs.artifact import Predictor
+    from sightline.inference.predictor import Predictor
 
 
-def main(words: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Loads the model as `predict` does, with every check, lets it answer once, and prints what it is."""
     options = argparse.ArgumentParser(
         "sightline load", description="Check an exported model and say what it is.", allow_abbrev=False
@@ -26,33 +26,33 @@ def main(words: Sequence[str]) -> int:
     options.add_argument("run", metavar="RUN", help="a run's directory, or its exported folder")
     options.add_argument("--json", action="store_true", help="all of it as JSON, with the whole provenance")
     add_model_options(options)
-    found = options.parse_args(words)
+    found = options.parse_args(argv)
     from sightline.runs.directory import Run
 
     path = Path(found.run)
     if not path.is_dir():
         Run.open(path)
     if found.allow:
-        from sightline.commands.compose import user_code
+        from sightline.commands.hydra_config import add_cwd_to_path
 
-        user_code()
-    from sightline.runs.artifact import load
-    from sightline.runs.manifest import MANIFEST
+        add_cwd_to_path()
+    from sightline.inference.artifact import load
+    from sightline.inference.manifest import MANIFEST
 
     predictor = load(path, device=found.device, allow=found.allow)
     directory = path if (path / MANIFEST).is_file() else Run(path).exported
-    took = _answer(predictor)  # before anything is printed: a model that fails is no model to describe
+    took = _time_prediction(predictor)  # before anything is printed: a model that fails is no model to describe
     if found.json:
-        print(json.dumps(_told(predictor, directory, took), indent=2, ensure_ascii=False))
+        print(json.dumps(_describe(predictor, directory, took), indent=2, ensure_ascii=False))
         return 0
     for name, value in _facts(predictor, directory, took):
         print(f"{_plain(name):<12} {_plain(value)}")
     return 0
 
 
-def _told(predictor: Predictor, directory: Path, took: float) -> dict[str, Any]:
+def _describe(predictor: Predictor, directory: Path, took: float) -> dict[str, Any]:
     """What the lines say, and all that the file says of where the model came from, JSON-ready."""
-    from sightline.runs.manifest import WEIGHTS
+    from sightline.inference.manifest import WEIGHTS
 
     manifest = predictor.manifest
     return {
@@ -80,7 +80,7 @@ def _plain(text: str) -> str:
 
 def _facts(predictor: Predictor, directory: Path, took: float) -> Iterator[tuple[str, str]]:
     """(name, value) of each line; of what the file may lack or have in another form, as much as is there."""
-    from sightline.runs.manifest import WEIGHTS
+    from sightline.inference.manifest import WEIGHTS
 
     spec, preprocess, manifest = predictor.spec, predictor.preprocess, predictor.manifest
     count = sum(parameter.numel() for parameter in predictor.model.parameters())
@@ -95,7 +95,7 @@ def _facts(predictor: Predictor, directory: Path, took: float) -> Iterator[tuple
     yield "outputs", spec.outputs
     yield (
         "classes",
-        f"{len(predictor.classes)}: {listing(predictor.classes)}" if predictor.classes else "none: a number",
+        f"{len(predictor.classes)}: {join_names(predictor.classes)}" if predictor.classes else "none: a number",
     )
     yield "weights", f"{WEIGHTS}, {(directory / WEIGHTS).stat().st_size:,} bytes"
     yield "sha256", f"{manifest['weights_sha256']}  as noted at the export"
@@ -111,7 +111,7 @@ def _facts(predictor: Predictor, directory: Path, took: float) -> Iterator[tuple
 def _origin(provenance: Mapping[str, Any], directory: Path) -> Iterator[tuple[str, str]]:
     """Where the model came from, as far as it is known: its run, the data's fingerprints, versions, machine, code. What
     a model of format 1 does not say, its run's own directory may."""
-    from sightline.files import read_json
+    from sightline.core.files import read_json
     from sightline.runs.directory import Run
 
     found: Mapping[str, Any] = provenance
@@ -141,7 +141,7 @@ def _origin(provenance: Mapping[str, Any], directory: Path) -> Iterator[tuple[st
     for change in drift if isinstance(drift, list) else ():
         yield (
             "changed",
-            f"{listing(_mapping(_mapping(change).get('changed')))} from step {_mapping(change).get('step')} on",
+            f"{join_names(_mapping(_mapping(change).get('changed')))} from step {_mapping(change).get('step')} on",
         )
 
 
@@ -155,7 +155,7 @@ def _changes(git: Mapping[str, Any]) -> str:
     return f"  and {' and '.join(parts)}" if parts else ""
 
 
-def _answer(predictor: Predictor) -> float:
+def _time_prediction(predictor: Predictor) -> float:
     """The milliseconds that an answer to noise took. Raises ArtifactError where there is none, or one that is no
     number."""
     import torch
@@ -180,9 +180,9 @@ def _network(network: Mapping[str, Any]) -> str:
     """A target with its arguments, or the kinds of a list of layers."""
     if "layers" in network:
         kinds = [str(_mapping(node).get("_target_", node)).rpartition(".")[2] for node in network["layers"]]
-        return f"{len(kinds)} layers: {listing(kinds)}"
+        return f"{len(kinds)} layers: {join_names(kinds)}"
     arguments = [f"{name}={value}" for name, value in network.items() if name != "_target_"]
-    return f"{network.get('_target_', 'handed over')}({listing(arguments)})"
+    return f"{network.get('_target_', 'handed over')}({join_names(arguments)})"
 
 
 def _metric(name: str, value: Any) -> str:

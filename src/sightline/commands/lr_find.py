@@ -10,22 +10,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sightline.commands.compose import checked, user_code
+from sightline.commands.hydra_config import add_cwd_to_path, compose_config
 from sightline.commands.table import print_table
 from sightline.commands.train import parser
-from sightline.errors import ConfigError, MissingExtraError
-from sightline.files import expanded
-from sightline.runs.lrplot import FORMATS, draw_curve, write_curve
+from sightline.core.errors import ConfigError, MissingExtraError
+from sightline.core.files import expand_user
+from sightline.report.lr_plot import FORMATS, draw_curve, write_curve
 
 if TYPE_CHECKING:
     from sightline.config.schema import TrainConfig
-    from sightline.engine.lrfind import LRCurve
+    from sightline.engine.tools.lr_finder import LRCurve
 
 _ROWS = 10
 _WEAK = 0.1
 
 
-def main(words: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Prints the loss over the learning rate and the suggestion; writes a plot and a CSV. 1 when there is none."""
     options = parser("lr-find", "Find a learning rate: a short training with one that grows, of which nothing stays.")
     options.usage = "sightline lr-find [key=value …] [--out FILE] [--steps N] [--low LR] [--high LR]"
@@ -40,16 +40,16 @@ def main(words: Sequence[str]) -> int:
     )
     options.add_argument("--low", type=_rate, default=1e-7, metavar="LR", help="where to begin; default: %(default)s")
     options.add_argument("--high", type=_rate, default=10.0, metavar="LR", help="where to end; default: %(default)s")
-    found = options.parse_intermixed_args(words)
-    config = checked(found.overrides, found.config_dir, found.config_name)
+    found = options.parse_intermixed_args(argv)
+    config = compose_config(found.overrides, found.config_dir, found.config_name)
     if not found.low < found.high:
         raise ConfigError(f"--low: {found.low:g} is not below --high, {found.high:g}.")
-    plot = expanded(found.out)
+    plot = expand_user(found.out)
     if plot.suffix.lower() not in FORMATS:
         raise ConfigError(f"--out: '{plot}' is no name of a plot ({', '.join(FORMATS)}); call it '{plot.stem}.png'.")
     _free(plot)
     values = _free(plot.with_suffix(".csv"))
-    user_code()
+    add_cwd_to_path()
     from sightline.compose.lr_find import lr_find
 
     with _bar(found.steps, config.trainer.progress) as advance:

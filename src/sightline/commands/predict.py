@@ -1,21 +1,20 @@
 """`sightline predict RUN PATH…`: what a trained run says about files, folders and patterns."""
 
-from __future__ import annotations
-
 import argparse
 import glob
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sightline.commands.options import add_model_options
 from sightline.commands.table import print_table
-from sightline.errors import DataError, SightlineError, nearest
-from sightline.files import expanded
+from sightline.core.errors import DataError, SightlineError, did_you_mean
+from sightline.core.files import expand_user
 
 
-def main(words: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Prints one line or one JSON object for each image; 2 when a file was no image, after all others are answered."""
     options = argparse.ArgumentParser("sightline predict", description="Classify images with a trained run.")
     options.add_argument("run", metavar="RUN", help="a run's directory, or its exported folder")
@@ -27,17 +26,18 @@ def main(words: Sequence[str]) -> int:
         "--top", type=int, default=3, metavar="N", help="classes to show for each image; default: %(default)s"
     )
     add_model_options(options)
-    found = options.parse_args(words)
+    found = options.parse_args(argv)
     if not Path(found.run).is_dir():
         from sightline.runs.directory import Run
 
         Run.open(found.run)
-    files = expand(found.paths)
+    files = find_images(found.paths)
     if found.allow:
-        from sightline.commands.compose import user_code
+        from sightline.commands.hydra_config import add_cwd_to_path
 
-        user_code()
-    from sightline.runs.artifact import Prediction, load
+        add_cwd_to_path()
+    from sightline.inference.artifact import load
+    from sightline.inference.predictor import Prediction
 
     predictor = load(found.run, device=found.device, allow=found.allow)
     failed = 0
@@ -58,13 +58,15 @@ def main(words: Sequence[str]) -> int:
             continue
         probabilities = dict(zip(predictor.classes, answer.probabilities, strict=True))
         if found.json:
-            told = {"path": str(path), "prediction": answer.label, "confidence": answer.confidence}
-            print(json.dumps({**told, "probabilities": probabilities}, ensure_ascii=False))
+            line: dict[str, Any] = {"path": str(path), "prediction": answer.label, "confidence": answer.confidence}
+            if predictor.output.threshold is not None:
+                line["certain"] = predictor.output.is_certain(answer.confidence)
+            print(json.dumps({**line, "probabilities": probabilities}, ensure_ascii=False))
         else:
             best = sorted(probabilities.items(), key=lambda item: -item[1])[: max(found.top, 1)]
-            rows.append(
-                (str(path), answer.label, f"{answer.confidence:.4f}", "  ".join(f"{n} {p:.4f}" for n, p in best[1:]))
-            )
+            others = "  ".join(f"{name} {probability:.4f}" for name, probability in best[1:])
+            label = answer.label if predictor.output.is_certain(answer.confidence) else f"{answer.label}?"
+            rows.append((str(path), label, f"{answer.confidence:.4f}", others))
     if not found.json and rows:
         header = ("image", "prediction", "confidence", "next") if predictor.classes else ("image", "value")
         print_table(header, rows, right=("confidence", "value"))
@@ -74,13 +76,13 @@ def main(words: Sequence[str]) -> int:
     return 2 if failed else 0
 
 
-def expand(paths: Sequence[str]) -> list[Path]:
+def find_images(paths: Sequence[str]) -> list[Path]:
     """Every image the words name, each once, in order. Raises DataError for a word that names none."""
-    from sightline.data.trees import image_files, is_file
+    from sightline.data.sources.tree import image_files, is_file
 
     found: dict[Path, None] = {}
     for word in paths:
-        path = expanded(word)
+        path = expand_user(word)
         if path.is_dir():
             inside = image_files(path)
             if not inside:
@@ -91,6 +93,6 @@ def expand(paths: Sequence[str]) -> list[Path]:
             inside = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if Path(name).is_file()]  # noqa: PTH207
             if not inside:
                 siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-                raise DataError(f"'{word}' does not exist and matches nothing.{nearest(path.name, siblings)}")
+                raise DataError(f"'{word}' does not exist and matches nothing.{did_you_mean(path.name, siblings)}")
         found |= dict.fromkeys(inside)
     return list(found)

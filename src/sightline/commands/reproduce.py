@@ -11,20 +11,20 @@ from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sightline.commands.compose import changes, user_code
-from sightline.config.typed import merged
+from sightline.commands.hydra_config import add_cwd_to_path, parse_overrides
+from sightline.config.typed import merge
+from sightline.core.errors import ConfigError, join_names
 from sightline.engine.termination import exit_code
-from sightline.errors import ConfigError, listing
 
 if TYPE_CHECKING:
-    from sightline.runs.record import RunRecord
-    from sightline.runs.reproduce import Cause, Certificate
-    from sightline.types import FitResult
+    from sightline.core.types import FitResult
+    from sightline.report.record import RunRecord
+    from sightline.report.reproduce import Cause, Certificate
 
 _ELSEWHERE = ("data.root", "data.workers", "data.prefetch", "data.cache", "data.cache_dir", "data.cache_limit")
 
 
-def main(words: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """0 when every bit is the same, 1 when not, 130 when Ctrl-C ended it, 143 when SIGTERM did. The run itself is only
     read."""
     options = argparse.ArgumentParser(
@@ -39,10 +39,10 @@ def main(words: Sequence[str]) -> int:
     options.add_argument("--dir", metavar="DIR", help="train it again in this directory, and keep it")
     options.add_argument("--keep", action="store_true", help="keep what was trained again, and say where it is")
     options.add_argument("--json", action="store_true", help="one JSON object with all that was compared")
-    found = options.parse_intermixed_args(words)
-    changed = changes(found.overrides, _ELSEWHERE, "reproduce")
-    from sightline.runs.compare import open_record
-    from sightline.runs.reproduce import certify, check_reproducible
+    found = options.parse_intermixed_args(argv)
+    changed = parse_overrides(found.overrides, _ELSEWHERE, "reproduce")
+    from sightline.report.compare import open_record
+    from sightline.report.reproduce import certify, check_reproducible
 
     record = open_record(found.run)
     check_reproducible(record)
@@ -58,7 +58,7 @@ def main(words: Sequence[str]) -> int:
         if found.json:
             print(json.dumps(certificate.to_dict() | {"again": kept and str(kept)}, indent=2, ensure_ascii=False))
         else:
-            print("\n".join(_told(certificate, kept)))
+            print("\n".join(_print_certificate(certificate, kept)))
     return 0 if certificate.identical else 1
 
 
@@ -68,9 +68,9 @@ def _place(directory: str | None, keep: bool, record: RunRecord, name: str, stac
         if keep:
             return Path(tempfile.mkdtemp(prefix="sightline-reproduce-"))
         return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sightline-reproduce-")))
-    from sightline.files import expanded
+    from sightline.core.files import expand_user
 
-    place = expanded(directory)
+    place = expand_user(directory)
     if place.resolve().is_relative_to(record.run.path.resolve()):
         raise ConfigError(f"--dir: '{directory}' is in the run itself, which is not touched; name another directory.")
     if (place / name).exists():
@@ -81,19 +81,21 @@ def _place(directory: str | None, keep: bool, record: RunRecord, name: str, stac
 def _train(record: RunRecord, changed: Mapping[str, Any], place: Path, name: str) -> tuple[FitResult, Cause | None]:
     """Trains the run again, and says what of its data is not as it was, before the first step too. What is shown
     meanwhile goes to standard error."""
-    user_code()
+    add_cwd_to_path()
     from sightline.compose.assemble import assemble
-    from sightline.runs.record import read_record
-    from sightline.runs.reproduce import data_cause, drifted, pinned
+    from sightline.report.record import read_record
+    from sightline.report.reproduce import data_cause, describe_drift, pinned_settings
 
     own: dict[str, Any] = {"dir": str(place), "name": name, "requeue": None}  # it is not the run that is to be queued
-    config = merged(merged(record.config, changed), {"trainer": pinned(record), "run": own})
+    config = merge(merge(record.config, changed), {"trainer": pinned_settings(record), "run": own})
     with redirect_stdout(sys.stderr):
         assembly = assemble(config)
         data = data_cause(record, read_record(assembly.run))
-        notes = [f"not what the run saw: {data.words}"] if data is not None else []
-        if drift := drifted(record):
-            notes.append(f"the run was resumed with other settings, and is now trained in one go: {listing(drift, 5)}")
+        notes = [f"not what the run saw: {data.description}"] if data is not None else []
+        if drift := describe_drift(record):
+            notes.append(
+                f"the run was resumed with other settings, and is now trained in one go: {join_names(drift, 5)}"
+            )
         if notes:
             print("\n".join([*notes, "training all the same, to see what that changes"]), flush=True)
         # the progress is that of any training; where its results are is of no use, they are compared and removed
@@ -101,7 +103,7 @@ def _train(record: RunRecord, changed: Mapping[str, Any], place: Path, name: str
         return assembly.fit(), data
 
 
-def _told(certificate: Certificate, kept: Path | None) -> list[str]:
+def _print_certificate(certificate: Certificate, kept: Path | None) -> list[str]:
     path = certificate.run.run.path
     lines = []
     if certificate.identical:
@@ -109,14 +111,14 @@ def _told(certificate: Certificate, kept: Path | None) -> list[str]:
     else:
         lines.append(f"not identical: '{path}', trained again from its record, is not the same")
         lines.append(f"first difference: {certificate.first}")
-    for part, words in certificate.parts.items():
-        lines.append(f"  {part:<12} {certificate.differ.get(part) or f'the same ({words})'}")
-    causes = [cause.words for cause in certificate.causes]
+    for part, argv in certificate.parts.items():
+        lines.append(f"  {part:<12} {certificate.differ.get(part) or f'the same ({argv})'}")
+    causes = [cause.description for cause in certificate.causes]
     if certificate.identical:
-        lines += [f"although not as it was: {words}" for words in causes]
+        lines += [f"although not as it was: {argv}" for argv in causes]
     elif causes:
         lines.append(f"likeliest cause: {causes[0]}")
-        lines += [f"also not as it was: {words}" for words in causes[1:]]
+        lines += [f"also not as it was: {argv}" for argv in causes[1:]]
     else:
         lines.append(
             "likeliest cause: a kernel that is not deterministic, or code of your own that draws or reads what is not "

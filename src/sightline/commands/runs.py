@@ -1,18 +1,16 @@
 """`sightline runs [DIR]`: the runs in a directory, side by side."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys
 from collections.abc import Sequence
 
 from sightline.commands.table import print_table
-from sightline.errors import ArtifactError, nearest
-from sightline.files import expanded, finite
+from sightline.core.errors import ArtifactError, did_you_mean
+from sightline.core.files import expand_user, replace_non_finite
 
 
-def main(words: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Prints one line or one JSON object for each run; a damaged one is listed and what is wrong with it told."""
     options = argparse.ArgumentParser("sightline runs", description="List runs with their state and metrics.")
     options.add_argument(
@@ -34,16 +32,16 @@ def main(words: Sequence[str]) -> int:
         help="also show these: metrics such as test_f1, keys of the config such as module.optimizer.lr",
     )
     options.add_argument("--json", action="store_true", help="one JSON list with everything about each run")
-    found = options.parse_args(words)
-    from sightline.runs.listing import OWN, list_runs
+    found = options.parse_args(argv)
+    from sightline.report.listing import OWN, list_runs
 
-    directory = expanded(found.directory)
+    directory = expand_user(found.directory)
     if not directory.is_dir():
         siblings = [entry.name for entry in directory.parent.iterdir()] if directory.parent.is_dir() else []
-        raise ArtifactError(f"there is no directory '{found.directory}'.{nearest(directory.name, siblings)}")
+        raise ArtifactError(f"there is no directory '{found.directory}'.{did_you_mean(directory.name, siblings)}")
     runs = list_runs(directory, sort=found.sort, reverse=found.reverse, columns=found.columns)
     if found.json:
-        print(json.dumps(finite(runs.to_list()), indent=2, ensure_ascii=False, default=str))
+        print(json.dumps(replace_non_finite(runs.to_list()), indent=2, ensure_ascii=False, default=str))
         return 0
     if not runs.rows:
         print(f"sightline: no runs in '{found.directory}'", file=sys.stderr)

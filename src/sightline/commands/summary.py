@@ -1,28 +1,26 @@
 """`sightline summary`: the network of a config, layer by layer."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
-from sightline.commands.compose import checked, user_code
+from sightline.commands.hydra_config import add_cwd_to_path, compose_config
 from sightline.commands.train import parser
 
 
-def main(words: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Prints layers, output shapes, parameters and multiply-adds for the data the config names."""
-    found = parser("summary", "Print the network's layers, shapes and costs.").parse_intermixed_args(words)
-    config = checked(found.overrides, found.config_dir, found.config_name)
-    user_code()
+    found = parser("summary", "Print the network's layers, shapes and costs.").parse_intermixed_args(argv)
+    config = compose_config(found.overrides, found.config_dir, found.config_name)
+    add_cwd_to_path()
     from dataclasses import asdict
 
     from sightline.compose.data import config_source
-    from sightline.compose.weights import wanted_preprocess
-    from sightline.data.packing import decoder_for
+    from sightline.compose.weights import resolve_preprocess_keys
+    from sightline.data.cache.pack import resolve_decoder
     from sightline.models.probe import summary
     from sightline.models.spec import build_model
 
     source = config_source(config)
-    preprocess = decoder_for(source.splits["train"], asdict(wanted_preprocess(config)), config.data.on_bad)
+    preprocess = resolve_decoder(source.splits["train"], asdict(resolve_preprocess_keys(config)), config.data.on_bad)
     outputs = "logits" if source.info.classes else "values"
     model, _ = build_model(config.module.network, preprocess.shape, source.info.outputs, outputs=outputs)
     print(summary(model, preprocess.shape))

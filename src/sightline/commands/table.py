@@ -1,7 +1,5 @@
 """What a command lists: a table on a terminal, lines with tabs for another program. Imports no torch."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 
 _NARROW = 10

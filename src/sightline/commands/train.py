@@ -6,12 +6,12 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sightline.commands.compose import PRESETS, checked, user_code
+from sightline.commands.hydra_config import PRESETS_DIR, add_cwd_to_path, compose_config
+from sightline.core.yamlfile import dump_yaml
 from sightline.engine.termination import exit_code
-from sightline.yamlfile import dump_yaml
 
 if TYPE_CHECKING:
-    from sightline.types import FitResult
+    from sightline.core.types import FitResult
 
 
 def parser(command: str, text: str) -> argparse.ArgumentParser:
@@ -32,16 +32,16 @@ def parser(command: str, text: str) -> argparse.ArgumentParser:
     return made
 
 
-def main(words: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Trains one run; 0 when it finished, 130 when Ctrl-C ended it, 143 when SIGTERM did."""
     options = parser("train", "Train an image classifier.")
     options.add_argument("--cfg", choices=["job"], help="print the composed config instead of training")
-    found = options.parse_intermixed_args(words)
-    config = checked(found.overrides, found.config_dir, found.config_name)
+    found = options.parse_intermixed_args(argv)
+    config = compose_config(found.overrides, found.config_dir, found.config_name)
     if found.cfg:
         print(dump_yaml(config.to_dict()), end="")
         return 0
-    user_code()
+    add_cwd_to_path()
     if config.run.name is not None:  # asked again when the run is made; here it is answered before torch is loaded
         from sightline.runs.directory import check_free
 
@@ -62,5 +62,7 @@ def report(result: FitResult) -> int:
 
 
 def _presets() -> list[str]:
-    groups = sorted({file.parent.name for file in PRESETS.glob("*/*.yaml")})
-    return [f"{group}={'|'.join(sorted(file.stem for file in (PRESETS / group).glob('*.yaml')))}" for group in groups]
+    groups = sorted({file.parent.name for file in PRESETS_DIR.glob("*/*.yaml")})
+    return [
+        f"{group}={'|'.join(sorted(file.stem for file in (PRESETS_DIR / group).glob('*.yaml')))}" for group in groups
+    ]

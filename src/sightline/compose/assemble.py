@@ -2,8 +2,6 @@
 plain arguments. One straight line: data -> network -> optimiser -> task -> run directory -> trainer, then train and
 export."""
 
-from __future__ import annotations
-
 import operator
 import secrets
 import sys
@@ -17,37 +15,44 @@ from safetensors import SafetensorError
 from torch import nn
 
 from sightline.compose.checks import PARTS, check_given
+from sightline.compose.console import show_results, unreadable_images
 from sightline.compose.data import file_sizes, loader_workers
 from sightline.compose.module import better_direction
 from sightline.compose.parts import Parts, build_parts
-from sightline.compose.resuming import Divergence, check_config, check_data, check_given_again
+from sightline.compose.resuming import ConfigChanges, check_config, check_data, check_given_again
 from sightline.compose.weights import suggest_finetuning
 from sightline.config.names import NAMES
 from sightline.config.schema import TrainConfig
-from sightline.config.typed import merged
-from sightline.data.packed import PackedDataset
-from sightline.data.preprocess import Preprocess
+from sightline.config.typed import merge
+from sightline.core.errors import (
+    ArtifactError,
+    DivergedError,
+    RunFailedError,
+    SightlineError,
+    argument_names,
+    first_line,
+)
+from sightline.core.ranks import Ranks
+from sightline.core.types import FitResult
+from sightline.core.yamlfile import read_yaml
+from sightline.data.cache.dataset import PackedDataset
+from sightline.data.images.preprocess import Preprocess
 from sightline.engine.callbacks import EarlyStopping, FirstLoss
-from sightline.engine.checkpoint import content_bytes, load_weights
-from sightline.engine.checkpointing import check_room
+from sightline.engine.checkpoint.content import content_bytes, load_weights
+from sightline.engine.checkpoint.writer import check_room
 from sightline.engine.progress import Progress, plain_console
 from sightline.engine.runtime import Runtime
 from sightline.engine.signals import requeue
 from sightline.engine.trainer import Trainer, check_callbacks
-from sightline.errors import ArtifactError, DivergedError, RunFailedError, SightlineError, argument_names, first_line
+from sightline.inference.artifact import add_metrics, export_model, load, recover_export
+from sightline.inference.artifact import make_provenance as origin
+from sightline.inference.evaluate import SplitResult, evaluate_split, write_predictions
 from sightline.models.spec import ModelSpec
-from sightline.ranks import Ranks
-from sightline.runs.artifact import add_metrics, export_model, load, recover
-from sightline.runs.console import left_out, show_results
 from sightline.runs.directory import Run, check_free, check_place
-from sightline.runs.environment import environment
-from sightline.runs.evaluate import SplitResult, evaluate_split, write_predictions
+from sightline.runs.environment import collect_environment
 from sightline.runs.images import IMAGES, describe_changes, write_images
-from sightline.runs.provenance import provenance as origin
 from sightline.runs.recorders import JsonlRecorder, TensorBoardRecorder
-from sightline.session import CheckpointPolicy, Interface, ResumePolicy, Session, Training, check_own
-from sightline.types import FitResult
-from sightline.yamlfile import read_yaml
+from sightline.session import CheckpointPolicy, FitOptions, Interface, ResumePolicy, Session, check_own
 
 INTERFACE = Interface(
     name="config",
@@ -68,7 +73,7 @@ class Assembly:
 
     parts: Parts
     session: Session
-    divergence: Divergence | None = None
+    divergence: ConfigChanges | None = None
     show_results: bool = True
 
     @property
@@ -132,7 +137,7 @@ class Assembly:
         run, parts, divergence = self.run, self.parts, self.divergence
         if divergence is None:
             return
-        with _at(run.path):
+        with _errors_name_place(run.path):
             divergence.note(run, parts.state)
             if self.session.checkpointer is not None:
                 self.session.checkpointer.about["environment"] = run.read_environment()
@@ -158,7 +163,7 @@ class Assembly:
         self._load_best(model)
         began = run.read_environment()
         provenance = origin(run.path.name, self.config.to_dict(), run.read_data()["fingerprint"], began)
-        recover(run.exported)  # before the disk is asked for room, which a killed export may have taken
+        recover_export(run.exported)  # before the disk is asked for room, which a killed export may have taken
         check_room(run.path, content_bytes(model.state_dict()), "the exported model", self.trainer.state.step)
         export_model(run.exported, model, self.spec, self.preprocess, self.data["train"].classes, provenance)
         given = model if "object" in self.spec.network else None
@@ -175,7 +180,7 @@ class Assembly:
             write_predictions(run.predictions(split), results[split])
         add_metrics(run.exported, {split: found.metrics for split, found in results.items()})
         if self.show_results and self.config.trainer.progress:
-            show_results(run, results, left_out(self.data))
+            show_results(run, results, unreadable_images(self.data))
         return results
 
     def _load_best(self, model: nn.Module) -> None:
@@ -215,7 +220,7 @@ def assemble(config: TrainConfig | Mapping[str, Any] | str | Path, **given: Any)
     config = as_config(config)
     check_given(given)
     check_place(config.run.dir)
-    if config.run.name is not None and Ranks.from_environment().writes:
+    if config.run.name is not None and Ranks.from_environment().is_writer:
         check_free(config.run.dir, config.run.name)
     return _assembled(config, given, Session(None, INTERFACE))
 
@@ -235,7 +240,7 @@ def resume(
     run.read_environment()  # it says what must be handed over again, and which checkpoints are its own
     check_given(given)
     check_given_again(run, given)
-    config = as_config(merged(read_yaml(run.config), changes or {}))
+    config = as_config(merge(read_yaml(run.config), changes or {}))
     return _assembled(config, given, Session(run, INTERFACE, ResumePolicy(allow_drift=allow_drift)))
 
 
@@ -247,7 +252,7 @@ def as_config(config: TrainConfig | Mapping[str, Any] | str | Path) -> TrainConf
 
 
 @contextmanager
-def _at(place: str | Path) -> Iterator[None]:
+def _errors_name_place(place: str | Path) -> Iterator[None]:
     """What the system says against reading and writing there is told with the place."""
     try:
         yield
@@ -259,7 +264,7 @@ def _assembled(config: TrainConfig, given: Mapping[str, Any], session: Session) 
     """Everything of a run, in a session that is held until it has been fitted, or is forgotten. Nothing is written
     before every part of it is there."""
     with ExitStack() as stack:
-        with _at(config.run.dir if session.new else session.run.path):
+        with _errors_name_place(config.run.dir if session.new else session.run.path):
             check_callbacks(given.get("callbacks", ()))
             stack.enter_context(session)
             divergence = None if session.new else check_config(session, config)
@@ -273,7 +278,7 @@ def _assembled(config: TrainConfig, given: Mapping[str, Any], session: Session) 
         return Assembly(parts, session, divergence)
 
 
-def _take_place(session: Session, parts: Parts, given: Mapping[str, Any], divergence: Divergence | None) -> None:
+def _take_place(session: Session, parts: Parts, given: Mapping[str, Any], divergence: ConfigChanges | None) -> None:
     """Makes the directory of a new run; restores the state of one that is resumed, after a look at its data."""
     config, state = parts.config, parts.state
     if divergence is None:
@@ -299,12 +304,12 @@ def _take_place(session: Session, parts: Parts, given: Mapping[str, Any], diverg
 
 def _training(
     session: Session, parts: Parts, given: Mapping[str, Any], early_stopping: list[EarlyStopping]
-) -> Training:
+) -> FitOptions:
     settings = parts.config.trainer
     # another task's outputs may be anything
     tried = given.get("task") is None and parts.network.spec.outputs != "values"
     first = [FirstLoss(parts.loss, parts.network.spec.outputs)] if tried and session.saved is None else []
-    return Training(
+    return FitOptions(
         parts.task,
         parts.state,
         parts.train,
@@ -326,7 +331,7 @@ def _training(
     )
 
 
-def _checkpoints(session: Session, parts: Parts, divergence: Divergence | None) -> CheckpointPolicy:
+def _checkpoints(session: Session, parts: Parts, divergence: ConfigChanges | None) -> CheckpointPolicy:
     config, settings, command = parts.config, parts.config.trainer, parts.config.run.requeue
     place = session.run.path
     changed = divergence is not None and divergence.began is not None and bool(divergence.changed | divergence.data)
@@ -348,7 +353,7 @@ def _fill(run: Run, parts: Parts, given: Mapping[str, Any]) -> None:
     run.write_json(run.data, parts.data.record)
     write_images(run.path / IMAGES, parts.data.splits, file_sizes(parts.data.source))
     handed = sorted(set(PARTS) & set(given))
-    made_with = environment() | {"id": secrets.token_hex(8), "given": handed, "runtime": parts.resolved.chosen}
+    made_with = collect_environment() | {"id": secrets.token_hex(8), "given": handed, "runtime": parts.resolved.chosen}
     run.write_json(run.environment, made_with)
     run.write_config(parts.config.to_dict(), unresolved=parts.unresolved.to_dict())
 

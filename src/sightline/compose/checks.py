@@ -1,7 +1,5 @@
 """What must hold before the first step, so that nothing fails after an hour, or runs to its end as something else."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,19 +8,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from sightline import locate
 from sightline.compose.meters import Meters
 from sightline.config.schema import TrainConfig
 from sightline.config.typed import nodes_of
-from sightline.data.packed import PackedDataset
+from sightline.core import locate
+from sightline.core.errors import ConfigError, DataError, did_you_mean, join_names
+from sightline.core.mappings import get_at_path
+from sightline.data.cache.dataset import PackedDataset
 from sightline.engine.runtime import Runtime
 from sightline.engine.trainer import check_task
-from sightline.errors import ConfigError, DataError, listing, nearest
-from sightline.metrics import metric_names
-from sightline.models.losses import ClassWeighted
-from sightline.models.softmax import SoftmaxTwice
-from sightline.models.spec import ModelSpec, answer_to_noise
-from sightline.runs.record import at
+from sightline.metrics.meter import metric_names
+from sightline.models.losses import ClassWeightedLoss
+from sightline.models.softmax import DoubleSoftmax
+from sightline.models.spec import ModelSpec, output_for_noise
 from sightline.runs.recorders import as_recorder
 
 GIVEN = ("source", "model", "loss", "optimizer", "task", "callbacks", "recorder")
@@ -86,8 +84,8 @@ def check_owned(config: TrainConfig, given: Mapping[str, Any]) -> None:
     now = config.to_dict()
     for part, names in keys.items():
         for name in names if given.get(part) is not None else ():
-            value = at(now, *name.split("."))
-            if value != at(usual, *name.split(".")):
+            value = get_at_path(now, *name.split("."))
+            if value != get_at_path(usual, *name.split(".")):
                 what = "does the update itself" if part == "task" else "is used as it is"
                 raise ConfigError(
                     f"{name}: the {part} was handed over in Python and {what}, so {value} would have no effect. Leave "
@@ -121,8 +119,8 @@ def check_monitors(config: TrainConfig, evals: Sequence[str], meters: Meters) ->
     for key, name in wanted.items():
         if name not in names:
             missing = name.startswith("val_") and "val" not in evals
-            hint = " There is no validation split: set data.val." if missing else nearest(name, names)
-            raise ConfigError(f"{key}: there will be no metric '{name}'.{hint} There will be: {listing(names, 40)}.")
+            hint = " There is no validation split: set data.val." if missing else did_you_mean(name, names)
+            raise ConfigError(f"{key}: there will be no metric '{name}'.{hint} There will be: {join_names(names, 40)}.")
 
 
 def check_loss(loss: Any, model: nn.Module, spec: ModelSpec, runtime: Runtime) -> None:
@@ -135,18 +133,18 @@ def check_loss(loss: Any, model: nn.Module, spec: ModelSpec, runtime: Runtime) -
     if numbers:  # between 0 and 1, which is all that some losses take
         target = torch.tensor([[0.3], [0.5], [0.7]], device=runtime.device)
         output = torch.full_like(target, 0.4, requires_grad=True)
-    told = "numbers, float32 [batch, 1]" if numbers else "class indices, int64 [batch]"
-    inner = loss.loss if isinstance(loss, ClassWeighted) else loss
+    message = "numbers, float32 [batch, 1]" if numbers else "class indices, int64 [batch]"
+    inner = loss.loss if isinstance(loss, ClassWeightedLoss) else loss
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with SoftmaxTwice() as look:  # a loss of the user's own may be cross entropy, too
+            with DoubleSoftmax() as look:  # a loss of the user's own may be cross entropy, too
                 value = loss(output, target)
             doubled = loss(output.repeat(2, 1), target.repeat(2, 1) if numbers else target.repeat(2))
     except Exception as error:  # whatever the loss's own code raises is about these arguments
         raise ConfigError(
             f"module.loss: {type(inner).__name__} cannot compare the network's output, float32 [batch, {classes}], "
-            f"with {told}: {error}"
+            f"with {message}: {error}"
         ) from error
     if not isinstance(value, torch.Tensor) or value.ndim:
         found = f"a tensor {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
@@ -159,7 +157,7 @@ def check_loss(loss: Any, model: nn.Module, spec: ModelSpec, runtime: Runtime) -
         _check_least_at_target(loss, target)
         return
     if isinstance(inner, nn.NLLLoss):
-        sums = answer_to_noise(model, spec.shape).exp().sum(1)
+        sums = output_for_noise(model, spec.shape).exp().sum(1)
         if not torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
             raise ConfigError(
                 "module.loss: NLLLoss takes log-probabilities, and the network does not end in a LogSoftmax; "
@@ -207,11 +205,11 @@ def check_labels(data: PackedDataset) -> None:
 def check_conflicts(data: Mapping[str, PackedDataset]) -> None:
     """Warns of images that are there with several labels, in whichever splits: no network can learn both, and a test
     that holds one of them cannot be passed."""
-    packed = [part for part in data.values() if part.classes and part.facts is not None]
-    facts = [(part.facts.keys, part.rows) for part in packed if part.facts is not None]
+    packed = [part for part in data.values() if part.classes and part.stats is not None]
+    stats = [(part.stats.keys, part.rows) for part in packed if part.stats is not None]
     if not packed:
         return
-    keys = np.concatenate([keys if rows is None else keys[rows] for keys, rows in facts])
+    keys = np.concatenate([keys if rows is None else keys[rows] for keys, rows in stats])
     labels = np.concatenate([part.labels.numpy() for part in packed])
     order = np.lexsort((labels, keys))
     same = (keys[order][1:] == keys[order][:-1]) & (keys[order][1:] != 0)
@@ -235,7 +233,7 @@ def check_given(given: Mapping[str, Any]) -> None:
     """Raises TypeError for a part that cannot be passed in, and for a task without one of its methods."""
     for name in given:
         if name not in GIVEN:
-            raise TypeError(f"'{name}' cannot be given.{nearest(name, GIVEN)} What can: {', '.join(GIVEN)}.")
+            raise TypeError(f"'{name}' cannot be given.{did_you_mean(name, GIVEN)} What can: {', '.join(GIVEN)}.")
     if given.get("task") is not None:
         check_task(given["task"])
     if "recorder" in given:

@@ -11,22 +11,23 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from sightline import locate
+from sightline.compose.console import decoding_bar
 from sightline.config.schema import DataConfig, PreprocessConfig, TrainConfig
-from sightline.data.cache import GIB, Cache
-from sightline.data.foreign import as_source
-from sightline.data.loader import BatchLoader
-from sightline.data.packed import PackedDataset
-from sightline.data.packing import Packing, pack_splits
-from sightline.data.persample import PerSample
-from sightline.data.preprocess import Preprocess
-from sightline.data.recipe import augmentations
-from sightline.data.rows import ListSource
-from sightline.data.sources import open_source
+from sightline.core import locate
+from sightline.core.errors import ConfigError
+from sightline.core.types import Augmentation
+from sightline.data.augment.per_image import PerImage
+from sightline.data.augment.pipeline import augmentation_pipeline
+from sightline.data.cache.dataset import PackedDataset
+from sightline.data.cache.directory import GIB, Cache
+from sightline.data.cache.pack import PackOptions, pack_splits
+from sightline.data.images.preprocess import Preprocess
+from sightline.data.loading.loader import BatchLoader
+from sightline.data.records import DataSource
+from sightline.data.sources.adapt import as_source
+from sightline.data.sources.listing import ListSource
+from sightline.data.sources.open import open_source
 from sightline.engine.runtime import Runtime
-from sightline.errors import ConfigError
-from sightline.runs.console import decoding_bar
-from sightline.types import Augmentation, DataSource
 
 _WHERE = ("root", "csv", "images", "image_column", "label_column", "split_column", "group_column", "dataset")
 
@@ -76,7 +77,7 @@ def data_source(config: TrainConfig, given: Any = None, known: Sequence[str] = (
     return source
 
 
-def drawn_as(source: DataSource, record: Mapping[str, Any]) -> DataSource:
+def with_saved_splits(source: DataSource, record: Mapping[str, Any]) -> DataSource:
     """The source with its splits drawn as those of the run that has this `data.json`."""
     drawn = getattr(source, "drawn", None)
     if not isinstance(source, ListSource) or drawn is None or "drawn_by" in record:
@@ -91,7 +92,7 @@ def open_data(
     only: Collection[str] | None = None,
 ) -> tuple[dict[str, PackedDataset], Preprocess]:
     """Every split of the source (or those in `only`), packed, and the finished preprocessing. `preprocess` is used in
-    place of the config's own: that of a model, or what the weights of one expect, see `wanted_preprocess`."""
+    place of the config's own: that of a model, or what the weights of one expect, see `resolve_preprocess_keys`."""
     shown = config.trainer.progress
     given = preprocess if isinstance(preprocess, Preprocess) else asdict(preprocess or config.data.preprocess)
     with decoding_bar(sum(len(samples) for samples in source.splits.values()), shown) as progress:
@@ -117,11 +118,11 @@ def train_loader(config: TrainConfig, data: PackedDataset, preprocess: Preproces
         balanced=settings.sampler == "balanced",
         augment=build_augmentations(settings),
         seed=config.seed,
-        **_ahead(settings, runtime),
+        **_prefetch_batches(settings, runtime),
     )
 
 
-def evaluated(splits: Collection[str]) -> list[str]:
+def evaluated_splits(splits: Collection[str]) -> list[str]:
     """The splits that are measured while training: the test split is measured once, after training, since what picks
     the best checkpoint must not be what is reported."""
     return [split for split in splits if split == "val"]
@@ -133,11 +134,12 @@ def eval_loaders(
     """One for each split that is evaluated while training, under the resolved config."""
     size: Any = config.data.eval_batch_size
     return {
-        split: BatchLoader(data[split], preprocess, size, **_ahead(config.data, runtime)) for split in evaluated(data)
+        split: BatchLoader(data[split], preprocess, size, **_prefetch_batches(config.data, runtime))
+        for split in evaluated_splits(data)
     }
 
 
-def _ahead(settings: DataConfig, runtime: Runtime) -> dict[str, Any]:
+def _prefetch_batches(settings: DataConfig, runtime: Runtime) -> dict[str, Any]:
     return {"workers": loader_workers(settings), "prefetch": settings.prefetch, "device": runtime.device}
 
 
@@ -149,7 +151,7 @@ def build_augmentations(data: DataConfig) -> Sequence[Augmentation]:
         locate.instantiate(node, key=f"data.augment.transforms[{position}]") for position, node in enumerate(nodes)
     ]
     # one step for all of them: as steps of their own they would draw from the same random stream
-    return augmentations(**values, transforms=[PerSample(transforms)] if transforms else [])
+    return augmentation_pipeline(**values, transforms=[PerImage(transforms)] if transforms else [])
 
 
 def data_record(data: Mapping[str, PackedDataset], source: DataSource) -> dict[str, Any]:
@@ -187,13 +189,13 @@ def file_sizes(source: DataSource) -> dict[str, int]:
     return sizes
 
 
-def _packing(data: DataConfig, shown: bool) -> Packing:
+def _packing(data: DataConfig, shown: bool) -> PackOptions:
     def note(text: str) -> None:
         if shown:
             print(text, file=sys.stderr)
 
     cache = Cache(data.cache_dir, data.cache_limit * GIB, note) if data.cache else None
-    return Packing(data.store, cache, data.on_bad, crops=data.augment.crop is not None)
+    return PackOptions(data.store, cache, data.on_bad, crops=data.augment.crop is not None)
 
 
 def loader_workers(data: DataConfig) -> int | None:

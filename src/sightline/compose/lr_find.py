@@ -12,10 +12,10 @@ from sightline.compose.parts import build_parts
 from sightline.config.names import NAMES
 from sightline.config.schema import TrainConfig
 from sightline.config.typed import nodes_of
-from sightline.engine.lrfind import LRCurve, check_range, find_lr
-from sightline.engine.snapshot import Snapshot
-from sightline.errors import RunFailedError, SightlineError, argument_names
-from sightline.types import TrainState
+from sightline.core.errors import RunFailedError, SightlineError, argument_names
+from sightline.core.types import TrainState
+from sightline.engine.tools.lr_finder import LRCurve, check_range, find_lr
+from sightline.engine.tools.snapshot import Snapshot
 
 
 @argument_names(NAMES)
@@ -57,8 +57,8 @@ def lr_find(
         except SightlineError:
             raise
         except Exception as error:  # the network's or the loss's own code
-            told = f"step {done + 1} of the learning-rate finder failed with {type(error).__name__}: {error}"
-            raise RunFailedError(told) from error
+            message = f"step {done + 1} of the learning-rate finder failed with {type(error).__name__}: {error}"
+            raise RunFailedError(message) from error
     finally:
         before.restore()
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from sightline import locate
 from sightline.config.schema import TrainConfig
-from sightline.errors import ConfigError, listing
-from sightline.foreignmetrics import ForeignMetrics, check_metric
-from sightline.metrics import CLASSIFICATION, REGRESSION, Meter
+from sightline.core import locate
+from sightline.core.errors import ConfigError, join_names
+from sightline.metrics.meter import CLASSIFICATION_METRICS, REGRESSION_METRICS, Meter
+from sightline.metrics.scores import class_metric_names
+from sightline.metrics.torchmetrics import TorchmetricsAdapter, check_metric
 from sightline.models.spec import ModelSpec
-from sightline.scores import names_by_class
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ def build_meters(
         if k > len(classes):
             raise ConfigError(f"module.top_k: expected at most {len(classes)}, the number of classes, found {k}.")
     top = tuple(f"top{k}" for k in sorted(set(module.top_k)))
-    measured = REGRESSION if numbers else (*CLASSIFICATION, *top)
-    by_class = tuple(names_by_class(classes)) if module.per_class else ()
+    measured = REGRESSION_METRICS if numbers else (*CLASSIFICATION_METRICS, *top)
+    by_class = tuple(class_metric_names(classes)) if module.per_class else ()
     metrics = {}
     for name, node in module.metrics.items():
         key = f"module.metrics.{name}"
@@ -62,15 +62,15 @@ def build_meters(
         metrics[name] = locate.instantiate(_with_classes(node, spec.num_classes, key), key=key, allow=allow)
         check_metric(metrics[name], key)
         metrics[name] = metrics[name].to(device)
-    further = ForeignMetrics(metrics, spec.outputs, classes)
+    further = TorchmetricsAdapter(metrics, spec.outputs, classes)
     names, better = further.probe(spec.num_classes, device) if probe else ([], {})
     twice = sorted({*measured, *by_class} & {*metrics, *names})
     if twice:
-        raise ConfigError(f"module.metrics: Sightline measures {listing(twice)} itself; choose another name.")
+        raise ConfigError(f"module.metrics: Sightline measures {join_names(twice)} itself; choose another name.")
 
     def evaluation() -> Meter:
         fresh = further.fresh() if metrics else None
-        return Meter(classes, top_k=module.top_k, by_class=module.per_class, further=fresh)
+        return Meter(classes, top_k=module.top_k, by_class=module.per_class, extra_metrics=fresh)
 
     return Meters(lambda: Meter(classes, top_k=module.top_k), evaluation, tuple(measured), (*by_class, *names), better)
 
@@ -85,6 +85,6 @@ def _with_classes(value: Any, count: int, key: str) -> Any:
     filled = {}
     for name, item in value.items():
         if item == "auto" and name not in known:
-            raise ConfigError(f"{key}.{name}: auto is known for {listing(known)}; give '{name}' a value.")
+            raise ConfigError(f"{key}.{name}: auto is known for {join_names(known)}; give '{name}' a value.")
         filled[name] = count if item == "auto" else _with_classes(item, count, f"{key}.{name}")
     return filled

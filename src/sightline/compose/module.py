@@ -1,8 +1,6 @@
 """The module node of a config -> network, loss, optimiser and schedules; the part of the composition root that is about
 what is trained and how."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -10,23 +8,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from sightline import locate
 from sightline.compose.weights import build_from_weights
 from sightline.config.schema import ModuleConfig, TrainConfig
 from sightline.config.typed import nodes_of
-from sightline.data.preprocess import Preprocess
-from sightline.engine.averaging import Average
+from sightline.core import locate
+from sightline.core.errors import ConfigError
+from sightline.core.types import Schedule
+from sightline.data.images.preprocess import Preprocess
+from sightline.engine.ema import ModelEMA
 from sightline.engine.freezing import Freeze
-from sightline.engine.mixing import Mix
+from sightline.engine.mixup import MixupCutMix
 from sightline.engine.tasks import SupervisedTask
-from sightline.errors import ConfigError
-from sightline.models.groups import parameter_groups
-from sightline.models.losses import ClassWeighted
-from sightline.models.spec import ModelSpec, build_model, describe_model, without_downloads
-from sightline.models.structure import depths, head_of
-from sightline.monitors import better_when
+from sightline.metrics.direction import metric_mode
+from sightline.models.losses import ClassWeightedLoss
+from sightline.models.param_groups import parameter_groups
+from sightline.models.spec import ModelSpec, build_model, make_model_spec, without_downloads
+from sightline.models.structure import find_head, parameter_depths
 from sightline.optim import build_optimizer, build_schedule
-from sightline.types import Schedule
 
 
 def build_loss(module: ModuleConfig, device: torch.device, allow: Sequence[str] | None = None) -> Any:
@@ -42,7 +40,7 @@ def build_loss(module: ModuleConfig, device: torch.device, allow: Sequence[str] 
                 f"module.class_weights: the loss {type(loss).__name__} {reason}. Leave one of the two out, or take a "
                 f"loss such as torch.nn.CrossEntropyLoss or sightline.models.losses.FocalLoss."
             )
-        loss = ClassWeighted(loss, class_weights)  # type: ignore[arg-type]  # never 'auto' here
+        loss = ClassWeightedLoss(loss, class_weights)  # type: ignore[arg-type]  # never 'auto' here
     return loss.to(device) if isinstance(loss, nn.Module) else loss
 
 
@@ -59,15 +57,15 @@ def build_task(config: TrainConfig, loss: Any, spec: ModelSpec, freeze: Freeze |
         part_size=config.data.batch_size,
         clip=trainer.gradient_clip_val,
         clip_algorithm=trainer.gradient_clip_algorithm,
-        average=None if module.ema is None else Average(module.ema, module.ema_warmup),
-        mix=Mix(module.mixup, module.cutmix, module.mix_probability, config.seed) if mixes else None,
+        average=None if module.ema is None else ModelEMA(module.ema, module.ema_warmup),
+        mix=MixupCutMix(module.mixup, module.cutmix, module.mix_probability, config.seed) if mixes else None,
         freeze=freeze,
     )
 
 
 def _by_name(node: Mapping[str, Any], key: str) -> tuple[Any, dict[str, Any]]:
     """(callable, arguments) of a node whose first argument is ours to give."""
-    target, args, arguments = locate.unfold(node, key=key)
+    target, args, arguments = locate.prepare_call(node, key=key)
     if args:
         raise ConfigError(f"{key}._args_: its first argument is given to it, so give the others by name; found {args}.")
     return target, arguments
@@ -82,7 +80,7 @@ def build_network(
     outputs = "values" if config.data.target == "number" else module.outputs
     if given is not None:
         network = {"object": f"{type(given).__module__}.{type(given).__qualname__}"}
-        return given, describe_model(given, network, preprocess.shape, num_classes, outputs, "model")
+        return given, make_model_spec(given, network, preprocess.shape, num_classes, outputs, "model")
     torch.manual_seed(config.seed)
     if not fresh:
         plain = without_downloads(module.network)
@@ -136,12 +134,12 @@ def _depths(module: ModuleConfig, model: nn.Module, shape: tuple[int, int, int])
     its own and cannot be found."""
     if module.layer_decay == 1 and module.head_lr is None:
         return None
-    if module.head_lr is not None and not head_of(model, shape):
+    if module.head_lr is not None and not find_head(model, shape):
         raise ConfigError(
             "module.head_lr: this network does not say which layer is its head. Leave it out, and give the layer's own "
             "learning rate in module.param_groups."
         )
-    found = depths(model, shape)
+    found = parameter_depths(model, shape)
     top = max(found.values(), default=0)
     return found if module.layer_decay != 1 else {name: int(depth == top) for name, depth in found.items()}
 
@@ -153,7 +151,7 @@ def make_freeze(config: TrainConfig, model: nn.Module, shape: tuple[int, int, in
     if not module.freeze_epochs and not module.freeze and not module.freeze_statistics:
         return None
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps has the names that are asked for
-    heads = head_of(model, shape) if module.freeze_epochs or module.freeze_statistics else ()
+    heads = find_head(model, shape) if module.freeze_epochs or module.freeze_statistics else ()
     freeze = Freeze(heads, module.freeze_epochs, module.freeze, statistics=module.freeze_statistics)
     freeze.check(model)
     return freeze
@@ -169,7 +167,7 @@ def make_schedules(
         given = arguments.pop("monitor", None)
         monitor = given or config.module.monitor
         named: dict[str, Any] = {"key": f"{key}.mode"} if monitor != config.module.monitor else {}
-        if named and better_when(monitor, known) is None:  # else a mode that contradicts the name is an error
+        if named and metric_mode(monitor, known) is None:  # else a mode that contradicts the name is an error
             named["mode"] = arguments.get("mode")
         schedules.append(
             build_schedule(
@@ -203,7 +201,7 @@ def better_direction(
     if mode in ("min", "max"):
         return str(mode)
     own = config.module.monitor_mode
-    found = own if own != "auto" and monitor == config.module.monitor else better_when(monitor, known)
+    found = own if own != "auto" and monitor == config.module.monitor else metric_mode(monitor, known)
     if found is None:
         raise ConfigError(
             f"{key}: the name '{monitor}' does not tell whether lower or higher values are better. Set {key}=min or "

@@ -1,8 +1,6 @@
 """Everything a run computes with, made in one straight line: data -> network -> loss -> resolved config -> task ->
 optimiser. Nothing is written but the data cache; the files of a run are made in `assemble.py`."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -24,11 +22,11 @@ from sightline.compose.checks import (
 from sightline.compose.data import (
     data_record,
     data_source,
-    drawn_as,
     eval_loaders,
-    evaluated,
+    evaluated_splits,
     open_data,
     train_loader,
+    with_saved_splits,
 )
 from sightline.compose.meters import Meters, build_meters
 from sightline.compose.module import (
@@ -41,15 +39,15 @@ from sightline.compose.module import (
     make_schedules,
 )
 from sightline.compose.resolve import Data, Network, Resolved, class_weights, resolve, time_settings
-from sightline.compose.weights import wanted_preprocess
+from sightline.compose.weights import resolve_preprocess_keys
 from sightline.config.schema import TrainConfig
-from sightline.data.loader import BatchLoader
-from sightline.data.packed import PackedDataset
-from sightline.data.preprocess import Preprocess
+from sightline.core.errors import ConfigError, ModelError
+from sightline.core.types import Task, TrainState
+from sightline.data.cache.dataset import PackedDataset
+from sightline.data.images.preprocess import Preprocess
+from sightline.data.loading.loader import BatchLoader
 from sightline.engine.runtime import Runtime
-from sightline.errors import ConfigError, ModelError
-from sightline.models.spec import check_training_answer
-from sightline.types import Task, TrainState
+from sightline.models.spec import check_training_output
 
 _SAMPLE = 4096
 
@@ -96,8 +94,8 @@ def build_parts(
         weights = class_weights(config.module, data.splits["train"].counts)
         loss = build_loss(replace(config.module, class_weights=weights), runtime.device)
     if ours:
-        check_monitors(config, evaluated(data.splits), meters)
-        check_training_answer(network.model, network.spec)
+        check_monitors(config, evaluated_splits(data.splits), meters)
+        check_training_output(network.model, network.spec)
         check_loss(loss, network.model, network.spec, runtime)
         check_labels(data.splits["train"])
         timed = time_settings(config, network.model, loss, train, runtime)
@@ -131,8 +129,8 @@ def _runtime(config: TrainConfig) -> Runtime:
 def _open(config: TrainConfig, given: Any, fresh: bool, record: Mapping[str, Any] | None) -> Data:
     """The data, decoded or found in the cache; with the splits and classes of `record`, where there is one."""
     source = data_source(config, given, () if record is None else record["classes"])
-    source = source if record is None else drawn_as(source, record)
-    wanted = wanted_preprocess(config) if fresh else config.data.preprocess
+    source = source if record is None else with_saved_splits(source, record)
+    wanted = resolve_preprocess_keys(config) if fresh else config.data.preprocess
     splits, preprocess = open_data(config, source, wanted)
     check_conflicts(splits)
     return Data(source, splits, preprocess, wanted, data_record(splits, source))
@@ -169,7 +167,7 @@ def _initialize(model: Any, data: PackedDataset, preprocess: Preprocess) -> None
     order the data is listed."""
     if not hasattr(model, "initialize_from"):
         return
-    rows = data.canonical()[:_SAMPLE] if data.facts is not None else np.arange(min(_SAMPLE, len(data)))
+    rows = data.canonical()[:_SAMPLE] if data.stats is not None else np.arange(min(_SAMPLE, len(data)))
     images = preprocess.normalizer()(data.pixels(rows))
     try:
         model.initialize_from(images)

@@ -1,7 +1,5 @@
 """What a config leaves open, decided once: from the data, the network, and a few timed steps."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,17 +8,17 @@ from torch import nn
 
 from sightline.compose.meters import Meters
 from sightline.config.schema import ModuleConfig, PreprocessConfig, TrainConfig
-from sightline.data.loader import BatchLoader
-from sightline.data.packed import PackedDataset
-from sightline.data.preprocess import Preprocess
+from sightline.core.errors import ConfigError, RunFailedError, SightlineError, join_names
+from sightline.core.files import expand_user
+from sightline.data.cache.dataset import PackedDataset
+from sightline.data.images.preprocess import Preprocess
+from sightline.data.loading.loader import BatchLoader
+from sightline.data.records import DataSource
 from sightline.engine.runtime import Runtime
-from sightline.engine.tuning import Tuned, tune
-from sightline.errors import ConfigError, RunFailedError, SightlineError, listing
-from sightline.files import expanded
+from sightline.engine.tools.autotune import TuneResult, tune_settings
+from sightline.metrics.direction import metric_mode
 from sightline.models.probe import batch_that_fits
 from sightline.models.spec import ModelSpec
-from sightline.monitors import better_when
-from sightline.types import DataSource
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,9 @@ class Resolved:
     chosen: str = ""
 
 
-def resolve(config: TrainConfig, data: Data, network: Network, meters: Meters, timed: Tuned | None = None) -> Resolved:
+def resolve(
+    config: TrainConfig, data: Data, network: Network, meters: Meters, timed: TuneResult | None = None
+) -> Resolved:
     """The config with these keys filled in: `data.root` as an absolute path, `data.preprocess` as pretrained weights
     expect it, `data.eval_batch_size`, `module.class_weights` and `module.monitor_mode`; and, as `time_settings` chose
     them, `trainer.channels_last`, `threads` and `compile`.
@@ -63,7 +63,7 @@ def resolve(config: TrainConfig, data: Data, network: Network, meters: Meters, t
     filled = replace(
         config.data,
         # a run may be resumed or measured from another directory, where a relative path may be other data
-        root=None if root is None else str(expanded(root).absolute()),
+        root=None if root is None else str(expand_user(root).absolute()),
         preprocess=data.preprocess_config,
         eval_batch_size=batch_that_fits(network.model, network.spec.shape) if batch_size == "auto" else batch_size,
     )
@@ -76,7 +76,9 @@ def resolve(config: TrainConfig, data: Data, network: Network, meters: Meters, t
     if timed is not None:
         chosen = timed.setting
         trainer = replace(trainer, channels_last=chosen.channels_last, threads=chosen.threads, compile=chosen.compile)
-    return Resolved(replace(config, data=filled, module=module, trainer=trainer), "" if timed is None else timed.words)
+    return Resolved(
+        replace(config, data=filled, module=module, trainer=trainer), "" if timed is None else timed.summary
+    )
 
 
 def class_weights(module: ModuleConfig, counts: Mapping[str, int]) -> list[float] | None:
@@ -92,14 +94,14 @@ def class_weights(module: ModuleConfig, counts: Mapping[str, int]) -> list[float
     if len(weights) != len(counts):
         raise ConfigError(
             f"module.class_weights: {len(weights)} numbers for {len(counts)} classes; give one for each, in this "
-            f"order: {listing(counts)}."
+            f"order: {join_names(counts)}."
         )
     return weights
 
 
 def time_settings(
     config: TrainConfig, model: nn.Module, loss: Any, train: BatchLoader, runtime: Runtime
-) -> Tuned | None:
+) -> TuneResult | None:
     """What a few timed steps choose for those of the trainer's speed settings that are `auto`; None when there is
     nothing to choose. Raises RunFailedError where a step fails."""
     trainer = config.trainer
@@ -107,7 +109,7 @@ def time_settings(
         return None
     try:
         with runtime.active():
-            return tune(
+            return tune_settings(
                 model,
                 loss,
                 train.look(range(min(train.batch_size // trainer.accumulate_grad_batches, len(train.dataset)))),
@@ -126,7 +128,7 @@ def time_settings(
 def _monitor_mode(module: ModuleConfig, meters: Meters) -> Any:
     """The direction of the monitored metric where the metric itself knows it and its name does not say it: those who
     read the run's config later have no metric to ask."""
-    found = better_when(module.monitor, meters.better)
-    if module.monitor_mode != "auto" or found is None or found == better_when(module.monitor):
+    found = metric_mode(module.monitor, meters.better)
+    if module.monitor_mode != "auto" or found is None or found == metric_mode(module.monitor):
         return module.monitor_mode
     return found

@@ -1,8 +1,6 @@
 """What must hold before a run goes on: its own checkpoint, the config and the data it began with, the parts that were
 handed over; and what happens when it is to go on with others all the same."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -10,13 +8,13 @@ from typing import Any
 
 from sightline.compose.checks import STEPS
 from sightline.config.schema import TrainConfig
-from sightline.errors import ArtifactError, listing
-from sightline.identity import Identity, data_values
-from sightline.monitors import better_when
+from sightline.core.errors import ArtifactError, join_names
+from sightline.core.identity import Identity, data_values
+from sightline.core.mappings import flatten
+from sightline.core.types import TrainState
+from sightline.metrics.direction import metric_mode
 from sightline.runs.directory import Run
-from sightline.runs.record import flat
 from sightline.session import Session
-from sightline.types import TrainState
 
 MAY_CHANGE = ("trainer.", "run.", "data.root", "data.on_bad", "data.workers", "data.prefetch", "data.cache")
 """Keys that may differ when a run is resumed, but for those that make another step: the data is compared pixel by pixel
@@ -30,7 +28,7 @@ _BITS = tuple(f"trainer.{key}" for key in ("device", "threads", "deterministic",
 
 
 @dataclass
-class Divergence:
+class ConfigChanges:
     """How a run that is resumed differs from what it began with: `changed` is key -> (was, is), of the keys that may
     not change unless it is asked for; `noted` those that may, and may change bits; `began` is the config of the
     checkpoint, where there is one."""
@@ -46,10 +44,10 @@ class Divergence:
         if self.began is None or not changed:
             session.restore(state)
             return
-        now = flat(config.to_dict())
+        now = flatten(config.to_dict())
         sizes = [
             values["data.batch_size"] * values["trainer.accumulate_grad_batches"]
-            for values in (flat(self.began.to_dict()), now)
+            for values in (flatten(self.began.to_dict()), now)
         ]
         session.restore(
             state,
@@ -84,21 +82,22 @@ def check_given_again(run: Run, given: Mapping[str, Any]) -> None:
     if missing:
         again = ", ".join(f"{name}=…" for name in missing)
         raise ArtifactError(
-            f"'{run.path}' was made with parts handed over in Python: {listing(missing)}. Its config alone would make "
+            f"'{run.path}' was made with parts handed over in Python: {join_names(missing)}. Its config alone would "
+            f"make "
             f"another training; hand them over again: sightline.resume(path, {again})"
         )
 
 
-def check_config(session: Session, config: TrainConfig) -> Divergence:
+def check_config(session: Session, config: TrainConfig) -> ConfigChanges:
     """What has changed since the config that the checkpoint was trained with. Raises AnotherTrainingError naming the
     keys that differ from it and may not, unless drift is allowed."""
     if session.saved is None:
-        return Divergence()
+        return ConfigChanges()
     # a key that is newer than the checkpoint had the value it has when nobody names it
     began = TrainConfig.from_dict(session.saved.config)
-    before, now = flat(began.to_dict()), flat(config.to_dict())
+    before, now = flatten(began.to_dict()), flatten(config.to_dict())
     monitored = before["module.monitor_mode"] == "auto" and now["module.monitor_mode"] == "max"
-    if monitored and not better_when(began.module.monitor):
+    if monitored and not metric_mode(began.module.monitor):
         before["module.monitor_mode"] = "max"  # what auto meant to an earlier version
     changes = session.check(Identity(now, _may_change), before)
     fixed = dict.fromkeys(change.key for change in changes if not change.free)
@@ -106,7 +105,7 @@ def check_config(session: Session, config: TrainConfig) -> Divergence:
     if session.policy.allow_drift:
         changed |= {key: (before[key], now[key]) for key in _LENGTHS if before[key] != now[key]}
     noted = dict.fromkeys(change.key for change in changes if change.key in _BITS)
-    return Divergence(began, changed, {key: (before.get(key), now.get(key)) for key in noted})
+    return ConfigChanges(began, changed, {key: (before.get(key), now.get(key)) for key in noted})
 
 
 def check_data(session: Session, record: Mapping[str, Any], detail: Callable[[], str]) -> dict[str, tuple[Any, Any]]:

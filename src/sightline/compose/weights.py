@@ -1,8 +1,6 @@
 """The keys that say what a network starts from -> its weights, and the pictures that these were trained with; the part
 of the composition root that is about what was trained before."""
 
-from __future__ import annotations
-
 import importlib.util
 import shlex
 import sys
@@ -14,19 +12,18 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from sightline import locate
-from sightline.config.ranges import check_ranges
-from sightline.config.schema import DataConfig, ModuleConfig, PreprocessConfig, TrainConfig
-from sightline.data.packed import PackedDataset
-from sightline.data.preprocess import Preprocess
-from sightline.engine.checkpoint import numpy_values
-from sightline.errors import ArtifactError, ConfigError
-from sightline.files import expanded, sha256
-from sightline.models.pretrained import Loaded, Weights, load_into, read_weights, start_at_zero
+from sightline.config.schema import DataConfig, ModuleConfig, PreprocessConfig, TrainConfig, _check
+from sightline.core import locate
+from sightline.core.errors import ArtifactError, ConfigError
+from sightline.core.files import expand_user, sha256
+from sightline.data.cache.dataset import PackedDataset
+from sightline.data.images.preprocess import Preprocess
+from sightline.engine.checkpoint.content import numpy_globals
+from sightline.inference.manifest import MANIFEST, WEIGHTS, read_manifest
+from sightline.models.pretrained import LoadReport, Weights, load_weights_into, read_weights, start_at_zero
 from sightline.models.published import LITE, build_published, expected_preprocess
 from sightline.models.spec import ModelSpec, build_model, network_name, without_downloads
 from sightline.runs.directory import Run
-from sightline.runs.manifest import MANIFEST, WEIGHTS, read_manifest
 
 KEY = "module.weights"
 _KEYS = ("size", "channels", "mean", "std", "interpolation", "resize", "crop_pct")
@@ -41,7 +38,7 @@ _LUMA = (0.299, 0.587, 0.114)
 """How gray is made of red, green and blue, see `Preprocess`."""
 
 
-def wanted_preprocess(config: TrainConfig) -> PreprocessConfig:
+def resolve_preprocess_keys(config: TrainConfig) -> PreprocessConfig:
     """The keys of `data.preprocess`, each that is `auto` as the weights that the network starts from expect it: as the
     stored model says, or the publisher of the network. Without weights, and where neither says anything, they stay as
     they are.
@@ -67,17 +64,17 @@ def wanted_preprocess(config: TrainConfig) -> PreprocessConfig:
             gray = filled["channels"] == 1 and len(values) == len(_LUMA)
             filled[name] = [sum(share * value for share, value in zip(_LUMA, values, strict=True))] if gray else "auto"
     wanted = replace(own, **filled)
-    check_ranges(replace(config, data=replace(config.data, preprocess=wanted)))
+    _check(replace(config, data=replace(config.data, preprocess=wanted)))
     return wanted
 
 
 def suggest_finetuning(config: TrainConfig, data: PackedDataset) -> None:
     """Prints the command that starts from weights, where photographs are to be trained on from nothing."""
-    module, facts = config.module, data.facts
+    module, stats = config.module, data.stats
     begins = module.pretrained or module.weights is not None or not _begins_at_random(module)
-    if begins or not config.trainer.progress or facts is None or not data.classes or data.shape[1] != 3:
+    if begins or not config.trainer.progress or stats is None or not data.classes or data.shape[1] != 3:
         return
-    sizes = facts.sizes if data.rows is None else facts.sizes[data.rows]
+    sizes = stats.sizes if data.rows is None else stats.sizes[data.rows]
     if config.data.root is None or int(np.median(sizes.min(1))) < _PHOTOGRAPH:
         return
     height, width = (int(side) for side in np.median(sizes, axis=0))
@@ -96,7 +93,7 @@ def suggest_finetuning(config: TrainConfig, data: PackedDataset) -> None:
 
 def build_from_weights(
     module: ModuleConfig, shape: tuple[int, int, int], num_classes: int, outputs: str
-) -> tuple[nn.Module, ModelSpec, Loaded | None]:
+) -> tuple[nn.Module, ModelSpec, LoadReport | None]:
     """The network of the config for images of `shape` (C, H, W), with the weights it starts from, its spec, and what
     was loaded; None where it starts from none. A head that is new starts at zero. `outputs` is as in `build_model`.
 
@@ -109,7 +106,7 @@ def build_from_weights(
         model, spec = build_model(module.network, shape, num_classes, outputs=outputs)
         if module.weights is None:
             return model, spec, None
-        loaded = load_into(model, _read(_place(module.weights)), shape, spec.network, module.weights_by)
+        loaded = load_weights_into(model, _read(_place(module.weights)), shape, spec.network, module.weights_by)
     if loaded.new:
         start_at_zero(model, shape)
     return model, spec, loaded
@@ -141,7 +138,7 @@ def _check_freeze(module: ModuleConfig) -> None:
 
 
 def _place(weights: str) -> Path:
-    path = expanded(weights)
+    path = expand_user(weights)
     if path.is_dir():
         _file(path)
     elif not path.is_file():
@@ -174,7 +171,7 @@ def _file(path: Path) -> Path:
 def _read(path: Path) -> Weights:
     artifact = _artifact(path)
     file = _file(path) if path.is_dir() else path
-    weights = read_weights(file, numpy_values())
+    weights = read_weights(file, numpy_globals())
     if artifact is not None:
         manifest = _manifest(artifact)
         if sha256(file) != manifest.get("weights_sha256"):
@@ -201,7 +198,7 @@ def _of_run(place: Path) -> dict[str, Any] | None:
     if artifact is not None:
         return _of_artifact(artifact)
     file = _file(place) if place.is_dir() else place
-    pictures = {} if file.suffix == ".safetensors" else read_weights(file, numpy_values()).pictures
+    pictures = {} if file.suffix == ".safetensors" else read_weights(file, numpy_globals()).images
     if not pictures:
         return None
     known = {name: pictures[name] for name in _KEYS if pictures.get(name, "auto") != "auto"}
@@ -217,8 +214,8 @@ def _of_artifact(artifact: Path) -> dict[str, Any]:
         found = Preprocess.from_dict(dict(_manifest(artifact)["preprocess"]))
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{KEY}: '{artifact / MANIFEST}' is damaged: {error}.") from error
-    told = {name: list(getattr(found, name)) for name in ("mean", "std")}
-    return told | {
+    message = {name: list(getattr(found, name)) for name in ("mean", "std")}
+    return message | {
         "size": [found.height, found.width],
         "channels": found.channels,
         "interpolation": found.interpolation,

@@ -1,7 +1,5 @@
 """What a config calls the arguments that the parts below know by a neutral name."""
 
-from __future__ import annotations
-
 _DATA = (
     *("root", "source", "val", "test", "batch_size", "eval_batch_size", "classes", "on_bad", "store", "csv"),
     *("image_column", "label_column", "split_column", "group_column", "target", "dataset", "download", "cache"),

@@ -1,13 +1,11 @@
 """The words that stand for more: `model=timm/resnet18 pretrained=true weights=FILE` -> the keys of `module`; and the
 default that depends on another key."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
 from sightline.config.typed import NAMING
-from sightline.errors import ConfigError, nearest
+from sightline.core.errors import ConfigError, did_you_mean
 
 _SMALL = "sightline.models.networks"
 _LIBRARIES = ("timm", "torchvision")
@@ -53,14 +51,11 @@ def network_node(name: str) -> dict[str, Any]:
     if not slash and "." in name:
         return {"_target_": name}
     if not slash or not inner or library not in _LIBRARIES:
-        hint = nearest(library, _LIBRARIES) if slash else f" Did you mean 'timm/{name}' or 'torchvision/{name}'?"
+        hint = did_you_mean(library, _LIBRARIES) if slash else f" Did you mean 'timm/{name}' or 'torchvision/{name}'?"
         raise ConfigError(
             f"model: '{name}' names no network.{hint} Expected timm/NAME, torchvision/NAME or a dotted class such as "
             f"'{_SMALL}.SmallCNN'."
         )
     if library == "timm":
         return {"_target_": "timm.create_model", "model_name": inner, "num_classes": "auto", "in_chans": "auto"}
-    return {
-        "_target_": f"torchvision.models.{inner}",
-        **_WITHOUT_AUXILIARY_HEADS.get(inner, {"num_classes": "auto"}),
-    }
+    return {"_target_": f"torchvision.models.{inner}", **_WITHOUT_AUXILIARY_HEADS.get(inner, {"num_classes": "auto"})}

@@ -3,8 +3,6 @@
 An unknown key is an error with the nearest valid one; a wrong type says which was found and which is expected. The
 dataclasses themselves are in `schema.py`."""
 
-from __future__ import annotations
-
 import dataclasses
 import types
 import typing
@@ -12,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, field
 from typing import Any, Literal, Union
 
-from sightline.errors import ConfigError, listing, nearest, spelled
+from sightline.core.errors import ConfigError, did_you_mean, join_names, render_argument
 
 Node = dict[str, Any]
 NAMING = frozenset(("_target_", "class", "layers"))
@@ -24,7 +22,7 @@ def key_field(default: Any, doc: str, *ranges: Any) -> Any:
     copied for every config."""
     metadata = {"doc": doc, "ranges": ranges}
     if isinstance(default, dict | list):
-        return field(default_factory=lambda: copied(default), metadata=metadata)
+        return field(default_factory=lambda: deep_copy(default), metadata=metadata)
     if dataclasses.is_dataclass(default):
         return field(default_factory=type(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -38,28 +36,28 @@ def nodes_of(key: str, value: Any) -> list[tuple[str, Any]]:
     return [(key, value)] if value else []
 
 
-def copied(value: Any) -> Any:
+def deep_copy(value: Any) -> Any:
     """A deep copy of nested dicts and lists."""
     if isinstance(value, Mapping):
-        return {key: copied(item) for key, item in value.items()}
+        return {key: deep_copy(item) for key, item in value.items()}
     if isinstance(value, type):  # a class itself, in a config made in Python: kept by its name, as a file would
         return f"{value.__module__}.{value.__qualname__}"
-    return [copied(item) for item in value] if isinstance(value, list | tuple) else value
+    return [deep_copy(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """Dataclasses, and all inside them, as plain dicts and lists."""
     if dataclasses.is_dataclass(value):
-        return {item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
-    return copied(value)
+        return {item.name: to_plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    return deep_copy(value)
 
 
-def build(cls: Any, values: Any, path: str = "", also: tuple[str, ...] = (), root: Any = None) -> Any:
+def build_config(cls: Any, values: Any, path: str = "", also: tuple[str, ...] = (), root: Any = None) -> Any:
     """An instance of a dataclass of the schema. `also` are further names to suggest at the top, `root` is the schema's
     outermost class. Raises ConfigError naming the key, what was found, what was expected and the nearest name."""
     root = root or cls
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{path or 'the config'}: expected a group of keys, found {found_words(values)}.")
+        raise ConfigError(f"{path or 'the config'}: expected a group of keys, found {describe_found(values)}.")
     hints = typing.get_type_hints(cls)
     names = [item.name for item in dataclasses.fields(cls)]
     made = {}
@@ -69,7 +67,7 @@ def build(cls: Any, values: Any, path: str = "", also: tuple[str, ...] = (), roo
             inside = f" in '{path}'" if path else ""
             raise ConfigError(
                 f"unknown key '{where}'.{_suggestion(root, str(name), path, (*names, *also))} "
-                f"Valid keys{inside}: {listing(names, 40)}."
+                f"Valid keys{inside}: {join_names(names, 40)}."
             )
         made[name] = _convert(_over_default(cls, name, value), hints[name], where, root)
     return cls(**made)
@@ -95,12 +93,12 @@ def _suggestion(root: Any, name: str, path: str, options: tuple[str, ...]) -> st
     if homes:
         return f" Did you mean '{homes[0]}'?"
     prefix = f"{path}." if path else ""
-    return nearest(name, options).replace("'", f"'{prefix}", 1)
+    return did_you_mean(name, options).replace("'", f"'{prefix}", 1)
 
 
 def _convert(value: Any, hint: Any, where: str, root: Any) -> Any:
     if dataclasses.is_dataclass(hint):
-        return build(hint, value, where, root=root)
+        return build_config(hint, value, where, root=root)
     options = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
     for option in options:
         accepted, converted = _accept(value, option, where, root)
@@ -111,10 +109,10 @@ def _convert(value: Any, hint: Any, where: str, root: Any) -> Any:
         for option in options
         for choice in (typing.get_args(option) if typing.get_origin(option) is Literal else ())
     ]
-    hint_ = nearest(value, [str(choice) for choice in choices]) if isinstance(value, str) else ""
+    hint_ = did_you_mean(value, [str(choice) for choice in choices]) if isinstance(value, str) else ""
     raise ConfigError(
-        f"{spelled(where)}: expected {' or '.join(_words(option) for option in options)}, found "
-        f"{found_words(value)}.{hint_}"
+        f"{render_argument(where)}: expected {' or '.join(_words(option) for option in options)}, found "
+        f"{describe_found(value)}.{hint_}"
     )
 
 
@@ -125,7 +123,7 @@ def _accept(value: Any, option: Any, where: str, root: Any) -> tuple[bool, Any]:
     if origin is list and isinstance(value, list | tuple):
         return True, [_convert(item, args[0], f"{where}[{i}]", root) for i, item in enumerate(value)]
     if origin is dict and isinstance(value, Mapping):
-        return True, {str(key): copied(item) for key, item in value.items()}
+        return True, {str(key): deep_copy(item) for key, item in value.items()}
     if option is types.NoneType:
         return value is None, None
     if option is float and isinstance(value, int | float) and not isinstance(value, bool):
@@ -150,17 +148,11 @@ def _words(option: Any) -> str:
         return f"a list of {'nodes' if args[0] == Node else _words(args[0]).removeprefix('a ') + 's'}"
     if origin is dict:
         return "a node with '_target_'"
-    names = {
-        int: "a whole number",
-        float: "a number",
-        str: "a text",
-        bool: "true or false",
-        types.NoneType: "null",
-    }
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", types.NoneType: "null"}
     return names.get(option, str(option))
 
 
-def found_words(value: Any) -> str:
+def describe_found(value: Any) -> str:
     """A value as a message names it."""
     if value is None:
         return "null"
@@ -187,17 +179,17 @@ def describe(cls: Any, name: str) -> tuple[str, Any, str]:
     hint = typing.get_type_hints(cls)[name]
     options = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
     item = next(item for item in dataclasses.fields(cls) if item.name == name)
-    return " or ".join(_words(option) for option in options), plain(_default(cls, name)), item.metadata["doc"]
+    return " or ".join(_words(option) for option in options), to_plain(_default(cls, name)), item.metadata["doc"]
 
 
-def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with `changes` laid over it, group by group. Where `changes` names another class than a node of `base`,
     its node replaces that one: arguments of one class are not those of another."""
     result = dict(base)
     for key, value in changes.items():
         old = result.get(key)
         if isinstance(old, Mapping) and isinstance(value, Mapping) and not _names_another(old, value):
-            result[key] = merged(old, value)
+            result[key] = merge(old, value)
         else:
             result[key] = value
     return result

@@ -1,42 +1,18 @@
-"""What watches the loop. Callbacks observe: what changes the computation is an argument of the task or the loader.
-The one thing a callback may do to the trainer is end it, by `trainer.should_stop = True` (after this epoch) or
-`trainer.interrupt()` (after this step)."""
-
-from __future__ import annotations
+"""Callbacks that a config can ask for: early stopping, and a warning about the first loss."""
 
 import copy
 import math
 import warnings
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from sightline.errors import ConfigError, arg, listing, nearest
-from sightline.types import StepOutput
-
-if TYPE_CHECKING:
-    from sightline.engine.trainer import Trainer
+from sightline.core.errors import arg
+from sightline.core.types import StepOutput
+from sightline.engine.trainer import Callback, Trainer, not_measured
 
 _FAR = 2.0
-
-
-class Callback:
-    """Base of all callbacks, with the eight events; the trainer's docstring shows where each one is. An `on_...` method
-    with any other name is refused when the trainer is made."""
-
-    def on_fit_start(self, trainer: Trainer) -> None: ...
-    def on_epoch_start(self, trainer: Trainer) -> None: ...
-    def on_step_end(self, trainer: Trainer, output: StepOutput) -> None: ...
-    def on_checkpoint(self, trainer: Trainer) -> None: ...
-    def on_eval_end(self, trainer: Trainer, record: dict[str, float]) -> None: ...
-    def on_epoch_end(self, trainer: Trainer, record: dict[str, float]) -> None: ...
-    def on_exception(self, trainer: Trainer, error: BaseException) -> None: ...
-    def on_fit_end(self, trainer: Trainer) -> None: ...
-
-
-EVENTS = tuple(name for name in vars(Callback) if name.startswith("on_"))
 
 
 class EarlyStopping(Callback):
@@ -114,13 +90,3 @@ class FirstLoss(Callback):
                 UserWarning,
                 stacklevel=2,
             )
-
-
-def not_measured(key: str, monitor: str, record: Mapping[str, float], effect: str) -> ConfigError:
-    """The error for an evaluation whose record lacks the metric that `key` names; `effect` is what that leads to."""
-    names = [name for name in record if name != "epoch"]
-    return ConfigError(
-        f"the evaluation did not measure '{monitor}', so {effect}.{nearest(monitor, names)} There are: "
-        f"{listing(names, 40)}.",
-        key=key,
-    )

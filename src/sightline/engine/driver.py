@@ -1,7 +1,5 @@
 """Runs a training loop that is not the engine's, with the engine's events, so that callbacks work for it."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,12 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sightline.engine.callbacks import EVENTS, Callback
-from sightline.engine.trainer import handlers
-from sightline.errors import ArtifactError, RunFailedError
-from sightline.types import FitResult, Recorder, TrainState
+from sightline.core.errors import ArtifactError, RunFailedError
+from sightline.core.types import FitResult, Recorder, TrainState
+from sightline.engine.trainer import EVENTS, Callback, callbacks_for
 
-_NAME = "state"
+_STATE_FILE = "state"
 
 
 class Stateful(Protocol):
@@ -28,7 +25,7 @@ class Stateful(Protocol):
     def load(self, path: Path) -> None: ...
 
 
-class Hooks(Protocol):
+class LoopHooks(Protocol):
     """What a loop calls. `position` is where it begins: (updates, epochs) that are done."""
 
     @property
@@ -41,12 +38,12 @@ class Hooks(Protocol):
 
 class Driver:
     """A loop with the attributes of `Trainer` that callbacks read, and its events: `on_fit_start`, `on_epoch_start`,
-    `on_eval_end` and `on_epoch_end` with each record, `on_fit_end`, `on_exception`. It is the loop's `Hooks`.
+    `on_eval_end` and `on_epoch_end` with each record, `on_fit_end`, `on_exception`. It is the loop's `LoopHooks`.
 
     Checkpoints are those of whole epochs: in the middle of one, nobody but the loop knows its state."""
 
     def __init__(self, state: Stateful, config: dict[str, Any], max_epochs: int):
-        self.state = TrainState(_Files(state), config=config)
+        self.state = TrainState(_SavedFiles(state), config=config)
         self.max_epochs = max_epochs
         self.callbacks: Sequence[Callback] = ()
         self.recorder: Recorder | None = None
@@ -57,7 +54,7 @@ class Driver:
         self.phase = ""
         self.interrupted = False
         self.interrupted_by: int | None = None
-        self._open = self._asked = False
+        self._in_epoch = self._checkpoint_requested = False
 
     @property
     def position(self) -> tuple[int, int]:
@@ -83,47 +80,47 @@ class Driver:
 
     def request_checkpoint(self) -> None:
         """As `Trainer.request_checkpoint`; what is saved already is what there is to save until the epoch ends."""
-        self._asked = True
+        self._checkpoint_requested = True
 
     def check_losses(self) -> None:
         """There are none on the device."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Values of one step; `step` counts the updates of the run."""
-        self._start_epoch()
+        self._ensure_epoch_started()
         self.state.step = step
         self.state.batch += 1
-        self._record({"epoch": self.state.epoch, **{name: float(value) for name, value in values.items()}})
-        self._answer()
+        self._log_values({"epoch": self.state.epoch, **{name: float(value) for name, value in values.items()}})
+        self._emit_requested_checkpoint()
 
     def epoch_end(self, record: Mapping[str, float]) -> None:
         """The values of an epoch that is done, and a checkpoint. A loop that logs no steps counts an epoch as one."""
-        if not self._open:
+        if not self._in_epoch:
             self.state.step += 1
-        self._start_epoch()
+        self._ensure_epoch_started()
         whole: dict[str, float] = {"epoch": self.state.epoch, **{name: float(value) for name, value in record.items()}}
         self._emit("on_eval_end", whole)
         self.state.epoch += 1
         self.state.batch = 0
         self.state.history.append(whole)
-        self._record(whole)
-        self._open = False
+        self._log_values(whole)
+        self._in_epoch = False
         files = self.state.model
-        assert isinstance(files, _Files)
+        assert isinstance(files, _SavedFiles)
         with files.read_once():
             self._emit("on_epoch_end", whole)
-        self._answer()
+        self._emit_requested_checkpoint()
         self.state.batch = 1  # from here on the loop is in an epoch, whether it logs its steps or not
 
-    def run(self, loop: Callable[[Hooks], None]) -> FitResult:
+    def run(self, loop: Callable[[LoopHooks], None]) -> FitResult:
         """Calls the loop, from where the state is."""
-        self._handlers = {event: handlers(self.callbacks, event) for event in EVENTS}
+        self._handlers = {event: callbacks_for(self.callbacks, event) for event in EVENTS}
         try:
             self._emit("on_fit_start")
             self.state.batch = 1
             if not self.should_stop:
                 loop(self)
-            self._answer()
+            self._emit_requested_checkpoint()
             self._emit("on_fit_end")
         except BaseException as error:
             for handler in self._handlers["on_exception"]:
@@ -140,17 +137,17 @@ class Driver:
         number = self.interrupted_by if self.interrupted else None
         return FitResult(state.history, state.epoch, state.step, state.best, self.interrupted, number)
 
-    def _start_epoch(self) -> None:
-        if not self._open:
-            self._open = True
+    def _ensure_epoch_started(self) -> None:
+        if not self._in_epoch:
+            self._in_epoch = True
             self._emit("on_epoch_start")
 
-    def _answer(self) -> None:
-        if self._asked:
-            self._asked = False
+    def _emit_requested_checkpoint(self) -> None:
+        if self._checkpoint_requested:
+            self._checkpoint_requested = False
             self._emit("on_checkpoint")
 
-    def _record(self, values: dict[str, float]) -> None:
+    def _log_values(self, values: dict[str, float]) -> None:
         self.last_log |= values
         if self.recorder is not None:
             self.recorder.log(self.state.step, values)
@@ -160,7 +157,7 @@ class Driver:
             handler(self, *args)
 
 
-class _Files(nn.Module):
+class _SavedFiles(nn.Module):
     """What a `Stateful` saves, as the state of a module: each file as uint8 [bytes], by its path."""
 
     def __init__(self, state: Stateful):
@@ -183,7 +180,7 @@ class _Files(nn.Module):
         if self._read is not None:
             return self._read
         with tempfile.TemporaryDirectory() as directory:
-            place = Path(directory, _NAME)
+            place = Path(directory, _STATE_FILE)
             self._stateful.save(place)
             files = sorted(path for path in Path(directory).rglob("*") if path.is_file())
             if not files:
@@ -204,4 +201,4 @@ class _Files(nn.Module):
                     raise ArtifactError(f"the checkpoint holds a file '{name}', which is outside of its directory.")
                 path.parent.mkdir(parents=True, exist_ok=True)
                 content.numpy().tofile(path)
-            self._stateful.load(Path(directory, _NAME))
+            self._stateful.load(Path(directory, _STATE_FILE))

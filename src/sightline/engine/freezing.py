@@ -1,22 +1,20 @@
 """Parts of a network that are not trained: for the first epochs, or ever."""
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Sequence
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sightline.errors import ConfigError, arg, listing
-from sightline.locate import below, matching
+from sightline.core.errors import ConfigError, arg, join_names
+from sightline.core.locate import is_below, match_layers
 
 
 class Freeze:
     """For the first `epochs` epochs everything but the layers named in `heads` is frozen; what `patterns` match (names
-    or patterns of layers or parameters, see `locate.matching`) is frozen always. With `statistics`, batch normalisation
-    outside `heads` is always in evaluation mode: it normalises by the running statistics that it has, in training as in
-    evaluation, and keeps them, while its scales and shifts are trained.
+    or patterns of layers or parameters, see `locate.match_layers`) is frozen always. With `statistics`, batch
+    normalisation outside `heads` is always in evaluation mode: it normalises by the running statistics that it has, in
+    training as in evaluation, and keeps them, while its scales and shifts are trained.
 
     A frozen parameter has no gradient, and an optimiser leaves it alone; a frozen layer is in evaluation mode, so that
     its running statistics stay and its dropout is off. Both are bit for bit what they were."""
@@ -29,8 +27,8 @@ class Freeze:
         self.patterns = tuple(patterns)
         self.statistics = statistics
         self._model: weakref.ref[nn.Module] | None = None
-        self._trained: dict[str, bool] = {}
-        self._modes: dict[str, bool] = {}
+        self._saved_requires_grad: dict[str, bool] = {}
+        self._saved_training: dict[str, bool] = {}
 
     def check(self, model: nn.Module) -> None:
         """Raises ConfigError for a pattern that matches nothing, and where nothing would be left to train."""
@@ -44,7 +42,7 @@ class Freeze:
             if all(name in frozen or not parameter.requires_grad for name, parameter in model.named_parameters()):
                 key = arg.freeze_epochs if epoch < self.epochs and not self.patterns else arg.freeze
                 raise ConfigError(
-                    f"{key}: nothing would be left to train in epoch {epoch}: {listing(self.patterns)}"
+                    f"{key}: nothing would be left to train in epoch {epoch}: {join_names(self.patterns)}"
                     f"{' and all but the head' if epoch < self.epochs else ''} is the whole network. Freeze less."
                 )
 
@@ -54,19 +52,19 @@ class Freeze:
         model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
         if self._model is None or self._model() is not model:
             self._model = weakref.ref(model)
-            self._trained, self._modes = {}, {}
+            self._saved_requires_grad, self._saved_training = {}, {}
         parameters, layers = dict(model.named_parameters()), dict(model.named_modules())
         frozen, resting = self.frozen(model, epoch)
-        for name in [name for name in self._trained if name not in frozen]:
-            parameters[name].requires_grad_(self._trained.pop(name))
-        for name in [name for name in self._modes if name not in resting]:
-            layers[name].training = self._modes.pop(name)
+        for name in [name for name in self._saved_requires_grad if name not in frozen]:
+            parameters[name].requires_grad_(self._saved_requires_grad.pop(name))
+        for name in [name for name in self._saved_training if name not in resting]:
+            layers[name].training = self._saved_training.pop(name)
         for name in frozen:
-            self._trained.setdefault(name, parameters[name].requires_grad)
+            self._saved_requires_grad.setdefault(name, parameters[name].requires_grad)
             parameters[name].requires_grad_(False)
             parameters[name].grad = None
         for name in resting:
-            self._modes.setdefault(name, layers[name].training)
+            self._saved_training.setdefault(name, layers[name].training)
             layers[name].training = False
 
     def frozen(self, model: nn.Module, epoch: int) -> tuple[set[str], set[str]]:
@@ -75,18 +73,20 @@ class Freeze:
         layers = dict(model.named_modules())
         found: set[str] = set()
         for position, pattern in enumerate(self.patterns):
-            found.update(matching(pattern, [*parameters, *layers], key=f"{arg.freeze}[{position}]"))
+            found.update(match_layers(pattern, [*parameters, *layers], key=f"{arg.freeze}[{position}]"))
         if epoch < self.epochs:
             # what holds the head is not at rest: it may act on its own mode
-            holders = {name for name in layers if any(below(head, [name]) for head in self.heads)}
-            found.update(name for name in (*parameters, *layers) if not below(name, self.heads) and name not in holders)
+            holders = {name for name in layers if any(is_below(head, [name]) for head in self.heads)}
+            found.update(
+                name for name in (*parameters, *layers) if not is_below(name, self.heads) and name not in holders
+            )
         frozen = found & set(parameters)
         resting = found & set(layers)
         if self.statistics:
             resting |= {
                 name
                 for name, layer in layers.items()
-                if isinstance(layer, _BatchNorm) and layer.running_mean is not None and not below(name, self.heads)
+                if isinstance(layer, _BatchNorm) and layer.running_mean is not None and not is_below(name, self.heads)
             }
         for name, layer in layers.items():
             own = [f"{name}.{item}" if name else item for item, _ in layer.named_parameters(recurse=False)]

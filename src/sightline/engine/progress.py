@@ -9,12 +9,10 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from sightline.engine.callbacks import Callback
+from sightline.engine.trainer import Callback, Trainer
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
-
-    from sightline.engine.trainer import Trainer
 
 
 class Progress(Callback):

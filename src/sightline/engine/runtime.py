@@ -1,16 +1,14 @@
 """Where a run computes: device, threads, determinism, seeds."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
 
-from sightline.engine.heap import kept_heap
-from sightline.errors import ConfigError, arg
-from sightline.random import derive
+from sightline.core.errors import ConfigError, arg
+from sightline.core.rng import derive_key
+from sightline.engine.malloc import keep_heap
 
 
 class Runtime:
@@ -39,7 +37,7 @@ class Runtime:
 
     def reseed(self, step: int, purpose: str = "torch") -> None:
         """Sets torch's generators to a function of (seed, step): dropout in a step does not depend on earlier draws."""
-        seed = derive(self.seed, step, purpose)
+        seed = derive_key(self.seed, step, purpose)
         for generator in self._generators:
             generator.manual_seed(seed)
 
@@ -61,7 +59,7 @@ class Runtime:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         try:
-            with kept_heap() if self.device.type == "cpu" else nullcontext():
+            with keep_heap() if self.device.type == "cpu" else nullcontext():
                 yield
         finally:
             torch.use_deterministic_algorithms(was, warn_only=warned)

@@ -12,18 +12,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sightline.engine.callbacks import Callback
-from sightline.engine.termination import Repeats, Terminated
-from sightline.errors import arg
-
-if TYPE_CHECKING:
-    from sightline.engine.trainer import Trainer
+from sightline.core.errors import arg
+from sightline.engine.termination import SignalDeduplicator, Terminated
+from sightline.engine.trainer import Callback, Trainer
 
 _Handler = Callable[[int, FrameType | None], None]
 _WARNING = getattr(signal, "SIGUSR1", None)  # Windows has none
-_PATIENCE = 60.0
 
 
 class StopOnSignal(Callback):
@@ -32,14 +28,14 @@ class StopOnSignal(Callback):
     handler of its own for it, that one stays. Only in the main thread, the only one that Python lets handle signals."""
 
     def __init__(self) -> None:
-        self._handlers = _Handlers()
+        self._handlers = _SignalHandlers()
 
     def on_fit_start(self, trainer: Trainer) -> None:
         """Takes the signals over."""
-        repeats = Repeats()
+        repeats = SignalDeduplicator()
 
         def end(number: int, _frame: FrameType | None) -> None:
-            if repeats.is_same(number):
+            if repeats.is_duplicate(number):
                 return
             if trainer.interrupted:
                 raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
@@ -62,21 +58,21 @@ class StopOnSignal(Callback):
 
 
 @contextmanager
-def answering(requested: Callable[[], None] | None) -> Iterator[None]:
+def checkpoint_on_request(requested: Callable[[], None] | None) -> Iterator[None]:
     """For what comes after training, when all is saved: SIGUSR1 calls `requested`, and the block goes on; SIGINT and
     SIGTERM raise KeyboardInterrupt and `Terminated` in it. One that is delivered twice is one. Which handlers stay, and
     that it is for the main thread, is as with `StopOnSignal`."""
-    repeats = Repeats()
+    repeats = SignalDeduplicator()
 
     def end(number: int, _frame: FrameType | None) -> None:
-        if not repeats.is_same(number):
+        if not repeats.is_duplicate(number):
             raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     def answer(number: int, _frame: FrameType | None) -> None:
-        if requested is not None and not repeats.is_same(number):
+        if requested is not None and not repeats.is_duplicate(number):
             requested()  # here and now: what the block is at may take longer than the scheduler waits
 
-    handlers = _Handlers()
+    handlers = _SignalHandlers()
     try:
         handlers.take(end, answer)
         yield
@@ -84,7 +80,7 @@ def answering(requested: Callable[[], None] | None) -> Iterator[None]:
         handlers.hand_back()
 
 
-class _Handlers:
+class _SignalHandlers:
     """The signals that are taken over, and what heard them before."""
 
     def __init__(self) -> None:
@@ -116,9 +112,9 @@ class _Handlers:
         self._before = {}
 
 
-def requeue(command: str, run: Path) -> None:
-    """Runs a shell command with SIGHTLINE_RUN, the run's directory, in its environment, and waits a minute for it at
-    most. What goes wrong is told on standard error and changes nothing else."""
+def requeue(command: str, run: Path, timeout: float = 60.0) -> None:
+    """Runs a shell command with SIGHTLINE_RUN, the run's directory, in its environment, and waits `timeout` seconds
+    for it at most. What goes wrong is told on standard error and changes nothing else."""
     wrong = ""
     try:
         done = subprocess.run(  # noqa: S602 the user's own command
@@ -127,13 +123,13 @@ def requeue(command: str, run: Path) -> None:
             check=False,
             stdin=subprocess.DEVNULL,
             env={**os.environ, "SIGHTLINE_RUN": str(run.absolute())},
-            timeout=_PATIENCE,
+            timeout=timeout,
             start_new_session=True,  # a signal for our group is not for it
         )
         if done.returncode:
             wrong = f"ended with exit code {done.returncode}"
     except subprocess.TimeoutExpired:
-        wrong = f"had not ended after {_PATIENCE:g} s and was stopped"
+        wrong = f"had not ended after {timeout:g} s and was stopped"
     except (OSError, ValueError) as error:
         wrong = f"could not be started: {error}"
     if wrong:

@@ -9,11 +9,11 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from sightline.engine.averaging import Average
-from sightline.engine.mixing import Mix
-from sightline.engine.nested import full_precision
-from sightline.errors import DataError
-from sightline.types import Batch, StepOutput, Task, Tensors, TrainState
+from sightline.core.errors import DataError
+from sightline.core.types import Batch, StepOutput, Task, Tensors, TrainState
+from sightline.engine.ema import ModelEMA
+from sightline.engine.mixup import MixupCutMix
+from sightline.engine.nested import to_float32
 
 LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _NOTHING = contextlib.nullcontext()
@@ -52,8 +52,8 @@ class SupervisedTask(Task):
         part_size: int | None = None,
         clip: float | None = None,
         clip_algorithm: str = "norm",
-        average: Average | None = None,
-        mix: Mix | None = None,
+        average: ModelEMA | None = None,
+        mix: MixupCutMix | None = None,
         freeze: EpochStart | None = None,
     ):
         if precision not in ("fp32", *LOW_PRECISION):
@@ -87,43 +87,43 @@ class SupervisedTask(Task):
             self.freeze.apply(state.model, state.epoch)
 
     def train_step(self, state: TrainState, batch: Batch) -> StepOutput:
-        """One update of the weights. With mixup, the metrics count the target that has the larger share."""
+        """One update of the weights. With mixup, the metrics count the target with the larger share."""
         if batch.weight is not None:
             raise _weights_of_samples()
         optimizer: Any = state.optimizer
         optimizer.zero_grad()  # here and not after the step: gradients from outside the step must not enter it
-        x, y, partner, share = batch.x, batch.y, None, 1.0
+        x, y, target_b, lam = batch.x, batch.y, None, 1.0
         if self.mix is not None:
-            x, partner, share = self.mix(x, y, state.step)
+            x, target_b, lam = self.mix(x, y, state.step)
         total: Tensor | None = None
         outputs: list[Tensor | None] = []
-        for part_x, part_y, part_partner, weight in self._parts(x, y, partner):
+        for part_x, part_y, part_partner, weight in self._parts(x, y, target_b):
             with self._autocast(part_x):
                 output = state.model(self._arranged(part_x))
             output = self._full(output)
             loss = self.loss(output, part_y)
             if part_partner is not None:
-                loss = share * loss + (1 - share) * self.loss(output, part_partner)
+                loss = lam * loss + (1 - lam) * self.loss(output, part_partner)
             if weight != 1.0:
                 loss = loss * weight
             (loss if state.scaler is None else state.scaler.scale(loss)).backward()
             total = loss.detach() if total is None else total + loss.detach()
             outputs.append(output.detach() if isinstance(output, Tensor) else None)
         self._update(state)
-        target = y if partner is None or share >= 0.5 else partner
+        target = y if target_b is None or lam >= 0.5 else target_b
         return StepOutput(total, len(_first(y)), _joined(outputs), target)
 
     def eval_step(self, state: TrainState, batch: Batch) -> StepOutput:
         """Loss and output of one batch; the trainer has switched gradients off and the model to evaluation."""
         if batch.weight is not None:
             raise _weights_of_samples()
-        output = self._answer(state, batch.x)
+        output = self._forward(state, batch.x)
         measured = output if isinstance(output, Tensor) else None
         return StepOutput(self.loss(output, batch.y), len(_first(batch.y)), measured, batch.y)
 
     def predict_step(self, state: TrainState, x: Tensors) -> Tensor:
         """Probabilities float32 [B,C], or the values of a network that answers with values."""
-        output = self._answer(state, x)
+        output = self._forward(state, x)
         if not isinstance(output, Tensor):
             raise DataError(
                 f"the network answers with a {type(output).__name__}, and a prediction is one tensor. Use a task with "
@@ -131,7 +131,7 @@ class SupervisedTask(Task):
             )
         return output.softmax(1) if self.outputs == "logits" else output
 
-    def _answer(self, state: TrainState, x: Tensors) -> Any:
+    def _forward(self, state: TrainState, x: Tensors) -> Any:
         with self._autocast(x):
             output = state.eval_model(self._arranged(x))
         return self._full(output)
@@ -157,11 +157,11 @@ class SupervisedTask(Task):
                 raise RuntimeError("there is no average of the weights to update: call task.setup(state) first")
             self.average.update(state.ema, state.model, state.step)
 
-    def _parts(self, x: Tensors, y: Tensors, partner: Tensors | None) -> list[_Part]:
+    def _parts(self, x: Tensors, y: Tensors, target_b: Tensors | None) -> list[_Part]:
         """The batch in `accumulate` parts that differ in size by one at most; no more than there are samples, or than
-        they fill of `part_size`. Of each: images, targets, partners' targets, and its share of the batch."""
+        they fill of `part_size`. Of each: images, targets, second targets, and its share of the batch."""
         if self.accumulate == 1:
-            return [(x, y, partner, 1.0)]
+            return [(x, y, target_b, 1.0)]
         total = len(_first(y))
         count = min(self.accumulate, -(-total // self.part_size) if self.part_size else total)
         if self.part_size is not None and self.part_size > 1:
@@ -171,7 +171,7 @@ class SupervisedTask(Task):
             (
                 _sliced(x, cut),
                 _sliced(y, cut),
-                None if partner is None else _sliced(partner, cut),
+                None if target_b is None else _sliced(target_b, cut),
                 (cut.stop - cut.start) / total,
             )
             for cut in cuts
@@ -192,7 +192,7 @@ class SupervisedTask(Task):
 
     def _full(self, output: Any) -> Any:
         """float32, in which losses and metrics are computed; each tensor where there are several outputs."""
-        return output if self.precision == "fp32" else full_precision(output)
+        return output if self.precision == "fp32" else to_float32(output)
 
 
 def _weights_of_samples() -> DataError:

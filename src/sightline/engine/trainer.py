@@ -14,13 +14,41 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.engine.callbacks import EVENTS, Callback, not_measured
-from sightline.engine.loaders import as_loader
+from sightline.core.errors import (
+    ConfigError,
+    DataError,
+    DivergedError,
+    NonFiniteLossError,
+    arg,
+    did_you_mean,
+    join_names,
+)
+from sightline.core.eval_mode import eval_mode
+from sightline.core.types import Batch, FitResult, Recorder, StepOutput, Task, TrainState
+from sightline.engine.iterable_loader import as_loader
 from sightline.engine.runtime import Runtime
-from sightline.errors import DataError, DivergedError, NonFiniteLossError, arg, listing, nearest
-from sightline.metrics import Meter
-from sightline.modes import evaluating
-from sightline.types import Batch, FitResult, Recorder, Task, TrainState
+from sightline.metrics.meter import Meter
+
+
+class Callback:
+    """Base of all callbacks, with the eight events; the trainer's docstring shows where each one is. An `on_...` method
+    with any other name is refused when the trainer is made.
+
+    Callbacks observe: what changes the computation is an argument of the task or the loader. What a callback may do to
+    the trainer is end it, by `trainer.should_stop = True` (after this epoch) or `trainer.interrupt()` (after this
+    step)."""
+
+    def on_fit_start(self, trainer: Trainer) -> None: ...
+    def on_epoch_start(self, trainer: Trainer) -> None: ...
+    def on_step_end(self, trainer: Trainer, output: StepOutput) -> None: ...
+    def on_checkpoint(self, trainer: Trainer) -> None: ...
+    def on_eval_end(self, trainer: Trainer, record: dict[str, float]) -> None: ...
+    def on_epoch_end(self, trainer: Trainer, record: dict[str, float]) -> None: ...
+    def on_exception(self, trainer: Trainer, error: BaseException) -> None: ...
+    def on_fit_end(self, trainer: Trainer) -> None: ...
+
+
+EVENTS = tuple(name for name in vars(Callback) if name.startswith("on_"))
 
 
 class Trainer:
@@ -93,7 +121,7 @@ class Trainer:
             self.state.meters["train"] = meter()
         check_task(task)
         check_callbacks(callbacks)
-        self._handlers = {event: handlers(self.callbacks, event) for event in EVENTS}
+        self._handlers = {event: callbacks_for(self.callbacks, event) for event in EVENTS}
         self._step_schedules = [schedule.scheduler for schedule in state.schedules if schedule.interval == "step"]
 
     @property
@@ -151,7 +179,7 @@ class Trainer:
 
     def _end(self) -> None:
         self._fitting, self.phase = False, ""
-        self._answer()
+        self._handle_requests()
         self._emit("on_fit_end")
 
     def _fail(self, error: BaseException) -> None:
@@ -173,7 +201,7 @@ class Trainer:
             self.phase = before
 
     def _between_batches(self) -> None:
-        self._answer()
+        self._handle_requests()
         if self.interrupted:
             raise _Interrupted
 
@@ -181,7 +209,7 @@ class Trainer:
         """(probabilities float32 [N,C], index int64 [N]) on the CPU, for every batch in order. `index` is the batches'
         own, or, where they have none, the place of each sample among all of them, from 0."""
         outputs, index, count = [], [], 0
-        with evaluating(self.state.eval_model), torch.inference_mode():
+        with eval_mode(self.state.eval_model), torch.inference_mode():
             for batch in batches:
                 outputs.append(self.task.predict_step(self.state, batch.x).float().cpu())
                 first, count = count, count + len(outputs[-1])
@@ -227,7 +255,7 @@ class Trainer:
             for observe in observers:
                 observe(self, output)
             if self._asked:
-                self._answer()
+                self._handle_requests()
             if self.interrupted:
                 self.check_losses()
                 raise _Interrupted
@@ -273,7 +301,7 @@ class Trainer:
         if self.recorder is not None:
             self.recorder.log(self.state.step, values)
 
-    def _answer(self) -> None:
+    def _handle_requests(self) -> None:
         if self._asked:
             self._asked = False
             self._emit("on_checkpoint")
@@ -321,7 +349,7 @@ def evaluate(
     after = f" after step {state.step}" if isinstance(model, TrainState) else ""
     number, loader = 0, as_loader(batches)
     loader.seek(0)
-    with evaluating(state.eval_model), torch.inference_mode():
+    with eval_mode(state.eval_model), torch.inference_mode():
         for number, batch in enumerate(loader, start=1):
             meter.update(task.eval_step(state, batch))
             if number % flush_every == 0:
@@ -356,7 +384,7 @@ def check_task(task: object) -> None:
     missing = [name for name in _TASK if not callable(getattr(task, name, None))]
     if missing:
         raise TypeError(
-            f"the task {type(task).__name__} has no {listing(missing)}. Derive it from sightline.types.Task, whose "
+            f"the task {type(task).__name__} has no {join_names(missing)}. Derive it from sightline.Task, whose "
             f"`setup` and `begin_epoch` do nothing, or from SupervisedTask."
         )
 
@@ -366,12 +394,22 @@ def check_callbacks(callbacks: Sequence[Callback]) -> None:
     for callback in callbacks:
         for name in dir(callback):
             if name.startswith("on_") and name not in EVENTS and callable(getattr(callback, name)):
-                told = f"{type(callback).__name__}.{name}: no such event.{nearest(name, EVENTS)}"
-                raise TypeError(f"{told} There are: {', '.join(EVENTS)}.")
+                message = f"{type(callback).__name__}.{name}: no such event.{did_you_mean(name, EVENTS)}"
+                raise TypeError(f"{message} There are: {', '.join(EVENTS)}.")
 
 
-def handlers(callbacks: Sequence[Callback], event: str) -> list[Callable[..., None]]:
+def callbacks_for(callbacks: Sequence[Callback], event: str) -> list[Callable[..., None]]:
     """The callbacks that override an event; one that nobody watches costs nothing."""
     base = getattr(Callback, event)
     found = [getattr(callback, event, None) for callback in callbacks]
     return [handler for handler in found if handler is not None and getattr(handler, "__func__", None) is not base]
+
+
+def not_measured(key: str, monitor: str, record: Mapping[str, float], effect: str) -> ConfigError:
+    """The error for an evaluation whose record lacks the metric that `key` names; `effect` is what that leads to."""
+    names = [name for name in record if name != "epoch"]
+    return ConfigError(
+        f"the evaluation did not measure '{monitor}', so {effect}.{did_you_mean(monitor, names)} There are: "
+        f"{join_names(names, 40)}.",
+        key=key,
+    )

@@ -1,8 +1,6 @@
 """The learners: BaseModel and StandardModel as the tutorial has them, BaseLearner and StandardLearner as the versions
 after it. They say what is to be done; the engine does it."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,46 +8,33 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sightline.engine.hooks import bfloat16
+from sightline.core.errors import DataError
+from sightline.core.eval_mode import eval_mode
+from sightline.engine.step_hooks import autocast_bfloat16
 from sightline.engine.trainer import evaluate
-from sightline.errors import DataError
-from sightline.learner.callbacks import Callbacks
 from sightline.learner.fitting import fit
 from sightline.learner.metrics import batch_size
-from sightline.learner.plan import FIRST, LATER, LOOP, LearnerError, Measuring, Plan, named_metrics
-from sightline.learner.predictions import concatenated, on_cpu, per_sample, probabilities, squeezed, usable
+from sightline.learner.plan import FIRST, LATER, LOOP, LearnerError, LearnerMetric, TrainArguments, named_metrics
+from sightline.learner.predictions import (
+    clone_for_autograd,
+    concatenate,
+    on_cpu,
+    per_sample,
+    probabilities,
+    squeeze_single,
+)
+from sightline.learner.state import LearnerState
 from sightline.learner.summary import inputs_of, layer_table
-from sightline.learner.task import PREDICT, TRAIN, LearnerTask, measure_on, moved, own_method, train_on
+from sightline.learner.task import PREDICT, TRAIN, LearnerTask, find_method, measure_on, move_to_device, train_on
 from sightline.learner.weights import load_weights, save_weights
 from sightline.models.onnx import write_onnx
-from sightline.modes import evaluating
 
 
-class BaseModel(Callbacks):
+class BaseModel(LearnerState):
     """A network and what may be done with it. A subclass says how to train, to measure and to answer on one batch, in
     `__train_func__`, `__eval_function__` and `__predict_func__`; all else is here."""
-
-    def __init__(self, model: nn.Module, use_cuda_if_available: bool = True):
-        if not isinstance(model, nn.Module):
-            raise LearnerError(f"model: expected a torch.nn.Module, found a {type(model).__name__}.")
-        super().__init__()
-        self.model = model
-        self.cuda = bool(use_cuda_if_available and torch.cuda.is_available())
-        self.fp16_mode = False
-        self.iterations = 0
-        self.loss_history: list[float] = []
-        self.optimizer: Any = None
-        self.loss_fn: Any = None
-        self.clip_grads: Any = None
-        self.train_metrics: Any = None
-        self.test_metrics: Any = None
-        self.val_metrics: Any = None
-        self.train_running_loss: Any = None
-        self.model_dir: str | Path = "."
-        self.records: list[dict[str, float]] = []
-        self._placed: torch.device | None = None
 
     @FIRST.shown
     def train(self, *arguments: Any, **named: Any) -> None:
@@ -63,11 +48,13 @@ class BaseModel(Callbacks):
         that holds another training."""
         self._fit(FIRST.plan(*arguments, **named))
 
-    def evaluate(self, test_loader: Iterable[Any], metrics: Sequence[Measuring] | Measuring) -> dict[str, float]:
+    def evaluate(
+        self, test_loader: Iterable[Any], metrics: Sequence[LearnerMetric] | LearnerMetric
+    ) -> dict[str, float]:
         """Resets and measures `metrics`; returns their values by name. Weights, buffers and modes stay."""
         return self._measure("test", test_loader, metrics)
 
-    def validate(self, val_loader: Iterable[Any], metrics: Sequence[Measuring] | Measuring) -> dict[str, float]:
+    def validate(self, val_loader: Iterable[Any], metrics: Sequence[LearnerMetric] | LearnerMetric) -> dict[str, float]:
         """As `evaluate`, by the step for validation where there is one."""
         return self._measure("val", val_loader, metrics)
 
@@ -76,7 +63,7 @@ class BaseModel(Callbacks):
         CPU. With several outputs each answer has them in the container they came in. A batch of a loader that is a pair
         is (inputs, targets). `apply_softmax` is over the classes, dimension 1, of every output. Raises LearnerError for
         outputs that it does not fit, or that do not have one entry per sample."""
-        with self.ready(), evaluating(self.model):
+        with self.ready(), eval_mode(self.model):
             if isinstance(inputs, Tensor | np.ndarray | Mapping | list | tuple) or not isinstance(inputs, Iterable):
                 return self._single(self._answered(inputs, apply_softmax))
             answers = []
@@ -127,22 +114,14 @@ class BaseModel(Callbacks):
         return {name: values for name, values in found.items() if values}
 
     @property
-    def device(self) -> torch.device:
-        """Where the network computes."""
-        if self._placed is not None:  # looked up once, not in every step
-            return self._placed
-        first = next(self.model.parameters(), None)
-        return torch.device("cuda") if self.cuda else first.device if first is not None else torch.device("cpu")
-
-    @property
     def owns_train_step(self) -> bool:
         """Whether the training step is the one of this module, and not a subclass's own."""
-        step = own_method(self, *TRAIN)
+        step = find_method(self, *TRAIN)
         return getattr(step, "__module__", "") == __name__
 
     def answer(self, inputs: Any) -> Any:
         """The learner's own answer to a batch."""
-        function = own_method(self, *PREDICT)
+        function = find_method(self, *PREDICT)
         if function is None:
             raise LearnerError(
                 f"{type(self).__name__} has no {PREDICT[0]}(self, inputs), which answers a batch. Define it, or take "
@@ -157,12 +136,12 @@ class BaseModel(Callbacks):
         self.model.to(device)
         self._placed = device
         try:
-            with bfloat16(self.model, device) if self.fp16_mode else contextlib.nullcontext():
+            with autocast_bfloat16(self.model, device) if self.fp16_mode else contextlib.nullcontext():
                 yield
         finally:
             self._placed = outer
 
-    def _fit(self, plan: Plan) -> None:
+    def _fit(self, plan: TrainArguments) -> None:
         with self.ready():
             fit(self, plan)
 
@@ -186,7 +165,7 @@ class BaseModel(Callbacks):
         with torch.inference_mode():
             answer = self.answer(inputs)
             answer = probabilities(answer) if apply_softmax else answer
-        return usable(answer)
+        return clone_for_autograd(answer)
 
     def _single(self, answer: Any) -> Any:
         """What `predict` gives for one batch."""
@@ -218,7 +197,7 @@ class StandardModel(BaseModel):
         measure_on(self, data, metrics)
 
     def __predict_func__(self, inputs: Any) -> Any:
-        return self.model(moved(inputs, self.device))
+        return self.model(move_to_device(inputs, self.device))
 
 
 class BaseLearner(BaseModel):
@@ -245,12 +224,12 @@ class BaseLearner(BaseModel):
         return super().predict(inputs, apply_softmax)
 
     def _single(self, answer: Any) -> Any:
-        return squeezed(answer)
+        return squeeze_single(answer)
 
     def _gathered(self, answers: list[Any]) -> Any:
         if not answers:
             raise DataError("the loader gave no batch to predict.")
-        return concatenated(answers)
+        return concatenate(answers)
 
 
 class StandardLearner(BaseLearner):
@@ -267,4 +246,4 @@ class StandardLearner(BaseLearner):
         measure_on(self, data, self.val_metrics)
 
     def __predict_func__(self, inputs: Any) -> Any:
-        return self.model(moved(inputs, self.device))
+        return self.model(move_to_device(inputs, self.device))

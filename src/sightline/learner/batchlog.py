@@ -7,28 +7,26 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from sightline.core.types import StepOutput
 from sightline.engine.progress import Progress
+from sightline.engine.trainer import Trainer
 from sightline.learner.task import running
-from sightline.types import StepOutput
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-    from sightline.engine.trainer import Trainer
-
-_OFTEN, _SELDOM = 0.25, 10.0  # seconds between two looks: where a line is drawn over, and where each is a line more
 
 
 class BatchLog(Progress):
     """The engine's bar on a terminal, one for each epoch; a line that is written over in a notebook, a line now and
     then elsewhere. The values are read back from the device when they are shown, four times a second at most, and not
-    for every batch."""
+    for every batch. `every` is the number of seconds between two lines (None: 0.25 where a line is written over, 10
+    where each is a new one)."""
 
-    def __init__(self, notebook: bool = False):
+    def __init__(self, notebook: bool = False, every: float | None = None):
         super().__init__()
         self._notebook = notebook or self.console.is_jupyter
         self.draws = self.draws and not self._notebook
-        self._every = _OFTEN if self.draws or self._notebook else _SELDOM
+        self._every = (0.25 if self.draws or self._notebook else 10.0) if every is None else every
         self._values = ""
         self._wide = 0
 

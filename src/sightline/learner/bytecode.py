@@ -1,7 +1,5 @@
 """The code of functions and classes as digests, and which names it reads and changes."""
 
-from __future__ import annotations
-
 import dis
 import functools
 import hashlib

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,22 +21,30 @@ Digests = dict[int, tuple[object, Any]]
 """Digests that are known, by the identity of the object, with the object."""
 MANY = 4096
 """A container of more entries than this is read once in a call of `train`, as a large array is."""
-FULL = 2 << 30
-"""An array of more bytes than this is compared by a sample of it."""
 SHORT = 64
 """A list of more items than this is compared by a digest."""
-_SAMPLED, _CHUNK, _FILES, _SMALL = 256 << 20, 16 << 20, 100_000, 1024
+_FILES, _SMALL = 100_000, 1024
+
+
+class Sampling(NamedTuple):
+    """An array of more than `full` bytes is compared by about `sampled` bytes of it, in evenly spaced chunks of `chunk`
+    bytes."""
+
+    full: int = 2 << 30
+    sampled: int = 256 << 20
+    chunk: int = 16 << 20
 
 
 class Contents:
     """Makes the digests. `count` says how many arrays and lists were read, `files` how many of the lists were of files,
     `unknown` what could not be read. `describe` gives a description of any other object."""
 
-    def __init__(self, describe: Callable[[Any], Any], digests: Digests):
+    def __init__(self, describe: Callable[[Any], Any], digests: Digests, sampling: Sampling = Sampling()):
         self.count = self.files = 0
         self.unknown: list[str] = []
         self._describe = describe
         self._digests = digests
+        self._sampling = sampling
 
     def array(self, value: Tensor | np.ndarray[Any, Any], keep: bool = True) -> str:
         """Type, shape and digest of the values; of a parameter that is trained, type and shape alone. With
@@ -53,7 +61,8 @@ class Contents:
             if keep:
                 self._digests[id(value)] = (value, found)
         if " sample:" in found:
-            self.unknown.append(f"all of an array of more than {FULL >> 30} GiB; a sample of it was compared")
+            limit = self._sampling.full >> 30
+            self.unknown.append(f"all of an array of more than {limit} GiB; a sample of it was compared")
         self.count += 1
         return found
 
@@ -128,8 +137,8 @@ class Contents:
         if isinstance(value, Tensor) and (value.layout != torch.strided or value.is_quantized or value.is_meta):
             self.unknown.append(f"the values of a {value.layout} tensor")
             return "sha256"
-        sampled = value.nbytes > FULL
-        for part in _parts(value, sampled):
+        sampled = value.nbytes > self._sampling.full
+        for part in _parts(value, self._sampling, sampled):
             total.update(part)
         return "sample" if sampled else "sha256"
 
@@ -190,7 +199,7 @@ def _feed_files(total: Any, items: Sequence[Any]) -> None:
             total.update(b"none ")
 
 
-def _parts(value: Tensor | np.ndarray[Any, Any], sampled: bool) -> Iterator[Any]:
+def _parts(value: Tensor | np.ndarray[Any, Any], sampling: Sampling, sampled: bool) -> Iterator[Any]:
     """The bytes of an array; `sampled`, of rows that are evenly spaced."""
     if isinstance(value, Tensor):
         tensor = value.detach().as_subclass(Tensor).resolve_conj().resolve_neg()
@@ -200,9 +209,9 @@ def _parts(value: Tensor | np.ndarray[Any, Any], sampled: bool) -> Iterator[Any]
         array = array.reshape(-1) if array.ndim == 0 or array.flags.c_contiguous else array
     rows: Any = tensor if isinstance(value, Tensor) else array
     wide = max(1, value.nbytes // max(1, len(rows)))
-    many = max(1, _CHUNK // wide)
+    many = max(1, sampling.chunk // wide)
     starts = range(0, len(rows), many)
-    step = -(-value.nbytes // _SAMPLED) if sampled else 1
+    step = -(-value.nbytes // sampling.sampled) if sampled else 1
     for start in starts[::step]:
         part = rows[start : start + many]
         if isinstance(part, Tensor):

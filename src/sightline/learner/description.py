@@ -4,8 +4,6 @@ A description is made of dicts, lists, texts and numbers. Keys that begin with "
 the object. No random generator is read, no user code is called but `__len__` of data, and no memory address is part of
 a description."""
 
-from __future__ import annotations
-
 import functools
 import re
 import types
@@ -40,6 +38,7 @@ from sightline.learner.contents import (
     SHORT,
     Contents,
     Digests,
+    Sampling,
     digest_of,
     has_files,
     is_path,
@@ -85,12 +84,13 @@ class Describer:
         digests: Digests | None = None,
         values: bool = False,
         calls: frozenset[str] = frozenset(),
+        sampling: Sampling = Sampling(),
     ):
         self._named = {id(value): name for name, value in (named or {}).items() if value is not None}
         self._values = values
         self._calls = calls  # the names that the code reads by which the object is used that is described
         self._changed: dict[tuple[type, frozenset[str]], tuple[set[str], set[str]]] = {}
-        self._contents = Contents(self.value, {} if digests is None else digests)
+        self._contents = Contents(self.value, {} if digests is None else digests, sampling)
         self.unknown = self._contents.unknown
         self._known: dict[tuple[int, frozenset[str] | None], tuple[object, Any]] = {}
         self._depth = 0

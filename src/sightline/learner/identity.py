@@ -7,34 +7,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sightline.engine.callbacks import Callback
-from sightline.identity import MISSING, Change, Path, describe_change, differences, put
+from sightline.core.identity import MISSING, Change, Path, describe_change, differences, set_at_path
+from sightline.core.locate import current_names
+from sightline.core.types import TrainState
+from sightline.engine.trainer import Callback, Trainer
 from sightline.learner.bytecode import python_version, reads_of
 from sightline.learner.contents import MANY, Digests, has_files
 from sightline.learner.description import Describer
-from sightline.learner.plan import Plan
-from sightline.learner.task import EVAL, TRAIN, VALIDATE, own_method
-
-if TYPE_CHECKING:
-    from sightline.engine.trainer import Trainer
-    from sightline.learner.base import BaseModel
-    from sightline.types import TrainState
+from sightline.learner.plan import TrainArguments
+from sightline.learner.state import LearnerState
+from sightline.learner.task import EVAL, TRAIN, VALIDATE, find_method
 
 VERSION = 2
 _CYCLED = ("params", "lr", "betas", "momentum", "max_momentum", "base_momentum", "max_lr", "min_lr")
 """What a schedule can change in an optimiser as it goes; where there is none that does, the description has it."""
-_LARGE = 16 << 20
 _GROUP = ("max_lr", "min_lr", "max_momentum", "base_momentum")
 _LENGTHS = ("total_steps", "T_max", "total_iters")
 
 
-def describe_arguments(learner: BaseModel, plan: Plan) -> dict[str, Any]:
+def describe_arguments(learner: LearnerState, plan: TrainArguments) -> dict[str, Any]:
     """What makes a training the one it is, as far as plain values say it."""
     groups = []
     for group in plan.optimizer.param_groups if plan.optimizer is not None else ():
@@ -53,7 +50,7 @@ def describe_arguments(learner: BaseModel, plan: Plan) -> dict[str, Any]:
     }
 
 
-def describe_settings(learner: BaseModel, plan: Plan, digests: Digests) -> dict[str, Any]:
+def describe_settings(learner: LearnerState, plan: TrainArguments, digests: Digests) -> dict[str, Any]:
     """All but the data. `digests` are those of arrays that are known, and of those that are read for it."""
     elsewhere = {"the learner": learner, "the optimizer": plan.optimizer}
     elsewhere |= {name: getattr(plan, name) for name in ("train_loader", "test_loader", "val_loader")}
@@ -79,7 +76,7 @@ def describe_settings(learner: BaseModel, plan: Plan, digests: Digests) -> dict[
     return _plain(found)
 
 
-def describe_loaders(plan: Plan, digests: Digests) -> tuple[dict[str, Any], dict[str, list[str]]]:
+def describe_loaders(plan: TrainArguments, digests: Digests) -> tuple[dict[str, Any], dict[str, list[str]]]:
     """(the loaders by the names of their arguments, what of each cannot be compared). A data set that two of them have
     is read once."""
     found, unknown = {}, {}
@@ -95,19 +92,19 @@ def describe_loaders(plan: Plan, digests: Digests) -> tuple[dict[str, Any], dict
 
 class TrainingDescription:
     """The parts of one call of `train` as plain values, compared with those in the config of a checkpoint: `arguments`
-    by name, `settings` and `loaders` by what they are made of."""
+    by name, `settings` and `loaders` by what they are made of. Data of more than `large` bytes is read once."""
 
-    def __init__(self, learner: BaseModel, plan: Plan):
+    def __init__(self, learner: LearnerState, plan: TrainArguments, large: int = 16 << 20):
         self._learner, self._plan = learner, plan
         digests: Digests = {}
         self.arguments = describe_arguments(learner, plan)
         self.settings = describe_settings(learner, plan, digests)
-        self._large = {key: found for key, found in digests.items() if _is_large(found[0], _LARGE)}
+        self._large = {key: found for key, found in digests.items() if _is_large(found[0], large)}
         self.loaders, self.unknown = describe_loaders(plan, digests)
         # of the data no large array is read again, nor many small ones, nor a long container, even if it was changed in
         # place: that would take long at every epoch
-        few = sum(size for found in digests.values() if (size := _bytes(found[0])) <= _LARGE) <= _LARGE
-        self._known = {key: found for key, found in digests.items() if _is_large(found[0], _LARGE if few else -1)}
+        few = sum(size for found in digests.values() if (size := _bytes(found[0])) <= large) <= large
+        self._known = {key: found for key, found in digests.items() if _is_large(found[0], large if few else -1)}
         self.changed: dict[Path, Any] = {}
 
     def saved(self) -> dict[str, Any]:
@@ -124,7 +121,7 @@ class TrainingDescription:
     def compare(self, config: Mapping[str, Any], epoch: int) -> tuple[list[Change], list[str]]:
         """(what differs from the training that a checkpoint of `epoch` with this config is of, a description of what
         could not be compared)."""
-        then = json.loads(config.get("identity", "{}"))
+        then = current_names(json.loads(config.get("identity", "{}")))
         if then.get("version") != VERSION:
             return [], ["network, loss, schedule and data, which the version that began it did not note"]
         for *path, value in json.loads(config.get("changed", "[]")):
@@ -150,7 +147,7 @@ class TrainingDescription:
                     if self.changed[path] != value:
                         notes.append(f"{describe_change(path, was, value)}; training changes it")
                     parts = self.settings if name in self.settings else self.loaders
-                    put(parts, path, was)  # what it began with stays known
+                    set_at_path(parts, path, was)  # what it began with stays known
         return differing, notes
 
     def note_changes(self) -> None:
@@ -186,7 +183,7 @@ class NoteChanges(Callback):
         state.config |= self._description.saved()
 
 
-def _optimizer(learner: BaseModel, plan: Plan) -> Any:
+def _optimizer(learner: LearnerState, plan: TrainArguments) -> Any:
     """Its class, which parameters are in which of its groups, and their momentum where no schedule changes it. Their
     other settings are compared by themselves."""
     optimizer = plan.optimizer
@@ -206,16 +203,16 @@ def _optimizer(learner: BaseModel, plan: Plan) -> Any:
     return found | {"groups": groups}
 
 
-def _scheduler(plan: Plan, named: Mapping[str, object]) -> Any:
+def _scheduler(plan: TrainArguments, named: Mapping[str, object]) -> Any:
     found = Describer(named).value(plan.lr_scheduler)
     groups = plan.optimizer.param_groups if plan.optimizer is not None else ()
     rates = [{name: group[name] for name in _GROUP if name in group} for group in groups]
     return found | {"groups": Describer().value(rates)}
 
 
-def _steps(learner: BaseModel) -> dict[str, Any]:
+def _steps(learner: LearnerState) -> dict[str, Any]:
     """The learner's own steps, those that it has."""
-    found = {name: own_method(learner, *how) for name, how in (("train", TRAIN), ("eval", EVAL), ("val", VALIDATE))}
+    found = {name: find_method(learner, *how) for name, how in (("train", TRAIN), ("eval", EVAL), ("val", VALIDATE))}
     return {name: step for name, step in found.items() if step is not None}
 
 

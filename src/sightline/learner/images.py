@@ -1,7 +1,5 @@
 """Helpers for images and classes: load one image, name an ImageNet class, encode labels."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +8,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sightline import locate
-from sightline.data.decode import open_image, size_of
-from sightline.data.preprocess import Preprocess
+from sightline.core import locate
+from sightline.data.images.decode import decode_image, height_width
+from sightline.data.images.preprocess import Preprocess
 from sightline.learner.plan import LearnerError
 
 
@@ -28,8 +26,8 @@ def load_image(
     (height, width), or one number for both: the shorter side is scaled to it and the centre cut out. Raises ImageError
     for a file that is no image."""
     name = f"'{file}'"
-    image = open_image(Path(file), name)
-    height, width = (target_size, target_size) if isinstance(target_size, int) else target_size or size_of(image)
+    image = decode_image(Path(file), name)
+    height, width = (target_size, target_size) if isinstance(target_size, int) else target_size or height_width(image)
     channels = 1 if grayscale else 3
     mean, std = ((value if isinstance(value, tuple | list) else (value,)) for value in (mean, std))
     preprocess = Preprocess(height, width, channels, tuple(mean), tuple(std), "crop")
@@ -41,7 +39,7 @@ def load_image(
 
 def decode_imagenet(class_index: int | Tensor) -> str:
     """The name of one of ImageNet's 1,000 classes, as torchvision's weights have them in their order."""
-    names = locate.require("torchvision.models").ResNet18_Weights.DEFAULT.meta["categories"]
+    names = locate.import_optional("torchvision.models").ResNet18_Weights.DEFAULT.meta["categories"]
     index = int(class_index)
     if not 0 <= index < len(names):
         raise LearnerError(f"decode_imagenet: there are classes 0 to {len(names) - 1}, not {index}.")

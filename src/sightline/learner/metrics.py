@@ -1,14 +1,12 @@
 """Metrics of the learner: sums over samples that stay on the device until somebody asks for the value."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sightline.learner.plan import LearnerError, Measuring, direction
+from sightline.learner.plan import LearnerError, LearnerMetric, direction
 
 
 class Metric:
@@ -54,19 +52,19 @@ class Metric:
         raise NotImplementedError(f"{type(self).__name__} has no __compute__, the sum over the samples of a batch.")
 
 
-class _OneOutput(Metric):
+class _PerOutputMetric(Metric):
     """A metric that is defined for one output; of several it is the sum."""
 
     def __compute__(self, predictions: Any, targets: Any) -> Any:
         if isinstance(predictions, list | tuple):
             return sum(self.__compute__(*pair) for pair in zip(predictions, targets, strict=True))
-        return self._sum_of(predictions, targets)
+        return self._batch_sum(predictions, targets)
 
-    def _sum_of(self, predictions: Tensor, targets: Tensor) -> Tensor:
+    def _batch_sum(self, predictions: Tensor, targets: Tensor) -> Tensor:
         raise NotImplementedError
 
 
-class Accuracy(_OneOutput):
+class Accuracy(_PerOutputMetric):
     """How often the right class is among the `topK` first. Outputs [B,C], class indices [B]."""
 
     better = "max"
@@ -75,15 +73,15 @@ class Accuracy(_OneOutput):
         super().__init__(name)
         self.topK = topK
 
-    def _sum_of(self, predictions: Tensor, targets: Tensor) -> Tensor:
-        _check_classes(self, predictions, targets, self.topK)
+    def _batch_sum(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        _check_shapes(self, predictions, targets, self.topK)
         label = targets.reshape(-1)
         if self.topK == 1:
             return (predictions.argmax(1) == label).sum()
         return (predictions.topk(self.topK, 1).indices == label.unsqueeze(1)).sum()
 
 
-class MeanConfidenceScore(_OneOutput):
+class MeanConfidenceScore(_PerOutputMetric):
     """The mean probability of the right class, 0 where it is not among the `topK` first. Outputs [B,C], class indices
     [B]; `apply_softmax` makes probabilities of logits."""
 
@@ -94,15 +92,15 @@ class MeanConfidenceScore(_OneOutput):
         self.topK = topK
         self.apply_softmax = apply_softmax
 
-    def _sum_of(self, predictions: Tensor, targets: Tensor) -> Tensor:
-        _check_classes(self, predictions, targets, self.topK)
+    def _batch_sum(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        _check_shapes(self, predictions, targets, self.topK)
         probabilities = predictions.float().softmax(1) if self.apply_softmax else predictions.float()
         label = targets.reshape(-1, 1)
         among = (predictions.topk(self.topK, 1).indices == label).any(1, keepdim=True)
         return (probabilities.gather(1, label.long()) * among).sum()
 
 
-class MSE(_OneOutput):
+class MSE(_PerOutputMetric):
     """The mean squared error. A sample of several numbers counts with their mean."""
 
     better = "min"
@@ -110,11 +108,11 @@ class MSE(_OneOutput):
     def __init__(self, name: str = "MSE"):
         super().__init__(name)
 
-    def _sum_of(self, predictions: Tensor, targets: Tensor) -> Tensor:
-        return _over_samples(_difference(self, predictions, targets).square())
+    def _batch_sum(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        return _sum_of_sample_means(_difference(self, predictions, targets).square())
 
 
-class MAE(_OneOutput):
+class MAE(_PerOutputMetric):
     """The mean absolute error. A sample of several numbers counts with their mean."""
 
     better = "min"
@@ -122,8 +120,8 @@ class MAE(_OneOutput):
     def __init__(self, name: str = "MAE"):
         super().__init__(name)
 
-    def _sum_of(self, predictions: Tensor, targets: Tensor) -> Tensor:
-        return _over_samples(_difference(self, predictions, targets).abs())
+    def _batch_sum(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        return _sum_of_sample_means(_difference(self, predictions, targets).abs())
 
 
 def batch_size(value: Any, batch_first: bool = True) -> int:
@@ -142,37 +140,37 @@ def batch_size(value: Any, batch_first: bool = True) -> int:
     return count
 
 
-def is_better(metric: Measuring, value: float, best: float | None) -> bool:
+def is_better(metric: LearnerMetric, value: float, best: float | None) -> bool:
     """Whether `value` is better than `best`; anything is better than none, but NaN."""
     if value != value:  # noqa: PLR0124 NaN
         return False
     return best is None or (value < best if direction(metric) == "min" else value > best)
 
 
-def state_of(metric: Measuring) -> dict[str, Any]:
+def metric_state(metric: LearnerMetric) -> dict[str, Any]:
     """What a metric has summed up so far, as plain values and tensors."""
     if hasattr(metric, "state_dict"):
         return dict(metric.state_dict())
-    return {name: value for name, value in vars(metric).items() if name != "history" and _is_plain(value)}
+    return {name: value for name, value in vars(metric).items() if name != "history" and _is_serializable(value)}
 
 
-def restore_state(metric: Measuring, state: Mapping[str, Any]) -> None:
-    """The inverse of `state_of`."""
+def load_metric_state(metric: LearnerMetric, state: Mapping[str, Any]) -> None:
+    """The inverse of `metric_state`."""
     if hasattr(metric, "load_state_dict"):
         metric.load_state_dict(state)
     else:
         vars(metric).update(state)
 
 
-def _is_plain(value: Any) -> bool:
+def _is_serializable(value: Any) -> bool:
     if isinstance(value, list | tuple):
-        return all(_is_plain(item) for item in value)
+        return all(_is_serializable(item) for item in value)
     if isinstance(value, dict):
-        return all(isinstance(key, str | int) and _is_plain(item) for key, item in value.items())
+        return all(isinstance(key, str | int) and _is_serializable(item) for key, item in value.items())
     return value is None or type(value) in (bool, int, float, str) or isinstance(value, Tensor)
 
 
-def _check_classes(metric: Any, predictions: Tensor, targets: Tensor, k: int) -> None:
+def _check_shapes(metric: Any, predictions: Tensor, targets: Tensor, k: int) -> None:
     if predictions.ndim != 2 or targets.numel() != len(predictions):
         raise LearnerError(
             f"{type(metric).__name__}: expected scores [batch, classes] and class indices [batch], found "
@@ -196,5 +194,5 @@ def _difference(metric: Any, predictions: Tensor, targets: Tensor) -> Tensor:
     return predictions.float() - targets.float()
 
 
-def _over_samples(values: Tensor) -> Tensor:
+def _sum_of_sample_means(values: Tensor) -> Tensor:
     return values.reshape(len(values), -1).mean(1).sum()

@@ -5,33 +5,32 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from sightline.engine.callbacks import Callback
-from sightline.files import expanded, leftovers, write_json
+from sightline.core.files import expand_user, stale_temporaries, write_json
+from sightline.core.types import StepOutput, TrainState
+from sightline.engine.trainer import Callback, Trainer
 from sightline.learner.metrics import is_better
-from sightline.learner.plan import Plan, direction
+from sightline.learner.plan import TrainArguments, direction
 from sightline.learner.plots import PlotInput, file_names, visualize
+from sightline.learner.state import LearnerState
 from sightline.learner.task import running
-from sightline.runs.recorders import Curves
-from sightline.types import StepOutput, TrainState
-
-if TYPE_CHECKING:
-    from sightline.engine.trainer import Trainer
-    from sightline.learner.base import BaseModel
+from sightline.runs.recorders import CurveRecorder
 
 ALL, BEST, LOSS_PLOT, PLOTS = "all_models", "best_models", "epoch_{}_loss.png", "metric_files.json"
 """The directories of models, the name of a plot, and the file that says which metric's plots are called what."""
 _STATE = "learner"
 
 
-class Outputs(Callback):
+class OutputsCallback(Callback):
     """Models, plots, logs, and the learner's own callbacks. It comes before the checkpointer, so that a checkpoint is
     never ahead of the files."""
 
-    def __init__(self, learner: BaseModel, plan: Plan, directory: Path, curves: Curves | None = None):
+    def __init__(
+        self, learner: LearnerState, plan: TrainArguments, directory: Path, curves: CurveRecorder | None = None
+    ):
         self.learner = learner
         self.plan = plan
         self.directory = directory
@@ -43,7 +42,9 @@ class Outputs(Callback):
         """Directories, and what the learner has of the epochs that are done."""
         for name in (ALL, *([BEST] if self.plan.deciding else [])):
             (self.directory / name).mkdir(exist_ok=True)
-            for left in (file for kind in ("*.pth", "*.json") for file in leftovers(self.directory / name, kind)):
+            for left in (
+                file for kind in ("*.pth", "*.json") for file in stale_temporaries(self.directory / name, kind)
+            ):
                 left.unlink()
         if self.plan.save_metrics and any(name != safe for name, safe in self._plots.items()):
             write_json(self.directory / PLOTS, self._plots)
@@ -82,7 +83,7 @@ class Outputs(Callback):
             print(line)
             lines.append(line)
         if plan.save_logs is not None:
-            path = expanded(plan.save_logs)
+            path = expand_user(plan.save_logs)
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a", encoding="utf-8") as file:
                 file.write("".join(f"{line}\n" for line in lines))

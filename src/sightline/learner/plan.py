@@ -1,7 +1,5 @@
 """What one call of `train` asks for, checked before anything is made."""
 
-from __future__ import annotations
-
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,10 +10,10 @@ from typing import Any, Protocol, TypeVar
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from sightline.errors import ConfigError, listing, nearest
-from sightline.files import expanded
-from sightline.monitors import better_when
-from sightline.types import Schedule
+from sightline.core.errors import ConfigError, did_you_mean, join_names
+from sightline.core.files import expand_user
+from sightline.core.types import Schedule
+from sightline.metrics.direction import metric_mode
 
 SAVE_MODELS = ("all", "best")
 _RESERVED = ("loss", "duration")
@@ -26,7 +24,7 @@ class LearnerError(ConfigError, ValueError):
     """An argument of the learner is wrong; names it, and what to give instead."""
 
 
-class Measuring(Protocol):
+class LearnerMetric(Protocol):
     """What a metric is to the learner. One with `better`, "min" or "max", says which values are the better ones; one
     with a list `history` has its values of all epochs there."""
 
@@ -38,7 +36,7 @@ class Measuring(Protocol):
 
 
 @dataclass
-class Plan:
+class TrainArguments:
     """The arguments of `train`, checked: their names, their order and their defaults in the first generation, whose
     later arguments come by name alone. `metrics` has those of each split that is measured, by the names of their
     values; a number distinguishes two of one name. Raises LearnerError, a ValueError, for a wrong one."""
@@ -46,9 +44,9 @@ class Plan:
     train_loader: Iterable[Any]
     loss_fn: Callable[..., Any] | None
     optimizer: Optimizer | None
-    train_metrics: Sequence[Measuring] | Measuring | None
+    train_metrics: Sequence[LearnerMetric] | LearnerMetric | None
     test_loader: Iterable[Any] | None = None
-    test_metrics: Sequence[Measuring] | Measuring | None = None
+    test_metrics: Sequence[LearnerMetric] | LearnerMetric | None = None
     num_epochs: int = 10
     lr_schedule: Any = None
     save_models: str = "all"
@@ -60,7 +58,7 @@ class Plan:
     save_metrics: bool = True
     _: KW_ONLY
     val_loader: Iterable[Any] | None = None
-    val_metrics: Sequence[Measuring] | Measuring | None = None
+    val_metrics: Sequence[LearnerMetric] | LearnerMetric | None = None
     lr_scheduler: Any = None
     save_model_interval: int = 1
     visdom_log: Any = None
@@ -69,7 +67,7 @@ class Plan:
     clip_grads: Sequence[float] | None = None
     clip_params: Sequence[float] | None = None
     lr_schedule_late: bool = False
-    metrics: dict[str, dict[str, Measuring]] = field(init=False)
+    metrics: dict[str, dict[str, LearnerMetric]] = field(init=False)
 
     def __post_init__(self) -> None:
         if self.save_models not in SAVE_MODELS:
@@ -104,7 +102,7 @@ class Plan:
             split, name = self.deciding
             self._warn_of_direction(f"{split}_metrics", self.metrics[split][name], "the best model is that of")
 
-    def _warn_of_direction(self, argument: str, metric: Measuring, effect: str) -> None:
+    def _warn_of_direction(self, argument: str, metric: LearnerMetric, effect: str) -> None:
         """Warns of a metric that is taken for one that is better when higher because nothing says otherwise."""
         if known_direction(metric) is None:
             warnings.warn(
@@ -117,7 +115,7 @@ class Plan:
     @property
     def directory(self) -> Path:
         """`model_dir`, by default the current directory."""
-        return Path.cwd() if self.model_dir is None else expanded(self.model_dir)
+        return Path.cwd() if self.model_dir is None else expand_user(self.model_dir)
 
     @property
     def deciding(self) -> tuple[str, str] | None:
@@ -173,27 +171,27 @@ class Plan:
         self.lr_schedule, self.lr_scheduler = (None, given) if is_scheduler else (given, None)
 
 
-class Arguments:
-    """How one generation takes the arguments of `train`: those of `order` by position, by default those that `Plan`
-    takes so, the others by name alone. `defaults` are the ones that are not `Plan`'s."""
+class ArgumentTable:
+    """How one generation takes the arguments of `train`: those of `order` by position, by default those that
+    `TrainArguments` takes so, the others by name alone. `defaults` are the ones that are not `TrainArguments`'s."""
 
     def __init__(self, order: Sequence[str] = (), **defaults: Any):
-        known = inspect.signature(Plan).parameters
+        known = inspect.signature(TrainArguments).parameters
         order = order or [name for name, part in known.items() if part.kind is part.POSITIONAL_OR_KEYWORD]
         parts = [known[name].replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in order]
         parts += [known[name].replace(kind=inspect.Parameter.KEYWORD_ONLY) for name in known if name not in order]
         parts = [part.replace(default=defaults.get(part.name, part.default)) for part in parts]
         self.signature = inspect.Signature(parts, return_annotation=None)
 
-    def plan(self, *values: Any, **named: Any) -> Plan:
+    def plan(self, *values: Any, **named: Any) -> TrainArguments:
         """The plan of one call. Raises TypeError for an argument that is missing, unknown or one too many."""
         known = self.signature.parameters
         for name in named:
             if name not in known:
-                raise TypeError(f"train() has no argument '{name}'.{nearest(name, known)}")
+                raise TypeError(f"train() has no argument '{name}'.{did_you_mean(name, known)}")
         bound = self.signature.bind(*values, **named)
         bound.apply_defaults()
-        return Plan(**bound.arguments)
+        return TrainArguments(**bound.arguments)
 
     def shown(self, method: _Method) -> _Method:
         """A decorator of a method that takes any arguments: `help` and `inspect` show these."""
@@ -210,21 +208,21 @@ _LATER_ORDER = (
     *("display_metrics", "save_metrics", "notebook_mode", "batch_log", "save_logs", "visdom_log", "tensorboard_log"),
     *("save_architecture", "clip_grads"),
 )
-FIRST = Arguments()
-LATER = Arguments(_LATER_ORDER, display_metrics=False, save_metrics=False)
-LOOP = Arguments(_LATER_ORDER)
+FIRST = ArgumentTable()
+LATER = ArgumentTable(_LATER_ORDER, display_metrics=False, save_metrics=False)
+LOOP = ArgumentTable(_LATER_ORDER)
 """Those of `train` in the first generation and in the later one, and of the later one's `__train_loop__`."""
 
 
-def named_metrics(argument: str, metrics: Sequence[Measuring] | Measuring | None) -> dict[str, Measuring]:
+def named_metrics(argument: str, metrics: Sequence[LearnerMetric] | LearnerMetric | None) -> dict[str, LearnerMetric]:
     """The metrics of one list by name, one alone as a list of one. Raises LearnerError for what is no metric."""
     listed: list[Any] = [] if metrics is None else list(metrics) if isinstance(metrics, list | tuple) else [metrics]
-    found: dict[str, Measuring] = {}
+    found: dict[str, LearnerMetric] = {}
     for metric in listed:
         missing = [name for name in ("name", "reset", "update", "getValue") if not hasattr(metric, name)]
         if missing:
             raise LearnerError(
-                f"{argument}: a {type(metric).__name__} is no metric of the learner, it has no {listing(missing)}. "
+                f"{argument}: a {type(metric).__name__} is no metric of the learner, it has no {join_names(missing)}. "
                 f"Take Accuracy(), MSE() or a class of your own that inherits from Metric."
             )
         key, number = str(metric.name), 1
@@ -235,16 +233,16 @@ def named_metrics(argument: str, metrics: Sequence[Measuring] | Measuring | None
     return found
 
 
-def direction(metric: Measuring) -> str:
+def direction(metric: LearnerMetric) -> str:
     """ "min" or "max": whether lower or higher values of a metric are better. The metric's own `better` decides, then
     the words of its name; where neither says, it is "max", as it was published."""
     return known_direction(metric) or "max"
 
 
-def known_direction(metric: Measuring) -> str | None:
+def known_direction(metric: LearnerMetric) -> str | None:
     """As `direction`, but None where neither the metric nor its name says."""
     own = getattr(metric, "better", None)
-    return str(own) if own in ("min", "max") else better_when("_".join(str(metric.name).split()))
+    return str(own) if own in ("min", "max") else metric_mode("_".join(str(metric.name).split()))
 
 
 def _check_range(name: str, value: Any) -> None:

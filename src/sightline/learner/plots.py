@@ -1,15 +1,13 @@
 """Curves, shown and saved; names of metrics as names of files."""
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sightline import locate
-from sightline.files import atomic_write, expanded
+from sightline.core import locate
+from sightline.core.files import atomic_write, expand_user
 
 _WITHOUT_WINDOWS = ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template")
 
@@ -33,7 +31,7 @@ def visualize(
     """Draws each curve of `x` over `y`, one below the other; `axis` is (left, right, bottom, top). It is shown where
     there is somewhere to show it, a notebook or a window, and else only saved. Raises MissingExtraError without
     matplotlib."""
-    figure = locate.require("matplotlib.figure").Figure(figsize=(6.4, 4.8), layout="constrained")
+    figure = locate.import_optional("matplotlib.figure").Figure(figsize=(6.4, 4.8), layout="constrained")
     if title is not None:
         figure.suptitle(title)
     for number, curve in enumerate(x, start=1):
@@ -44,7 +42,7 @@ def visualize(
         axes.grid(color="#e4e8ec", linewidth=0.6)
         axes.legend(loc=1, frameon=False)
     if save_path is not None:
-        path = expanded(save_path)
+        path = expand_user(save_path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
             figure.savefig(file, format=path.suffix[1:].lower() or "png", dpi=100)
@@ -70,16 +68,16 @@ def file_names(names: Iterable[str]) -> dict[str, str]:
 def _show(figure: Any) -> None:
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is not None and hasattr(shell, "kernel"):  # a notebook shows the image itself
-        locate.require("IPython.display").display(figure)
+        locate.import_optional("IPython.display").display(figure)
         return
-    matplotlib = locate.require("matplotlib")
+    matplotlib = locate.import_optional("matplotlib")
     if matplotlib.get_backend().lower() in _WITHOUT_WINDOWS:  # what matplotlib chooses where there is no display
         return
-    pyplot = locate.require("matplotlib.pyplot")
+    pyplot = locate.import_optional("matplotlib.pyplot")
     shown = pyplot.figure("sightline", figsize=figure.get_size_inches(), clear=True)
     image = shown.add_axes((0, 0, 1, 1))
     image.axis("off")
-    locate.require("matplotlib.backends.backend_agg").FigureCanvasAgg(figure).draw()
+    locate.import_optional("matplotlib.backends.backend_agg").FigureCanvasAgg(figure).draw()
     image.imshow(figure.canvas.buffer_rgba())
     pyplot.show(block=False)  # training continues
     pyplot.pause(0.001)

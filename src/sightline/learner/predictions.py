@@ -10,19 +10,19 @@ import torch
 from numpy import ndarray
 from torch import Tensor
 
-from sightline.engine.nested import mapped
-from sightline.errors import listing
+from sightline.core.errors import join_names
+from sightline.engine.nested import map_nested
 from sightline.learner.plan import LearnerError
 
 
-def each(answer: Any, function: Callable[[Any], Any]) -> Any:
+def map_parts(answer: Any, function: Callable[[Any], Any]) -> Any:
     """`function` of each part of an answer, at any depth."""
-    return mapped(answer, function, mappings=True)
+    return map_nested(answer, function, mappings=True)
 
 
-def usable(answer: Any) -> Any:
+def clone_for_autograd(answer: Any) -> Any:
     """A copy that may be used with gradients, as one made in inference mode may not."""
-    return each(answer, lambda part: part.clone() if isinstance(part, Tensor) else part)
+    return map_parts(answer, lambda part: part.clone() if isinstance(part, Tensor) else part)
 
 
 def on_cpu(answer: Any) -> Any:
@@ -31,7 +31,7 @@ def on_cpu(answer: Any) -> Any:
     def placed(part: Any) -> Any:
         return part.cpu() if isinstance(part, Tensor) else torch.from_numpy(part) if isinstance(part, ndarray) else part
 
-    return each(answer, placed)
+    return map_parts(answer, placed)
 
 
 def probabilities(answer: Any) -> Any:
@@ -47,20 +47,20 @@ def probabilities(answer: Any) -> Any:
             )
         return part.softmax(1)
 
-    return each(answer, softmax)
+    return map_parts(answer, softmax)
 
 
-def squeezed(answer: Any) -> Any:
+def squeeze_single(answer: Any) -> Any:
     """Every output without its first dimension where that is 1."""
-    return each(answer, lambda part: part.squeeze(0) if isinstance(part, Tensor) else part)
+    return map_parts(answer, lambda part: part.squeeze(0) if isinstance(part, Tensor) else part)
 
 
 def per_sample(answers: list[Any]) -> list[Any]:
     """The answer to each sample of all batches, of several outputs in the container they came in."""
-    return [each(answer, itemgetter(place)) for answer in answers for place in range(_samples(answer))]
+    return [map_parts(answer, itemgetter(place)) for answer in answers for place in range(_samples(answer))]
 
 
-def concatenated(answers: list[Any]) -> Any:
+def concatenate(answers: list[Any]) -> Any:
     """The answers to all batches as the answer to one batch. Raises LearnerError where they do not fit together."""
     for answer in answers:
         _samples(answer)
@@ -73,7 +73,7 @@ def concatenated(answers: list[Any]) -> Any:
                 f"have the same shape but for the first dimension; predict the batches one by one."
             )
     joined = iter([torch.cat([batch[place] for batch in batches]) for place in range(len(first))])
-    return each(answers[0], lambda _: next(joined))
+    return map_parts(answers[0], lambda _: next(joined))
 
 
 def _samples(answer: Any) -> int:
@@ -101,9 +101,9 @@ def _samples(answer: Any) -> int:
 
 def _parts(answer: Any) -> list[Any]:
     found: list[Any] = []
-    each(answer, found.append)
+    map_parts(answer, found.append)
     return found
 
 
 def _shapes(parts: list[Any]) -> str:
-    return listing([str(list(part.shape)) for part in parts])
+    return join_names([str(list(part.shape)) for part in parts])

@@ -1,7 +1,5 @@
 """A network's layers as a table: what goes in, what comes out, what it costs."""
 
-from __future__ import annotations
-
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -10,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sightline.core.eval_mode import eval_mode
 from sightline.learner.plan import LearnerError
 from sightline.models.probe import trace_inputs
-from sightline.modes import evaluating
 
 
 def inputs_of(sizes: Any, types: Any) -> list[Tensor] | Tensor:
@@ -46,7 +44,7 @@ def layer_table(
     for row in found.layers:
         seen[row.kind] += 1
         costs = f"{row.parameters:,}", f"{row.multiply_adds:,}"
-        rows.append((f"{row.kind}_{seen[row.kind]}", str([*row.took]), str([*row.gave]), *costs))
+        rows.append((f"{row.kind}_{seen[row.kind]}", str([*row.input_shape]), str([*row.output_shape]), *costs))
     widths = [max(width, *(len(row[i]) + 2 for row in rows)) for i in range(len(rows[0]))]
     lines = ["".join(cell.ljust(wide) for cell, wide in zip(row, widths, strict=True)).rstrip() for row in rows]
     rule = "-" * sum(widths)
@@ -71,7 +69,7 @@ def _write_graph(model: nn.Module, inputs: Any, directory: Path) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    with evaluating(model), torch.no_grad(), warnings.catch_warnings():
+    with eval_mode(model), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's, about itself
         with SummaryWriter(str(directory)) as writer:
             given = [part.to(device) for part in ([inputs] if isinstance(inputs, Tensor) else inputs)]

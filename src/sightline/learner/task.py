@@ -5,22 +5,20 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sightline.data.foreignloader import ForeignLoader
-from sightline.engine.nested import like, mapped
-from sightline.errors import DataError, listing, nearest
-from sightline.learner.metrics import batch_size, restore_state, state_of
-from sightline.learner.plan import LearnerError, Measuring, Plan
-from sightline.metrics import Meter
-from sightline.types import Batch, StepOutput, Task, TrainState
-
-if TYPE_CHECKING:
-    from sightline.engine.trainer import Trainer
-    from sightline.learner.base import BaseModel
+from sightline.core.errors import DataError, did_you_mean, join_names
+from sightline.core.types import Batch, StepOutput, Task, TrainState
+from sightline.data.loading.adapter import LoaderAdapter
+from sightline.engine.nested import map_nested, rebuild_like
+from sightline.engine.trainer import Trainer
+from sightline.learner.metrics import batch_size, load_metric_state, metric_state
+from sightline.learner.plan import LearnerError, LearnerMetric, TrainArguments
+from sightline.learner.state import LearnerState
+from sightline.metrics.meter import Meter
 
 TRAIN = ("__train_func__", "__train_function__")
 EVAL = ("__eval_function__", "__eval_func__")
@@ -32,7 +30,7 @@ EVAL_NAMES = ("data", "metrics")
 """What the steps are called with, by name."""
 
 
-def own_method(learner: object, *spellings: str) -> Callable[..., Any] | None:
+def find_method(learner: object, *spellings: str) -> Callable[..., Any] | None:
     """The method by any of its spellings, of the most derived class that has one."""
     for cls in type(learner).__mro__:
         for name in spellings:
@@ -42,7 +40,7 @@ def own_method(learner: object, *spellings: str) -> Callable[..., Any] | None:
     return None
 
 
-def bound(function: Callable[..., Any], names: Sequence[str]) -> Callable[..., Any]:
+def bind_arguments(function: Callable[..., Any], names: Sequence[str]) -> Callable[..., Any]:
     """`function` as one that is called with a value for each of `names`, and gets those it takes: by name, or, where it
     calls them otherwise, all of them or the first alone in their order. Raises LearnerError for any other signature."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -62,8 +60,8 @@ def bound(function: Callable[..., Any], names: Sequence[str]) -> Callable[..., A
         if name not in names:
             where = getattr(function, "__qualname__", repr(function))
             raise LearnerError(
-                f"{where} takes '{name}', which is not what it is called with.{nearest(name, names)} There are: "
-                f"{listing(names)}."
+                f"{where} takes '{name}', which is not what it is called with.{did_you_mean(name, names)} There are: "
+                f"{join_names(names)}."
             )
     places = [names.index(name) for name in taken]
     if places == list(range(len(names))):
@@ -71,10 +69,10 @@ def bound(function: Callable[..., Any], names: Sequence[str]) -> Callable[..., A
     return lambda *values: function(*[values[place] for place in places])
 
 
-def batches_of(argument: str, loader: Iterable[Any]) -> ForeignLoader:
+def batches_of(argument: str, loader: Iterable[Any]) -> LoaderAdapter:
     """The batches of any loader as it gives them; the learner's own step takes them apart."""
     try:
-        return ForeignLoader(loader, as_given=True)
+        return LoaderAdapter(loader, as_given=True)
     except TypeError as error:
         raise LearnerError(
             f"{argument}: expected a DataLoader or a list of batches, found a {type(loader).__name__}: {error}."
@@ -85,7 +83,7 @@ class Split:
     """The batches that are measured on; calls `begin` before the first. Each pass is the loader's first epoch, whatever
     the epoch of the training, so that an order from a generator of its own is the same each time."""
 
-    def __init__(self, batches: ForeignLoader, begin: Callable[[], None]):
+    def __init__(self, batches: LoaderAdapter, begin: Callable[[], None]):
         self._batches = batches
         self._begin = begin
 
@@ -98,7 +96,7 @@ class Split:
 class TrainMeter(Meter):
     """The mean loss, the values of the training metrics, and the seconds that training took."""
 
-    def __init__(self, metrics: Mapping[str, Measuring]):
+    def __init__(self, metrics: Mapping[str, LearnerMetric]):
         super().__init__()
         self._measuring = metrics
         self._before, self._began = 0.0, time.perf_counter()
@@ -120,7 +118,7 @@ class TrainMeter(Meter):
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint in mid-epoch."""
-        sums = [state_of(metric) for metric in self._measuring.values()]
+        sums = [metric_state(metric) for metric in self._measuring.values()]
         return super().state_dict() | {"seconds": self._seconds(), "metrics": sums}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -128,7 +126,7 @@ class TrainMeter(Meter):
         super().load_state_dict(state)
         self._before, self._began = state["seconds"], time.perf_counter()
         for metric, saved in zip(self._measuring.values(), state["metrics"], strict=True):
-            restore_state(metric, saved)
+            load_metric_state(metric, saved)
 
 
 def running(trainer: Trainer) -> tuple[float, dict[str, float]]:
@@ -144,20 +142,25 @@ class LearnerTask(Task):
     """Calls the learner's own steps. Their loss is what they add to the running loss: it is taken off the graph after
     every step, whether they do so or not."""
 
-    def __init__(self, learner: BaseModel, metrics: Mapping[str, Mapping[str, Measuring]], plan: Plan | None = None):
+    def __init__(
+        self,
+        learner: LearnerState,
+        metrics: Mapping[str, Mapping[str, LearnerMetric]],
+        plan: TrainArguments | None = None,
+    ):
         self.learner = learner
         self.metrics = metrics
         self.plan = plan
         self.split = ""
         self._evaluate: Callable[..., Any]  # the step of the split at hand
         if plan is not None:
-            train = own_method(learner, *TRAIN)
+            train = find_method(learner, *TRAIN)
             if train is None:
                 raise LearnerError(
                     f"{type(learner).__name__} has no {TRAIN[0]}(self, {', '.join(TRAIN_NAMES)}), which trains on a "
                     f"batch. Define it, or take StandardModel."
                 )
-            self._train = bound(train, TRAIN_NAMES)
+            self._train = bind_arguments(train, TRAIN_NAMES)
             self._is_standard = learner.owns_train_step
             self._batch_starts = learner.batch_starts()
             for split in metrics:
@@ -205,7 +208,7 @@ class LearnerTask(Task):
         for start in self._batch_starts:
             start(state.epoch, state.batch)
         if learner.input_hooks:
-            batch = hooked(batch, learner.input_hooks)
+            batch = apply_input_hooks(batch, learner.input_hooks)
         n = batch_size(batch)
         learner.iterations = state.step + 1
         if self._is_standard:  # it needs no detour by way of the running loss
@@ -246,14 +249,14 @@ class LearnerTask(Task):
     def _step_of(self, split: str) -> Callable[..., Any]:
         """The evaluation step of a split; one that takes the batch alone finds the metrics in the learner."""
         learner = self.learner
-        function = (own_method(learner, *VALIDATE) if split == "val" else None) or own_method(learner, *EVAL)
+        function = (find_method(learner, *VALIDATE) if split == "val" else None) or find_method(learner, *EVAL)
         if function is None:
             raise LearnerError(
                 f"{type(learner).__name__} has no {EVAL[0]}(self, {', '.join(EVAL_NAMES)}), which measures on a batch. "
                 f"Define it, or take StandardModel."
             )
-        step = bound(function, EVAL_NAMES)
-        if split == "test" or own_method(learner, *VALIDATE) is not None:
+        step = bind_arguments(function, EVAL_NAMES)
+        if split == "test" or find_method(learner, *VALIDATE) is not None:
             return step
 
         def with_metrics(batch: Any, metrics: Any) -> None:
@@ -277,26 +280,26 @@ class _EvalMeter(Meter):
         return self._task.values()
 
 
-def train_on(learner: BaseModel, data: Any, optimizer: Any, loss_fn: Any, metrics: Any) -> Tensor:
+def train_on(learner: LearnerState, data: Any, optimizer: Any, loss_fn: Any, metrics: Any) -> Tensor:
     """One update on a pair of inputs and targets; gives the loss, which stays on the device."""
     x, y = _pair(data)
-    x, y = moved(x, learner.device), moved(y, learner.device)
+    x, y = move_to_device(x, learner.device), move_to_device(y, learner.device)
     optimizer.zero_grad()
     outputs = learner.model(x)
     loss: Tensor = loss_fn(outputs, y)
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
-    outputs = detached(outputs)
+    outputs = detach(outputs)
     for metric in metrics:
         metric.update(outputs, y)
     return loss.detach()
 
 
-def measure_on(learner: BaseModel, data: Any, metrics: Any) -> None:
+def measure_on(learner: LearnerState, data: Any, metrics: Any) -> None:
     """Measures on a pair of inputs and targets."""
     x, y = _pair(data)
-    outputs = learner.model(moved(x, learner.device))
-    y = moved(y, learner.device)
+    outputs = learner.model(move_to_device(x, learner.device))
+    y = move_to_device(y, learner.device)
     for metric in metrics:
         metric.update(outputs, y)
 
@@ -311,24 +314,24 @@ def _pair(data: Any) -> tuple[Any, Any]:
     )
 
 
-def hooked(batch: Any, hooks: Iterable[Callable[[Any], Any]]) -> Any:
+def apply_input_hooks(batch: Any, hooks: Iterable[Callable[[Any], Any]]) -> Any:
     """A batch whose inputs have gone through functions."""
     several = isinstance(batch, list | tuple) and not isinstance(batch, Batch)
     inputs = batch[0] if several else batch
     for hook in hooks:
         inputs = hook(inputs)
-    return like(batch, [inputs, *batch[1:]]) if several else inputs
+    return rebuild_like(batch, [inputs, *batch[1:]]) if several else inputs
 
 
-def moved(value: Any, device: torch.device) -> Any:
+def move_to_device(value: Any, device: torch.device) -> Any:
     """The tensors in a value, at any depth, on a device; arrays become tensors."""
 
     def placed(part: Any) -> Any:
         return part.to(device, non_blocking=True) if isinstance(part, Tensor) else torch.as_tensor(part, device=device)
 
-    return mapped(value, placed, mappings=True)
+    return map_nested(value, placed, mappings=True)
 
 
-def detached(value: Any) -> Any:
+def detach(value: Any) -> Any:
     """The tensors in a value, at any depth, off the graph."""
-    return mapped(value, lambda part: part.detach() if isinstance(part, Tensor) else part)
+    return map_nested(value, lambda part: part.detach() if isinstance(part, Tensor) else part)

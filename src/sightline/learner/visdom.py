@@ -1,11 +1,9 @@
 """Curves and images on a Visdom server."""
 # ruff: noqa: N803 the published names, in which X holds the values and Y where they are
 
-from __future__ import annotations
-
 from typing import Any
 
-from sightline import locate
+from sightline.core import locate
 
 
 class VisdomLogger:
@@ -14,7 +12,7 @@ class VisdomLogger:
 
     def __init__(self, server: str = "http://localhost", endpoint: str = "events", port: int = 8097, **options: Any):
         self.env = options.setdefault("env", "main")
-        self.viz = locate.require("visdom").Visdom(server=server, endpoint=endpoint, port=port, **options)
+        self.viz = locate.import_optional("visdom").Visdom(server=server, endpoint=endpoint, port=port, **options)
 
     def log_text(self, text: str, win: str, title: str | None = None, env: str | None = None, opts: Any = None) -> None:
         """Adds a text to a window, which is made when it is not there."""

@@ -1,7 +1,5 @@
 """A network's weights in a file, and what they belong to as data: no pickled code, neither way."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -10,13 +8,13 @@ import torch
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
-from sightline import locate
-from sightline.errors import ArtifactError, ConfigError, SightlineError, argument_names, first_line
-from sightline.files import atomic_write, beside, expanded, read_json, sha256, write_json
+from sightline.core import locate
+from sightline.core.errors import ArtifactError, ConfigError, SightlineError, argument_names, first_line
+from sightline.core.files import atomic_write, expand_user, read_json, sha256, temporary_sibling, write_json
+from sightline.inference.artifact import read_checked_weights
 from sightline.learner.plan import LearnerError
-from sightline.models.node import node_of
-from sightline.models.pretrained import fill, load_exactly, read_weights
-from sightline.runs.artifact import read_checked_weights
+from sightline.models.node import model_to_node
+from sightline.models.pretrained import load_exactly, load_tensors, read_weights
 
 FORMAT = 1
 
@@ -28,14 +26,14 @@ def save_weights(model: nn.Module, path: str | Path | IO[bytes], architecture: b
     if not isinstance(path, str | Path):
         torch.save(state, path)
         return
-    path = expanded(path)
+    path = expand_user(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     node = _node(model) if architecture else None
     with atomic_write(path) as file:
         torch.save(state, file)
     if node is not None:
         weights = path.with_suffix(".safetensors")
-        aside = beside(weights)
+        aside = temporary_sibling(weights)
         try:
             save_model(model, str(aside))
             aside.replace(weights)
@@ -51,7 +49,7 @@ def load_weights(model: nn.Module, path: str | Path | IO[bytes]) -> None:
     try:
         with argument_names({"weights": "load_model"}):
             if isinstance(path, str | Path):
-                load_exactly(model, read_weights(expanded(path)).tensors, f"'{path}'")
+                load_exactly(model, read_weights(expand_user(path)).tensors, f"'{path}'")
             else:
                 tensors = torch.load(path, map_location="cpu", weights_only=True)
                 load_exactly(model, tensors, "the stream")
@@ -63,7 +61,7 @@ def load_network(path: str | Path, allow: Sequence[str] = ()) -> nn.Module:
     """The network that was saved with `save_architecture`, with its weights; `path` is that of any of its files. Only
     layers of torch.nn are made, unless `allow` names other code that is trusted, by its dotted name. Raises
     ArtifactError when a file is missing or not what was written."""
-    about, where = _described_at(expanded(path))
+    about, where = _described_at(expand_user(path))
     network, weights = about["network"], where.parent / Path(str(about["weights"])).name
     tensors = read_checked_weights(weights, about["sha256"], "that was saved")
     try:
@@ -73,7 +71,7 @@ def load_network(path: str | Path, allow: Sequence[str] = ()) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ArtifactError(f"'{where}' describes a {type(model).__name__}, no network.")
     try:
-        fill(model, tensors, whole=True)
+        load_tensors(model, tensors, whole=True)
     except RuntimeError as error:
         raise ArtifactError(f"'{weights}' does not fit the network of '{where}': {first_line(error)}") from error
     return model
@@ -81,7 +79,7 @@ def load_network(path: str | Path, allow: Sequence[str] = ()) -> nn.Module:
 
 def _node(model: nn.Module) -> dict[str, Any]:
     try:
-        return node_of(model)
+        return model_to_node(model)
     except SightlineError as error:
         raise LearnerError(
             f"save_architecture: {error} Save the weights alone, and make the network by your own code before "

@@ -1,7 +1,5 @@
 """Losses beyond torch.nn's."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 
@@ -24,7 +22,7 @@ class FocalLoss(nn.Module):
         if gamma < 0:
             raise ValueError(f"gamma must be at least 0, not {gamma}")
         self.gamma = gamma
-        self.reduction = _checked(reduction)
+        self.reduction = _check_reduction(reduction)
         self.register_buffer("weight", None if weight is None else torch.as_tensor(weight, dtype=torch.float32))
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -34,7 +32,7 @@ class FocalLoss(nn.Module):
         loss = -(miss**self.gamma) * log_p
         if self.weight is not None:
             loss = loss * self.weight[target]
-        return reduce(loss, self.reduction)
+        return reduce_loss(loss, self.reduction)
 
 
 class ProbabilityNLL(nn.Module):
@@ -45,14 +43,14 @@ class ProbabilityNLL(nn.Module):
 
     def __init__(self, reduction: str = "mean"):
         super().__init__()
-        self.reduction = _checked(reduction)
+        self.reduction = _check_reduction(reduction)
 
     def forward(self, probabilities: Tensor, target: Tensor) -> Tensor:
         chosen = probabilities.gather(1, target[:, None]).squeeze(1)
-        return reduce(-chosen.clamp_min(1e-12).log(), self.reduction)
+        return reduce_loss(-chosen.clamp_min(1e-12).log(), self.reduction)
 
 
-class ClassWeighted(nn.Module):
+class ClassWeightedLoss(nn.Module):
     """`loss`, any with a `reduction`, where a sample counts as much as its class: `weight` float32 [C]. The mean is
     over the batch size and not, as torch.nn's own, over the weights that happen to be in the batch: so it is the same
     however samples are put into batches. The loss's own reduction is taken over.
@@ -63,7 +61,7 @@ class ClassWeighted(nn.Module):
 
     def __init__(self, loss: Any, weight: Tensor | list[float]):
         super().__init__()
-        self.reduction = _checked(loss.reduction)
+        self.reduction = _check_reduction(loss.reduction)
         self.loss = copy.copy(loss)
         self.loss.reduction = "none"
         self.register_buffer("weight", torch.as_tensor(weight, dtype=torch.float32))
@@ -75,16 +73,16 @@ class ClassWeighted(nn.Module):
                 f"with reduction 'none' it gave {list(losses.shape)} and not one loss for each of the {len(target)} "
                 f"samples, which class weights need"
             )
-        return reduce(losses * self.weight[target], self.reduction)
+        return reduce_loss(losses * self.weight[target], self.reduction)
 
 
-def _checked(reduction: str) -> str:
+def _check_reduction(reduction: str) -> str:
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', not {reduction!r}")
     return reduction
 
 
-def reduce(loss: Tensor, reduction: str) -> Tensor:
+def reduce_loss(loss: Tensor, reduction: str) -> Tensor:
     """[B] -> its mean, its sum, or itself."""
     if reduction == "none":
         return loss

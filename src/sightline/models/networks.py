@@ -1,7 +1,5 @@
 """The named networks the presets use."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -47,11 +45,7 @@ class FastCNN(nn.Module):
     float32 [B,in_channels,H,W] -> logits float32 [B,num_classes]."""
 
     def __init__(
-        self,
-        in_channels: int = 3,
-        num_classes: int = 10,
-        widths: Sequence[int] = (64, 128, 256),
-        mirror: bool = False,
+        self, in_channels: int = 3, num_classes: int = 10, widths: Sequence[int] = (64, 128, 256), mirror: bool = False
     ):
         super().__init__()
         self.mirror = mirror

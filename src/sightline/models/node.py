@@ -1,18 +1,16 @@
 """A network that is there already, as a node of data that makes one like it."""
 
-from __future__ import annotations
-
 import inspect
 from collections import Counter
 from typing import Any
 
 from torch import Tensor, nn
 
-from sightline import locate
-from sightline.errors import ConfigError
+from sightline.core import locate
+from sightline.core.errors import ConfigError
 
 
-def node_of(model: nn.Module) -> dict[str, Any]:
+def model_to_node(model: nn.Module) -> dict[str, Any]:
     """The node, without the weights: layers of torch.nn in Sequentials, or a class of the user's that is made without
     arguments. Raises ConfigError for a network that would not come back the same."""
     node = _node(model)

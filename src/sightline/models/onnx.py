@@ -1,7 +1,5 @@
 """A network as ONNX."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,20 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline import locate
-from sightline.errors import ModelError, first_line
-from sightline.files import beside, expanded
+from sightline.core import locate
+from sightline.core.errors import ModelError, first_line
+from sightline.core.files import expand_user, temporary_sibling
 
 
 def write_onnx(model: nn.Module, inputs: list[Tensor] | Tensor, path: str | Path, options: Mapping[str, Any]) -> None:
     """Writes a copy of the network in evaluation mode, whole or not at all, for batches of any size unless `options`,
     those of `torch.onnx.export`, say otherwise. Raises ModelError when torch cannot."""
     for package in ("onnx", "onnxscript"):
-        locate.require(package)
-    path = expanded(path)
+        locate.import_optional(package)
+    path = expand_user(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = copy.deepcopy(model).cpu().eval()
-    aside = beside(path)
+    aside = temporary_sibling(path)
     settings: dict[str, Any] = {"dynamo": True, "external_data": False, "verbose": False, **options}
     if settings["dynamo"] and "dynamic_shapes" not in settings:
         free = {0: torch.export.Dim.DYNAMIC}

@@ -1,7 +1,5 @@
 """Weights out of a file, put into a network whole or not at all."""
 
-from __future__ import annotations
-
 import argparse
 import math
 import re
@@ -17,12 +15,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sightline import locate
-from sightline.errors import ConfigError, arg, first_line, listing, nearest
-from sightline.locate import below
+from sightline.core import locate
+from sightline.core.errors import ConfigError, arg, did_you_mean, first_line, join_names
+from sightline.core.locate import is_below
 from sightline.models.probe import trace
-from sightline.models.spec import CHANNEL_ARGUMENTS, CLASS_ARGUMENTS, answer_to_noise, network_name
-from sightline.models.structure import first_convolution, head_of
+from sightline.models.spec import CHANNEL_ARGUMENTS, NUM_CLASSES_ARGUMENTS, network_name, output_for_noise
+from sightline.models.structure import find_first_convolution, find_head
 
 _INSIDE = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "model_state_dict", "module", "net")
 """Where the weights are in the checkpoints of torch's users, best first: an average is what was evaluated."""
@@ -49,11 +47,11 @@ class Weights:
     source: str
     network: str = ""
     node: Mapping[str, Any] = field(default_factory=dict)
-    pictures: Mapping[str, Any] = field(default_factory=dict)
+    images: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadReport:
     """What became of them: `loaded` of the network's `total` tensors; `new` are the names of the others, which have
     their first random values."""
 
@@ -63,7 +61,7 @@ class Loaded:
     new: tuple[str, ...]
 
     def __str__(self) -> str:
-        new = f"; new: {listing(self.new, _FEW)}" if self.new else ""
+        new = f"; new: {join_names(self.new, _FEW)}" if self.new else ""
         return f"weights: {self.loaded} of {self.total} tensors from {self.source}{new}"
 
 
@@ -74,7 +72,7 @@ def read_weights(path: Path, also: Sequence[Any] = ()) -> Weights:
     Raises ConfigError when the file is missing, damaged, or holds no weights."""
     if not path.is_file():
         there = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise ConfigError(f"{arg.weights}: there is no file or run '{path}'.{nearest(path.name, there)}")
+        raise ConfigError(f"{arg.weights}: there is no file or run '{path}'.{did_you_mean(path.name, there)}")
     try:
         if path.suffix == ".safetensors":
             return Weights(load_file(path, device="cpu"), path.name)
@@ -91,10 +89,12 @@ def read_weights(path: Path, also: Sequence[Any] = ()) -> Weights:
                 key="weights",
             ) from error
         raise ConfigError(f"{arg.weights}: '{path}' is damaged, or no file of weights.") from error
-    tensors = _inside(content)
+    tensors = _find_state_dict(content)
     if tensors is None:
         found = (
-            f"the keys {listing(map(str, content))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+            f"the keys {join_names(map(str, content))}"
+            if isinstance(content, Mapping)
+            else f"a {type(content).__name__}"
         )
         raise ConfigError(f"{arg.weights}: '{path}' holds no weights by name, but {found}. Save model.state_dict().")
     run = _config_of(content)
@@ -108,7 +108,7 @@ def read_weights(path: Path, also: Sequence[Any] = ()) -> Weights:
     )
 
 
-def fill(model: nn.Module, tensors: Mapping[str, Tensor], whole: bool = False) -> None:
+def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], whole: bool = False) -> None:
     """Puts tensors into a network by their names. With `whole`, all of its tensors must be there, those that share
     their memory once. Raises RuntimeError for what does not fit, and what the network's own code raises."""
     state = model.state_dict()  # and with it the versions of its parts, which some ask for and tensors alone have not
@@ -121,18 +121,18 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], whole: bool = False) -
             if name not in tensors and not (value.numel() and value.untyped_storage().data_ptr() in kept)
         ]
         if missing:
-            raise RuntimeError(f"it has no {listing(missing, _FEW)}")
+            raise RuntimeError(f"it has no {join_names(missing, _FEW)}")
     state.update(tensors)
     model.load_state_dict(state)
 
 
-def load_into(
+def load_weights_into(
     model: nn.Module,
     weights: Weights,
     shape: tuple[int, ...],
     network: Mapping[str, Any] | None = None,
     by: str = "name",
-) -> Loaded:
+) -> LoadReport:
     """Puts the weights into `model`, a network for images of `shape` (C, H, W): all of them or, with an error, none.
 
     Every tensor must be there by name and shape, but for three things: a head for other classes, or none, leaves the
@@ -143,15 +143,15 @@ def load_into(
 
     Raises ConfigError naming what does not fit, and where nothing at all would be loaded."""
     tensors = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    heads, first = head_of(model, shape), first_convolution(model, shape)
+    heads, first = find_head(model, shape), find_first_convolution(model, shape)
     _check_padding(weights, network or {})
-    given = _in_order(weights, tensors) if by == "order" else _renamed(weights.tensors, tensors)
+    given = _in_order(weights, tensors) if by == "order" else _strip_prefixes(weights.tensors, tensors)
     entry = f"{first}.weight" if first else "weight"
     match = _Match(tensors, given, heads, entry)
     if match.wrong:  # timm's networks can read the forms of their papers' own files, and resize embeddings of positions
         rewrite = getattr(sys.modules.get(type(model).__module__), "checkpoint_filter_fn", None)
         if rewrite is not None:
-            match = _rewritten(rewrite, given, model, heads, entry) or match
+            match = _match_rewritten(rewrite, given, model, heads, entry) or match
     if match.wrong:
         hint = _hint(weights, network or {})
         if by == "name" and not match.fitting and _fits_in_order(weights.tensors, tensors, heads):
@@ -165,20 +165,20 @@ def load_into(
             f"file {how}. {' '.join(match.wrong)} {hint}",
             key="weights",
         )
-    fill(model, match.found)
-    new = tuple(name for name in tensors if name not in match.found and below(name, heads))
-    return Loaded(weights.source, len(tensors) - len(new), len(tensors), new)
+    load_tensors(model, match.found)
+    new = tuple(name for name in tensors if name not in match.found and is_below(name, heads))
+    return LoadReport(weights.source, len(tensors) - len(new), len(tensors), new)
 
 
 def load_exactly(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     """Puts the tensors of `source` into the very network that they are of: all or, with an error, none. As in
-    `load_into`, a word that all names begin with is dropped, and a count of batches may be missing. Raises ConfigError
-    naming what does not fit."""
+    `load_weights_into`, a word that all names begin with is dropped, and a count of batches may be missing. Raises
+    ConfigError naming what does not fit."""
     own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    match = _Match(own, _renamed(tensors, own))
+    match = _Match(own, _strip_prefixes(tensors, own))
     if match.wrong:
         raise ConfigError(f"{source} is of another network. {' '.join(match.wrong)} Nothing was loaded.", key="weights")
-    fill(model, match.found)
+    load_tensors(model, match.found)
 
 
 def start_at_zero(model: nn.Module, shape: tuple[int, int, int]) -> None:
@@ -190,35 +190,37 @@ def start_at_zero(model: nn.Module, shape: tuple[int, int, int]) -> None:
     before a ReLU, its weights are made a thousand times smaller instead; where that is no better, they stay."""
     modules = dict(model.named_modules())
     last = _last_of_head(model, shape)
-    tied = {id(p) for name, p in model.named_parameters(remove_duplicate=False) if not below(name, last)}
+    tied = {id(p) for name, p in model.named_parameters(remove_duplicate=False) if not is_below(name, last)}
     own = [parameter for name in last for parameter in modules[name].parameters()]
     parameters = [parameter for parameter in own if parameter.requires_grad and id(parameter) not in tied]
     before = [parameter.detach().clone() for parameter in parameters]
-    usual = _pull(model, shape, parameters)[1]
+    usual = _gradient_norm(model, shape, parameters)[1]
     for factor in (0.0, 1e-3, 1.0):
         with torch.no_grad():
             for parameter, value in zip(parameters, before, strict=True):
                 parameter.copy_(value * factor)
-        answer, pull = _pull(model, shape, parameters)
+        answer, pull = _gradient_norm(model, shape, parameters)
         # of NaN nothing is close
         even = torch.allclose(answer, answer[:, :1].expand_as(answer), rtol=0, atol=_EVEN)
         if even and usual / _SENSIBLE < pull < usual * _SENSIBLE:
             return
 
 
-def _pull(model: nn.Module, shape: tuple[int, int, int], parameters: Sequence[nn.Parameter]) -> tuple[Tensor, float]:
+def _gradient_norm(
+    model: nn.Module, shape: tuple[int, int, int], parameters: Sequence[nn.Parameter]
+) -> tuple[Tensor, float]:
     """The network's answer to noise, and how strongly it depends on these parameters: the norm of a gradient."""
     others = [p for p in model.parameters() if p.requires_grad and not any(p is own for own in parameters)]
     for parameter in others:
         parameter.requires_grad_(False)
     try:
-        answer = answer_to_noise(model, shape, grad=True)
+        answer = output_for_noise(model, shape, grad=True)
         if not answer.requires_grad or not parameters:
             return answer.detach(), 0.0
         shares = torch.linspace(-1, 1, answer.shape[1] + 1)[1:].to(answer)  # a softmax has a constant sum
         found = torch.autograd.grad((answer * shares).sum(), list(parameters), allow_unused=True)
     except RuntimeError:  # a backward of the network's own
-        return answer_to_noise(model, shape), 0.0
+        return output_for_noise(model, shape), 0.0
     finally:
         for parameter in others:
             parameter.requires_grad_(True)
@@ -228,15 +230,19 @@ def _pull(model: nn.Module, shape: tuple[int, int, int], parameters: Sequence[nn
 def _last_of_head(model: nn.Module, shape: tuple[int, int, int]) -> list[str]:
     """The names of the layers whose zeros make the answer zero: those of the head that give a number per class out of
     its features, or alone the layer that scales and shifts what these have given."""
-    heads, modules, ran = head_of(model, shape), dict(model.named_modules()), trace(model, shape)
-    rows = [row for row in ran.layers if row.parameters and row.name in modules and below(row.name, heads)]
+    heads, modules, ran = find_head(model, shape), dict(model.named_modules()), trace(model, shape)
+    rows = [row for row in ran.layers if row.parameters and row.name in modules and is_below(row.name, heads)]
     if not rows:  # they are used by their weights alone, or the whole network is one layer
         return list(heads)
     last = rows[-1]
     if all(parameter.ndim <= 1 for parameter in modules[last.name].parameters()):
         return [last.name]
     # two heads side by side take the same features
-    return list(dict.fromkeys(row.name for row in rows if (row.took, row.gave) == (last.took, last.gave)))
+    return list(
+        dict.fromkeys(
+            row.name for row in rows if (row.input_shape, row.output_shape) == (last.input_shape, last.output_shape)
+        )
+    )
 
 
 class _Match:
@@ -244,17 +250,13 @@ class _Match:
     the file, and `entry`, the weight of the first convolution, may be for other channels."""
 
     def __init__(
-        self,
-        network: Mapping[str, Tensor],
-        given: Mapping[str, Tensor],
-        heads: Sequence[str] = (),
-        entry: str = "",
+        self, network: Mapping[str, Tensor], given: Mapping[str, Tensor], heads: Sequence[str] = (), entry: str = ""
     ):
         self.found = {
             name: given[name] for name in network if name in given and given[name].shape == network[name].shape
         }
         self.fitting = len(self.found)
-        head = {name for name in network if below(name, heads)}
+        head = {name for name in network if is_below(name, heads)}
         if not head <= set(self.found):  # a head is taken whole or not at all
             self.found = {name: value for name, value in self.found.items() if name not in head}
         if entry in network and entry in given and entry not in self.found:
@@ -273,9 +275,9 @@ class _Match:
                 other.append(f"{name} ({there} in the file, {here} in the network)")
             else:
                 missing.append(name)
-        unexpected = [name for name in given if name not in network and not below(name, [h for h in heads if h])]
+        unexpected = [name for name in given if name not in network and not is_below(name, [h for h in heads if h])]
         parts = (("Not in the file", missing), ("Of another shape", other), ("Not in the network", unexpected))
-        self.wrong = [f"{title}: {listing(names, _FEW)}." for title, names in parts if names]
+        self.wrong = [f"{title}: {join_names(names, _FEW)}." for title, names in parts if names]
         if not self.found and not self.wrong:
             self.wrong = ["Nothing of it would be loaded: all that the network has is a head, and that is another."]
 
@@ -311,7 +313,7 @@ def _in_order(weights: Weights, network: Mapping[str, Tensor]) -> dict[str, Tens
 def _fits_in_order(given: Mapping[str, Tensor], network: Mapping[str, Tensor], heads: Sequence[str]) -> bool:
     """Whether the tensors have the network's shapes one by one, but for those of the head."""
     return len(given) == len(network) and all(
-        value.shape == own.shape or below(name, heads)
+        value.shape == own.shape or is_below(name, heads)
         for value, (name, own) in zip(given.values(), network.items(), strict=True)
     )
 
@@ -349,7 +351,7 @@ def _check_padding(weights: Weights, network: Mapping[str, Any]) -> None:
         )
 
 
-def _rewritten(
+def _match_rewritten(
     rewrite: Any, given: Mapping[str, Tensor], model: nn.Module, heads: Sequence[str], entry: str
 ) -> _Match | None:
     network = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
@@ -360,13 +362,13 @@ def _rewritten(
     return None if match.wrong else match
 
 
-def _inside(content: Any) -> dict[str, Tensor] | None:
+def _find_state_dict(content: Any) -> dict[str, Tensor] | None:
     """The state dict in a checkpoint, at any depth; None when there is none."""
     if not isinstance(content, Mapping):
         return None
     for name in _INSIDE:
         if isinstance(content.get(name), Mapping):
-            found = _inside(content[name])
+            found = _find_state_dict(content[name])
             if found is not None:
                 return found
     tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
@@ -374,7 +376,7 @@ def _inside(content: Any) -> dict[str, Tensor] | None:
     return {name: value.detach() for name, value in tensors.items()} or None
 
 
-def _renamed(given: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _strip_prefixes(given: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Without the words that all names begin with, as long as none is a name of the network, and with today's names for
     old ones."""
     named = dict(given)
@@ -383,10 +385,10 @@ def _renamed(given: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> dict
         if not all(name.startswith(first) and len(name) > len(first) for name in named):
             return dict(given)
         named = {name[len(first) :]: value for name, value in named.items()}
-    return {_todays(name, network): value for name, value in named.items()}
+    return {_current_name(name, network): value for name, value in named.items()}
 
 
-def _todays(name: str, network: Mapping[str, Tensor]) -> str:
+def _current_name(name: str, network: Mapping[str, Tensor]) -> str:
     if name in network:
         return name
     found = [pattern.sub(new, name) for pattern, new in _OLD_NAMES]
@@ -416,8 +418,8 @@ def _hint(weights: Weights, network: Mapping[str, Any]) -> str:
         return f"The file was made with a list of layers: take {arg.network} from its run's config.yaml."
     if weights.node and network and network_name(network) == weights.network:
         differ = _other_arguments(weights.node, network)
-        told = f", with {listing(differ)}" if differ else ""
-        return f"The file was made with {weights.network} too{told}."
+        message = f", with {join_names(differ)}" if differ else ""
+        return f"The file was made with {weights.network} too{message}."
     if weights.network:
         return f"The file was made with {weights.network}: name that as model=, or give another file."
     stem = re.sub(r"[^a-z0-9]+", "_", weights.source.lower())
@@ -433,7 +435,7 @@ def _hint(weights: Weights, network: Mapping[str, Any]) -> str:
 def _other_arguments(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """The arguments that two nodes of one network do not share, in words; not those for which a network is adapted."""
     (_, _, before), (_, _, now) = locate.split_node(there, ""), locate.split_node(here, "")
-    adapted = {*CLASS_ARGUMENTS, *CHANNEL_ARGUMENTS}
+    adapted = {*NUM_CLASSES_ARGUMENTS, *CHANNEL_ARGUMENTS}
     names = [name for name in {**before, **now} if before.get(name) != now.get(name) and name not in adapted]
     return [
         f"{name}={before.get(name, 'its default')} (here {now.get(name, 'its default')})"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from sightline.errors import ModelError, first_line, setting
+from sightline.core.errors import ModelError, first_line, render_setting
 
 _BATCH = 2
 _MOST, _EVALUATION_BYTES = 256, 256 << 20
@@ -23,20 +23,21 @@ _MOST, _EVALUATION_BYTES = 256, 256 << 20
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One call of a layer. `took` and `gave` are the sizes, batch included, of the first tensor that went in and that
-    came out, empty where there was none; `multiply_adds` are for one image, and 0 where they cannot be counted."""
+    """One call of a layer. `input_shape` and `output_shape` are the sizes, batch included, of the first tensor that
+    went in and that came out, empty where there was none; `multiply_adds` are for one image, and 0 where they cannot be
+    counted."""
 
     name: str
     kind: str
-    took: tuple[int, ...]
-    gave: tuple[int, ...]
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
     parameters: int
     multiply_adds: int
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The output without the batch dimension."""
-        return self.gave[1:]
+        return self.output_shape[1:]
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,10 @@ def trace(model: nn.Module, shape: tuple[int, ...], fits: Callable[[int], bool] 
         return _run(model, _images(shape))
     except _LayerError as error:
         smallest = _smallest_image(fits or _runs(model, shape[0])) if error.size_matters else None
-        told = f" The smallest square image this network takes is {smallest} x {smallest}." if smallest else ""
+        message = f" The smallest square image this network takes is {smallest} x {smallest}." if smallest else ""
         image = " x ".join(str(side) for side in shape[1:])
         raise ModelError(
-            f"the network does not fit images of {image} with {shape[0]} channel(s): {error}{told}"
+            f"the network does not fit images of {image} with {shape[0]} channel(s): {error}{message}"
         ) from error
 
 
@@ -93,7 +94,9 @@ def meta_copy(model: nn.Module) -> nn.Module:
 def batch_that_fits(model: nn.Module, shape: tuple[int, int, int]) -> int:
     """How many images of `shape` (C, H, W) to ask `model` about at once: the largest power of two, up to 256, for which
     the images and the input and output of the layer with the largest ones take no more than 256 MiB in float32."""
-    largest = max((math.prod(row.took) + math.prod(row.gave) for row in trace(model, shape).layers), default=0)
+    largest = max(
+        (math.prod(row.input_shape) + math.prod(row.output_shape) for row in trace(model, shape).layers), default=0
+    )
     numbers = largest // _BATCH + 2 * math.prod(shape)
     most = min(_MOST, _EVALUATION_BYTES // (4 * numbers))
     return 1 << max(0, most.bit_length() - 1)
@@ -133,23 +136,23 @@ def _images(shape: tuple[int, ...]) -> Tensor:
 
 def _run(model: nn.Module, inputs: Any) -> Trace:
     try:
-        return _observe(meta_copy(model), _blank(inputs, torch.device("meta")))
+        return _observe(meta_copy(model), _zeros(inputs, torch.device("meta")))
     except Exception as error:
         # a network may look at its numbers, keep tensors that are no buffers, or be lazy: then a real copy tells
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         try:
             with torch.random.fork_rng():
                 with contextlib.suppress(_LayerError):
-                    return _observe(copy.deepcopy(model).eval(), _blank(inputs, device))
-                return _observe(copy.deepcopy(model).eval(), _blank(inputs, device), count=False)
+                    return _observe(copy.deepcopy(model).eval(), _zeros(inputs, device))
+                return _observe(copy.deepcopy(model).eval(), _zeros(inputs, device), count=False)
         except _LayerError as real:
             raise real from error
         except Exception as real:  # its own code, when it is copied
-            told = f"it cannot be copied: {type(real).__name__}: {first_line(real)}"
-            raise _LayerError(told, size_matters=False) from real
+            message = f"it cannot be copied: {type(real).__name__}: {first_line(real)}"
+            raise _LayerError(message, size_matters=False) from real
 
 
-def _blank(inputs: Any, device: torch.device) -> Any:
+def _zeros(inputs: Any, device: torch.device) -> Any:
     """Zeros of these sizes and types."""
     if isinstance(inputs, Tensor):
         return torch.zeros_like(inputs, device=device)
@@ -231,16 +234,16 @@ def _explain(error: Exception, current: list[tuple[str, nn.Module, Any]]) -> _La
     name, layer, (args, _) = current[-1]
     got = next((tuple(value.shape) for value in args if isinstance(value, Tensor)), ())
     where = f"layer '{name}', {type(layer).__name__}," if name else f"the layer {type(layer).__name__}"
-    needs, size_matters = _needs(layer, got)
+    needs, size_matters = _unmet_needs(layer, got)
     shape = " x ".join(map(str, got[1:]))
     return _LayerError(f"{where} got {shape or 'no tensor'}{needs or f' and raised: {error}'}.", size_matters)
 
 
-def _needs(layer: nn.Module, got: tuple[int, ...]) -> tuple[str, bool]:
+def _unmet_needs(layer: nn.Module, got: tuple[int, ...]) -> tuple[str, bool]:
     """What a layer asks of its input and does not find, in words, and whether another image size could help."""
     width = got[1] if len(got) > 1 else 0
     if isinstance(layer, nn.modules.conv._ConvNd) and width != layer.in_channels:
-        first = f", or {setting('channels', layer.in_channels)}" if {width, layer.in_channels} == {1, 3} else ""
+        first = f", or {render_setting('channels', layer.in_channels)}" if {width, layer.in_channels} == {1, 3} else ""
         return (
             f" but needs {layer.in_channels} channels; set in_channels: {width}, or auto in a layer list{first}",
             False,

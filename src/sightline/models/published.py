@@ -1,7 +1,5 @@
 """The weights that timm and torchvision publish: what pictures they expect, and how a network gets them."""
 
-from __future__ import annotations
-
 import importlib.util
 import socket
 from collections.abc import Iterator, Mapping
@@ -12,20 +10,20 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from sightline import locate
-from sightline.errors import ConfigError, arg, first_line, listing, nearest
-from sightline.files import sha256
-from sightline.locate import below
-from sightline.models.pretrained import Loaded, Weights, load_into, read_weights
+from sightline.core import locate
+from sightline.core.errors import ConfigError, arg, did_you_mean, first_line, join_names
+from sightline.core.files import sha256
+from sightline.core.locate import is_below
+from sightline.models.pretrained import LoadReport, Weights, load_weights_into, read_weights
 from sightline.models.spec import (
     CHANNEL_ARGUMENTS,
     SIZE_ARGUMENTS,
     ModelSpec,
     build_model,
-    published_name,
+    library_and_model,
     without_downloads,
 )
-from sightline.models.structure import head_of
+from sightline.models.structure import find_head
 
 _FILTERS = ("nearest", "bilinear", "bicubic", "lanczos")
 _OF_THEIR_OWN = {
@@ -67,7 +65,7 @@ def expected_preprocess(network: Mapping[str, Any]) -> dict[str, Any]:
     """The images that a network's published weights were made with, as keys of `data.preprocess`: `size` [H,W],
     `channels`, `mean`, `std`, `interpolation`, `resize`, `crop_pct`. Nothing is built or fetched; empty where nothing
     is published."""
-    named = published_name(network)
+    named = library_and_model(network)
     if named is None:
         return {}
     found = _of_timm(named[1]) if named[0] == "timm" else _of_torchvision(named[1])
@@ -93,15 +91,16 @@ def _of_timm(name: str) -> dict[str, Any]:
 
 def _timm_weights(name: str) -> Any:
     """What timm notes of a model's weights; None for a model that it does not know."""
-    timm = locate.require("timm")
+    timm = locate.import_optional("timm")
     try:
         return timm.get_pretrained_cfg(name)
     except RuntimeError as error:  # it knows the model, and no weights of this tag
         published = timm.list_models(pretrained=True)
         same = [known for known in published if known.partition(".")[0] == name.partition(".")[0]]
         raise ConfigError(
-            f"{arg.network}: timm publishes no weights of the name '{name}'.{nearest(name, same or published)} There "
-            f"are: {listing(same) or 'none for this network'}."
+            f"{arg.network}: timm publishes no weights of the name '{name}'.{did_you_mean(name, same or published)} "
+            f"There "
+            f"are: {join_names(same) or 'none for this network'}."
         ) from error
 
 
@@ -120,7 +119,7 @@ def _of_torchvision(name: str) -> dict[str, Any]:
 
 def _torchvision_weights(name: str) -> Any:
     """The default member of a model's enumeration of weights; None where there is none."""
-    models = locate.require("torchvision.models")
+    models = locate.import_optional("torchvision.models")
     try:
         return getattr(models.get_model_weights(name), "DEFAULT", None)
     except ValueError:
@@ -129,12 +128,12 @@ def _torchvision_weights(name: str) -> Any:
 
 def build_published(
     network: Mapping[str, Any], shape: tuple[int, int, int], num_classes: int, *, outputs: str = "auto"
-) -> tuple[nn.Module, ModelSpec, Loaded]:
+) -> tuple[nn.Module, ModelSpec, LoadReport]:
     """The network of a node with its published weights and a new head for `num_classes`, its spec, which asks for no
     weights, and what was loaded. timm and torchvision fetch them, or find them where they were fetched before.
 
     Raises ConfigError where nothing is published, or nothing can be fetched."""
-    named = published_name(network)
+    named = library_and_model(network)
     if named is None:
         raise ConfigError(
             f"{arg.pretrained}: weights are published for the networks of timm and torchvision (model=timm/NAME, "
@@ -160,16 +159,16 @@ def build_published(
                 state = chosen.get_state_dict(progress=False, check_hash=True, weights_only=True, map_location="cpu")
             except Exception as error:  # of the network, the disk, or a file that is not what it should be
                 raise _not_fetched(f"torchvision/{name} ({chosen.name})", error) from error
-        return model, spec, load_into(model, Weights(state, f"torchvision/{name} ({chosen.name})"), shape)
+        return model, spec, load_weights_into(model, Weights(state, f"torchvision/{name} ({chosen.name})"), shape)
     found = _timm_weights(name)
     file = weights_of_package(name)
     if file is not None:
         model, spec = build_model(plain, shape, num_classes, outputs=outputs)
         weights = replace(read_weights(file), source=f"the package {_PACKAGED[name.partition('.')[0]].distribution}")
-        return model, spec, load_into(model, weights, shape, network, by="order")
+        return model, spec, load_weights_into(model, weights, shape, network, by="order")
     if found is None or not found.has_weights:
-        published = locate.require("timm").list_models(pretrained=True)
-        raise ConfigError(f"{arg.pretrained}: timm publishes no weights for '{name}'.{nearest(name, published)}")
+        published = locate.import_optional("timm").list_models(pretrained=True)
+        raise ConfigError(f"{arg.pretrained}: timm publishes no weights for '{name}'.{did_you_mean(name, published)}")
     title = f"timm/{found.architecture}.{found.tag}"
     try:
         with _without_long_waits():
@@ -180,8 +179,8 @@ def build_published(
         build_model(plain, shape, num_classes, outputs=outputs)  # when the arguments are at fault, this says so
         raise _not_fetched(title, error.__cause__) from error
     names = list(model.state_dict())
-    new = tuple(item for item in names if below(item, head_of(model, shape)) and found.num_classes != num_classes)
-    return model, replace(spec, network=plain), Loaded(title, len(names) - len(new), len(names), new)
+    new = tuple(item for item in names if is_below(item, find_head(model, shape)) and found.num_classes != num_classes)
+    return model, replace(spec, network=plain), LoadReport(title, len(names) - len(new), len(names), new)
 
 
 def weights_of_package(name: str) -> Path | None:
@@ -221,7 +220,7 @@ def _without_long_waits() -> Iterator[None]:
     """Where the hub that timm fetches from does not answer at once, what is on this machine is looked at alone; no
     other connection waits for long either."""
     try:
-        hub = locate.require("huggingface_hub")
+        hub = locate.import_optional("huggingface_hub")
         constants, session = hub.constants, hub.utils.get_session
     except Exception:  # timm can do without it
         hub = None

@@ -1,7 +1,5 @@
 """A softmax that comes twice: cross entropy, which has one of its own, over probabilities."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from typing import Any
@@ -11,7 +9,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 
-class SoftmaxTwice(TorchFunctionMode):
+class DoubleSoftmax(TorchFunctionMode):
     """Notices, while it is entered, cross entropy of probabilities [B,C], and changes nothing. `classes` is then C, and
     0 as long as there was none. To look reads values back from the device, so it is for one step and not for each."""
 

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sightline import locate
-from sightline.errors import ConfigError, ModelError, arg, listing
+from sightline.core import locate
+from sightline.core.errors import ConfigError, ModelError, arg, join_names
+from sightline.core.eval_mode import eval_mode
 from sightline.models.probe import meta_copy, trace
-from sightline.modes import evaluating
 
-CLASS_ARGUMENTS = ("num_classes", "n_classes", "classes", "out_features")
+NUM_CLASSES_ARGUMENTS = ("num_classes", "n_classes", "classes", "out_features")
 CHANNEL_ARGUMENTS = ("in_channels", "in_chans", "channels")
 SIZE_ARGUMENTS = ("image_size", "img_size", "input_size")
-OUTPUTS = ("logits", "probabilities", "values")
+OUTPUT_KINDS = ("logits", "probabilities", "values")
 """What a network may answer with."""
-_DOWNLOADS = {
+_NO_DOWNLOAD_VALUES = {
     "pretrained": False,
     "weights": None,
     "weights_backbone": None,
@@ -74,18 +74,18 @@ def build_model(
     key = key or arg.network
     model: nn.Module
     if "layers" in network:
-        model, network = _from_layers(network["layers"], shape, num_classes, f"{key}.layers", allow)
+        model, network = _build_sequential(network["layers"], shape, num_classes, f"{key}.layers", allow)
     elif "object" in network:
         raise ModelError(f"{key}: '{network['object']}' was handed over ready-made; pass the same network as model=.")
     else:
         target, args, kwargs = locate.split_node(network, key)
-        kwargs = _without_auto(kwargs, shape, num_classes, key)
-        model, network = _made(target, args, kwargs, key, allow)
-    _fill_lazy(model, shape)
-    return model, describe_model(model, network, shape, num_classes, outputs, key)
+        kwargs = _resolve_auto(kwargs, shape, num_classes, key)
+        model, network = _instantiate(target, args, kwargs, key, allow)
+    _materialize_lazy(model, shape)
+    return model, make_model_spec(model, network, shape, num_classes, outputs, key)
 
 
-def describe_model(
+def make_model_spec(
     model: nn.Module,
     network: Mapping[str, Any],
     shape: tuple[int, int, int],
@@ -107,14 +107,14 @@ def describe_model(
         raise ModelError(
             f"{key or arg.network}: the network answers with {found} for each image, {asked}. "
             f"{advice}Its last layer must give {expected}; the value auto stands for that number "
-            f"({' or '.join(CLASS_ARGUMENTS[:2])} for most networks, out_features for a linear layer)."
+            f"({' or '.join(NUM_CLASSES_ARGUMENTS[:2])} for most networks, out_features for a linear layer)."
         )
     if outputs == "auto":
-        outputs = "probabilities" if answers_probabilities(model, shape) else "logits"
+        outputs = "probabilities" if outputs_probabilities(model, shape) else "logits"
     return ModelSpec(network, shape, num_classes, outputs)
 
 
-def check_training_answer(model: nn.Module, spec: ModelSpec, key: str | None = None) -> None:
+def check_training_output(model: nn.Module, spec: ModelSpec, key: str | None = None) -> None:
     """Raises ModelError where the network answers with something else while it is trained than when it is measured,
     such as the answers of auxiliary heads beside its own. The model itself is not touched."""
     plain: nn.Module = getattr(model, "_orig_mod", model)  # what torch.compile wraps would be compiled once more
@@ -133,25 +133,26 @@ def check_training_answer(model: nn.Module, spec: ModelSpec, key: str | None = N
         )
 
 
-def answers_probabilities(model: nn.Module, shape: tuple[int, int, int]) -> bool:
+def outputs_probabilities(model: nn.Module, shape: tuple[int, int, int]) -> bool:
     """Whether the network's answers to noise are non-negative and sum to one: it ends in a softmax."""
-    answer = answer_to_noise(model, shape)
+    answer = output_for_noise(model, shape)
     return bool((answer >= 0).all()) and torch.allclose(answer.sum(1), torch.ones(len(answer)).to(answer), atol=1e-4)
 
 
-def answer_to_noise(model: nn.Module, shape: tuple[int, int, int], grad: bool = False) -> Tensor:
-    """What the network answers, float32 [4,classes], to four images of noise, with a gradient where `grad` asks for it.
-    Runs in evaluation mode and puts every submodule's mode back; weights, buffers and torch's random state stay as they
-    were."""
+def output_for_noise(model: nn.Module, shape: tuple[int, int, int], grad: bool = False) -> Tensor:
+    """The network's output, float32 [N,classes], for four images of noise, or for one where these have more than
+    224 x 224 pixels; with a gradient where `grad` asks for it. Runs in evaluation mode and puts every submodule's mode
+    back; weights, buffers and torch's random state stay as they were."""
     first = next(model.parameters(), None)
     device = first.device if first is not None else torch.device("cpu")
-    noise = torch.randn((4, *shape), generator=torch.Generator().manual_seed(0)).to(device)
-    with evaluating(model), torch.set_grad_enabled(grad), torch.random.fork_rng():
+    count = 4 if shape[1] * shape[2] <= 224 * 224 else 1  # at 1024 x 1024 a ViT takes a minute for four
+    noise = torch.randn((count, *shape), generator=torch.Generator().manual_seed(0)).to(device)
+    with eval_mode(model), torch.set_grad_enabled(grad), torch.random.fork_rng():
         answer: Tensor = model(noise).float()
     return answer
 
 
-def published_name(network: Mapping[str, Any]) -> tuple[str, str] | None:
+def library_and_model(network: Mapping[str, Any]) -> tuple[str, str] | None:
     """(library, model) of a node of timm or torchvision; None for any other."""
     if "layers" in network or "object" in network:
         return None
@@ -168,7 +169,7 @@ def published_name(network: Mapping[str, Any]) -> tuple[str, str] | None:
 
 def network_name(network: Mapping[str, Any]) -> str:
     """What a node's network is called in messages: as `model=` takes it, where that can be."""
-    named = published_name(network)
+    named = library_and_model(network)
     if named is not None:
         return "/".join(named)
     if "layers" in network:
@@ -188,11 +189,12 @@ def without_downloads(network: Mapping[str, Any]) -> dict[str, Any]:
 
     fetches = str(network.get("_target_")).partition(".")[0] in ("timm", "torchvision")
     return {
-        name: _DOWNLOADS[name] if fetches and name in _DOWNLOADS else cleaned(value) for name, value in network.items()
+        name: _NO_DOWNLOAD_VALUES[name] if fetches and name in _NO_DOWNLOAD_VALUES else cleaned(value)
+        for name, value in network.items()
     }
 
 
-def _made(
+def _instantiate(
     target: Any, args: list[Any], kwargs: dict[str, Any], key: str, allow: Sequence[str] | None
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The network or layer a node describes, and the node as it is stored: a class given as an object by its name."""
@@ -204,13 +206,13 @@ def _made(
     return made, {**node, "_target_": name}
 
 
-def _fill_lazy(model: nn.Module, shape: tuple[int, ...]) -> None:
+def _materialize_lazy(model: nn.Module, shape: tuple[int, ...]) -> None:
     """Gives torch's lazy layers their widths, and with them their first weights, by one forward pass."""
     lazy = [name for name, p in (*model.named_parameters(), *model.named_buffers()) if is_lazy(p)]
     if not lazy:
         return
     try:
-        with evaluating(model), torch.no_grad():
+        with eval_mode(model), torch.no_grad():
             model(torch.zeros((2, *shape)))
     except Exception as error:  # whatever the network's own code raises is about this shape
         image = " x ".join(map(str, shape))
@@ -219,22 +221,22 @@ def _fill_lazy(model: nn.Module, shape: tuple[int, ...]) -> None:
         ) from error
 
 
-def _without_auto(
+def _resolve_auto(
     network: Mapping[str, Any], shape: tuple[int, int, int], num_classes: int, key: str
 ) -> dict[str, Any]:
     channels, height, width = shape
     size = height if height == width else [height, width]
-    known: dict[str, int | list[int]] = dict.fromkeys(CLASS_ARGUMENTS, num_classes)
+    known: dict[str, int | list[int]] = dict.fromkeys(NUM_CLASSES_ARGUMENTS, num_classes)
     known |= dict.fromkeys(CHANNEL_ARGUMENTS, channels) | dict.fromkeys(SIZE_ARGUMENTS, size)
     filled = {}
     for name, value in network.items():
         if value == "auto" and name not in known:
-            raise ConfigError(f"{key}.{name}: auto is known for {listing(known)}; give '{name}' a value.")
+            raise ConfigError(f"{key}.{name}: auto is known for {join_names(known)}; give '{name}' a value.")
         filled[name] = known[name] if value == "auto" else value
     return filled
 
 
-def _from_layers(
+def _build_sequential(
     nodes: Sequence[Mapping[str, Any]],
     shape: tuple[int, ...],
     num_classes: int,
@@ -251,7 +253,7 @@ def _from_layers(
             return False
         try:
             with torch.device("meta"):
-                model, _ = _from_layers(nodes, (shape[0], side, side), num_classes, key, allow, search=False)
+                model, _ = _build_sequential(nodes, (shape[0], side, side), num_classes, key, allow, search=False)
             trace(model, (shape[0], side, side), lambda _: False)
         except (ModelError, ConfigError):
             return False
@@ -275,7 +277,7 @@ def _from_layers(
                 raise ConfigError(
                     f"{key}[{i}].{name}: auto is known for in_channels, in_features, num_features, out_features."
                 )
-        layer, plain = _made(target, args, kwargs, f"{key}[{i}]", allow)
+        layer, plain = _instantiate(target, args, kwargs, f"{key}[{i}]", allow)
         layers.append(layer)
         written.append(plain)
     return nn.Sequential(*layers), {"layers": written}

@@ -1,18 +1,16 @@
 """What a network is made of, from the first layer up: its head, and how deep every parameter lies."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 
-from sightline import locate
-from sightline.locate import below
+from sightline.core import locate
+from sightline.core.locate import is_below
 from sightline.models.probe import Trace, trace
 
 
-def head_of(model: nn.Module, shape: tuple[int, ...]) -> tuple[str, ...]:
+def find_head(model: nn.Module, shape: tuple[int, ...]) -> tuple[str, ...]:
     """The names of the layers that answer with one number per class, for images of `shape` (C, H, W): nearly always
     one, of a distilled transformer two, none where the network does not have its answer from a layer.
 
@@ -38,7 +36,7 @@ def head_of(model: nn.Module, shape: tuple[int, ...]) -> tuple[str, ...]:
     return ()
 
 
-def first_convolution(model: nn.Module, shape: tuple[int, ...]) -> str | None:
+def find_first_convolution(model: nn.Module, shape: tuple[int, ...]) -> str | None:
     """The name of the first layer with parameters, if it is a convolution over all channels of the picture."""
     first = next((row for row in trace(model, shape).layers if row.parameters), None)
     layer = dict(model.named_modules()).get(first.name) if first is not None else None
@@ -46,7 +44,7 @@ def first_convolution(model: nn.Module, shape: tuple[int, ...]) -> str | None:
     return first.name if first is not None and alone else None
 
 
-def depths(model: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
+def parameter_depths(model: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
     """How deep each parameter lies, by name: 0 for the first block, one more for each block above it, most for the
     head.
 
@@ -54,24 +52,24 @@ def depths(model: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
     which they run, `Sequential`s and whatever holds more than half of the parameters taken apart; a normalisation
     belongs to the layer before it."""
     names = [name for name, _ in model.named_parameters()]
-    heads = head_of(model, shape)
+    heads = find_head(model, shape)
     found = _grouped_by_timm(model) or _by_blocks(model, trace(model, shape))
-    levels = sorted({found[name] for name in names if not below(name, heads)})
-    return {name: len(levels) if below(name, heads) else levels.index(found[name]) for name in names}
+    levels = sorted({found[name] for name in names if not is_below(name, heads)})
+    return {name: len(levels) if is_below(name, heads) else levels.index(found[name]) for name in names}
 
 
 def _grouped_by_timm(model: nn.Module) -> dict[str, int]:
     matcher: Any = getattr(model, "group_matcher", None)
     if not type(model).__module__.startswith("timm.") or matcher is None:
         return {}
-    group_parameters = locate.require("timm.models").group_parameters
+    group_parameters = locate.import_optional("timm.models").group_parameters
     found: dict[str, int] = group_parameters(model, matcher(coarse=False), reverse=True)
     return found
 
 
 def _by_blocks(model: nn.Module, ran: Trace) -> dict[str, int]:
     blocks = list(_blocks(model, "", _size(model)))
-    turns = [[turn for turn, row in enumerate(ran.layers) if below(row.name, [name])] for name, _ in blocks]
+    turns = [[turn for turn, row in enumerate(ran.layers) if is_below(row.name, [name])] for name, _ in blocks]
     if all(turns):  # else a block is used by its weights alone, and registration is what there is to go by
         blocks = [block for _, block in sorted(zip(turns, blocks, strict=True), key=lambda pair: pair[0][0])]
     level, of_block = -1, dict[str, int]()
@@ -82,9 +80,9 @@ def _by_blocks(model: nn.Module, ran: Trace) -> dict[str, int]:
     found = {}
     for name, _ in model.named_parameters():
         parent = name.rpartition(".")[0]
-        inside = [depth for block, depth in of_block.items() if below(name, [block])]
+        inside = [depth for block, depth in of_block.items() if is_below(name, [block])]
         # a parameter beside the blocks, such as an embedding of positions, goes with the first block it stands beside
-        found[name] = next(iter(inside or [depth for block, depth in of_block.items() if below(block, [parent])]), 0)
+        found[name] = next(iter(inside or [depth for block, depth in of_block.items() if is_below(block, [parent])]), 0)
     return found
 
 

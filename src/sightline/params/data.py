@@ -1,7 +1,5 @@
 """Images in `datadir/train` and `datadir/test` -> the engine's batches, or a torch Dataset and DataLoader."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -14,14 +12,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from sightline.compose.data import config_source, data_record, open_data
 from sightline.config.schema import TrainConfig
-from sightline.data.finished import Transform, Transformed, checked_transforms, transformed
-from sightline.data.loader import BatchLoader
-from sightline.data.packed import PackedDataset
-from sightline.data.preprocess import Preprocess
-from sightline.data.recipe import augmentations
-from sightline.errors import DataError, argument_names, nearest
-from sightline.params.settings import NAMES, as_config, completed
-from sightline.types import DataSource
+from sightline.core.errors import DataError, argument_names, did_you_mean
+from sightline.data.augment.per_image import Transform, TransformedLoader, apply_transforms, build_transforms
+from sightline.data.augment.pipeline import augmentation_pipeline
+from sightline.data.cache.dataset import PackedDataset
+from sightline.data.images.preprocess import Preprocess
+from sightline.data.loading.loader import BatchLoader
+from sightline.data.records import DataSource
+from sightline.params.settings import NAMES, as_config, with_defaults
 
 KINDS = ("train", "test")
 
@@ -33,14 +31,14 @@ class FashionMNIST(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(self, params: Mapping[str, Any], kind: str, datadir: str | Path = "data"):
         if kind not in KINDS:
-            raise DataError(f"kind: expected 'train' or 'test', found {kind!r}.{nearest(str(kind), KINDS)}")
-        settings = completed(params)
+            raise DataError(f"kind: expected 'train' or 'test', found {kind!r}.{did_you_mean(str(kind), KINDS)}")
+        settings = with_defaults(params)
         data, preprocess, _ = open_splits(settings, datadir)
         self.packed = data[kind]
         self.classes = self.packed.classes
         self._normalize = preprocess.normalizer()
         self._flip = settings["flip_probability"] if kind == "train" and settings["flip_images"] else 0.0
-        self._further = further_transforms(settings, preprocess, kind == "train")
+        self._further = additional_transforms(settings, preprocess, kind == "train")
 
     def __len__(self) -> int:
         return len(self.packed)
@@ -52,7 +50,7 @@ class FashionMNIST(Dataset[tuple[Tensor, Tensor]]):
             image = image.flip([axis for axis in (1, 2) if torch.rand(()) < self._flip])
         if self._further:
             with argument_names(NAMES):
-                image = transformed(self._further, image)
+                image = apply_transforms(self._further, image)
         return image, self.packed.labels[index]
 
 
@@ -61,7 +59,7 @@ def get_dataloader(
 ) -> DataLoader[tuple[Tensor, Tensor]]:
     """A DataLoader over `FashionMNIST(params, kind, datadir)`: in batches of `batch_size`, shuffled where
     `shuffle_dataset` says so, for "train"; of `eval_batch_size`, in order, for "test"."""
-    dataset, settings = FashionMNIST(params, kind, datadir), completed(params)
+    dataset, settings = FashionMNIST(params, kind, datadir), with_defaults(params)
     if kind == "test":
         return DataLoader(dataset, batch_size=settings["eval_batch_size"])
     return DataLoader(dataset, batch_size=settings["batch_size"], shuffle=settings["shuffle_dataset"])
@@ -97,7 +95,7 @@ def _source(config: TrainConfig) -> DataSource:
 
 def build_loaders(
     settings: Mapping[str, Any], data: Mapping[str, PackedDataset], preprocess: Preprocess, device: torch.device
-) -> tuple[BatchLoader | Transformed, BatchLoader | Transformed]:
+) -> tuple[BatchLoader | TransformedLoader, BatchLoader | TransformedLoader]:
     """The loaders of train, shuffled and flipped as the dict says, and of test, as it is."""
     flip = settings["flip_probability"] if settings["flip_images"] else 0.0
     train = BatchLoader(
@@ -105,20 +103,20 @@ def build_loaders(
         preprocess,
         settings["batch_size"],
         shuffle=settings["shuffle_dataset"],
-        augment=augmentations(flip=flip, vertical_flip=flip),
+        augment=augmentation_pipeline(flip=flip, vertical_flip=flip),
         seed=settings["manual_seed"],
         device=device,
     )
     test = BatchLoader(data["test"], preprocess, settings["eval_batch_size"], device=device)
-    further = [further_transforms(settings, preprocess, training) for training in (True, False)]
+    further = [additional_transforms(settings, preprocess, training) for training in (True, False)]
     return (
-        Transformed(train, further[0], settings["manual_seed"]) if further[0] else train,
-        Transformed(test, further[1], settings["manual_seed"]) if further[1] else test,
+        TransformedLoader(train, further[0], settings["manual_seed"]) if further[0] else train,
+        TransformedLoader(test, further[1], settings["manual_seed"]) if further[1] else test,
     )
 
 
-def further_transforms(settings: Mapping[str, Any], preprocess: Preprocess, training: bool) -> list[Transform]:
+def additional_transforms(settings: Mapping[str, Any], preprocess: Preprocess, training: bool) -> list[Transform]:
     """`additional_transforms`, as far as they are for this split."""
     given, key = settings["additional_transforms"], "params['additional_transforms']"
     with argument_names(NAMES):
-        return checked_transforms(given, preprocess.shape, training=training, key=key)
+        return build_transforms(given, preprocess.shape, training=training, key=key)

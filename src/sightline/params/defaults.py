@@ -1,7 +1,5 @@
 """The dict that configures a run, with the values it has when nobody changes them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,49 +1,39 @@
 """What a run writes to `logdir` and to the terminal: checkpoints by epoch, TensorBoard's curves, lines."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
-from sightline.engine.callbacks import Callback, not_measured
-from sightline.engine.checkpoint import checkpoint_content, numpy_values
+from sightline.core.errors import ArtifactError, RunFailedError, first_line, join_names
+from sightline.core.files import expand_user, stale_temporaries
+from sightline.core.types import StepOutput, TrainState
+from sightline.engine.checkpoint.content import checkpoint_content, numpy_globals
+from sightline.engine.checkpoint.file import load_checksummed, save_checksummed
 from sightline.engine.progress import Progress
-from sightline.engine.sealed import load_sealed, save_sealed
-from sightline.errors import ArtifactError, RunFailedError, first_line, listing
-from sightline.files import expanded, leftovers
-from sightline.runs.recorders import Curves
-from sightline.types import StepOutput, TrainState
-
-if TYPE_CHECKING:
-    from sightline.engine.trainer import Trainer
+from sightline.engine.trainer import Callback, Trainer, not_measured
+from sightline.runs.recorders import CurveRecorder
 
 FORMAT = 1
 _RULE = "-" * 80
 
 
-class EpochFiles(Callback):
+class EpochFilesCallback(Callback):
     """Writes `model_epoch_<e>.pt` after epoch 0, every `save_freq` epochs from there, and after the last; and for
     TensorBoard, at each step, `loss/train` and the steps' metrics as `<metric>/train`; after each epoch
     `avg_loss/train`, over epochs; after each evaluation `loss/test` and so on, over steps. `names` are those of the
     schedules, `monitors` what plateaus watch: an evaluation that does not measure it is a ConfigError."""
 
     def __init__(
-        self,
-        logdir: Path,
-        save_freq: int,
-        names: Sequence[str],
-        monitors: Sequence[str],
-        curves: Curves,
+        self, logdir: Path, save_freq: int, names: Sequence[str], monitors: Sequence[str], curves: CurveRecorder
     ):
         self.logdir, self.save_freq, self.names = logdir, save_freq, tuple(names)
         self.monitors, self.curves = tuple(monitors), curves
 
     def on_fit_start(self, trainer: Trainer) -> None:
         """Clears away what a kill in the middle of a file left."""
-        for left in leftovers(self.logdir, "model_epoch_*.pt"):
+        for left in stale_temporaries(self.logdir, "model_epoch_*.pt"):
             left.unlink()
 
     def on_step_end(self, trainer: Trainer, output: StepOutput) -> None:
@@ -72,7 +62,7 @@ class EpochFiles(Callback):
         content, path = checkpoint_content(state), self.logdir / f"model_epoch_{epoch}.pt"
         schedules = zip(self.names, content["schedules"], strict=True)
         try:
-            save_sealed(
+            save_checksummed(
                 path,
                 {
                     "format": FORMAT,
@@ -90,7 +80,7 @@ class EpochFiles(Callback):
             ) from error
 
 
-class Lines(Progress):
+class ConsoleLines(Progress):
     """On a terminal the bar; everywhere one line an epoch and, of an evaluation, its loss and metrics."""
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, float]) -> None:
@@ -113,10 +103,10 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> dict[str, Any]:
     """Fills the model from a `model_epoch_<e>.pt`, whether it was written here or by the trainer that this interface
     comes from, and gives all that is in it, on the CPU. No code in the file is run. Raises ArtifactError for a file
     that is missing or damaged, that runs code, or that belongs to another network."""
-    file = expanded(path)
-    content = load_sealed(file, numpy_values())
+    file = expand_user(path)
+    content = load_checksummed(file, numpy_globals())
     if not isinstance(content, Mapping) or "model_state_dict" not in content:
-        held = f" It holds: {listing(map(str, content))}." if isinstance(content, Mapping) else ""
+        held = f" It holds: {join_names(map(str, content))}." if isinstance(content, Mapping) else ""
         raise ArtifactError(f"'{file}' has no 'model_state_dict', so it is no model_epoch_<e>.pt.{held}")
     try:
         model.load_state_dict(content["model_state_dict"])

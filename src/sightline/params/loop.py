@@ -1,7 +1,5 @@
 """`train`: the dict, a network and two functions -> a training in `logdir`, started or resumed."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -12,21 +10,22 @@ import numpy as np
 import torch
 from torch import nn
 
+from sightline.core.errors import argument_names
+from sightline.core.files import expand_user
+from sightline.core.identity import Identity, data_values
+from sightline.core.locate import current_names
+from sightline.core.mappings import flatten
+from sightline.core.types import TrainState
 from sightline.engine.progress import plain_console
 from sightline.engine.runtime import Runtime
-from sightline.errors import argument_names
-from sightline.files import expanded
-from sightline.identity import Identity, data_values
 from sightline.params.data import build_loaders, open_splits
-from sightline.params.files import EpochFiles, Lines
-from sightline.params.settings import MAY_CHANGE, NAMES, completed, described
-from sightline.params.steps import Steps, TestMeter, TrainMeter
+from sightline.params.files import ConsoleLines, EpochFilesCallback
+from sightline.params.settings import MAY_CHANGE, NAMES, describe_value, with_defaults
+from sightline.params.steps import TestMeter, TrainMeter, UserSteps
 from sightline.params.updates import make_optimizer, make_schedules
 from sightline.runs.directory import Run
-from sightline.runs.record import flat
-from sightline.runs.recorders import Curves, JsonlRecorder
-from sightline.session import CheckpointPolicy, Interface, ResumePolicy, Session, Training
-from sightline.types import TrainState
+from sightline.runs.recorders import CurveRecorder, JsonlRecorder
+from sightline.session import CheckpointPolicy, FitOptions, Interface, ResumePolicy, Session
 
 INTERFACE = Interface(
     name="params",
@@ -68,22 +67,24 @@ def train(
     its weights back. Raises ArtifactError when the images or the dict are not the same (but for the keys `MAY_CHANGE`),
     when another process trains there, and when the directory holds something else; ConfigError or DataError for a wrong
     dict or wrong data, before the first step."""
-    settings, run = completed(params), Run(expanded(logdir))
+    settings, run = with_defaults(params), Run(expand_user(logdir))
     with argument_names(NAMES), Session(run, INTERFACE, ResumePolicy(finished="return"), report=_say) as session:
-        return _train(session, settings, model, Steps(train_step, test_step, kwargs), datadir, kwargs)
+        return _train(session, settings, model, UserSteps(train_step, test_step, kwargs), datadir, kwargs)
 
 
 def _train(
     session: Session,
     settings: dict[str, Any],
     model: nn.Module,
-    steps: Steps,
+    steps: UserSteps,
     datadir: str | Path,
     kwargs: Mapping[str, Any],
 ) -> bool:
-    run, saved, config = session.run, session.saved, {"params": described(settings)}
+    run, saved, config = session.run, session.saved, {"params": describe_value(settings)}
     if saved is not None:
-        session.check(Identity(flat(config["params"]), MAY_CHANGE.__contains__), flat(saved.config["params"]))
+        session.check(
+            Identity(flatten(config["params"]), MAY_CHANGE.__contains__), flatten(current_names(saved.config["params"]))
+        )
     runtime = Runtime(str(settings["device"]), seed=settings["manual_seed"])
     data, preprocess, record = open_splits(settings, datadir)
     config["data"] = record["fingerprint"]
@@ -104,9 +105,9 @@ def _train(
         made_with[run.data] = record
     else:
         _say(f"Resuming '{run.path}' from epoch {state.epoch}, step {state.step}.")
-    curves = Curves()
+    curves = CurveRecorder()
     monitors = [schedule.monitor for schedule in schedules if schedule.monitor is not None]
-    training = Training(
+    training = FitOptions(
         steps,
         state,
         batches,
@@ -116,8 +117,8 @@ def _train(
         runtime=runtime,
         meter=partial(TrainMeter, kwargs.get("train_torchmetrics")),
         eval_meter=partial(TestMeter, kwargs.get("test_torchmetrics"), settings["eval_metric_compute_freq"] == "epoch"),
-        writers=[EpochFiles(run.path, settings["save_freq"], names, monitors, curves)],
-        observers=[Lines()],
+        writers=[EpochFilesCallback(run.path, settings["save_freq"], names, monitors, curves)],
+        observers=[ConsoleLines()],
         recorders=[JsonlRecorder(), curves],
     )
     session.prepare(training, CheckpointPolicy("test_loss", "min", about={"data": record["fingerprint"]}))

@@ -1,15 +1,13 @@
 """The dict's list of layers -> a classifier."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from sightline.errors import ConfigError, ModelError, argument_names, nearest
+from sightline.core.errors import ConfigError, ModelError, argument_names, did_you_mean
 from sightline.models.spec import build_model
-from sightline.params.settings import NAMES, completed
+from sightline.params.settings import NAMES, with_defaults
 
 _OUTPUTS = ("probabilities", "logits")
 _WIDTHS = ("in_channels", "num_features")
@@ -22,9 +20,11 @@ def build_classifier(params: Mapping[str, Any], outputs: str = "probabilities") 
 
     Raises ModelError for a layer that does not fit: which one, what it gets and needs, the repair, and the smallest
     square image the network takes. Working this out changes no weight and no buffer."""
-    settings = completed(params)
+    settings = with_defaults(params)
     if outputs not in _OUTPUTS:
-        raise ConfigError(f"outputs: expected {' or '.join(_OUTPUTS)}, found {outputs!r}.{nearest(outputs, _OUTPUTS)}")
+        raise ConfigError(
+            f"outputs: expected {' or '.join(_OUTPUTS)}, found {outputs!r}.{did_you_mean(outputs, _OUTPUTS)}"
+        )
     shape = (3 if settings["is_image_color"] else 1, settings["image_height"], settings["image_width"])
     layers, classes = settings["net_arch"], settings["n_classes"]
     if not isinstance(layers, Sequence) or not all(isinstance(layer, Mapping) for layer in layers):

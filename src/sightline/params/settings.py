@@ -1,7 +1,5 @@
 """The keys of the dict as keys of the config, checked by its schema, and the names that messages use for them."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from sightline import locate
 from sightline.config.names import NAMES as CONFIG_NAMES
 from sightline.config.schema import TrainConfig
-from sightline.errors import ConfigError, argument_names, nearest
+from sightline.core import locate
+from sightline.core.errors import ConfigError, argument_names, did_you_mean
 from sightline.params.defaults import params as defaults
 
 ALIASES = {
@@ -51,14 +49,14 @@ NAMES: dict[str, str | None] = {
 """Neutral names, and keys of the config, as the dict has them."""
 
 
-def completed(params: Mapping[str, Any]) -> dict[str, Any]:
+def with_defaults(params: Mapping[str, Any]) -> dict[str, Any]:
     """All 32 keys: those that are missing have their values of the default dict. Raises ConfigError for a key that is
     probably a slip of the pen, and warns of any other that nothing here reads."""
     if not isinstance(params, Mapping):
         raise ConfigError(f"params: expected a dict, found {type(params).__name__}.")
     for key in params:
         if key not in defaults:
-            meant = nearest(str(key), defaults)
+            meant = did_you_mean(str(key), defaults)
             if meant:
                 raise ConfigError(f"params['{key}']: no such key.{meant}")
             warnings.warn(f"params['{key}']: nothing here reads this key.", UserWarning, stacklevel=3)
@@ -110,16 +108,16 @@ def as_config(settings: Mapping[str, Any], datadir: str | Path) -> TrainConfig:
         return TrainConfig.from_dict(tree)
 
 
-def described(value: Any) -> Any:
+def describe_value(value: Any) -> Any:
     """A value of the dict as plain data that says whether it is the same: classes and functions by their names."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping):
-        return {str(key): described(item) for key, item in value.items()}
+        return {str(key): describe_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [described(item) for item in value]
+        return [describe_value(item) for item in value]
     if isinstance(value, nn.Module | torch.device | torch.dtype):
         return repr(value)
     if callable(value):
-        return locate.home(value) or locate.home(type(value))
-    return f"{locate.home(type(value))}: {value!s}".partition(" at 0x")[0]
+        return locate.qualified_name(value) or locate.qualified_name(type(value))
+    return f"{locate.qualified_name(type(value))}: {value!s}".partition(" at 0x")[0]

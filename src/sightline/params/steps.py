@@ -1,20 +1,18 @@
 """The user's two functions as a task of the engine, and what measures them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sightline.errors import ConfigError
-from sightline.metrics import Meter
-from sightline.models.softmax import SoftmaxTwice
-from sightline.types import Batch, StepOutput, Task, Tensors, TrainState
+from sightline.core.errors import ConfigError
+from sightline.core.types import Batch, StepOutput, Task, Tensors, TrainState
+from sightline.metrics.meter import Meter
+from sightline.models.softmax import DoubleSoftmax
 
 
-class Steps(Task):
+class UserSteps(Task):
     """Calls `train_step(x, y, model, optim, **kwargs)` and `test_step(x, y, model, **kwargs)`; each gives (loss as a
     float, metrics as a dict of floats or None). The update is theirs. Whether the first training step puts
     probabilities into cross entropy is looked at, and warned of."""
@@ -32,7 +30,7 @@ class Steps(Task):
             returned = self._train(batch.x, batch.y, state.model, state.optimizer, **self._kwargs)
         else:
             self._looked = True
-            with SoftmaxTwice() as look:
+            with DoubleSoftmax() as look:
                 returned = self._train(batch.x, batch.y, state.model, state.optimizer, **self._kwargs)
             look.warn(
                 "train_step gives probabilities to cross_entropy",

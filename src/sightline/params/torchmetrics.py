@@ -14,8 +14,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from sightline.errors import ConfigError
-from sightline.locate import require
+from sightline.core.errors import ConfigError
+from sightline.core.locate import import_optional
 
 _OLD = ("Accuracy", "F1Score", "Precision", "Recall", "Specificity")
 _WITHOUT_EFFECT = ("threshold", "mdmc_average", "multiclass", "subset_accuracy")
@@ -27,14 +27,14 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(name)
     if name in _OLD:
         return _maker(name)
-    return _collection() if name == "MetricCollection" else getattr(require("torchmetrics"), name)
+    return _collection() if name == "MetricCollection" else getattr(import_optional("torchmetrics"), name)
 
 
 @functools.cache
 def _maker(name: str) -> Callable[..., Any]:
     def make(*args: Any, **kwargs: Any) -> Any:
         if "task" in kwargs or (args and isinstance(args[0], str)):
-            return getattr(require("torchmetrics"), name)(*args, **kwargs)
+            return getattr(import_optional("torchmetrics"), name)(*args, **kwargs)
         return _made(name, *args, **kwargs)
 
     make.__name__, make.__doc__ = name, f"`{name}` of classes that exclude each other, with the old arguments."
@@ -71,13 +71,13 @@ def _made(
 @functools.cache
 def _named(name: str) -> type[Any]:
     """A class of the old name: a collection calls a result by its metric's class."""
-    base = getattr(require("torchmetrics.classification"), f"Multiclass{name}")
+    base = getattr(import_optional("torchmetrics.classification"), f"Multiclass{name}")
     return type(name, (base,), {"__module__": __name__, "__doc__": base.__doc__})
 
 
 @functools.cache
 def _collection() -> type[Any]:
-    base = require("torchmetrics").MetricCollection
+    base = import_optional("torchmetrics").MetricCollection
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         if all(getattr(metric, "counts_only", False) for metric in self.values(copy_state=False)):

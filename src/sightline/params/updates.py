@@ -1,7 +1,5 @@
 """The dict's optimiser and schedules, with arguments that torch has taken away since dropped."""
 
-from __future__ import annotations
-
 import inspect
 import warnings
 from collections.abc import Mapping
@@ -11,10 +9,10 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from sightline import locate
-from sightline.errors import ConfigError, listing
-from sightline.monitors import better_when
-from sightline.types import Schedule
+from sightline.core import locate
+from sightline.core.errors import ConfigError, join_names
+from sightline.core.types import Schedule
+from sightline.metrics.direction import metric_mode
 
 _REMOVED = ("verbose",)
 """Arguments that torch had once and that changed nothing that is computed."""
@@ -29,7 +27,7 @@ def make_optimizer(settings: Mapping[str, Any], model: nn.Module) -> Optimizer:
         raise ConfigError("model: it has no parameter to train.")
     key = "params['optim_kwargs']"
     arguments = _without_removed(target, settings["optim_kwargs"], key)
-    made = locate.call(target, [parameters, settings["learning_rate"]], arguments, key=key)
+    made = locate.call_target(target, [parameters, settings["learning_rate"]], arguments, key=key)
     if not isinstance(made, Optimizer):
         raise ConfigError(f"params['optim_class']: made a {type(made).__name__}, not a torch.optim.Optimizer.")
     return made
@@ -49,10 +47,12 @@ def make_schedules(
     for position, entry in enumerate(entries):
         key = f"params['learning_rate_schedule'][{position}]"
         if not isinstance(entry, Mapping) or "class" not in entry or set(entry) - set(_ENTRY):
-            raise ConfigError(f"{key}: expected a dict with 'class' and, of {listing(_ENTRY)}, others; found {entry}.")
+            raise ConfigError(
+                f"{key}: expected a dict with 'class' and, of {join_names(_ENTRY)}, others; found {entry}."
+            )
         target = _found(entry["class"], f"{key}['class']")
         arguments = _without_removed(target, entry.get("kwargs"), f"{key}['kwargs']")
-        made = locate.call(target, [optimizer], arguments, key=f"{key}['kwargs']")
+        made = locate.call_target(target, [optimizer], arguments, key=f"{key}['kwargs']")
         if not isinstance(made, LRScheduler):
             raise ConfigError(f"{key}['class']: made a {type(made).__name__}, not a torch learning-rate scheduler.")
         interval, monitor = entry.get("interval", "epoch"), entry.get("monitor")
@@ -65,7 +65,7 @@ def make_schedules(
         schedules.append(Schedule(made, interval, monitor))
         names.append(str(entry.get("name", type(made).__name__)))
     if len(set(names)) < len(names):
-        raise ConfigError(f"params['learning_rate_schedule']: a name is there twice: {listing(names)}.")
+        raise ConfigError(f"params['learning_rate_schedule']: a name is there twice: {join_names(names)}.")
     return names, schedules
 
 
@@ -73,7 +73,7 @@ def _watched(monitor: str | None, mode: str, metrics: Any, key: str) -> str:
     if monitor is None:
         first = next(iter(metrics.keys()), "Accuracy") if hasattr(metrics, "keys") else "Accuracy"
         return "test_loss" if mode == "min" else f"test_{first}"
-    if (better_when(monitor) or mode) != mode:
+    if (metric_mode(monitor) or mode) != mode:
         raise ConfigError(
             f"{key}['kwargs']['mode']: '{mode}' contradicts what is watched: it would lower the learning rate while "
             f"'{monitor}' gets better. Set the mode to '{'max' if mode == 'min' else 'min'}'."

@@ -1,1 +1,1 @@
-"""What a run leaves: its directory, its logs, its model, its predictions."""
+"""What a training writes: the run directory, its logs, its environment."""

@@ -1,7 +1,5 @@
 """Whether a run is being trained now, by its heartbeat; without torch."""
 
-from __future__ import annotations
-
 import os
 import socket
 from collections.abc import Mapping
@@ -10,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sightline.files import read_json
+from sightline.core.files import read_json
 
 HEARTBEAT = "heartbeat.json"
 FRESH = 60.0

@@ -11,9 +11,18 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sightline.errors import ArtifactError, ConfigError, arg, nearest
-from sightline.files import abandoned, beside, expanded, leftovers, locked, read_json, write_json, write_text
-from sightline.yamlfile import dump_yaml
+from sightline.core.errors import ArtifactError, ConfigError, arg, did_you_mean
+from sightline.core.files import (
+    expand_user,
+    lock_if_free,
+    locked,
+    read_json,
+    stale_temporaries,
+    temporary_sibling,
+    write_json,
+    write_text,
+)
+from sightline.core.yamlfile import dump_yaml
 
 
 class Run:
@@ -50,7 +59,7 @@ class Run:
         `fill` writes its first files, into a directory that has another name until then: what is killed in between
         leaves no half of a run, and what it does leave is cleared away by the next one. The run is `locked` from its
         beginning on, where a `lock` is given until that ends."""
-        parent = expanded(parent)
+        parent = expand_user(parent)
         try:
             parent.mkdir(parents=True, exist_ok=True)
             _sweep_unnamed(parent)
@@ -85,9 +94,11 @@ class Run:
             self.exported: ("*.json",),
             self.predictions("").parent: ("*.csv",),
         }
-        for left in [left for folder, names in own.items() for name in names for left in leftovers(folder, name)]:
+        for left in [
+            left for folder, names in own.items() for name in names for left in stale_temporaries(folder, name)
+        ]:
             if left.is_file():
-                with suppress(FileNotFoundError), abandoned(left) as dead:
+                with suppress(FileNotFoundError), lock_if_free(left) as dead:
                     if dead:
                         left.unlink()
 
@@ -106,7 +117,7 @@ class Run:
         run = cls(Path(path))
         if not run.path.is_dir():
             siblings = [entry.name for entry in run.path.parent.iterdir()] if run.path.parent.is_dir() else []
-            raise ArtifactError(f"there is no run '{path}'.{nearest(run.path.name, siblings)}")
+            raise ArtifactError(f"there is no run '{path}'.{did_you_mean(run.path.name, siblings)}")
         if not run.config.is_file():
             raise ArtifactError(f"'{path}' is no run: it has no {run.config.name}.")
         return run
@@ -155,7 +166,7 @@ def _unnamed(parent: Path, lock: ExitStack) -> Path:
     """A new directory with a hidden name, locked: one without the lock is what a killed process left. Where another
     process takes it for that before it has the lock, another one."""
     while True:
-        path = beside(parent / "run")
+        path = temporary_sibling(parent / "run")
         path.mkdir()
         with suppress(FileNotFoundError):
             if lock.enter_context(locked(path)) and path.is_dir():
@@ -164,9 +175,9 @@ def _unnamed(parent: Path, lock: ExitStack) -> Path:
 
 def _sweep_unnamed(parent: Path) -> None:
     """Clears away what runs left that were killed before they had a name. One that is being filled is locked."""
-    for left in leftovers(parent, "run"):
+    for left in stale_temporaries(parent, "run"):
         if left.is_dir() and not left.is_symlink():
-            with suppress(OSError), abandoned(left) as dead:
+            with suppress(OSError), lock_if_free(left) as dead:
                 if dead:
                     shutil.rmtree(left, ignore_errors=True)
 
@@ -195,7 +206,7 @@ def _moved(aside: Path, parent: Path, name: str | None, default: str) -> Path:
 
 def check_place(parent: str | Path) -> None:
     """Raises ConfigError when no run can be made in `parent`: better told now than after an hour of decoding."""
-    path = expanded(parent).absolute()
+    path = expand_user(parent).absolute()
     there = next(place for place in (path, *path.parents) if place.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         kind = "cannot be written to" if there.is_dir() else "is a file"
@@ -204,7 +215,7 @@ def check_place(parent: str | Path) -> None:
 
 def check_free(parent: str | Path, name: str) -> Path:
     """The path of a run that does not exist yet; raises ConfigError when it does."""
-    path = expanded(parent) / name
+    path = expand_user(parent) / name
     if not name or name in (".", "..") or "/" in name or "\\" in name:
         raise ConfigError(
             f"{arg.run_name}: {name!r} is no name of a directory; the directory it is in is {arg.directory}."

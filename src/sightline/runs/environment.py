@@ -1,7 +1,5 @@
 """What a run was made with: versions, machine, the user's own code as git knows it."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import os
 import platform
@@ -15,10 +13,10 @@ from typing import Any
 
 import torch
 
-_MOST_DIFF = 1 << 20
+_MAX_DIFF_CHARS = 1 << 20
 
 
-def environment(directory: Path | None = None) -> dict[str, Any]:
+def collect_environment(directory: Path | None = None) -> dict[str, Any]:
     """A JSON-ready description of Python, packages, torch's settings, and the git commit, changes and untracked files
     of `directory` (the current one by default). No environment variables: they may hold secrets."""
     packages = {dist.metadata["Name"]: dist.version for dist in importlib.metadata.distributions()}
@@ -28,7 +26,7 @@ def environment(directory: Path | None = None) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": platform.machine(),
-        "machine_words": machine_words(),
+        "machine_words": machine_summary(),
         "torch": {
             "version": torch.__version__,
             "threads": torch.get_num_threads(),
@@ -41,7 +39,7 @@ def environment(directory: Path | None = None) -> dict[str, Any]:
     }
 
 
-def machine_words() -> str:
+def machine_summary() -> str:
     """The machine for a reader: `2 cores Intel Xeon with AVX512, 24 GiB, no GPU, Linux 6.1`. Nothing names it."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     capability = torch.backends.cpu.get_cpu_capability()
@@ -50,7 +48,7 @@ def machine_words() -> str:
     gpu = ", ".join(f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus)) or "no GPU"
     if not gpus and torch.backends.mps.is_available():
         gpu = "the GPU of the chip"
-    memory = _memory()
+    memory = _total_memory_bytes()
     release = re.match(r"\d+(\.\d+)?", platform.release())
     parts = [
         f"{cores} core{'s' if cores > 1 else ''} {_processor()}{vectors}",
@@ -68,12 +66,12 @@ def _processor() -> str:
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text("utf-8", "replace"), re.MULTILINE)
         name = found[1] if found else ""
     if not name and sys.platform == "darwin":
-        name = (_output("sysctl", "-n", "machdep.cpu.brand_string") or "").strip()
+        name = (_run_command("sysctl", "-n", "machdep.cpu.brand_string") or "").strip()
     name = re.sub(r"\((R|TM|C)\)|\bCPU\b|\s@.*", " ", name or platform.processor() or platform.machine())
     return " ".join(name.split())
 
 
-def _memory() -> int:
+def _total_memory_bytes() -> int:
     """Bytes of the machine's memory; 0 where the system does not say."""
     with suppress(AttributeError, ValueError, OSError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -89,24 +87,21 @@ def git_state(directory: Path) -> dict[str, Any] | None:
     untracked = _git(directory, "ls-files", "--others", "--exclude-standard") or ""
     return {
         "commit": commit.strip(),
-        "diff": diff[:_MOST_DIFF],
-        "diff_cut": len(diff) > _MOST_DIFF,
+        "diff": diff[:_MAX_DIFF_CHARS],
+        "diff_cut": len(diff) > _MAX_DIFF_CHARS,
         "untracked": untracked.splitlines()[:1000],
     }
 
 
 def _git(directory: Path, *words: str) -> str | None:
-    return _output("git", "-C", str(directory), *words)
+    return _run_command("git", "-C", str(directory), *words)
 
 
-def _output(*words: str) -> str | None:
+def _run_command(*words: str) -> str | None:
     """What a program prints; None where there is no such program, or it fails."""
     try:
         done = subprocess.run(  # noqa: S603 fixed words, no shell
-            words,
-            capture_output=True,
-            timeout=20,
-            check=True,
+            words, capture_output=True, timeout=20, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return None

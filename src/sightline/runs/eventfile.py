@@ -1,8 +1,6 @@
 """TensorBoard's file, written by whoever logs. `SummaryWriter` hands every point to a thread, which takes four times as
 long and the interpreter's lock from the step at any moment; where there is a point for every step, that shows."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import socket
@@ -13,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from sightline.files import naming
+from sightline.core.files import errors_name_path
 
 _NUMBERS = itertools.count()
 _PATIENCE = 10.0
@@ -65,7 +63,7 @@ class EventFile:
             if self._records is None or self._file is None:
                 return
             self._written = time.time()
-            with naming(Path(self._file.name)):
+            with errors_name_path(Path(self._file.name)):
                 while self._pending:
                     when, step, values = self._pending.popleft()
                     scalars = [{"tag": tag, "simple_value": value} for tag, value in values.items()]

@@ -1,7 +1,5 @@
 """A file that says how a run is doing, for who watches from outside."""
 
-from __future__ import annotations
-
 import json
 import operator
 import os
@@ -13,15 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sightline.engine.callbacks import Callback
-from sightline.errors import first_line
-from sightline.files import finite
+from sightline.core.errors import first_line
+from sightline.core.files import replace_non_finite
+from sightline.engine.trainer import Callback, Trainer
 from sightline.runs.alive import HEARTBEAT
-
-if TYPE_CHECKING:
-    from sightline.engine.trainer import Trainer
 
 _RECENT = 6  # the rate is that of so many beats
 _PATIENCE = 5.0
@@ -121,7 +116,9 @@ class Heartbeat(Callback):
         # one name beside it: only one of us writes at a time, and what a kill leaves is written over
         aside = self.path.with_name(f".{self.path.name}.part")
         try:
-            text = json.dumps(finite(self._content(error)), indent=2, allow_nan=False)  # ASCII, whatever an error says
+            text = json.dumps(
+                replace_non_finite(self._content(error)), indent=2, allow_nan=False
+            )  # ASCII, whatever an error says
             aside.write_text(text + "\n", encoding="ascii")
             aside.replace(self.path)  # not synced to disk: it is no record
         except (OSError, TypeError, ValueError):  # the disk is full, or a counter of somebody's own is no number

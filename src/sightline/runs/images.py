@@ -18,11 +18,11 @@ from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sightline.errors import ArtifactError, listing
-from sightline.files import atomic_write
+from sightline.core.errors import ArtifactError, join_names
+from sightline.core.files import atomic_write
 
 if TYPE_CHECKING:
-    from sightline.data.packed import PackedDataset
+    from sightline.data.cache.dataset import PackedDataset
 
 IMAGES = "images.csv.gz"
 _UNKNOWN = "0" * 16
@@ -30,7 +30,7 @@ _LONGEST = 1 << 20  # characters of a line
 _SHOWN = 5
 
 
-class Image(NamedTuple):
+class ImageRecord(NamedTuple):
     """One row, all of it text; `bytes`, `pixels` and `content` are empty where they are not known."""
 
     split: str
@@ -66,14 +66,14 @@ class ImageChanges:
             "in another split": self.moved,
             "the same in another file": self.rewritten,
         }
-        return [f"{kind}: {listing(names, limit)}" for kind, names in kinds.items() if names]
+        return [f"{kind}: {join_names(names, limit)}" for kind, names in kinds.items() if names]
 
     def to_dict(self) -> dict[str, list[str]]:
         """Every name, JSON-ready."""
         return {kind: list(names) for kind, names in asdict(self).items()}
 
 
-def list_images(data: Mapping[str, PackedDataset], sizes: Mapping[str, int] | None = None) -> Iterator[Image]:
+def list_images(data: Mapping[str, PackedDataset], sizes: Mapping[str, int] | None = None) -> Iterator[ImageRecord]:
     """The rows of packed splits, in their order; `sizes` are the bytes of files by id."""
     known = sizes or {}
     for split, packed in data.items():
@@ -81,14 +81,16 @@ def list_images(data: Mapping[str, PackedDataset], sizes: Mapping[str, int] | No
         labels = packed.labels.flatten().tolist()
         words = [names[label] for label in labels] if names else [f"{label:.9g}" for label in labels]
         pixels = contents = [""] * len(labels)
-        if packed.facts is not None:
+        if packed.stats is not None:
             rows: Any = slice(None) if packed.rows is None else packed.rows
-            digests = packed.facts.digests[rows]
+            digests = packed.stats.digests[rows]
             text, width = digests.tobytes().hex(), 2 * digests.shape[1]
             pixels = [text[start : start + width] for start in range(0, len(text), width)]
-            contents = [f"{key:016x}" for key in packed.facts.keys[rows].tolist()]
+            contents = [f"{key:016x}" for key in packed.stats.keys[rows].tolist()]
         for name, label, shown, content in zip(packed.ids, words, pixels, contents, strict=True):
-            yield Image(split, name, label, str(known.get(name, "")), shown, "" if content == _UNKNOWN else content)
+            yield ImageRecord(
+                split, name, label, str(known.get(name, "")), shown, "" if content == _UNKNOWN else content
+            )
 
 
 def write_images(path: Path, data: Mapping[str, PackedDataset], sizes: Mapping[str, int] | None = None) -> None:
@@ -99,11 +101,11 @@ def write_images(path: Path, data: Mapping[str, PackedDataset], sizes: Mapping[s
         io.TextIOWrapper(packed, "utf-8", "surrogatepass", newline="") as text,  # a file name may be no UTF-8
     ):
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(Image._fields)
+        writer.writerow(ImageRecord._fields)
         writer.writerows(list_images(data, sizes))
 
 
-def read_images(path: Path) -> list[Image] | None:
+def read_images(path: Path) -> list[ImageRecord] | None:
     """The rows of a run's file; None where there is none, as in runs of before there were such files. Raises
     ArtifactError when it is damaged."""
     try:
@@ -114,16 +116,16 @@ def read_images(path: Path) -> list[Image] | None:
         raise ArtifactError(f"'{path}' is damaged, or cannot be read: {error}.") from error
 
 
-def _rows(path: Path) -> Iterator[Image]:
+def _rows(path: Path) -> Iterator[ImageRecord]:
     with gzip.open(path, "rt", encoding="utf-8", errors="surrogatepass", newline="") as text:
         rows = csv.reader(iter(lambda: text.readline(_LONGEST), ""))
-        if tuple(next(rows, ())) != Image._fields:
-            raise ValueError(f"its columns are not {', '.join(Image._fields)}")
+        if tuple(next(rows, ())) != ImageRecord._fields:
+            raise ValueError(f"its columns are not {', '.join(ImageRecord._fields)}")
         for row in rows:
-            yield Image(*row)
+            yield ImageRecord(*row)
 
 
-def compare_images(before: Iterable[Image], after: Iterable[Image]) -> ImageChanges:
+def compare_images(before: Iterable[ImageRecord], after: Iterable[ImageRecord]) -> ImageChanges:
     """What became of the pictures `before` in those `after`."""
     old, new = _numbered(before), _numbered(after)
     pairs = [(old.pop(key), new.pop(key)) for key in list(old) if key in new]
@@ -150,9 +152,9 @@ def describe_changes(path: Path, data: Mapping[str, PackedDataset], sizes: Mappi
     return f" Pictures {'; '.join(words)}." if words else ""
 
 
-def _numbered(images: Iterable[Image]) -> dict[tuple[str, str, int], Image]:
+def _numbered(images: Iterable[ImageRecord]) -> dict[tuple[str, str, int], ImageRecord]:
     """By split and name, and by how often that was there before: a table may list a file twice."""
-    found: dict[tuple[str, str, int], Image] = {}
+    found: dict[tuple[str, str, int], ImageRecord] = {}
     times: Counter[tuple[str, str]] = Counter()
     for image in images:
         found[image.split, image.id, times[image.split, image.id]] = image
@@ -161,10 +163,13 @@ def _numbered(images: Iterable[Image]) -> dict[tuple[str, str, int], Image]:
 
 
 def _match(
-    gone: Sequence[Image], came: Sequence[Image], same: Callable[[Image], str], pairs: list[tuple[Image, Image]]
-) -> tuple[list[Image], list[Image]]:
+    gone: Sequence[ImageRecord],
+    came: Sequence[ImageRecord],
+    same: Callable[[ImageRecord], str],
+    pairs: list[tuple[ImageRecord, ImageRecord]],
+) -> tuple[list[ImageRecord], list[ImageRecord]]:
     """Adds to `pairs` what is the same by what `same` gives; the rest of both."""
-    waiting: defaultdict[str, deque[Image]] = defaultdict(deque)
+    waiting: defaultdict[str, deque[ImageRecord]] = defaultdict(deque)
     for image in gone:
         waiting[same(image)].append(image)
     left = []
@@ -181,15 +186,11 @@ def _differ(a: str, b: str) -> bool:
     return bool(a and b) and a != b
 
 
-def _differ_in_content(a: Image, b: Image) -> bool:
+def _differ_in_content(a: ImageRecord, b: ImageRecord) -> bool:
     return _differ(a.content, b.content) and len(a.content) == len(b.content)  # earlier versions had another hash
 
 
-def _name(a: Image, b: Image, more: str = "") -> str:
+def _name(a: ImageRecord, b: ImageRecord, more: str = "") -> str:
     """A picture as a message names it, with its split: cat/3.png (train)."""
-    facts = [
-        b.split if a.split == b.split else f"{a.split} -> {b.split}",
-        f"was {a.id}" if a.id != b.id else "",
-        more,
-    ]
-    return f"{b.id} ({', '.join(fact for fact in facts if fact)})"
+    stats = [b.split if a.split == b.split else f"{a.split} -> {b.split}", f"was {a.id}" if a.id != b.id else "", more]
+    return f"{b.id} ({', '.join(fact for fact in stats if fact)})"

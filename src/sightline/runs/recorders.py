@@ -1,7 +1,5 @@
 """Where log points go: a JSON line, TensorBoard, several at once."""
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -11,14 +9,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
 
-from sightline.files import finite, naming, parse_json, write_text
+from sightline.core.files import errors_name_path, parse_json, replace_non_finite, write_text
+from sightline.core.types import Recorder
 from sightline.runs.eventfile import EventFile
-from sightline.types import Recorder
 
 LOG, TENSORBOARD = "log.jsonl", "tensorboard"
 
 
-def rows_before(path: Path, place: tuple[int, int]) -> Iterator[tuple[str, dict[str, Any]]]:
+def log_rows_before(path: Path, place: tuple[int, int]) -> Iterator[tuple[str, dict[str, Any]]]:
     """The lines of a log, and what they say, that were written before a checkpoint at (step, epoch)."""
     step, epoch = place
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
@@ -33,11 +31,11 @@ def rows_before(path: Path, place: tuple[int, int]) -> Iterator[tuple[str, dict[
             yield line, row
 
 
-def points_at(path: Path, place: tuple[int, int]) -> list[dict[str, float]]:
+def log_points_at(path: Path, place: tuple[int, int]) -> list[dict[str, float]]:
     """What a log says of the very step of a checkpoint at (step, epoch), as it was recorded."""
     return [
         {key: math.nan if value is None else value for key, value in row.items() if key not in ("step", "seconds")}
-        for _, row in rows_before(path, place)
+        for _, row in log_rows_before(path, place)
         if row.get("step") == place[0]
     ]
 
@@ -63,14 +61,14 @@ class JsonlRecorder(Recorder):
             self._drop_what_comes_again()
             self._file = self._path.open("a", encoding="utf-8")
         row = {"step": step, "seconds": round(time.perf_counter() - self._start, 3), **values}
-        with naming(self._path):
-            self._file.write(json.dumps(finite(row), allow_nan=False) + "\n")
+        with errors_name_path(self._path):
+            self._file.write(json.dumps(replace_non_finite(row), allow_nan=False) + "\n")
             self._file.flush()
 
     def _drop_what_comes_again(self) -> None:
         if self._resumed_at is None or not self._path.exists():
             return
-        kept = [line for line, _ in rows_before(self._path, self._resumed_at)]
+        kept = [line for line, _ in log_rows_before(self._path, self._resumed_at)]
         write_text(self._path, "".join(f"{line}\n" for line in kept))
 
     def flush(self) -> None:
@@ -103,7 +101,7 @@ class TensorBoardRecorder(Recorder):
         """Reads what the log says of the step of the checkpoint."""
         self._directory = directory / TENSORBOARD
         self._resumed_at = None if position is None else position[0]
-        self._again = [] if position is None else points_at(directory / LOG, position)
+        self._again = [] if position is None else log_points_at(directory / LOG, position)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """One scalar for each value."""
@@ -132,7 +130,7 @@ class TensorBoardRecorder(Recorder):
             self._file = None
 
 
-class Curves(TensorBoardRecorder):
+class CurveRecorder(TensorBoardRecorder):
     """Curves that an interface draws itself, by `add`, in `place` within the run's directory; the points that the
     engine logs are not drawn. They are over updates or, `by_epoch`, over epochs from 1. A resumed run keeps those of
     the checkpoint and draws later ones again."""
@@ -162,23 +160,23 @@ def as_recorder(found: Any) -> Recorder:
         return found
     if not callable(getattr(found, "log", None)):
         raise TypeError(
-            f"the recorder {type(found).__name__} has no `log(step, values)`; see sightline.types.Recorder."
+            f"the recorder {type(found).__name__} has no `log(step, values)`; see sightline.core.types.Recorder."
         )
-    made = _Partial()
+    made = _WithDefaults()
     for name in ("start", "log", "artifact", "flush", "close"):
         if callable(getattr(found, name, None)):
             setattr(made, name, getattr(found, name))
     return made
 
 
-class _Partial(Recorder):
+class _WithDefaults(Recorder):
     """The methods that a caller's object lacks."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """The caller's."""
 
 
-class Tee(Recorder):
+class RecorderList(Recorder):
     """Passes everything on to several recorders, in their order."""
 
     def __init__(self, *recorders: Recorder):

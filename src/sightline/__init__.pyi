@@ -1,0 +1,29 @@
+from sightline.compose.assemble import Assembly as Assembly
+from sightline.compose.assemble import assemble as assemble
+from sightline.compose.assemble import fit as fit
+from sightline.compose.assemble import resume as resume
+from sightline.compose.lr_find import lr_find as lr_find
+from sightline.config.schema import TrainConfig as TrainConfig
+from sightline.core.errors import SightlineError as SightlineError
+from sightline.core.types import Batch as Batch
+from sightline.core.types import FitResult as FitResult
+from sightline.core.types import Loader as Loader
+from sightline.core.types import StepOutput as StepOutput
+from sightline.core.types import Task as Task
+from sightline.core.types import TrainState as TrainState
+from sightline.data.cache.dataset import PackedDataset as PackedDataset
+from sightline.data.images.preprocess import Preprocess as Preprocess
+from sightline.data.loading.loader import BatchLoader as BatchLoader
+from sightline.engine.runtime import Runtime as Runtime
+from sightline.engine.tasks import SupervisedTask as SupervisedTask
+from sightline.engine.tools.lr_finder import LRCurve as LRCurve
+from sightline.engine.trainer import Callback as Callback
+from sightline.engine.trainer import Trainer as Trainer
+from sightline.inference.artifact import load as load
+from sightline.inference.predictor import Prediction as Prediction
+from sightline.inference.predictor import Predictor as Predictor
+from sightline.inference.predictor import Value as Value
+from sightline.models.probe import summary as summary
+from sightline.models.spec import ModelSpec as ModelSpec
+
+__version__: str

@@ -1,0 +1,1 @@
+"""Augmentations of uint8 batches, each a pure function of (batch, seed, epoch, sample index)."""

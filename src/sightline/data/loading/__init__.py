@@ -1,0 +1,1 @@
+"""From a cached split to batches on the device."""

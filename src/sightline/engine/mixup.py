@@ -1,0 +1,70 @@
+"""Mixup and CutMix: each image of a batch is mixed with another of the same batch, and so are their losses."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline.core.rng import derive_key
+from sightline.core.types import Tensors
+
+
+class MixedBatch(NamedTuple):
+    """A mixed batch: `x` as the network sees it, `target_b` the targets of what was mixed in (None where nothing was),
+    `lam` how much each image's own target counts, `1 - lam` its `target_b`."""
+
+    x: Tensors
+    target_b: Tensors | None
+    lam: float
+
+
+class MixupCutMix:
+    """Mixup blends whole images, lam * x + (1 - lam) * x' (Zhang et al., "mixup: Beyond Empirical Risk
+    Minimization", 2018); CutMix puts a rectangle of x' into x, and `lam` is what is left of x (Yun et al., "CutMix",
+    2019). `lam` is drawn from Beta(alpha, alpha), with `mixup` or `cutmix` as alpha; 0 switches either off, and
+    with both a batch takes one of them, with equal chances. A batch is mixed with `probability`.
+
+    The loss is lam * loss(output, y) + (1 - lam) * loss(output, y'), as in both papers' code: for cross entropy
+    the same as mixed labels, and any other loss takes it as well. All draws are functions of (seed, step)."""
+
+    def __init__(self, mixup: float = 0.0, cutmix: float = 0.0, probability: float = 1.0, seed: int = 0):
+        for name, alpha in (("mixup", mixup), ("cutmix", cutmix)):
+            if not 0 <= alpha < math.inf:
+                raise ValueError(f"{name} must be a number of at least 0, not {alpha}")
+        self.mixup = mixup
+        self.cutmix = cutmix
+        self.probability = probability
+        self.seed = seed
+
+    def __call__(self, x: Tensors, y: Tensors, step: int) -> MixedBatch:
+        """The batch of that step, mixed: float32 [B,C,H,W] and its targets. What is given is not changed."""
+        if not (isinstance(x, Tensor) and isinstance(y, Tensor) and x.ndim == 4):
+            raise ValueError("mixup and CutMix take batches of one image tensor [B,C,H,W] and one target tensor")
+        draw = np.random.Generator(np.random.Philox(key=derive_key(self.seed, step, "mix")))
+        cut = draw.random() < (0.5 if self.mixup and self.cutmix else float(self.cutmix > 0))
+        alpha = self.cutmix if cut else self.mixup
+        if draw.random() >= self.probability or not alpha:
+            return MixedBatch(x, None, 1.0)
+        lam = float(draw.beta(alpha, alpha))
+        order = torch.from_numpy(draw.permutation(len(x))).to(x.device)
+        if not cut:
+            return MixedBatch(x.lerp(x[order], 1 - lam), y[order], lam)
+        top, bottom, left, right = rectangle(x.shape[2], x.shape[3], lam, draw.random(), draw.random())
+        mixed = x.clone()
+        mixed[:, :, top:bottom, left:right] = x[order, :, top:bottom, left:right]
+        area = (bottom - top) * (right - left)
+        return MixedBatch(mixed, y[order], 1 - area / (x.shape[2] * x.shape[3]))
+
+
+def rectangle(height: int, width: int, lam: float, row: float, column: float) -> tuple[int, int, int, int]:
+    """(top, bottom, left, right) of CutMix's rectangle: sides sqrt(1 - lam) of the image's, its centre at the parts
+    `row` and `column` of the image, cut off at the borders."""
+    side = math.sqrt(1 - lam)
+    half_height, half_width = int(height * side) // 2, int(width * side) // 2
+    y, x = int(row * height), int(column * width)
+    top, bottom = max(y - half_height, 0), min(y + half_height, height)
+    return top, bottom, max(x - half_width, 0), min(x + half_width, width)

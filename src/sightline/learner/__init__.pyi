@@ -1,0 +1,19 @@
+from torch.nn import Flatten as Flatten
+
+from sightline.learner.base import BaseLearner as BaseLearner
+from sightline.learner.base import BaseModel as BaseModel
+from sightline.learner.base import StandardLearner as StandardLearner
+from sightline.learner.base import StandardModel as StandardModel
+from sightline.learner.images import decode_imagenet as decode_imagenet
+from sightline.learner.images import load_image as load_image
+from sightline.learner.images import one_hot as one_hot
+from sightline.learner.metrics import MAE as MAE
+from sightline.learner.metrics import MSE as MSE
+from sightline.learner.metrics import Accuracy as Accuracy
+from sightline.learner.metrics import MeanConfidenceScore as MeanConfidenceScore
+from sightline.learner.metrics import Metric as Metric
+from sightline.learner.plan import LearnerError as LearnerError
+from sightline.learner.plots import PlotInput as PlotInput
+from sightline.learner.plots import visualize as visualize
+from sightline.learner.visdom import VisdomLogger as VisdomLogger
+from sightline.learner.weights import load_network as load_network

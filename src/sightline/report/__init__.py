@@ -1,0 +1,1 @@
+"""What reads finished runs: lists, comparisons, reproduction certificates, plots."""

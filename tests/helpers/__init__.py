@@ -1,0 +1,1 @@
+"""What several test modules use: images and tables to write, processes, disks, problems to learn."""

@@ -1,0 +1,31 @@
+"""Exported models as somebody changes them who means harm, and who knows how their checksums are counted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sightline.core.files import sha256
+from sightline.inference.manifest import MANIFEST, WEIGHTS, checksummed
+
+
+def rewrite(exported: Path, change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+    """Another description of the model; `change` is given what is in it, and may answer with another."""
+    file = exported / MANIFEST
+    manifest = json.loads(file.read_text(encoding="utf-8"))
+    manifest = checksummed(change(manifest) or manifest)
+    file.write_text(json.dumps(manifest), encoding="utf-8")
+    return manifest
+
+
+def with_weights(exported: Path, content: bytes) -> None:
+    """Another file of weights, with a description that agrees."""
+    (exported / WEIGHTS).write_bytes(content)
+    rewrite(exported, lambda manifest: manifest.update(weights_sha256=sha256(exported / WEIGHTS)))
+
+
+def with_network(exported: Path, network: Any) -> None:
+    """Another network in the description."""
+    rewrite(exported, lambda manifest: manifest["model"].update(network=network))

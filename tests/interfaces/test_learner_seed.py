@@ -1,0 +1,209 @@
+"""Every block of code of the learner's tutorial, read where the shared data has it, run on real digits: with the import
+line changed, and nothing else but what its own text says or what it promises to refuse."""
+
+from __future__ import annotations
+
+import csv
+import re
+import struct
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import sightline.learner as tf
+from helpers.learner_problem import files, same, weights
+from helpers.seed_documents import document
+from sightline.core.errors import DataError
+
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # four workers, on whatever there is
+
+PROSE = [12]
+"""Blocks that are no code, but a list of arguments."""
+METHODS = [13, 14, 15, 16]
+"""Loose methods of one class."""
+COUNT = 17
+
+
+@pytest.fixture
+def blocks(shared: Path) -> list[str]:
+    """The tutorial's blocks, without the blank lines around them."""
+    found = re.findall(r"<pre>(.*?)</pre>", document(shared, "002"), re.DOTALL)
+    assert len(found) == COUNT
+    return [textwrap.dedent(block.strip("\n")) + "\n" for block in found]
+
+
+@pytest.fixture(scope="session")
+def idx(mnist: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, int, int], None]:
+    """Puts the first and the last of the 10,000 digits where torchvision's MNIST looks for its files."""
+    with next(mnist.glob("*.csv")).open(newline="") as file:
+        rows = [(row["file"], int(row["target"])) for row in csv.DictReader(file)]
+
+    def lay_out(root: Path, train: int, test: int) -> None:
+        raw = root / "data" / "MNIST" / "raw"
+        raw.mkdir(parents=True)
+        for name, part in (("train", rows[:train]), ("t10k", rows[len(rows) - test :])):
+            pixels = np.stack([np.asarray(Image.open(mnist / file)) for file, _ in part])
+            header = struct.pack(">IIII", 0x803, *pixels.shape)
+            (raw / f"{name}-images-idx3-ubyte").write_bytes(header + pixels.astype(np.uint8).tobytes())
+            labels = bytes(label for _, label in part)
+            (raw / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, len(part)) + labels)
+
+    return lay_out
+
+
+class Script:
+    """One script made of blocks."""
+
+    def __init__(self, blocks: list[str]):
+        self.blocks = blocks
+        self.module = ModuleType("__main__")
+
+    def run(self, *numbers: int, change: Callable[[str], str] = lambda code: code) -> None:
+        for number in numbers:
+            code = change(self.blocks[number])
+            exec(compile(code, f"block {number}", "exec"), self.module.__dict__)
+
+    def __getattr__(self, name: str) -> Any:
+        return self.module.__dict__[name]
+
+
+def with_import(code: str) -> str:
+    """The one line that changes."""
+    assert code.count("import torchfusion as tf\n") == 1
+    return code.replace("import torchfusion as tf\n", "import sightline.learner as tf\n")
+
+
+def without_heading(code: str) -> str:
+    """A block that begins with the heading of its own section."""
+    heading, _, rest = code.partition("\n")
+    assert heading.startswith("Step2: ")
+    return rest
+
+
+def for_one_channel(code: str) -> str:
+    """The repair that the error names."""
+    assert code.count("(0.5,0.5,0.5)") == 2
+    return without_heading(code.replace("(0.5,0.5,0.5)", "(0.5,)"))
+
+
+def epochs(count: int) -> Callable[[str], str]:
+    """As the tutorial's own `num_epochs`, but fewer."""
+
+    def changed(code: str) -> str:
+        assert code.count("num_epochs=20") == 1
+        return textwrap.dedent(code.replace("num_epochs=20", f"num_epochs={count}"))
+
+    return changed
+
+
+def two_epochs_in(directory: str) -> Callable[[str], str]:
+    """And in another directory."""
+    return lambda code: epochs(2)(code).replace('"mnist_mlp_saved_models"', repr(directory))
+
+
+@pytest.fixture
+def script(blocks: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
+    """Run in a directory of its own."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    return Script(blocks)
+
+
+@pytest.mark.slow
+@pytest.mark.rows("B01", "B03", "B04", "B05", "B07", "B08", "BB1")
+def test_the_tutorial_from_its_first_block_to_its_last(
+    script: Script,
+    idx: Callable[[Path, int, int], None],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    idx(tmp_path, 320, 64)
+    script.run(0, change=with_import)
+    script.run(1, change=without_heading)
+    script.run(2, 3, 4, 5, 6, 7)
+    assert "Total Parameters: 99,710\nTotal Multiply Adds: 99,400\n" in capsys.readouterr().out
+    with pytest.raises(DataError, match=r"write Normalize\(\(0\.5,\), \(0\.5,\)\)"):
+        script.run(8, change=epochs(2))
+    # the directory holds its first checkpoint, and no epoch: it is gone on with
+    script.run(1, change=for_one_channel)
+    script.run(2)
+    script.run(8, change=epochs(2))
+    models = tmp_path / "mnist_mlp_saved_models"
+    assert "all_models/model_1.pth" in files(models)
+    assert "best_models/model_0.pth" in files(models)
+    assert (tmp_path / "logs.txt").read_text().count("Epoch: ") == 2
+    told = capsys.readouterr().out
+    script.run(9)
+    assert [script.lr_schedule(epoch) for epoch in (0, 30, 31, 61, 91)] == [1e-3, 1e-3, 1e-4, 1e-5, 1e-6]
+    assert "LR:  0.0001" in capsys.readouterr().out
+    script.run(10, change=epochs(4))  # goes on with the schedule
+    again = capsys.readouterr().out
+    assert again.count("LR:  0.001") == 2
+    assert again.count("Epoch: ") == told.count("Epoch: ") == 2
+    script.run(10, change=epochs(4))
+    assert "is already finished (4 epochs)" in capsys.readouterr().out
+    script.run(11)
+    values = script.model.evaluate(script.test_loader, [script.top1, script.top2, script.top5])
+    assert list(values) == ["Top 1 Acc ", "Top 2 Acc ", "Top 5 Acc "]
+    assert 0 < values["Top 1 Acc "] <= values["Top 2 Acc "] <= values["Top 5 Acc "] <= 1
+
+
+@pytest.mark.rows("B19", "B20", "BB2", "BB5")
+def test_the_loose_methods_make_a_trainer_that_trains_as_the_standard_one(
+    script: Script, idx: Callable[[Path, int, int], None], tmp_path: Path
+) -> None:
+    idx(tmp_path, 320, 64)
+    methods = "".join(textwrap.indent(textwrap.dedent(script.blocks[number]), "    ") for number in METHODS)
+    script.run(0, change=with_import)
+    head = "from torch.autograd import Variable\n\nclass StandardModel(tf.BaseModel):\n"
+    script.run(METHODS[0], change=lambda _: head + methods)
+    script.run(1, change=for_one_channel)
+    script.run(2, 3, 4, 5, 6, 7)
+    trained = []
+    for name, cls in (("standard", tf.StandardModel), ("own", script.StandardModel)):
+        script.run(3, 5, 6)  # a network of its own, beginning alike
+        script.net.load_state_dict(
+            {key: torch.full_like(value, 0.01) for key, value in script.net.state_dict().items()}
+        )
+        script.module.__dict__["model"] = cls(script.net)
+        torch.manual_seed(2)
+        script.run(8, change=two_epochs_in(name))
+        trained.append(weights(tmp_path / name / "all_models" / "model_1.pth"))
+        assert not script.model.train_running_loss.requires_grad
+    assert same(*trained)
+    assert len(script.model.predict(script.test_loader)) == 64
+    assert script.model.predict(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
+
+
+def test_what_is_no_code_names_the_arguments_that_there_are(blocks: list[str]) -> None:
+    (text,) = (blocks[number] for number in PROSE)
+    names = re.findall(r"^(\w+): ", text, re.MULTILINE)
+    assert len(names) == 7
+    assert set(names) <= set(tf.StandardModel.train.__annotations__)
+
+
+@pytest.mark.slow
+@pytest.mark.rows("B01", "B17")
+def test_the_tutorials_network_learns_real_digits(
+    script: Script, idx: Callable[[Path, int, int], None], tmp_path: Path
+) -> None:
+    idx(tmp_path, 8000, 2000)
+    script.run(0, change=with_import)
+    script.run(1, change=for_one_channel)
+    script.run(2, 3, 4, 5, 6, 7)
+    script.run(8, change=epochs(5))
+    assert script.test_metrics_top1.getValue() >= 0.90
+    best = sorted((tmp_path / "mnist_mlp_saved_models" / "best_models").iterdir())[-1]
+    script.model.load_model(best)
+    metric = tf.Accuracy()
+    script.model.evaluate(script.test_loader, [metric])
+    print(f"held-out accuracy {metric.getValue():.4f}")
+    assert metric.getValue() == max(script.model.get_train_history()["test_Top 1 Acc "])

@@ -10,14 +10,16 @@ written by hand: `refused` is what only Sightline refuses, `broken` what fails i
 
 The table, `benchmarks/models.tsv`, is written line by line and is never started anew: what is in it is skipped, so that
 the command goes on where it was ended; the last line of a network counts. To try a network again, delete its lines.
-Each has `--limit` seconds, in a process of its own. `large` is what is not tried for its size. With --check, exits 1
-when a network is refused, is not done within its time, or ends its process."""
+Each has `--limit` seconds, in a process of its own. `large` is what is not tried for its size, `memory` what the system
+ended because the machine has too little of it. With --check, exits 1 when a network is refused, is not done within its
+time, or ends its process."""
 
 from __future__ import annotations
 
 import argparse
 import fnmatch
 import multiprocessing
+import signal
 import sys
 import time
 import warnings
@@ -211,7 +213,8 @@ def run(wanted: Iterable[str], most: float, limit: float, jobs: int) -> Iterator
                     line = here.recv()
                 except EOFError:
                     process.join()
-                    line = Line(name, 0, 0, "ended", took, f"the process ended with {process.exitcode}")
+                    result = "memory" if process.exitcode == -signal.SIGKILL else "ended"  # by the system, not by us
+                    line = Line(name, 0, 0, result, took, f"the process ended with {process.exitcode}")
             elif took > limit:
                 process.kill()
                 line = Line(name, 0, 0, "late", took, f"more than {limit:.0f} s")

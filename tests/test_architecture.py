@@ -269,8 +269,6 @@ LONGER = {
     "data.loading.sampler.Sampler.__init__": "what BatchLoader passes on",
     "data.sources.listing.build_source": "what open_source and as_source pass on",
     "data.sources.open.open_source": "one parameter for each key of data",
-    "engine.checkpoint.writer.Checkpointer.__init__": "the fields of CheckpointPolicy, and the files",
-    "engine.tasks.SupervisedTask.__init__": "public: the arguments of a task",
     "engine.tools.lr_finder.find_lr": "public: the arguments of the learning-rate finder",
     "engine.trainer.Trainer.__init__": "public: the arguments of a trainer",
 }

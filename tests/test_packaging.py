@@ -35,7 +35,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_the_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    there = {path for path in PACKAGE.parent.rglob("*") if path.suffix in (".py", ".yaml", ".npz", ".typed")}
+    there = {path for path in PACKAGE.parent.rglob("*") if path.suffix in (".py", ".pyi", ".yaml", ".npz", ".typed")}
     assert held == {str(path.relative_to(PACKAGE.parent)) for path in there | {PACKAGE / "py.typed"}}
     assert {
         "sightline/py.typed",

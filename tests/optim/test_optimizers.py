@@ -16,7 +16,9 @@ from sightline.core.types import Schedule
 from sightline.models.networks import SmallCNN
 from sightline.models.param_groups import parameter_groups
 from sightline.models.structure import parameter_depths
-from sightline.optim import WarmupCosineLR, build_optimizer, build_schedule
+from sightline.optim import WarmupCosineLR
+from sightline.optim.optimizers import build_optimizer
+from sightline.optim.schedules import build_schedule
 
 # LBFGS takes a closure that it calls several times a step, which a step of ours never is
 EXCLUDED = {"LBFGS", "Optimizer"}

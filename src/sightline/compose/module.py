@@ -24,7 +24,8 @@ from sightline.models.losses import ClassWeightedLoss
 from sightline.models.param_groups import parameter_groups
 from sightline.models.spec import ModelSpec, build_model, make_model_spec, without_downloads
 from sightline.models.structure import find_head, parameter_depths
-from sightline.optim import build_optimizer, build_schedule
+from sightline.optim.optimizers import build_optimizer
+from sightline.optim.schedules import build_schedule
 
 
 def build_loss(module: ModuleConfig, device: torch.device, allow: Sequence[str] | None = None) -> Any:

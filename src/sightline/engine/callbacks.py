@@ -4,6 +4,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from sightline.engine.trainer import Callback, Trainer, not_measured
 _FAR = 2.0
 
 
+@dataclass(eq=False)
 class EarlyStopping(Callback):
     """Ends the run when `monitor` has not become better by more than `min_delta` for `patience` evaluations in a row.
 
@@ -22,21 +24,15 @@ class EarlyStopping(Callback):
     does; an evaluation whose value is NaN counts as no better. `tell` is called with one line when it ends the run.
     Raises ConfigError at the first evaluation that does not measure `monitor`."""
 
-    def __init__(
-        self,
-        monitor: str,
-        better: str,
-        patience: int,
-        min_delta: float = 0.0,
-        tell: Callable[[str], None] | None = None,
-    ):
-        if better not in ("min", "max"):
-            raise ValueError(f"better must be 'min' or 'max', not {better!r}")
-        self.monitor = monitor
-        self.better = better
-        self.patience = patience
-        self.min_delta = min_delta
-        self.tell = tell
+    monitor: str
+    better: str
+    patience: int
+    min_delta: float = 0.0
+    tell: Callable[[str], None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.better not in ("min", "max"):
+            raise ValueError(f"better must be 'min' or 'max', not {self.better!r}")
 
     def on_eval_end(self, trainer: Trainer, record: dict[str, float]) -> None:
         """Compares, counts, and asks for the end."""

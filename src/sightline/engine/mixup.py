@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ class MixedBatch(NamedTuple):
     lam: float
 
 
+@dataclass(frozen=True)
 class MixupCutMix:
     """Mixup blends whole images, lam * x + (1 - lam) * x' (Zhang et al., "mixup: Beyond Empirical Risk
     Minimization", 2018); CutMix puts a rectangle of x' into x, and `lam` is what is left of x (Yun et al., "CutMix",
@@ -31,14 +33,15 @@ class MixupCutMix:
     The loss is lam * loss(output, y) + (1 - lam) * loss(output, y'), as in both papers' code: for cross entropy
     the same as mixed labels, and any other loss takes it as well. All draws are functions of (seed, step)."""
 
-    def __init__(self, mixup: float = 0.0, cutmix: float = 0.0, probability: float = 1.0, seed: int = 0):
-        for name, alpha in (("mixup", mixup), ("cutmix", cutmix)):
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    probability: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, alpha in (("mixup", self.mixup), ("cutmix", self.cutmix)):
             if not 0 <= alpha < math.inf:
                 raise ValueError(f"{name} must be a number of at least 0, not {alpha}")
-        self.mixup = mixup
-        self.cutmix = cutmix
-        self.probability = probability
-        self.seed = seed
 
     def __call__(self, x: Tensors, y: Tensors, step: int) -> MixedBatch:
         """The batch of that step, mixed: float32 [B,C,H,W] and its targets. What is given is not changed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -26,6 +27,7 @@ class EpochStart(Protocol):
     def apply(self, model: nn.Module, epoch: int) -> None: ...
 
 
+@dataclass(eq=False, repr=False)
 class SupervisedTask(Task):
     """Training on labelled images. `loss(output [B,...], target [B])` gives a scalar, the mean over the batch;
     `outputs` says whether the network answers with "logits", "probabilities" or "values".
@@ -41,36 +43,24 @@ class SupervisedTask(Task):
     The steps are the engine's whole contact with the network; nothing in them is read back from the device, but by a
     GradScaler, which must know whether a step overflowed."""
 
-    def __init__(
-        self,
-        loss: Callable[[Any, Any], Tensor],
-        outputs: str = "logits",
-        *,
-        precision: str = "fp32",
-        channels_last: bool = False,
-        accumulate: int = 1,
-        part_size: int | None = None,
-        clip: float | None = None,
-        clip_algorithm: str = "norm",
-        average: ModelEMA | None = None,
-        mix: MixupCutMix | None = None,
-        freeze: EpochStart | None = None,
-    ):
-        if precision not in ("fp32", *LOW_PRECISION):
-            raise ValueError(f"precision must be 'fp32', 'bf16' or 'fp16', not {precision!r}")
-        if clip_algorithm not in ("norm", "value"):
-            raise ValueError(f"clip_algorithm must be 'norm' or 'value', not {clip_algorithm!r}")
-        self.loss = loss
-        self.outputs = outputs
-        self.precision = precision
-        self.channels_last = channels_last
-        self.accumulate = accumulate
-        self.part_size = part_size
-        self.clip = clip
-        self.clip_algorithm = clip_algorithm
-        self.average = average
-        self.mix = mix
-        self.freeze = freeze
+    loss: Callable[[Any, Any], Tensor]
+    outputs: str = "logits"
+    _: KW_ONLY
+    precision: str = "fp32"
+    channels_last: bool = False
+    accumulate: int = 1
+    part_size: int | None = None
+    clip: float | None = None
+    clip_algorithm: str = "norm"
+    average: ModelEMA | None = None
+    mix: MixupCutMix | None = None
+    freeze: EpochStart | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("fp32", *LOW_PRECISION):
+            raise ValueError(f"precision must be 'fp32', 'bf16' or 'fp16', not {self.precision!r}")
+        if self.clip_algorithm not in ("norm", "value"):
+            raise ValueError(f"clip_algorithm must be 'norm' or 'value', not {self.clip_algorithm!r}")
         self._contexts: dict[str, contextlib.AbstractContextManager[Any]] = {}
 
     def setup(self, state: TrainState) -> None:

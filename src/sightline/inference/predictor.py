@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -73,20 +73,9 @@ class OutputStep:
         return self.threshold is None or confidence >= self.threshold
 
 
-class _Decoding(NamedTuple):
-    """Images that are being decoded, or are decoded already."""
-
-    images: list[Any]
-    decoded: list[NDArray[np.uint8] | SightlineError] | Future[list[NDArray[np.uint8] | SightlineError]]
-
-    @property
-    def is_done(self) -> bool:
-        """Whether `result` returns at once."""
-        return isinstance(self.decoded, list) or self.decoded.done()
-
-    def result(self) -> list[NDArray[np.uint8] | SightlineError]:
-        """The pixels of each image, or its error."""
-        return self.decoded if isinstance(self.decoded, list) else self.decoded.result()
+_Decoded: TypeAlias = "list[NDArray[np.uint8] | SightlineError]"
+_Batch: TypeAlias = "list[tuple[list[Any], Future[_Decoded]]]"
+"""Images, and what becomes their pixels or their errors."""
 
 
 class Predictor:
@@ -190,16 +179,16 @@ class Predictor:
         numbered = enumerate(images)
         names = current_argument_names()
         pool = ThreadPoolExecutor(self.workers, initializer=adopt_argument_names, initargs=(names,))
-        waiting: deque[list[_Decoding]] = deque()
+        waiting: deque[_Batch] = deque()
         failed: Exception | None = None
         try:
             while failed is None:
-                batch: list[_Decoding] = []
+                batch: _Batch = []
                 failed = self._take(numbered, batch_size, batch, pool)
                 if not batch:
                     break
                 waiting.append(batch)
-                while len(waiting) > 1 or (waiting and all(part.is_done for part in waiting[0])):
+                while len(waiting) > 1 or (waiting and all(part.done() for _, part in waiting[0])):
                     yield from self._answer_batch(waiting.popleft())
             while waiting:
                 yield from self._answer_batch(waiting.popleft())
@@ -210,16 +199,20 @@ class Predictor:
                 pool.shutdown(wait=True, cancel_futures=True)
 
     def _take(
-        self, numbered: Iterator[tuple[int, Any]], count: int, batch: list[_Decoding], pool: ThreadPoolExecutor
+        self, numbered: Iterator[tuple[int, Any]], count: int, batch: _Batch, pool: ThreadPoolExecutor
     ) -> Exception | None:
         """Takes up to `count` images into `batch` and begins to decode them; what went wrong with taking the next."""
         files: list[tuple[int, Any]] = []
 
-        def submit() -> None:
+        def decode(numbered: list[tuple[int, Any]], here: bool) -> None:
+            future: Future[_Decoded] = Future() if here else pool.submit(self._decode, numbered)
+            if here:
+                future.set_result(self._decode(numbered))
+            batch.append(([image for _, image in numbered], future))
+
+        def decode_files() -> None:
             if files:
-                # a few are sooner decoded here than handed to a thread
-                decoded = self._decode(files) if count <= _DECODE_TOGETHER else pool.submit(self._decode, list(files))
-                batch.append(_Decoding([image for _, image in files], decoded))
+                decode(files.copy(), here=count <= _DECODE_TOGETHER)  # a few are sooner decoded than handed to a thread
                 files.clear()
 
         failed: Exception | None = None
@@ -234,21 +227,21 @@ class Predictor:
             if isinstance(image, str | PurePath | bytes):
                 files.append((number, image))
                 if len(files) == _DECODE_TOGETHER:
-                    submit()
+                    decode_files()
             else:
-                submit()
-                batch.append(_Decoding([image], self._decode([(number, image)])))
-        submit()
+                decode_files()
+                decode([(number, image)], here=True)
+        decode_files()
         return failed
 
-    def _answer_batch(self, batch: Sequence[_Decoding]) -> Iterator[tuple[Any, Answer | SightlineError]]:
-        decoded = [found for part in batch for found in part.result()]
+    def _answer_batch(self, batch: _Batch) -> Iterator[tuple[Any, Answer | SightlineError]]:
+        decoded = [found for _, part in batch for found in part.result()]
         answers = iter(self._answers([found for found in decoded if not isinstance(found, SightlineError)]))
-        for image, found in zip((image for part in batch for image in part.images), decoded, strict=True):
+        for image, found in zip((image for part, _ in batch for image in part), decoded, strict=True):
             yield image, found if isinstance(found, SightlineError) else next(answers)
 
-    def _decode(self, numbered: Sequence[tuple[int, Any]]) -> list[NDArray[np.uint8] | SightlineError]:
-        found: list[NDArray[np.uint8] | SightlineError] = []
+    def _decode(self, numbered: Sequence[tuple[int, Any]]) -> _Decoded:
+        found: _Decoded = []
         for number, image in numbered:
             try:
                 if isinstance(image, str | PurePath):

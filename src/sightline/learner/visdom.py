@@ -1,9 +1,11 @@
 """Curves and images on a Visdom server."""
 # ruff: noqa: N803 the published names, in which X holds the values and Y where they are
 
-from typing import Any
+from typing import Any, TypeAlias
 
 from sightline.core import locate
+
+Text: TypeAlias = str | None
 
 
 class VisdomLogger:
@@ -14,13 +16,11 @@ class VisdomLogger:
         self.env = options.setdefault("env", "main")
         self.viz = locate.import_optional("visdom").Visdom(server=server, endpoint=endpoint, port=port, **options)
 
-    def log_text(self, text: str, win: str, title: str | None = None, env: str | None = None, opts: Any = None) -> None:
+    def log_text(self, text: str, win: str, title: Text = None, env: Text = None, opts: Any = None) -> None:
         """Adds a text to a window, which is made when it is not there."""
         self.viz.text(text, win, env=env, opts=_titled(title, opts), append=bool(self.viz.win_exists(win, env)))
 
-    def log_image(
-        self, image: Any, win: str, title: str | None = None, env: str | None = None, opts: Any = None
-    ) -> None:
+    def log_image(self, image: Any, win: str, title: Text = None, env: Text = None, opts: Any = None) -> None:
         """An image [C,H,W]."""
         self.viz.image(image, win, env=env, opts=_titled(title, opts))
 
@@ -28,8 +28,8 @@ class VisdomLogger:
         self,
         image: Any,
         win: str,
-        title: str | None = None,
-        env: str | None = None,
+        title: Text = None,
+        env: Text = None,
         opts: Any = None,
         ncol: int = 8,
         padding: int = 2,
@@ -42,18 +42,16 @@ class VisdomLogger:
         X: Any,
         Y: Any,
         win: str,
-        title: str | None = None,
-        env: str | None = None,
+        title: Text = None,
+        env: Text = None,
         opts: Any = None,
-        update_mode: str | None = None,
-        name: str | None = None,
+        update_mode: Text = None,
+        name: Text = None,
     ) -> None:
         """A curve: the values `X` over `Y`."""
         self.viz.line(Y=X, X=Y, win=win, env=env, opts=_titled(title, opts), update=update_mode, name=name)
 
-    def plot_bar(
-        self, X: Any, Y: Any, win: str, title: str | None = None, env: str | None = None, opts: Any = None
-    ) -> None:
+    def plot_bar(self, X: Any, Y: Any, win: str, title: Text = None, env: Text = None, opts: Any = None) -> None:
         """Bars of heights `X` with the names `Y`."""
         self.viz.bar(X=X, Y=Y, win=win, env=env, opts=_titled(title, opts))
 
@@ -62,28 +60,24 @@ class VisdomLogger:
         X: Any,
         Y: Any,
         win: str,
-        title: str | None = None,
+        title: Text = None,
         gridX: Any = None,
         gridY: Any = None,
-        env: str | None = None,
+        env: Text = None,
         opts: Any = None,
     ) -> None:
         """Arrows."""
         self.viz.quiver(X=X, Y=Y, gridX=gridX, gridY=gridY, win=win, env=env, opts=_titled(title, opts))
 
-    def plot_pie(self, X: Any, win: str, title: str | None = None, env: str | None = None, opts: Any = None) -> None:
+    def plot_pie(self, X: Any, win: str, title: Text = None, env: Text = None, opts: Any = None) -> None:
         """Shares of a total."""
         self.viz.pie(X=X, win=win, env=env, opts=_titled(title, opts))
 
-    def plot_histogram(
-        self, X: Any, win: str, title: str | None = None, env: str | None = None, opts: Any = None
-    ) -> None:
+    def plot_histogram(self, X: Any, win: str, title: Text = None, env: Text = None, opts: Any = None) -> None:
         """How often values occur."""
         self.viz.histogram(X=X, win=win, env=env, opts=_titled(title, opts))
 
-    def plot_boxplot(
-        self, X: Any, win: str, title: str | None = None, env: str | None = None, opts: Any = None
-    ) -> None:
+    def plot_boxplot(self, X: Any, win: str, title: Text = None, env: Text = None, opts: Any = None) -> None:
         """Quartiles."""
         self.viz.boxplot(X=X, win=win, env=env, opts=_titled(title, opts))
 
@@ -92,5 +86,5 @@ class VisdomLogger:
         self.viz.save([env])
 
 
-def _titled(title: str | None, opts: Any) -> Any:
+def _titled(title: Text, opts: Any) -> Any:
     return {"title": title} if opts is None else opts

@@ -18,30 +18,28 @@ from sightline.data.images.preprocess import CropRegion, Preprocess
 _BLOCK = 1024
 
 
+@dataclass(frozen=True, eq=False)
 class EncodedImages:
     """Images that are decoded each time they are looked at. `sizes` is int32 [N,2], their own (height, width).
     `read(row)` gives an encoded image, or its pixels where its source has no other form; `name(row)` is for messages.
     Safe for several threads."""
 
-    def __init__(
-        self,
-        preprocess: Preprocess,
-        sizes: NDArray[np.int32],
-        read: Callable[[int], ImageInput],
-        name: Callable[[int], str],
-    ):
-        self.shape = (len(sizes), *preprocess.shape)
-        self.sizes = sizes
-        self._preprocess = preprocess
-        self._read = read
-        self._name = name
+    preprocess: Preprocess
+    sizes: NDArray[np.int32]
+    read: Callable[[int], ImageInput]
+    name: Callable[[int], str]
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(N, C, H, W)."""
+        return (len(self.sizes), *self.preprocess.shape)
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def decode(self, row: int, crop: CropRegion | None = None) -> Pixels:
         """uint8 [C,H,W]; see `Preprocess.decode` for `crop`."""
-        return self._preprocess.decode(self._read(row), self._name(row), crop=crop)
+        return self.preprocess.decode(self.read(row), self.name(row), crop=crop)
 
 
 @dataclass(frozen=True)

@@ -153,11 +153,8 @@ class Workers:
 
     def use_processes(self, samples: Sequence[Sample]) -> bool:
         """Whether processes decode these samples sooner than threads."""
-        return (
-            len(samples) >= self.process_files
-            and self.threads > 1
-            and all(isinstance(sample.image, Path) for sample in samples)
-        )
+        enough = len(samples) >= self.process_files and self.threads > 1
+        return enough and all(isinstance(sample.image, Path) for sample in samples)
 
 
 class DecodingProcesses:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from sightline.engine.trainer import Callback, Trainer, not_measured
 _MORE = 1 << 20  # what a file has beside its tensors, in bytes, with something to spare
 
 
+@dataclass(eq=False)
 class Checkpointer(Callback):
     """Writes the file `last` before the first step, after every epoch and when interrupted, and the file `best` when
     `monitor` is better than ever. `better` is "min" or "max"; on a tie the earlier one stays.
@@ -51,39 +53,26 @@ class Checkpointer(Callback):
 
     Raises RunFailedError, and leaves what is there, when the disk has no room for a checkpoint."""
 
-    def __init__(
-        self,
-        last: Path,
-        best: Path,
-        monitor: str,
-        better: str,
-        every_steps: int | None = None,
-        *,
-        every_minutes: float | None = None,
-        keep: int = 2,
-        keep_every: int | None = None,
-        about: Mapping[str, Any] | None = None,
-        flush: Callable[[], None] | None = None,
-        requested: Callable[[], None] | None = None,
-        save_first: bool = False,
-        warn: bool = True,
-    ):
-        if better not in ("min", "max"):
-            raise ValueError(f"better must be 'min' or 'max', not {better!r}")
-        self.last = last
-        self.best = best
-        self.monitor = monitor
-        self.better = better
-        self.every_steps = every_steps
-        self.every_minutes = every_minutes
-        self.keep = keep
-        self.keep_every = keep_every
-        self.about = dict(about or {})
+    last: Path
+    best: Path
+    monitor: str
+    better: str
+    every_steps: int | None = None
+    _: KW_ONLY
+    every_minutes: float | None = None
+    keep: int = 2
+    keep_every: int | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+    flush: Callable[[], None] | None = None
+    requested: Callable[[], None] | None = None
+    save_first: bool = False
+    warn: bool = True
+
+    def __post_init__(self) -> None:
+        if self.better not in ("min", "max"):
+            raise ValueError(f"better must be 'min' or 'max', not {self.better!r}")
+        self.about = dict(self.about)
         self.saved_step: int | None = None
-        self._flush = flush
-        self.requested = requested
-        self._save_first = save_first
-        self._warn = warn
         self._thread: ThreadPoolExecutor | None = None
         self._writing: Future[None] | None = None
 
@@ -92,7 +81,7 @@ class Checkpointer(Callback):
         # a mask of -inf is no accident: what is not finite before the first step may stay so
         self._meant = {name for name, value in trainer.state.model.state_dict().items() if not _finite(value)}
         self._within_epochs = trainer.loader_position() is not None
-        if self._warn and not self._within_epochs:
+        if self.warn and not self._within_epochs:
             warnings.warn(
                 f"{loader_class_name(trainer.train)} cannot begin in the middle of an epoch, so this run is resumed at "
                 f"the "
@@ -106,7 +95,7 @@ class Checkpointer(Callback):
         for left in stale_temporaries(self.last.parent, f"*{self.last.suffix}"):
             left.unlink()
         self._settle_best(trainer.state.best)
-        if self.saved_step is None or self._save_first:
+        if self.saved_step is None or self.save_first:
             self._save(trainer)
             self._wait()
             self._check_readable()
@@ -209,8 +198,8 @@ class Checkpointer(Callback):
         # the first one asks for all that will be kept
         files = (1 + best) if self.saved_step is not None else self.keep + 2
         try:
-            if self._flush is not None:
-                self._flush()
+            if self.flush is not None:
+                self.flush()
             self.last.parent.mkdir(parents=True, exist_ok=True)
             check_room(self.last.parent, files * size, f"the checkpoint of step {step}", self.saved_step)
             if best:

@@ -10,12 +10,12 @@ from typing import NoReturn
 import pytest
 
 
-def absent(told: str) -> NoReturn:
+def absent(reason: str) -> NoReturn:
     """For a test whose shared data or document is not at hand: it is skipped by name, and a failure where all must be
     there, as it must wherever `.ci/run` finds the shared directory."""
     if os.environ.get("SIGHTLINE_SHARED_REQUIRED"):
-        pytest.fail(told)
-    pytest.skip(told)
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 def unpacked(shared: Path, name: str, folder: Path) -> Path:

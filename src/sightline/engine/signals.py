@@ -114,7 +114,7 @@ class _SignalHandlers:
 
 def requeue(command: str, run: Path, timeout: float = 60.0) -> None:
     """Runs a shell command with SIGHTLINE_RUN, the run's directory, in its environment, and waits `timeout` seconds
-    for it at most. What goes wrong is told on standard error and changes nothing else."""
+    for it at most. What goes wrong is reported on standard error and changes nothing else."""
     wrong = ""
     try:
         done = subprocess.run(  # noqa: S602 the user's own command

@@ -158,7 +158,7 @@ class Workers:
 
 
 class DecodingProcesses:
-    """`count` processes that decode files. They are started at once, told by `begin` what to do, and to be closed."""
+    """`count` processes that decode files. They start at once, `begin` says how to decode, and `close` ends them."""
 
     def __init__(self, count: int):
         command = [sys.executable, "-P", "-W", "ignore", "-c", _START.format(path=list(map(str, sys.path)))]

@@ -30,7 +30,7 @@ _EXACT_CHUNK = 256  # the squares of so many pixels add up exactly in float32: 2
 
 class ImageStats(NamedTuple):
     """Of each image: `digests` uint8 [N,16], the first bytes of the SHA-256 of its pixels [C,H,W]; `moments` int64
-    [N,C,2], the sums of its pixels and of their squares; `sizes` int32 [N,2], the (height, width) the picture had, 0
+    [N,C,2], the sums of its pixels and of their squares; `sizes` int32 [N,2], the (height, width) the image had, 0
     where it could not be read; `lost` bool [N], whether it was in colour and became gray; `keys` uint64 [N], the
     `content_key` of what it showed before it was brought to size, 0 where it could not be read."""
 

@@ -237,7 +237,7 @@ def dataset_rows(dataset: Any, split: str, numbers: bool = False) -> tuple[list[
 
 
 def data_name(data: Any) -> str:
-    """What to call data that was handed over."""
+    """What messages call data that was passed in from Python."""
     if isinstance(data, Subset):
         return data_name(data.dataset)
     noted = getattr(data, "info", None)

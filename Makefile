@@ -1,4 +1,5 @@
-# Two commands for a clean clone: `make demo` trains on the embedded digits, `make test` runs the tests. The rest serves both.
+# In a new clone, `make demo` trains on the embedded digits and `make test` runs the tests. The other targets are for
+# development.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,8 +12,8 @@ demo: $(VENV)/.demo
 
 install: $(VENV)/.dev
 
-# with COVERAGE=1 the unit tests measure coverage, which takes them twice as long, and fail below the floor that
-# pyproject.toml has
+# With COVERAGE=1, the unit tests measure coverage, which doubles their time. They fail if it is below `fail_under` in
+# pyproject.toml.
 UNIT := $(addprefix tests/,config core data engine inference metrics models optim report runs)
 test: $(VENV)/.dev
 ifdef COVERAGE
@@ -22,8 +23,8 @@ else
 	$(BIN)/python -m pytest --numprocesses 2 -m 'not slow'
 endif
 
-# the fast tests with the lowest versions that pyproject.toml admits, in an environment of its own; what these packages
-# need in turn is of today, and they may call what is deprecated there
+# Runs the fast tests with the lowest versions that pyproject.toml allows, in a separate environment. Indirect
+# dependencies have their newest version, so these packages may call functions that are deprecated there.
 test-min: $(VENV)-min/.done
 	$(VENV)-min/bin/python -m pytest --numprocesses 2 -m 'not slow' -W ignore::DeprecationWarning
 
@@ -35,6 +36,8 @@ check: test slow lint types docs rows
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/python scripts/words
+	$(BIN)/python scripts/messages --check
 
 types: $(VENV)/.dev
 	$(BIN)/mypy

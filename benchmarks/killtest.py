@@ -1,18 +1,20 @@
-"""Runs that are killed and resumed, beside one that was not: is anything different?
+"""Kills and resumes runs, and checks that each ends bit-identical to an uninterrupted run.
 
     python benchmarks/killtest.py [--kills 50] [--seed 0] [--jobs 2] [--keep DIR] [--check]
 
-A small convolutional network is trained on 1,797 PNG files with mixup, an average of the weights, bf16, one-cycle,
-early stopping, prefetching, and a checkpoint every seven steps. Of `--kills` such runs, a process each, every
-one is killed with SIGKILL at a uniformly random moment of its life, and every other one before that at a moment that is
-forced: in the middle of writing a checkpoint, before and after the rename that puts it in place, while an older one is
-kept, in an evaluation, while the pictures are packed, when the run's directory is made, in the export, and while the
-predictions are written. Then `sightline resume RUN` finishes it (or `sightline train` again, where no run was there
-yet), and all that it leaves is compared with the uninterrupted run: the SHA-256 of every tensor of the exported model
-and of its last and best checkpoint (weights, average, optimiser), the per-sample CSVs, the history, and every point of
-log.jsonl and of TensorBoard's curves; of these, only clocks and rates are left out.
+A small convolutional network is trained on 1,797 PNG files with mixup, an EMA of the weights, bf16, a one-cycle
+schedule, early stopping, prefetching and a checkpoint every seven steps. Each of the `--kills` runs is a separate
+process and is killed with SIGKILL once or twice at a uniformly random time. Every second run is killed before that at a
+chosen moment: while a checkpoint is written, before and after it is renamed, while the previous one is kept, in an
+evaluation, while the images are packed, when the run directory is created, in the export, or while the predictions are
+written.
 
-With --check, exits 1 when one run differs, or when one was not killed."""
+Then `sightline resume RUN` finishes the run (or `sightline train`, if there was no run yet), and its files are compared
+with those of the uninterrupted run: the SHA-256 of every tensor of the exported model and of the last and best
+checkpoint (weights, EMA, optimiser), the per-sample CSVs, the history, and every point of log.jsonl and of the
+TensorBoard curves, except times and rates.
+
+With --check, exits 1 if a run differs, or if a run ended before it could be killed."""
 
 from __future__ import annotations
 
@@ -40,19 +42,19 @@ from unittest import mock
 EPOCHS = 4
 CLOCKS = {"seconds", "images_per_second"}
 MOMENTS = ("write", "rename", "renamed", "shift", "evaluation", "packing", "begin", "export", "exported", "predictions")
-"""The moments that are forced; see `_trap`."""
+"""The moments at which a run can be killed; see `_trap`."""
 
 
 @dataclass
 class Killed:
-    """What happened to one run: where it was killed, and what of it is not as it should be."""
+    """The result for one run: where it was killed, and what differs from the uninterrupted run."""
 
     kills: list[str] = field(default_factory=list)
     different: list[str] = field(default_factory=list)
 
 
-def pictures(folder: Path) -> None:
-    """The embedded digits as PNG files of 16 x 16 pixels, a folder for each class."""
+def write_images(folder: Path) -> None:
+    """Writes the embedded digits as PNG files of 16 x 16 pixels, with a folder for each class."""
     from PIL import Image
 
     from sightline.compose.data import config_source
@@ -61,17 +63,17 @@ def pictures(folder: Path) -> None:
     source = config_source(TrainConfig())
     for split in source.splits.values():
         for sample in split:
-            place = folder / source.info.classes[int(sample.label)]
-            place.mkdir(parents=True, exist_ok=True)
-            picture = Image.fromarray(sample.image).resize((16, 16), Image.Resampling.BICUBIC)
-            picture.save(place / f"{sample.id.replace('/', '-')}.png")
+            class_folder = folder / source.info.classes[int(sample.label)]
+            class_folder.mkdir(parents=True, exist_ok=True)
+            image = Image.fromarray(sample.image).resize((16, 16), Image.Resampling.BICUBIC)
+            image.save(class_folder / f"{sample.id.replace('/', '-')}.png")
 
 
-def words(data: Path, place: Path, name: str) -> list[str]:
-    """The command line of a run in `place`."""
+def train_command(data: Path, directory: Path, name: str) -> list[str]:
+    """Returns the arguments of `sightline` that train a run in `directory`."""
     return [
         "train", f"data.root={data}", "data.augment.shift=2", "data.workers=2", "data.prefetch=3",
-        f"data.cache_dir={place / 'cache'}", f"run.dir={place}", f"run.name={name}",
+        f"data.cache_dir={directory / 'cache'}", f"run.dir={directory}", f"run.name={name}",
         "module.network.width=8", "module.mixup=0.3", "module.ema=0.98",
         f"trainer.max_epochs={EPOCHS}", "trainer.precision=bf16", "trainer.threads=1", "trainer.checkpoint_every=7",
         "trainer.log_every=5", "trainer.early_stopping.patience=50", "trainer.device=cpu",
@@ -79,7 +81,7 @@ def words(data: Path, place: Path, name: str) -> list[str]:
 
 
 def _trap(moment: str, number: int) -> contextlib.AbstractContextManager[Any]:
-    """Kills this process, as a power cut would, when it comes to a moment for the given time."""
+    """Returns a context manager that kills this process when it reaches `moment` for the `number`-th time."""
     import torch
 
     from sightline.data.cache import entry as storage
@@ -88,33 +90,33 @@ def _trap(moment: str, number: int) -> contextlib.AbstractContextManager[Any]:
     from sightline.metrics.meter import Meter
     from sightline.runs import directory
 
-    left = number
+    remaining = number
 
     def due() -> None:
-        nonlocal left
-        left -= 1
-        if left <= 0:
+        nonlocal remaining
+        remaining -= 1
+        if remaining <= 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def before(owner: Any, name: str, when: Callable[..., bool] = lambda *_, **__: True) -> Any:
-        true = getattr(owner, name)
+        original = getattr(owner, name)
 
-        def stand_in(*given: Any, **named: Any) -> Any:
-            if when(*given, **named):
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            if when(*args, **kwargs):
                 due()
-            return true(*given, **named)
+            return original(*args, **kwargs)
 
-        return mock.patch.object(owner, name, stand_in)
+        return mock.patch.object(owner, name, wrapper)
 
     def after(owner: Any, name: str) -> Any:
-        true = getattr(owner, name)
+        original = getattr(owner, name)
 
-        def stand_in(*given: Any, **named: Any) -> Any:
-            made = true(*given, **named)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            result = original(*args, **kwargs)
             due()
-            return made
+            return result
 
-        return mock.patch.object(owner, name, stand_in)
+        return mock.patch.object(owner, name, wrapper)
 
     def of_checkpoint(source: Path, _target: Path) -> bool:
         return source.name.startswith(".last.ckpt")
@@ -135,7 +137,7 @@ def _trap(moment: str, number: int) -> contextlib.AbstractContextManager[Any]:
 
 
 def child(moment: str, number: int, line: list[str]) -> None:
-    """`sightline` with a trap in it."""
+    """Runs `sightline` with a trap, in the child process."""
     from sightline.cli import main as sightline
 
     with _trap(moment, number):
@@ -143,9 +145,11 @@ def child(moment: str, number: int, line: list[str]) -> None:
 
 
 def launch(line: list[str], log: Path, trap: tuple[str, int] | None = None, after: float | None = None) -> int:
-    """Runs a command, killed after so many seconds or by a trap; its exit code, -9 when it was killed."""
-    own = [sys.executable, str(Path(__file__).resolve()), "--child", *map(str, trap)] if trap else []
-    command = [*own, *line] if own else [sys.executable, "-m", "sightline", *line]
+    """Runs `sightline` in a process that is killed after `after` seconds or by a trap; returns its exit code.
+
+    The exit code is -9 if the process was killed."""
+    program = [str(Path(__file__).resolve()), "--child", *map(str, trap)] if trap else ["-m", "sightline"]
+    command = [sys.executable, *program, *line]
     with log.open("ab") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, "OMP_NUM_THREADS": "1"})
         try:
@@ -155,15 +159,15 @@ def launch(line: list[str], log: Path, trap: tuple[str, int] | None = None, afte
         return process.wait()
 
 
-def left_by(run: Path) -> dict[str, Any]:
-    """All that must be equal, by name."""
+def content_of(run: Path) -> dict[str, Any]:
+    """Returns everything of a run that must be equal, by name."""
     from safetensors.numpy import load_file
 
     from sightline.engine.checkpoint.content import read_checkpoint
 
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name, array in load_file(run / "exported" / "model.safetensors").items():
-        found[f"exported/{name}"] = hashlib.sha256(array.tobytes()).hexdigest()
+        values[f"exported/{name}"] = hashlib.sha256(array.tobytes()).hexdigest()
     for kind in ("last", "best"):
         content = read_checkpoint(run / "checkpoints" / f"{kind}.ckpt")
         for part in (
@@ -178,14 +182,14 @@ def left_by(run: Path) -> dict[str, Any]:
             "step",
             "batch",
         ):
-            found |= dict(_flat(content[part], f"{kind}.ckpt/{part}"))
+            values |= dict(_flat(content[part], f"{kind}.ckpt/{part}"))
     for table in sorted((run / "predictions").iterdir()):
-        found[f"predictions/{table.name}"] = hashlib.sha256(table.read_bytes()).hexdigest()
+        values[f"predictions/{table.name}"] = hashlib.sha256(table.read_bytes()).hexdigest()
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    found["log.jsonl"] = [{key: value for key, value in row.items() if key not in CLOCKS} for row in lines]
-    found |= {f"tensorboard/{tag}": points for tag, points in _curves(run / "tensorboard").items()}
-    found["metrics"] = json.loads((run / "exported" / "sightline.json").read_text(encoding="utf-8"))["metrics"]
-    return found
+    values["log.jsonl"] = [{key: value for key, value in row.items() if key not in CLOCKS} for row in lines]
+    values |= {f"tensorboard/{tag}": points for tag, points in _curves(run / "tensorboard").items()}
+    values["metrics"] = json.loads((run / "exported" / "sightline.json").read_text(encoding="utf-8"))["metrics"]
+    return values
 
 
 def _flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -213,95 +217,99 @@ def _curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
         return {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in tags}
 
 
-def killed(number: int, data: Path, place: Path, whole: dict[str, Any], life: float, seed: int) -> Killed:
-    """One run: killed, resumed, and compared."""
+def killed(number: int, data: Path, directory: Path, expected: dict[str, Any], duration: float, seed: int) -> Killed:
+    """Kills and resumes one run, and compares it with `expected`.
+
+    `duration` is how many seconds an uninterrupted run takes."""
     draw = random.Random(f"{seed}/{number}")
-    found, name = Killed(), f"run-{number}"
-    place.mkdir()
-    run, log = place / name, place / "output.txt"
+    result, name = Killed(), f"run-{number}"
+    directory.mkdir()
+    run, log = directory / name, directory / "output.txt"
 
     def line() -> list[str]:
-        return ["resume", str(run)] if (run / "config.yaml").is_file() else words(data, place, name)
+        return ["resume", str(run)] if (run / "config.yaml").is_file() else train_command(data, directory, name)
 
     if number % 2:
         moment = MOMENTS[number // 2 % len(MOMENTS)]
-        # the first checkpoints are the beginning's; an export happens once
+        # these moments occur once per run; the first checkpoint is that of the initial state
         once = moment in ("packing", "begin", "export", "exported", "predictions")
         if launch(line(), log, (moment, 1 if once else draw.randint(2, 12))) == -9:
-            found.kills.append(moment)
-    left = draw.choice((1, 1, 2))
-    while left:
-        status = launch(line(), log, after=draw.uniform(0, life))
+            result.kills.append(moment)
+    remaining = draw.choice((1, 1, 2))
+    while remaining:
+        status = launch(line(), log, after=draw.uniform(0, duration))
         if status == -9:
-            found.kills.append("random")
-            left -= 1
-        else:  # it was done before its moment came: once more, from nothing, and earlier
+            result.kills.append("random")
+            remaining -= 1
+        else:  # the run ended before it was killed: start over, and kill it earlier
             shutil.rmtree(run, ignore_errors=True)
-            life *= 0.8
+            duration *= 0.8
     status = launch(line(), log)
     if status:
-        end = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-        found.different = [f"the run ended with {status}: {' '.join(end)}"]
-        return found
-    now = left_by(run)
-    found.different = [key for key in {**whole, **now} if whole.get(key) != now.get(key)]
-    return found
+        last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+        result.different = [f"the run ended with exit code {status}: {' '.join(last)}"]
+        return result
+    actual = content_of(run)
+    result.different = [key for key in {**expected, **actual} if expected.get(key) != actual.get(key)]
+    return result
 
 
 def main() -> int:
-    """Prints a line for each run that differs, and the summary; 1 when --check finds one."""
+    """Prints a line for each run that differs, and a summary; returns the exit code."""
     if sys.argv[1:2] == ["--child"]:
         child(sys.argv[2], int(sys.argv[3]), sys.argv[4:])
         return 0
-    options = argparse.ArgumentParser(description="Kill runs, resume them, and compare.")
-    options.add_argument("--kills", type=int, default=50, help="how many runs are killed (default: %(default)s)")
-    options.add_argument("--seed", type=int, default=0, help="of the moments")
-    options.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="runs at a time")
-    options.add_argument("--keep", type=Path, help="a directory to leave everything in")
+    options = argparse.ArgumentParser(description="Kills runs, resumes them, and compares the results.")
+    options.add_argument("--kills", type=int, default=50, help="runs to kill; default: %(default)s")
+    options.add_argument("--seed", type=int, default=0, help="seed of the kill times; default: %(default)s")
+    options.add_argument(
+        "--jobs", type=int, default=min(2, os.cpu_count() or 1), help="parallel runs; default: %(default)s"
+    )
+    options.add_argument("--keep", type=Path, help="directory in which all files are kept")
     options.add_argument("--check", action="store_true", help="exit 1 when a run differs")
-    given = options.parse_args()
-    place = given.keep or Path(tempfile.mkdtemp(prefix="killtest-"))
-    place.mkdir(parents=True, exist_ok=True)
+    arguments = options.parse_args()
+    directory = arguments.keep or Path(tempfile.mkdtemp(prefix="killtest-"))
+    directory.mkdir(parents=True, exist_ok=True)
     try:
-        return _test(given, place)
+        return _test(arguments, directory)
     finally:
-        if given.keep is None:
-            shutil.rmtree(place, ignore_errors=True)
+        if arguments.keep is None:
+            shutil.rmtree(directory, ignore_errors=True)
 
 
-def _test(given: argparse.Namespace, place: Path) -> int:
-    data = place / "pictures"
-    pictures(data)
-    began = time.perf_counter()
-    if launch(words(data, place / "whole", "run"), place / "whole.txt"):
-        raise SystemExit((place / "whole.txt").read_text(encoding="utf-8"))
-    life = time.perf_counter() - began
-    whole = left_by(place / "whole" / "run")
-    steps = whole["last.ckpt/step"]
-    print(f"uninterrupted: {steps} steps, {life:.1f} s, {len(whole)} things to compare", flush=True)
-    life *= 1.0 if given.jobs == 1 else 1.2  # beside another one, a run takes longer
+def _test(arguments: argparse.Namespace, directory: Path) -> int:
+    data = directory / "images"
+    write_images(data)
+    start = time.perf_counter()
+    if launch(train_command(data, directory / "uninterrupted", "run"), directory / "uninterrupted.txt"):
+        raise SystemExit((directory / "uninterrupted.txt").read_text(encoding="utf-8"))
+    duration = time.perf_counter() - start
+    expected = content_of(directory / "uninterrupted" / "run")
+    steps = expected["last.ckpt/step"]
+    print(f"uninterrupted: {steps} steps, {duration:.1f} s, {len(expected)} values to compare", flush=True)
+    duration *= 1.0 if arguments.jobs == 1 else 1.2  # parallel runs are slower
     results: list[Killed] = []
-    with ThreadPoolExecutor(given.jobs) as pool:
+    with ThreadPoolExecutor(arguments.jobs) as pool:
         runs = [
-            pool.submit(killed, number, data, place / str(number), whole, life, given.seed)
-            for number in range(given.kills)
+            pool.submit(killed, number, data, directory / str(number), expected, duration, arguments.seed)
+            for number in range(arguments.kills)
         ]
         for number, future in enumerate(runs):
             results.append(future.result())
             result = results[-1]
             if result.different:
-                named = ", ".join(result.different[:6])
-                print(f"  run {number}, killed at {', '.join(result.kills)}: DIFFERENT in {named}", flush=True)
-            if given.keep is None:
-                shutil.rmtree(place / str(number), ignore_errors=True)
+                names = ", ".join(result.different[:6])
+                print(f"  run {number}, killed at {', '.join(result.kills)}: DIFFERENT in {names}", flush=True)
+            if arguments.keep is None:
+                shutil.rmtree(directory / str(number), ignore_errors=True)
     equal = sum(not result.different for result in results)
     where = Counter(kill for result in results for kill in result.kills)
     print(f"killed {sum(where.values())} times: {', '.join(f'{name} {count}' for name, count in where.most_common())}")
-    print(f"{equal} of {given.kills} runs equal the uninterrupted one")
-    unhurt = sum(not result.kills for result in results)
-    if unhurt:
-        print(f"{unhurt} ended before they could be killed")
-    return 1 if given.check and (equal < given.kills or unhurt) else 0
+    print(f"{equal} of {arguments.kills} runs equal the uninterrupted run")
+    not_killed = sum(not result.kills for result in results)
+    if not_killed:
+        print(f"{not_killed} runs ended before they could be killed")
+    return 1 if arguments.check and (equal < arguments.kills or not_killed) else 0
 
 
 if __name__ == "__main__":

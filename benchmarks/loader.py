@@ -1,16 +1,17 @@
-"""Feeding images: Sightline's packed data beside torchvision's ImageFolder and torch's DataLoader, in one process.
+"""Measures Sightline's packed data and loader against torchvision's ImageFolder with torch's DataLoader.
 
     python benchmarks/loader.py [--rounds 9] [--only loading packing photographs] [--check]
 
-Three tables. `loading`: CIFAR-10 as JPEG folders, flip + shift-crop + normalise, batches of 512; and what stands
-between the packed data and a bare `index_select` of the same bytes. `packing`: what decoding a data set for the first
-time costs, beside one thread that reads and decodes. `photographs`: 1,000 generated JPEGs of about 500 x 400, random
-resized crops of 224, the first epoch and later ones. Medians; the runs are interleaved, so that a busy machine is busy
-for all.
+It prints three tables of medians over interleaved rounds, in one process:
 
-CIFAR-10 is read from `$SIGHTLINE_SHARED/data/cifar10-jpg.tar.gz` (default ../shared). With --check, exits 1 when
-loading is less than 12 times ImageFolder with its best number of workers, packing CIFAR-10 slower than one thread's
-reading and decoding, or packing photographs less than 0.8 times the cores as fast as one thread."""
+- `loading`: CIFAR-10 as JPEG folders, with flips, shift-crops and normalisation, in batches of 512; and the cost of
+  each of these over a bare `index_select` of the same bytes.
+- `packing`: the speed of decoding a dataset for the first time, against one thread that reads and decodes.
+- `photographs`: 1,000 generated JPEGs of about 500 x 400, random resized crops of 224, the first epoch and later ones.
+
+CIFAR-10 is read from `$SIGHTLINE_SHARED/data/cifar10-jpg.tar.gz` (default ../shared). With --check, exits 1 if loading
+is less than 12 times as fast as ImageFolder with its best number of workers, if packing CIFAR-10 is slower than one
+thread, or if packing photographs is less than 0.8 times the number of cores as fast as one thread."""
 
 from __future__ import annotations
 
@@ -48,56 +49,56 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
 
 
 def rate(work: Callable[[], int]) -> float:
-    """Images a second."""
+    """Returns the images per second of `work`, which returns the number of images."""
     start = time.perf_counter()
     count = work()
     return count / (time.perf_counter() - start)
 
 
 def interleaved(rounds: int, works: Mapping[str, Callable[[], int]], rest: float = 0.0) -> dict[str, float]:
-    """The median rate of each, every round running all of them once."""
-    found: dict[str, list[float]] = {name: [] for name in works}
+    """Runs all functions once per round; returns the median rate of each. `rest` is a pause in seconds."""
+    measured: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
         for name, work in works.items():
-            found[name].append(rate(work))
+            measured[name].append(rate(work))
             time.sleep(rest)
-    return {name: statistics.median(rates) for name, rates in found.items()}
+    return {name: statistics.median(rates) for name, rates in measured.items()}
 
 
 def drained(batches: Iterable[Any], images: Callable[[Any], int]) -> Callable[[], int]:
-    """A run through all batches; the number of images."""
+    """Returns a function that iterates over all batches and returns the number of images."""
     return lambda: sum(images(batch) for batch in batches)
 
 
 def image_folder(root: Path, steps: list[Any], workers: int, batch: int, most: int | None = None) -> Callable[[], int]:
-    """ImageFolder as users write it, with processes that stay."""
-    found: Any = datasets.ImageFolder(str(root), transforms.Compose(steps))
-    if most is not None and most < len(found):
-        rows = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))[:most]
-        found = Subset(found, rows.tolist())
-    loader = DataLoader(found, batch_size=batch, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
+    """Returns an epoch over an ImageFolder, as users write it, with persistent workers and at most `most` images."""
+    dataset: Any = datasets.ImageFolder(str(root), transforms.Compose(steps))
+    if most is not None and most < len(dataset):
+        rows = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:most]
+        dataset = Subset(dataset, rows.tolist())
+    loader = DataLoader(dataset, batch_size=batch, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
     return drained(loader, lambda pair: len(pair[1]))
 
 
 def best_workers(make: Callable[[int], Callable[[], int]], label: str) -> tuple[int, Callable[[], int]]:
-    """The number of workers that is fastest here."""
-    tried = {}
+    """Returns the number of workers that is fastest on this machine, and its function."""
+    results = {}
     for workers in sorted({0, 1, 2, available_cores(), 2 * available_cores()}):
         work = make(workers)
-        work()  # starts the processes, reads the files into the page cache
-        tried[workers] = (rate(work), work)
-        print(f"  {label}, {workers} workers: {tried[workers][0]:,.0f} images/s", flush=True)
-    best = max(tried, key=lambda workers: tried[workers][0])
-    return best, tried[best][1]
+        work()  # starts the workers and reads the files into the page cache
+        results[workers] = (rate(work), work)
+        print(f"  {label}, {workers} workers: {results[workers][0]:,.0f} images/s", flush=True)
+    best = max(results, key=lambda workers: results[workers][0])
+    return best, results[best][1]
 
 
 def packed(source: DataSource, preprocess: Preprocess, cache: Path, store: str) -> dict[str, PackedDataset]:
-    """All splits of a source."""
+    """Packs all splits of a source."""
     return pack_splits(source, preprocess, packing=PackOptions(store, Cache(cache)))[0]
 
 
 def loading(root: Path, rounds: int, scratch: Path) -> float:
-    """Table 1; the ratio to ImageFolder."""
+    """Prints the `loading` table; returns the ratio to ImageFolder."""
     steps = [
         transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
         transforms.Normalize(MEAN, STD),
@@ -115,19 +116,19 @@ def loading(root: Path, rounds: int, scratch: Path) -> float:
     def gather() -> int:
         return sum(len(pixels.index_select(0, rows)) for rows in order)
 
-    def loader(augment: tuple[Any, ...], how: Preprocess, threads: int) -> Callable[[], int]:
-        made = BatchLoader(data, how, BATCH, shuffle=True, augment=augment, workers=threads)
-        return drained(made, lambda batch: len(batch.y))
+    def loader(augment: tuple[Any, ...], preprocess: Preprocess, threads: int) -> Callable[[], int]:
+        batches = BatchLoader(data, preprocess, BATCH, shuffle=True, augment=augment, workers=threads)
+        return drained(batches, lambda batch: len(batch.y))
 
     class Bytes(BatchLoader):
-        """Stops before the conversion to float32."""
+        """A loader that stops before the conversion to float32."""
 
-        def _change(self, images: Any, piece: Any) -> Any:
-            return self._augmented(images, piece.keys, piece.epoch)
+        def _change(self, images: Any, chunk: Any) -> Any:
+            return self._augmented(images, chunk.keys, chunk.epoch)
 
     def uint8(augment: tuple[Any, ...]) -> Callable[[], int]:
-        made = Bytes(data, plain, BATCH, shuffle=True, augment=augment, workers=1)
-        return drained(made, lambda batch: len(batch.y))
+        batches = Bytes(data, plain, BATCH, shuffle=True, augment=augment, workers=1)
+        return drained(batches, lambda batch: len(batch.y))
 
     medians = interleaved(
         rounds,
@@ -145,13 +146,15 @@ def loading(root: Path, rounds: int, scratch: Path) -> float:
     print(f"\nloading: CIFAR-10, {len(data):,} JPEGs of 32 x 32, batches of {BATCH}; {workers} workers for ImageFolder")
     for name, value in medians.items():
         print(f"  {name:<34} {value:12,.0f} images/s {1e6 / value:8.2f} us/image")
-    behind = medians["bare index_select"] / medians[ours]
-    print(f"  Sightline is {ratio:.1f} x ImageFolder; the bare gather is {behind:.1f} x Sightline")
+    gap = medians["bare index_select"] / medians[ours]
+    print(
+        f"  Sightline is {ratio:.1f} x as fast as ImageFolder; the bare index_select {gap:.1f} x as fast as Sightline"
+    )
     return ratio
 
 
 def packing(root: Path, rounds: int, scratch: Path) -> float:
-    """Table 2; the ratio to one thread's reading and decoding."""
+    """Prints the `packing` table; returns the ratio to one thread that reads and decodes."""
     preprocess = Preprocess(32, 32, 3, MEAN, STD)
     source = open_source("folder", root, val=0)
     files: list[Path] = [sample.image for sample in source.splits["train"]]  # type: ignore[misc]
@@ -190,18 +193,18 @@ def packing(root: Path, rounds: int, scratch: Path) -> float:
             "  with Pillow": pillow,
             "  with bare libjpeg-turbo": jpeg,
             "packing": pack,
-            "opening what is packed": again,
+            "opening the packed data": again,
         },
     )
     ratio = medians["packing"] / medians["read + decode, one thread"]
     print(f"\npacking: CIFAR-10, {total:,} JPEGs, {available_cores()} cores")
     show(medians)
-    print(f"  packing is {ratio:.2f} x one thread's reading and decoding")
+    print(f"  packing is {ratio:.2f} x as fast as one thread")
     return ratio
 
 
 def photographs(rounds: int, scratch: Path) -> float:
-    """Table 3; how fast packing is, in cores of one thread's speed."""
+    """Prints the `photographs` table; returns the speed of packing per core, relative to one thread."""
     root = scratch / "photographs"
     draw_photographs(root / "train", 1000)
     preprocess = Preprocess(SIDE, SIDE, 3, MEAN, STD, resize="crop")
@@ -237,14 +240,14 @@ def photographs(rounds: int, scratch: Path) -> float:
     def first_of_theirs() -> int:
         return image_folder(root / "train", steps, workers, PHOTO_BATCH)()
 
-    epoch(scratch / "kept")
+    epoch(scratch / "packed")
     medians = interleaved(
         rounds,
         {
             "read + decode, one thread": one_thread,
             "packing": pack,
             "first epoch, packing included": first,
-            "later epochs": lambda: epoch(scratch / "kept"),
+            "later epochs": lambda: epoch(scratch / "packed"),
             "ImageFolder, first epoch": first_of_theirs,
             "ImageFolder, later epochs": theirs,
         },
@@ -254,59 +257,59 @@ def photographs(rounds: int, scratch: Path) -> float:
     show(medians)
     later = medians["later epochs"] / medians["ImageFolder, later epochs"]
     print(
-        f"  packing is {ratio:.2f} x one thread, {ratio / available_cores():.2f} x cores; later epochs {later:.2f} x "
-        f"ImageFolder"
+        f"  packing is {ratio:.2f} x as fast as one thread, {ratio / available_cores():.2f} x per core; later epochs "
+        f"{later:.2f} x as fast as ImageFolder"
     )
     return ratio / available_cores()
 
 
 def show(medians: Mapping[str, float]) -> None:
-    """One line for each rate."""
+    """Prints a line for each rate."""
     for name, value in medians.items():
         print(f"  {name:<34} {value:12,.0f} images/s")
 
 
 def draw_photographs(folder: Path, count: int) -> None:
-    """JPEGs of about 500 x 400 in two classes: broad shapes, finer ones, grain."""
+    """Writes random JPEGs of about 500 x 400 in two classes, with coarse and fine structures and noise."""
     random = np.random.default_rng(0)
     for number in range(count):
         width, height = (int(side + random.integers(-60, 60)) for side in (500, 400))
-        picture = np.zeros((height, width, 3), np.float32)
+        image = np.zeros((height, width, 3), np.float32)
         for cells, strength in ((6, 90), (40, 40), (200, 16)):
             coarse = random.normal(0, strength, (cells, cells, 3)).astype(np.float32)
             layers = [
                 Image.fromarray(coarse[..., c]).resize((width, height), Image.Resampling.BICUBIC) for c in range(3)
             ]
-            picture += np.stack([np.asarray(layer) for layer in layers], -1)
-        picture += random.normal(128, 6, picture.shape)
+            image += np.stack([np.asarray(layer) for layer in layers], -1)
+        image += random.normal(128, 6, image.shape)
         path = folder / f"class{number % 2}" / f"{number:04}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(path, quality=88)
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(path, quality=88)
 
 
 def main() -> int:
-    """Measures, prints, and with --check judges."""
+    """Runs the benchmark and prints the tables; returns the exit code."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--rounds", type=int, default=9)
+    options.add_argument("--rounds", type=int, default=9, help="rounds that are measured; default: %(default)s")
     names = ("loading", "packing", "photographs")
     options.add_argument("--only", nargs="+", choices=names, default=names, metavar="TABLE")
-    options.add_argument("--check", action="store_true")
-    found = options.parse_args()
+    options.add_argument("--check", action="store_true", help="exit 1 when a target is missed")
+    arguments = options.parse_args()
     missed = []
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        root = unpacked(CIFAR10, scratch / "cifar10") if {"loading", "packing"} & set(found.only) else scratch
+        root = unpacked(CIFAR10, scratch / "cifar10") if {"loading", "packing"} & set(arguments.only) else scratch
         targets = {"loading": TARGET_LOADING, "packing": TARGET_PACKING, "photographs": TARGET_PHOTOGRAPHS}
-        for name in found.only:
+        for name in arguments.only:
             if name == "photographs":
-                ratio = photographs(found.rounds, scratch)
+                ratio = photographs(arguments.rounds, scratch)
             else:
-                ratio = (loading if name == "loading" else packing)(root, found.rounds, scratch)
+                ratio = (loading if name == "loading" else packing)(root, arguments.rounds, scratch)
             if ratio < targets[name]:
-                missed.append(f"{name}: {ratio:.2f}, less than {targets[name]}")
+                missed.append(f"missed: {name}: ratio {ratio:.2f}, the target is {targets[name]}")
     for line in missed:
         print(line)
-    return 1 if found.check and missed else 0
+    return 1 if arguments.check and missed else 0
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
-"""Memory while feeding images: does it stay where it is?
+"""Measures whether memory stays constant while images are loaded.
 
     python benchmarks/memory.py [--gib 4] [--epochs 20] [--only packed encoded shuffle] [--check]
 
-Three measurements, each in a process of its own. `packed`: 50,000 images of 32 x 32 decoded once, flip and shift-crop,
-peak resident memory (VmHWM) after epoch 2 and after the last. `encoded`: so many GiB of generated photographs, kept as
-they are in the cache and decoded ahead of the step, anonymous resident memory (RssAnon) through one epoch. `shuffle`:
-the order of 100 million images, looked at in the middle. Reads /proc, so Linux alone.
+It makes three measurements, each in a separate process. It reads /proc, so it runs only on Linux.
 
-With --check, exits 1 when the peak grows by 10 MB or more, when RssAnon ends over 64 MB above the first tenth of the
-epoch, or when shuffling takes more than 64 MB."""
+- `packed`: 50,000 images of 32 x 32, decoded once, with flips and shift-crops: the growth of the peak resident memory
+  (VmHWM) from epoch 2 to the last.
+- `encoded`: `--gib` GiB of generated photographs, stored encoded in the cache and decoded ahead of each step: the
+  growth of anonymous resident memory (RssAnon) from the first tenth to the end of one epoch.
+- `shuffle`: part of the order of 100 million images: the growth of VmHWM.
+
+With --check, exits 1 if `packed` grows by 10 MiB or more, or `encoded` or `shuffle` by 64 MiB or more."""
 
 from __future__ import annotations
 
@@ -25,13 +27,13 @@ MIB = 2**20
 
 
 def status(key: str) -> float:
-    """A line of /proc/self/status in MiB."""
+    """Returns a line of /proc/self/status in MiB."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(f"{key}:"))
 
 
 def packed(epochs: int) -> float:
-    """MiB by which the peak grows between epoch 2 and the last."""
+    """Returns the growth in MiB of the peak memory between epoch 2 and the last."""
     import torch
 
     from sightline.data.augment.flip_shift import Flip, ShiftCrop
@@ -42,19 +44,19 @@ def packed(epochs: int) -> float:
     images = torch.randint(0, 256, (50_000, 3, 32, 32), dtype=torch.uint8)
     data = PackedDataset(images, torch.zeros(50_000, dtype=torch.int64), [""] * 50_000, ("a", "b"))
     loader = BatchLoader(data, Preprocess(32, 32, 3), 512, shuffle=True, augment=(Flip(), ShiftCrop(4)))
-    early = 0.0
+    before = 0.0
     for epoch in range(1, epochs + 1):
         for _ in loader:
             pass
         if epoch in (1, 2, epochs):
             print(f"  after epoch {epoch:<3} peak {status('VmHWM'):8.1f} MiB, anonymous {status('RssAnon'):8.1f} MiB")
         if epoch == 2:
-            early = status("VmHWM")
-    return status("VmHWM") - early
+            before = status("VmHWM")
+    return status("VmHWM") - before
 
 
 def encoded(gib: float) -> float:
-    """MiB of anonymous memory that an epoch ends with above its first tenth."""
+    """Returns the growth in MiB of anonymous memory from the first tenth of an epoch to its end."""
     from sightline.data.augment.flip_shift import Flip
     from sightline.data.augment.geometry import RandomResizedCrop
     from sightline.data.cache.directory import Cache
@@ -70,21 +72,21 @@ def encoded(gib: float) -> float:
         start = time.perf_counter()
         packing = PackOptions("encoded", Cache(Path(folder) / "cache"))
         data = pack_splits(source, preprocess, packing=packing)[0]["train"]
-        took = time.perf_counter() - start
-        print(f"  {len(data):,} photographs, {size / 2**30:.2f} GiB, packed in {took:.0f} s")
+        seconds = time.perf_counter() - start
+        print(f"  {len(data):,} photographs, {size / 2**30:.2f} GiB, packed in {seconds:.0f} s")
         augment = (RandomResizedCrop(), Flip(0.5))
         loader = BatchLoader(data, preprocess, 64, shuffle=True, augment=augment)
         marks = [round(len(loader) * part / 10) for part in range(1, 11)]
-        seen = []
+        memory = []
         for number, _ in enumerate(loader, start=1):
             if number in marks:
-                seen.append(status("RssAnon"))
-        print("  RssAnon at each tenth of the epoch, MiB: " + " ".join(f"{value:.0f}" for value in seen))
-    return seen[-1] - seen[0]
+                memory.append(status("RssAnon"))
+        print("  RssAnon at each tenth of the epoch, MiB: " + " ".join(f"{value:.0f}" for value in memory))
+    return memory[-1] - memory[0]
 
 
 def write_photographs(root: Path, gib: float) -> int:
-    """JPEGs of about a megabyte until there are so many GiB; the bytes written."""
+    """Writes JPEGs of about a megabyte until they have `gib` GiB; returns the bytes written."""
     import numpy as np
     from PIL import Image
 
@@ -107,49 +109,51 @@ def write_photographs(root: Path, gib: float) -> int:
 
 
 def shuffle() -> float:
-    """MiB that looking at the order of 100 million images takes."""
+    """Returns the growth in MiB of the peak memory from reading part of the order of 100 million images."""
     from sightline.core.rng import Permutation, derive_key
 
     before = status("VmHWM")
     order = Permutation(100_000_000, derive_key(0, 0, "order"))
     start = time.perf_counter()
     rows = order[50_000_000 : 50_000_000 + 65_536]
-    took = time.perf_counter() - start
+    milliseconds = (time.perf_counter() - start) * 1e3
     print(
-        f"  65,536 places in the middle of 100,000,000: {took * 1e3:.1f} ms, {len(set(rows.tolist())):,} distinct rows"
+        f"  65,536 positions in the middle of 100,000,000: {milliseconds:.1f} ms, {len(set(rows.tolist())):,} distinct "
+        f"rows"
     )
     return status("VmHWM") - before
 
 
 def main() -> int:
-    """Measures in processes of their own, prints, and with --check judges."""
+    """Runs each measurement in a separate process and prints the results; returns the exit code."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--gib", type=float, default=4.0, help="photographs to write; default: %(default)s")
-    options.add_argument("--epochs", type=int, default=20)
+    options.add_argument("--gib", type=float, default=4.0, help="GiB of photographs to write; default: %(default)s")
+    options.add_argument("--epochs", type=int, default=20, help="epochs of `packed`; default: %(default)s")
     names = ("packed", "encoded", "shuffle")
     options.add_argument("--only", nargs="+", choices=names, default=names, metavar="MEASUREMENT")
-    options.add_argument("--check", action="store_true")
+    options.add_argument("--check", action="store_true", help="exit 1 when a limit is exceeded")
     options.add_argument("--inside", choices=names, help=argparse.SUPPRESS)
-    found = options.parse_args()
-    if found.inside:
-        grown = {
-            "packed": lambda: packed(found.epochs), "encoded": lambda: encoded(found.gib), "shuffle": shuffle
-        }[found.inside]()  # fmt: skip
-        print(f"grown {grown:.3f}")
+    arguments = options.parse_args()
+    if arguments.inside:
+        growth = {
+            "packed": lambda: packed(arguments.epochs), "encoded": lambda: encoded(arguments.gib), "shuffle": shuffle
+        }[arguments.inside]()  # fmt: skip
+        print(f"growth {growth:.3f}")
         return 0
     limits = {"packed": LIMIT_PACKED, "encoded": LIMIT_ENCODED, "shuffle": LIMIT_SHUFFLE}
     missed = []
-    for name in found.only:
-        words = [sys.executable, __file__, "--inside", name, "--gib", str(found.gib), "--epochs", str(found.epochs)]
-        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True, env=dict(os.environ))
+    for name in arguments.only:
+        command = [sys.executable, __file__, "--inside", name]
+        command += ["--gib", str(arguments.gib), "--epochs", str(arguments.epochs)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=dict(os.environ))
         *lines, last = done.stdout.splitlines()
-        grown = float(last.split()[1])
-        print("\n".join([name, *lines, f"  grows by {grown:.1f} MiB (limit {limits[name]:.0f})"]), flush=True)
-        if grown >= limits[name]:
-            missed.append(name)
-    for name in missed:
-        print(f"{name}: more than {limits[name]:.0f} MiB")
-    return 1 if found.check and missed else 0
+        growth = float(last.split()[1])
+        print("\n".join([name, *lines, f"  grows by {growth:.1f} MiB (limit {limits[name]:.0f})"]), flush=True)
+        if growth >= limits[name]:
+            missed.append(f"missed: {name}: grows by {growth:.1f} MiB, the limit is {limits[name]:.0f} MiB")
+    for line in missed:
+        print(line)
+    return 1 if arguments.check and missed else 0
 
 
 if __name__ == "__main__":

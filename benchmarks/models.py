@@ -1,18 +1,25 @@
-"""Whether the networks of timm and torchvision can be trained by their names: a table with a line for each.
+"""Checks that the networks of timm and torchvision can be trained by name, and writes a table of the results.
 
     python benchmarks/models.py [--only PATTERN ...] [--limit 120] [--jobs 2] [--table FILE] [--check]
 
-Each classification network of torchvision, each of timm with fewer than 100 million parameters, and the smallest of
-each of timm's families above that and up to 450 million, is built for 10 classes at the smallest square image it
-accepts, probed, trained for one step of SGD on two images, and asked once, as `sightline train model=NAME` would. A
-network that this refuses is tried once more without Sightline, by timm's or torchvision's own builder and a step
-written by hand: `refused` is what only Sightline refuses, `broken` what fails in both.
+Tried are the classification networks of torchvision, those of timm with up to 100 million parameters, and the smallest
+of each timm family between 100 and 450 million. Each is built for 10 classes at the smallest square image that it
+accepts, traced, trained for one SGD step on two images, and evaluated once, as `sightline train model=NAME` does. If
+that fails, the network is tried again without Sightline, with the builder of its library and a hand-written step.
 
-The table, `benchmarks/models.tsv`, is written line by line and is never started anew: what is in it is skipped, so that
-the command goes on where it was ended; the last line of a network counts. To try a network again, delete its lines.
-Each has `--limit` seconds, in a process of its own. `large` is what is not tried for its size, `memory` what the system
-ended because the machine has too little of it. With --check, exits 1 when a network is refused, is not done within its
-time, or ends its process."""
+Each network has `--limit` seconds in a separate process. The results are:
+
+- `trained`: everything worked
+- `refused`: it fails only with Sightline
+- `broken`: it fails without Sightline, too
+- `large`: it is not tried because of its size
+- `memory`: the system killed the process, as the machine has too little memory
+- `ended`: the process ended in another way
+- `late`: it took longer than the limit
+
+The table, `benchmarks/models.tsv`, is only appended to: networks in it are skipped, so the command can be interrupted
+and run again. The last line of a network counts. To try a network again, delete its lines. With --check, exits 1 if
+there is a network that is `refused`, `late` or `ended`."""
 
 from __future__ import annotations
 
@@ -50,7 +57,7 @@ SIDES = (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512)
 
 
 class Line(NamedTuple):
-    """Of the table; `pixels` is the side of the image."""
+    """A line of the table; `pixels` is the side of the square image."""
 
     network: str
     parameters: int
@@ -65,7 +72,7 @@ class Line(NamedTuple):
 
 
 def read_table(file: Path) -> dict[str, Line]:
-    """What was tried before, by network."""
+    """Reads the results of earlier calls, by network."""
     if not file.is_file():
         return {}
     rows = [line.split("\t") for line in file.read_text().splitlines()[1:]]
@@ -73,13 +80,13 @@ def read_table(file: Path) -> dict[str, Line]:
 
 
 def names() -> list[str]:
-    """Of the networks of both libraries, as `model=` takes them."""
-    ours = [f"torchvision/{name}" for name in torchvision.models.list_models(module=torchvision.models)]
-    return ours + [f"timm/{name}" for name in timm.list_models()]
+    """Returns the names of the networks of both libraries, as `model=` accepts them."""
+    torchvision_names = [f"torchvision/{name}" for name in torchvision.models.list_models(module=torchvision.models)]
+    return torchvision_names + [f"timm/{name}" for name in timm.list_models()]
 
 
 def least_of_families(lines: Iterable[Line]) -> list[str]:
-    """Of timm's networks that are too large to try them all, the smallest of each family that is not much too large."""
+    """Returns the smallest network of each timm family among those between `SMALL` and `LARGE` parameters."""
     least: dict[str, tuple[int, str]] = {}
     for line in lines:
         if line.network.startswith("timm/") and SMALL < line.parameters <= LARGE:
@@ -89,7 +96,7 @@ def least_of_families(lines: Iterable[Line]) -> list[str]:
 
 
 def plain(name: str) -> nn.Module:
-    """The network by its library's own builder."""
+    """Builds a network with the builder of its library."""
     library, _, inner = name.partition("/")
     if library == "timm":
         return timm.create_model(inner, num_classes=CLASSES)  # type: ignore[no-any-return]
@@ -100,49 +107,49 @@ def plain(name: str) -> nn.Module:
 
 
 def sides(name: str, model: nn.Module) -> Iterator[int]:
-    """The sides of square images to try, and last the network's own."""
-    own = 224
+    """Yields the sides of square images to try, the network's default last."""
+    default = 224
     if name.startswith("timm/"):
-        about = model.pretrained_cfg
-        own = about["input_size"][1]
-        if about.get("fixed_input_size"):
-            yield own
+        config = model.pretrained_cfg
+        default = config["input_size"][1]
+        if config.get("fixed_input_size"):
+            yield default
             return
-    yield from (side for side in SIDES if side < own)
-    yield own
+    yield from (side for side in SIDES if side < default)
+    yield default
 
 
 def shapes_of(name: str) -> nn.Module:
-    """The network without memory for its weights, where it can be built so."""
+    """Builds a network on the meta device, without memory for its weights, if it can be built there."""
     try:
         with torch.device("meta"):
             return plain(name)
-    except Exception:  # it looks at its numbers while it is built
+    except Exception:  # its constructor reads values
         return plain(name)
 
 
 def smallest(name: str, model: nn.Module) -> int:
-    """The side of the smallest square image that the network accepts, by shapes alone."""
+    """Returns the side of the smallest square image that the network accepts."""
     for side in sides(name, model):
         device = next(model.parameters()).device
         try:
             with torch.no_grad():
                 for mode in (False, True):
                     model.train(mode)(torch.zeros(2, 3, side, side, device=device))
-        except Exception:  # whatever the network's own code raises is about this size
+        except Exception:  # the network's code may raise anything
             continue
         return side
     return side
 
 
-def tried(name: str, side: int) -> int:
-    """Everything that training by this name does with the network, once; how many parameters it has."""
+def train_once(name: str, side: int) -> int:
+    """Does once what training by name does with a network; returns its number of parameters."""
     shape = (3, side, side)
     model, spec = build_model(network_node(name), shape, CLASSES)
     check_training_output(model, spec)
     count = trace(model, shape).parameters
     if not find_head(model, shape):
-        raise SightlineError("its head is not found")
+        raise SightlineError("find_head finds no head")
     arguments = {"lr": 0.01}
     groups = parameter_groups(model, torch.optim.SGD, arguments, depths=parameter_depths(model, shape), layer_decay=0.9)
     state = TrainState(model.train(), torch.optim.SGD(groups, **arguments))
@@ -151,14 +158,14 @@ def tried(name: str, side: int) -> int:
     out = task.train_step(state, Batch(images, torch.tensor([0, 1])))
     model.eval()
     with torch.inference_mode():
-        answer = task.predict_step(state, images)
-    if not bool(out.loss.isfinite()) or tuple(answer.shape) != (2, CLASSES):
-        raise SightlineError(f"its loss is {float(out.loss)}, its answer {list(answer.shape)}")
+        output = task.predict_step(state, images)
+    if not bool(out.loss.isfinite()) or tuple(output.shape) != (2, CLASSES):
+        raise SightlineError(f"the loss is {float(out.loss)}, the output a tensor {list(output.shape)}")
     return count
 
 
 def by_hand(name: str, side: int) -> None:
-    """The same without Sightline."""
+    """Does the same without Sightline."""
     model = plain(name).train()
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
@@ -166,96 +173,103 @@ def by_hand(name: str, side: int) -> None:
     optimizer.step()
     with torch.inference_mode():
         if tuple(model.eval()(images).shape) != (2, CLASSES):
-            raise ValueError("it answers with another shape")
+            raise ValueError(f"the output is not a tensor {[2, CLASSES]}")
 
 
 def measure(name: str, most: float, answer: Connection) -> None:
-    """In a process of its own: the line of the network."""
+    """Tries a network and sends its line; runs in a worker process.
+
+    A network of timm with more than `most` parameters is not tried."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     warnings.simplefilter("ignore")
-    began = time.perf_counter()
+    start = time.perf_counter()
     side, count, result, message = 0, 0, "trained", ""
     try:
         model = shapes_of(name)
         count = sum(parameter.numel() for parameter in model.parameters())
         if count > most and name.startswith("timm/"):
-            answer.send(Line(name, count, 0, "large", time.perf_counter() - began))
+            answer.send(Line(name, count, 0, "large", time.perf_counter() - start))
             return
         side = smallest(name, model)
-        count = tried(name, side)
+        count = train_once(name, side)
     except Exception as error:
         message = f"{type(error).__name__}: {error}"
         try:
             by_hand(name, side)
             result = "refused"
-        except Exception as own:
-            result, message = "broken", f"{type(own).__name__}: {own}"
-    answer.send(Line(name, count, side, result, time.perf_counter() - began, message[:300]))
+        except Exception as own_error:
+            result, message = "broken", f"{type(own_error).__name__}: {own_error}"
+    answer.send(Line(name, count, side, result, time.perf_counter() - start, message[:300]))
 
 
 def run(wanted: Iterable[str], most: float, limit: float, jobs: int) -> Iterator[Line]:
-    """The lines, as they are ready; "large" for a network of timm with more than `most` parameters."""
+    """Tries networks in worker processes and yields their lines as they finish; `most` is as in `measure`."""
     fork = multiprocessing.get_context("fork")  # the libraries are imported once
-    left, going = list(reversed(list(wanted))), dict[Any, tuple[str, Any, float]]()
-    while left or going:
-        while left and len(going) < jobs:
-            here, there = fork.Pipe(duplex=False)
-            process = fork.Process(target=measure, args=(left[-1], most, there))
+    remaining, running = list(reversed(list(wanted))), dict[Any, tuple[str, Any, float]]()
+    while remaining or running:
+        while remaining and len(running) < jobs:
+            receiver, sender = fork.Pipe(duplex=False)
+            process = fork.Process(target=measure, args=(remaining[-1], most, sender))
             process.start()
-            there.close()
-            going[here] = (left.pop(), process, time.perf_counter())
-        ready = wait(list(going), timeout=1)
-        for here, (name, process, began) in list(going.items()):
-            took = time.perf_counter() - began
-            if here in ready:
+            sender.close()
+            running[receiver] = (remaining.pop(), process, time.perf_counter())
+        ready = wait(list(running), timeout=1)
+        for receiver, (name, process, start) in list(running.items()):
+            seconds = time.perf_counter() - start
+            if receiver in ready:
                 try:
-                    line = here.recv()
+                    line = receiver.recv()
                 except EOFError:
                     process.join()
-                    result = "memory" if process.exitcode == -signal.SIGKILL else "ended"  # by the system, not by us
-                    line = Line(name, 0, 0, result, took, f"the process ended with {process.exitcode}")
-            elif took > limit:
+                    result = "memory" if process.exitcode == -signal.SIGKILL else "ended"  # killed by the system
+                    message = f"the process ended with exit code {process.exitcode}"
+                    line = Line(name, 0, 0, result, seconds, message)
+            elif seconds > limit:
                 process.kill()
-                line = Line(name, 0, 0, "late", took, f"more than {limit:.0f} s")
+                line = Line(name, 0, 0, "late", seconds, f"took more than {limit:.0f} s")
             else:
                 continue
             process.join()
-            del going[here]
+            del running[receiver]
             yield line
 
 
 def main() -> int:
-    """Fills the table; 1 when --check finds a network that is refused or was not tried."""
-    options = argparse.ArgumentParser(description="Whether the networks of timm and torchvision can be trained.")
-    options.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="such as 'timm/cait*'")
-    options.add_argument("--limit", type=float, default=120.0, help="seconds for each network")
-    options.add_argument("--jobs", type=int, default=2)
-    options.add_argument("--table", type=Path, default=TABLE)
-    options.add_argument("--check", action="store_true", help="exit 1 when a network is refused or late")
-    given = options.parse_args()
-    wanted = [name for name in names() if any(fnmatch.fnmatch(name, pattern) for pattern in given.only)]
-    done = read_table(given.table)
-    left = [name for name in wanted if name not in done]
-    print(f"{len(wanted)} networks, {len(left)} of them not tried yet")
-    if not given.table.is_file():
-        given.table.write_text("\t".join(COLUMNS) + "\n")
-    with given.table.open("a") as table:
+    """Appends the missing networks to the table and prints a summary; returns the exit code."""
+    options = argparse.ArgumentParser(
+        description="Checks that the networks of timm and torchvision can be trained by name."
+    )
+    options.add_argument(
+        "--only", nargs="+", default=["*"], metavar="PATTERN", help="networks to try, such as 'timm/cait*'"
+    )
+    options.add_argument("--limit", type=float, default=120.0, help="seconds for each network; default: %(default)s")
+    options.add_argument("--jobs", type=int, default=2, help="networks in parallel; default: %(default)s")
+    options.add_argument("--table", type=Path, default=TABLE, help="table to append to; default: %(default)s")
+    options.add_argument("--check", action="store_true", help="exit 1 when a network is refused, late or ended")
+    arguments = options.parse_args()
+    wanted = [name for name in names() if any(fnmatch.fnmatch(name, pattern) for pattern in arguments.only)]
+    done = read_table(arguments.table)
+    remaining = [name for name in wanted if name not in done]
+    print(f"{len(wanted)} networks, {len(remaining)} of them not tried yet")
+    if not arguments.table.is_file():
+        arguments.table.write_text("\t".join(COLUMNS) + "\n")
+    with arguments.table.open("a") as table:
 
         def fill(names: Iterable[str], most: float) -> None:
-            for line in run(names, most, given.limit, given.jobs):
+            for line in run(names, most, arguments.limit, arguments.jobs):
                 done[line.network] = line
                 print(line, file=table, flush=True)
                 if line.result not in ("trained", "large"):
                     print(line, flush=True)
 
-        fill(left, SMALL)
+        fill(remaining, SMALL)
         chosen = least_of_families(done[name] for name in wanted)
         fill([name for name in chosen if done[name].result == "large"], LARGE)
-    found = [done[name] for name in wanted]
-    for result in sorted({line.result for line in found}):
-        print(f"{result}: {sum(line.result == result for line in found)}")
-    return 1 if given.check and any(line.result in ("refused", "late", "ended") for line in found) else 0
+    lines = [done[name] for name in wanted]
+    for result in sorted({line.result for line in lines}):
+        print(f"{result}: {sum(line.result == result for line in lines)}")
+    return 1 if arguments.check and any(line.result in ("refused", "late", "ended") for line in lines) else 0
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What starting costs: `sightline --help` and a config error as whole processes, the package beside `import torch`.
+"""Measures start-up time: `sightline --help`, a config error, and importing the package after torch.
 
     python benchmarks/startup.py [--runs 7] [--check]
 
-Prints a table of medians; the runs are interleaved, so that a busy machine is busy for all of them. With --check,
-exits 1 when `sightline --help` takes more than 0.4 s or the package with all its public names adds more than 0.3 s."""
+Prints the median, minimum and maximum over interleaved runs. With --check, exits 1 if `sightline --help` takes more
+than 0.4 s, or importing the package with all its public names takes more than 0.3 s after torch."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ ALL_NAMES = "import sightline; [getattr(sightline, name) for name in sightline._
 HELP, ADDED = 0.4, 0.3
 
 
-def process(*words: str) -> float:
-    """Seconds a whole process takes."""
+def process(*arguments: str) -> float:
+    """Returns the seconds that a Python process takes from start to end."""
     start = time.perf_counter()
-    subprocess.run([sys.executable, *words], capture_output=True, check=False)
+    subprocess.run([sys.executable, *arguments], capture_output=True, check=False)
     return time.perf_counter() - start
 
 
 def inside(code: str) -> float:
-    """The number a fresh interpreter prints."""
+    """Runs code in a new interpreter; returns the number that it prints."""
     return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
 def main() -> int:
-    """Measures, prints, and with --check judges."""
+    """Runs the benchmark and prints the table; returns the exit code."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--runs", type=int, default=7)
-    options.add_argument("--check", action="store_true")
-    found = options.parse_args()
+    options.add_argument("--runs", type=int, default=7, help="runs of each measurement; default: %(default)s")
+    options.add_argument("--check", action="store_true", help="exit 1 when a target is missed")
+    arguments = options.parse_args()
     measures = {
         "python -c pass": lambda: process("-c", "pass"),
         "sightline --help": lambda: process("-m", "sightline", "--help"),
@@ -45,22 +45,22 @@ def main() -> int:
         "every public name, after torch": lambda: inside(IMPORT.format(first="torch", then=ALL_NAMES)),
     }
     for measure in measures.values():
-        measure()  # the first of each reads files from the disk
+        measure()  # the first call reads files from disk and is not counted
     times: dict[str, list[float]] = {name: [] for name in measures}
-    for _ in range(found.runs):
+    for _ in range(arguments.runs):
         for name, measure in measures.items():
             times[name].append(measure())
     medians = {name: statistics.median(values) for name, values in times.items()}
     for name, values in times.items():
         print(f"{name:<32} {medians[name]:7.3f} s   ({min(values):.3f} to {max(values):.3f})")
     missed = [
-        f"{name}: {medians[name]:.3f} s, more than {limit} s"
+        f"missed: {name}: {medians[name]:.3f} s, the limit is {limit} s"
         for name, limit in (("sightline --help", HELP), ("every public name, after torch", ADDED))
         if medians[name] > limit
     ]
     for line in missed:
         print(line)
-    return 1 if found.check and missed else 0
+    return 1 if arguments.check and missed else 0
 
 
 if __name__ == "__main__":

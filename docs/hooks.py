@@ -1,5 +1,5 @@
-"""What MkDocs does beside rendering: the configuration reference is made from the schema, and a link to a file of the
-repository leads to a page with that file."""
+"""Hooks of the documentation build. They make the configuration reference from the schema, add CONTRIBUTING.md and
+CHANGELOG.md to the site, and turn a link to a source file into a link to a page with that file."""
 
 from __future__ import annotations
 
@@ -18,41 +18,55 @@ if str(ROOT / "src") not in sys.path:  # the build needs no installed package
     sys.path.insert(0, str(ROOT / "src"))
 
 KEYS = "<!-- the keys of the schema -->"
-LINK = re.compile(r"\]\(\.\./((?:src|scripts|benchmarks)/[^)#]+)\)")
-LANGUAGES = {".py": "python", ".yaml": "yaml", "": "python"}
+LINK = re.compile(r"\]\((?:\.\./)+((?:src|scripts|benchmarks|examples)/[^)#]+)\)")
+LANGUAGES = {".py": "python", ".yaml": "yaml", ".md": "markdown", "": "python"}
+ROOT_PAGES = {"CONTRIBUTING.md": "development/contributing.md", "CHANGELOG.md": "changelog.md"}
+"""Pages of the repository's top directory -> where they are in the site."""
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds one page for each source file that a page of the docs links to."""
+    """Adds the pages of the top directory, and one page for each source file that a page links to."""
     linked: set[str] = set()
     for page in files.documentation_pages():
         linked |= set(LINK.findall(page.content_string))
     for path in sorted(linked):
         files.append(File.generated(config, source_page(path), content=source_text(path)))
+    for name, place in ROOT_PAGES.items():
+        files.append(File.generated(config, place, content=root_page(name, place)))
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Leads links out of the docs to the pages above, and puts the reference where its mark stands."""
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Links to the pages of source files, and inserts the configuration reference at its marker."""
     if KEYS in markdown:
         markdown = markdown.replace(KEYS, configuration())
-    return LINK.sub(lambda match: f"]({source_page(match[1])})", markdown)
+    up = "../" * page.file.src_uri.count("/")
+    return LINK.sub(lambda match: f"]({up}{source_page(match[1])})", markdown)
+
+
+def root_page(name: str, place: str) -> str:
+    """Returns a page of the top directory with its links as they are in the site."""
+    up = "../" * place.count("/")
+    text = (ROOT / name).read_text(encoding="utf-8")
+    for other, target in ROOT_PAGES.items():
+        text = text.replace(f"]({other})", f"]({up}{target})")
+    return text.replace("](docs/", f"]({up}")
 
 
 def source_page(path: str) -> str:
-    """The page of a source file: src/sightline/core/types.py -> source/sightline/core/types.md."""
+    """Returns the page of a source file: src/sightline/core/types.py -> source/sightline/core/types.md."""
     return f"source/{Path(path.removeprefix('src/')).with_suffix('')}.md"
 
 
 def source_text(path: str) -> str:
-    """That page: the file itself, not searched."""
+    """Returns the content of that page: the file itself, excluded from the search index."""
     code = (ROOT / path).read_text(encoding="utf-8")
     head = f"---\ntitle: {Path(path).name}\nsearch:\n  exclude: true\nhide:\n  - toc\n---\n\n# `{path}`\n\n"
     return f'{head}````{LANGUAGES[Path(path).suffix]} linenums="1"\n{code}````\n'
 
 
 def configuration() -> str:
-    """Every key of the schema, one table for each group, in the schema's order."""
+    """Returns every key of the schema as Markdown, one table per group, in the schema's order."""
     from sightline.config.schema import TrainConfig
 
     return "\n".join(_tables(TrainConfig, ""))

@@ -1,5 +1,6 @@
-"""Trains with parts of your own, each with the types that it is called with: a data source, a network, a step, a
-callback and a recorder. Run it with `python examples/own_parts.py`; it takes some seconds."""
+"""Trains with custom parts, fully typed: a data source, a network, a training step, a callback and a recorder.
+
+Run it with `python examples/own_parts.py`; it takes a few seconds."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ CLASSES = ("dark", "light")
 
 
 class Shades:
-    """A data source: gray images of 8 x 8 pixels, in two splits."""
+    """A data source: random grey images of 8 x 8 pixels, dark or light, in the splits train and val."""
 
     info = DataInfo("shades", CLASSES)
 
@@ -40,61 +41,61 @@ class Small(nn.Module):
         self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, len(CLASSES)))
 
     def forward(self, images: Tensor) -> Tensor:
-        """The logits."""
+        """Returns the logits."""
         logits: Tensor = self.layers(images)
         return logits
 
 
 class SmoothStep(Task):
-    """A step: cross entropy with label smoothing in training, without it in evaluation."""
+    """A task: cross entropy with label smoothing in training, without it in evaluation."""
 
     def train_step(self, state: TrainState, batch: Batch) -> StepOutput:
-        """One update of the weights."""
+        """Updates the weights once."""
         assert state.optimizer is not None
         state.optimizer.zero_grad()
-        logits, labels = self._answer(state.model, batch)
+        logits, labels = self._forward(state.model, batch)
         loss = nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's own has no types
+        loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
         state.optimizer.step()
         return StepOutput(loss.detach(), len(labels), logits.detach(), labels)
 
     def eval_step(self, state: TrainState, batch: Batch) -> StepOutput:
-        """Loss and logits of a batch; gradients are off."""
-        logits, labels = self._answer(state.eval_model, batch)
+        """Returns loss and logits of a batch; called without gradients."""
+        logits, labels = self._forward(state.eval_model, batch)
         return StepOutput(nn.functional.cross_entropy(logits, labels), len(labels), logits, labels)
 
     def predict_step(self, state: TrainState, x: Tensors) -> Tensor:
-        """Probabilities [B,2]."""
+        """Returns probabilities [B,2]."""
         logits: Tensor = state.eval_model(x)
         return logits.softmax(1)
 
-    def _answer(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _forward(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         assert isinstance(batch.y, Tensor)
         return model(batch.x), batch.y
 
 
 class StopWhenGood(Callback):
-    """A callback: ends the run when validation is good enough."""
+    """A callback: stops training at a validation accuracy of 0.99."""
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, float]) -> None:
-        """`record` holds the metrics of the epoch."""
+        """Requests a stop; `record` has the metrics of the epoch."""
         trainer.should_stop = record["val_accuracy"] >= 0.99
 
 
-class Kept(Recorder):
-    """A recorder: keeps every log point in memory."""
+class MemoryRecorder(Recorder):
+    """A recorder: stores every log point in memory."""
 
     def __init__(self) -> None:
         self.points: list[tuple[int, dict[str, float]]] = []
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Called with the number of updates so far."""
+        """Stores the values of a log point; `step` is the number of updates so far."""
         self.points.append((step, dict(values)))
 
 
 def main(directory: Path) -> sightline.FitResult:
-    """Trains in a directory, and asks the exported model about two images."""
-    recorder = Kept()
+    """Trains in a directory, and predicts two images with the exported model."""
+    recorder = MemoryRecorder()
     config = {
         "data": {"batch_size": 32, "augment": {"shift": 0}},
         "trainer": {"max_epochs": 20, "progress": False, "device": "cpu"},
@@ -108,7 +109,7 @@ def main(directory: Path) -> sightline.FitResult:
     assert result.run is not None
     predictor: sightline.Predictor = sightline.load(result.run, model=model)
     dark, light = predictor.predict([np.full((8, 8), shade, np.uint8) for shade in (40, 215)])
-    assert isinstance(dark, sightline.Prediction)  # a model for numbers gives sightline.Value
+    assert isinstance(dark, sightline.Prediction)  # a regression returns sightline.Value
     assert isinstance(light, sightline.Prediction)
     print(f"{result.epochs} epochs, {len(recorder.points)} log points; answers: {dark.label}, {light.label}")
     return result

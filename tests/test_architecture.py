@@ -1,5 +1,5 @@
-"""The structure of the package: who may import whom, no cycles, what is public, what an import costs, how deep a step
-is."""
+"""The structure of the package: allowed imports, no cycles, public names, the cost of an import, the depth of a
+step."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LAYERS: list[dict[str, tuple[str, ...]]] = [
     {"params": ("params",), "learner": ("learner",), "components": ("components",)},
     {"commands": ("commands", "cli", "__main__")},
 ]
-"""The packages in layers, lowest first: a package imports itself and the layers below, unless NARROW says otherwise."""
+"""The packages in layers, lowest first: a package may import itself and lower layers, unless NARROW restricts it."""
 GROUP = {module: group for layer in LAYERS for group, modules in layer.items() for module in modules}
 LAYER = {group: number for number, layer in enumerate(LAYERS) for group in layer}
 _ALL = tuple(LAYER)
@@ -59,9 +59,9 @@ DATA: dict[str, tuple[str, ...]] = {
     "augment": ("records", "images", "sources", "cache"),
     "loading": ("records", "images", "sources", "cache"),
 }
-"""The order within `data`: what each part may import of the others."""
+"""The order within `data`: the parts that each part may import."""
 WITHOUT_TORCH = "core"
-"""Its modules import torch inside functions alone."""
+"""Its modules import torch only inside functions."""
 ONLY_IN = {
     "hydra": ("commands",),
     "omegaconf": ("commands",),
@@ -75,31 +75,31 @@ ONLY_IN = {
 
 
 def tree() -> dict[str, str]:
-    """Dotted module name below the package -> source."""
-    found = {}
+    """Maps each dotted module name below the package to its source."""
+    modules = {}
     for file in SOURCE.rglob("*.py"):
         parts = file.relative_to(SOURCE).with_suffix("").parts
-        found[".".join(part for part in parts if part != "__init__") or "__init__"] = file.read_text(encoding="utf-8")
-    return found
+        modules[".".join(part for part in parts if part != "__init__") or "__init__"] = file.read_text(encoding="utf-8")
+    return modules
 
 
-def imports(source: str, at_once: bool = False) -> list[str]:
-    """Every module a source imports, anywhere in it; `at_once`, only those at its top."""
-    found = []
+def imports(source: str, top_level: bool = False) -> list[str]:
+    """Every module that a source imports anywhere in it; with `top_level`, only those at its top."""
+    names = []
 
     def visit(node: ast.AST) -> None:
         if isinstance(node, ast.Import):
-            found.extend(alias.name for alias in node.names)
+            names.extend(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.module, "imports name the package"
             assert not node.level, "imports name the package"
-            found.extend(f"{node.module}.{alias.name}" for alias in node.names)
-        if not at_once or isinstance(node, ast.Module):
+            names.extend(f"{node.module}.{alias.name}" for alias in node.names)
+        if not top_level or isinstance(node, ast.Module):
             for child in ast.iter_child_nodes(node):
                 visit(child)
 
     visit(ast.parse(source))
-    return found
+    return names
 
 
 def allowed(group: str, to: str) -> bool:
@@ -114,16 +114,16 @@ def allowed_in_data(name: str, to: str) -> bool:
 
 
 def breaches(modules: Mapping[str, str]) -> list[str]:
-    """What the modules import and may not, imports for types included."""
+    """The imports that are not allowed, including those for types."""
     wrong = []
     for name, source in modules.items():
-        room = name.partition(".")[0]
-        group = GROUP.get(room)
-        if group == WITHOUT_TORCH and "torch" in {each.partition(".")[0] for each in imports(source, at_once=True)}:
+        package = name.partition(".")[0]
+        group = GROUP.get(package)
+        if group == WITHOUT_TORCH and "torch" in {each.partition(".")[0] for each in imports(source, top_level=True)}:
             wrong.append(f"{name} imports torch when it is imported")
         for target in imports(source):
             root, _, rest = target.partition(".")
-            if root in ONLY_IN and room not in ONLY_IN[root]:
+            if root in ONLY_IN and package not in ONLY_IN[root]:
                 wrong.append(f"{name} imports {target}")
             if rest in PUBLIC:  # a public name: what counts is the module it is in
                 rest = PUBLIC[rest].removeprefix("sightline.")
@@ -138,7 +138,7 @@ def breaches(modules: Mapping[str, str]) -> list[str]:
 
 
 def cycles(modules: Mapping[str, str]) -> list[str]:
-    """Chains of imports that come back to where they began, imports for types included."""
+    """Import cycles, including those for types."""
     edges: dict[str, set[str]] = {}
     for name, source in modules.items():
         reached = set()
@@ -147,27 +147,27 @@ def cycles(modules: Mapping[str, str]) -> list[str]:
             reached |= {".".join(parts[:n]) for n in range(1, len(parts) + 1)} & set(modules)
         parents = {".".join(name.split(".")[:n]) for n in range(1, name.count(".") + 1)}  # imported with it in any case
         edges[name] = reached - {name} - parents
-    found, done = [], set()
+    chains, visited = [], set()
 
     def walk(name: str, path: tuple[str, ...]) -> None:
         if name in path:
-            found.append(" -> ".join((*path[path.index(name) :], name)))
-        elif name not in done:
+            chains.append(" -> ".join((*path[path.index(name) :], name)))
+        elif name not in visited:
             for target in sorted(edges[name]):
                 walk(target, (*path, name))
-            done.add(name)
+            visited.add(name)
 
     for name in edges:
         walk(name, ())
-    return found
+    return chains
 
 
 def test_every_module_is_in_a_layer() -> None:
-    rooms = {name.partition(".")[0] for name in tree()} - {"__init__"}
-    assert rooms <= set(GROUP), f"no layer for {rooms - set(GROUP)}"
+    packages = {name.partition(".")[0] for name in tree()} - {"__init__"}
+    assert packages <= set(GROUP), f"no layer for {packages - set(GROUP)}"
 
 
-def test_layers_are_kept() -> None:
+def test_imports_follow_the_layers() -> None:
     assert breaches(tree()) == []
 
 
@@ -218,16 +218,16 @@ def test_no_import_cycles() -> None:
         ("data.loading.loader", "from sightline.data.augment.pipeline import augmentation_pipeline"),
     ],
 )
-def test_a_breach_is_noticed(module: str, line: str) -> None:
+def test_a_forbidden_import_is_reported(module: str, line: str) -> None:
     modules = tree()
     assert breaches({**modules, module: f"{modules[module]}\n{line}\n"})
 
 
 @pytest.mark.parametrize("module", ["streaming.worker", "serve.app"])
-@pytest.mark.parametrize("unseen", ["session", "runs.directory", "config.schema"])
-def test_what_only_predicts_sees_no_training(module: str, unseen: str) -> None:
-    """As soon as there is such a package."""
-    assert breaches({**tree(), module: f"import sightline.{unseen}"})
+@pytest.mark.parametrize("forbidden", ["session", "runs.directory", "config.schema"])
+def test_packages_that_only_predict_do_not_import_training(module: str, forbidden: str) -> None:
+    """Holds for packages that do not exist yet."""
+    assert breaches({**tree(), module: f"import sightline.{forbidden}"})
     assert not breaches({**tree(), module: "from sightline.models.spec import ModelSpec"})
 
 
@@ -235,7 +235,7 @@ ROOT_ONLY = ("Trainer(", "Checkpointer(", ".locked(")
 
 
 def roots(modules: Mapping[str, str]) -> list[str]:
-    """Where a training is put together by anyone but the session."""
+    """Calls outside the session that assemble a training."""
     return [
         f"{name}: {call}"
         for name, source in modules.items()
@@ -245,8 +245,8 @@ def roots(modules: Mapping[str, str]) -> list[str]:
     ]
 
 
-def test_only_the_session_puts_a_training_together() -> None:
-    """No interface takes a lock, or makes a trainer or a checkpointer itself."""
+def test_only_the_session_assembles_a_training() -> None:
+    """No interface locks a run, or creates a trainer or a checkpointer itself."""
     modules = tree()
     assert roots(modules) == []
     for call in ROOT_ONLY:
@@ -255,24 +255,24 @@ def test_only_the_session_puts_a_training_together() -> None:
         assert roots({**modules, "params.loop": f"{modules['params.loop']}\n{line}\n"}) == [f"params.loop: {call}"]
 
 
-def test_a_cycle_is_noticed() -> None:
+def test_a_cycle_is_reported() -> None:
     modules = tree()
     modules["data.sources.csv"] += "\nif TYPE_CHECKING:\n    import sightline.data.sources.open\n"
     assert any("data.sources.open" in chain and "data.sources.csv" in chain for chain in cycles(modules))
 
 
 LONGEST, MOST_PARAMETERS = 60, 8
-"""Of a function: its lines without the docstring, and its parameters without `self`."""
+"""Limits for a function: its lines without the docstring, and its parameters without `self`."""
 LONGER = {
     "data.augment.pipeline.augmentation_pipeline": "one parameter for each key of data.augment",
     "data.loading.loader.BatchLoader.__init__": "public: the arguments of a loader",
-    "data.loading.sampler.Sampler.__init__": "what BatchLoader passes on",
-    "data.sources.listing.build_source": "what open_source and as_source pass on",
+    "data.loading.sampler.Sampler.__init__": "the arguments that BatchLoader passes on",
+    "data.sources.listing.build_source": "the arguments that open_source and as_source pass on",
     "data.sources.open.open_source": "one parameter for each key of data",
     "engine.tools.lr_finder.find_lr": "public: the arguments of the learning-rate finder",
     "engine.trainer.Trainer.__init__": "public: the arguments of a trainer",
 }
-"""Functions with more parameters than that, and why."""
+"""Functions that may have more parameters, and why."""
 
 
 def large_functions(modules: Mapping[str, str]) -> tuple[list[str], set[str]]:
@@ -283,18 +283,18 @@ def large_functions(modules: Mapping[str, str]) -> tuple[list[str], set[str]]:
         for child in ast.iter_child_nodes(node):
             if not isinstance(child, ast.FunctionDef | ast.ClassDef):
                 continue
-            own = f"{name}.{child.name}"
-            visit(child, own)
+            qualified = f"{name}.{child.name}"
+            visit(child, qualified)
             if isinstance(child, ast.ClassDef):
                 continue
             first = child.body[0]
             documented = first.end_lineno - first.lineno + 1 if ast.get_docstring(child) and first.end_lineno else 0
             if (child.end_lineno or 0) - child.lineno + 1 - documented > LONGEST:
-                long.append(own)
+                long.append(qualified)
             arguments = child.args
             names = {each.arg for each in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)}
             if len(names - {"self", "cls"}) > MOST_PARAMETERS:
-                wide.add(own)
+                wide.add(qualified)
 
     for module, source in modules.items():
         visit(ast.parse(source), module)
@@ -302,7 +302,7 @@ def large_functions(modules: Mapping[str, str]) -> tuple[list[str], set[str]]:
 
 
 def test_functions_are_short() -> None:
-    """And those with many parameters are listed with their reason."""
+    """Functions with many parameters are listed with a reason."""
     long, wide = large_functions(tree())
     assert long == []
     assert wide == set(LONGER)
@@ -312,7 +312,7 @@ def test_functions_are_short() -> None:
 
 
 def test_public_names() -> None:
-    """Every public name can be had, is documented, and nothing public is missing from the list a type checker sees."""
+    """Every public name can be imported, is documented, and is in the stub file that type checkers read."""
     for name in sightline.__all__:
         value = getattr(sightline, name)
         assert inspect.getdoc(value), name
@@ -341,13 +341,13 @@ HEAVY = ("torch", "numpy", "PIL", "hydra", "rich", "sklearn", "tensorboard", "ya
 
 
 def loaded_after(code: str) -> set[str]:
-    """Which heavy libraries a fresh interpreter has imported after running `code`."""
-    told = python(f"import sys, json\n{code}\nprint(json.dumps([n.partition('.')[0] for n in sys.modules]))")
-    return set(json.loads(told.splitlines()[-1])) & set(HEAVY)
+    """The heavy libraries that a fresh interpreter has imported after running `code`."""
+    output = python(f"import sys, json\n{code}\nprint(json.dumps([n.partition('.')[0] for n in sys.modules]))")
+    return set(json.loads(output.splitlines()[-1])) & set(HEAVY)
 
 
-def run_in_process(*words: str) -> str:
-    return f"from sightline.cli import main\ntry:\n    main({list(words)!r})\nexcept SystemExit:\n    pass"
+def run_in_process(*arguments: str) -> str:
+    return f"from sightline.cli import main\ntry:\n    main({list(arguments)!r})\nexcept SystemExit:\n    pass"
 
 
 def test_import_and_help_are_light() -> None:
@@ -356,7 +356,7 @@ def test_import_and_help_are_light() -> None:
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         ("train", "trainer.max_epoch=1"),
         ("train", "trainer.max_epochs=many"),
@@ -365,25 +365,25 @@ def test_import_and_help_are_light() -> None:
         ("train", "--help"),
     ],
 )
-def test_a_config_error_is_told_without_torch(words: tuple[str, ...]) -> None:
-    assert not loaded_after(run_in_process(*words)) & {"torch", "numpy", "sklearn", "PIL"}
+def test_a_config_error_is_reported_without_torch(arguments: tuple[str, ...]) -> None:
+    assert not loaded_after(run_in_process(*arguments)) & {"torch", "numpy", "sklearn", "PIL"}
 
 
-def test_the_package_alone_adds_few_modules_to_torch() -> None:
-    """Counted, not timed: beyond torch and what torch brings, the public names pull in no heavy library."""
+def test_the_package_adds_few_modules_to_torch() -> None:
+    """The public names import no heavy library besides torch and its dependencies."""
     code = "import torch, sys\nbefore = set(sys.modules)\nimport sightline as s\n[getattr(s, n) for n in s.__all__]\n"
-    told = python(f"{code}\nimport json\nprint(json.dumps([n.partition('.')[0] for n in set(sys.modules) - before]))")
-    added = set(json.loads(told.splitlines()[-1]))
+    output = python(f"{code}\nimport json\nprint(json.dumps([n.partition('.')[0] for n in set(sys.modules) - before]))")
+    added = set(json.loads(output.splitlines()[-1]))
     assert not added & {"hydra", "omegaconf", "sklearn", "scipy", "tensorboard", "matplotlib", "torchvision", "timm"}
 
 
-def test_the_digits_come_with_the_package() -> None:
+def test_the_digits_are_part_of_the_package() -> None:
     code = "from sightline.data.sources.open import open_source\nopen_source('digits', val=0.1, test=0.1, seed=0)"
     assert not loaded_after(code) & {"sklearn", "torch"}
 
 
 class Deep(nn.Module):
-    """Notes the stack above its forward."""
+    """Records the call stack of its forward."""
 
     frames: list[str]
 
@@ -400,7 +400,7 @@ class Deep(nn.Module):
         return self.linear(x)
 
 
-def test_three_frames_in_two_files_before_forward() -> None:
+def test_at_most_three_frames_in_two_files_call_forward() -> None:
     model = Deep()
     state = TrainState(model, torch.optim.SGD(model.parameters(), lr=0.1))
     task = SupervisedTask(nn.CrossEntropyLoss())
@@ -411,10 +411,10 @@ def test_three_frames_in_two_files_before_forward() -> None:
 
 
 def config_keys(modules: Mapping[str, str]) -> list[str]:
-    """Texts below the root that name a key of the config, where only an interface knows what it is called."""
+    """Strings below `compose` that name a config key. Only interfaces know how a setting is called."""
     keys = [key for key, _ in walk(TrainConfig)] + ["data.preprocess", "data.augment", "module.optimizer.lr"]
     pattern = re.compile(rf"(?<![\w./])({'|'.join(map(re.escape, keys))})(?![\w(]|\.[a-z])")
-    found = []
+    matches = []
     for name, source in modules.items():
         group = GROUP.get(name.partition(".")[0], "commands")
         if group == "config" or LAYER[group] >= LAYER["compose"]:
@@ -427,11 +427,11 @@ def config_keys(modules: Mapping[str, str]) -> list[str]:
         }
         for node in ast.walk(parsed):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documented:
-                found += [f"{name}, line {node.lineno}: {key}" for key in pattern.findall(node.value) if "." in key]
-    return found
+                matches += [f"{name}, line {node.lineno}: {key}" for key in pattern.findall(node.value) if "." in key]
+    return matches
 
 
-def test_below_the_root_no_text_names_a_key_of_the_config() -> None:
+def test_below_compose_no_string_names_a_config_key() -> None:
     modules = tree()
     assert config_keys(modules) == []
     for line in ('raise ValueError("data.batch_size: expected a number")', 'X = f"set data.root={Y} or not"'):

@@ -57,7 +57,7 @@ def messages(page: Path) -> list[tuple[str, str]]:
         for text in blocks(page, "console")
         for pair in re.findall(r"^\$ (sightline .*)\n(sightline: .*)$", text, re.M)
     ]
-    return [(line, told) for line, told in pairs if "--config-dir" not in line and "runs/" not in line]
+    return [(line, message) for line, message in pairs if "--config-dir" not in line and "runs/" not in line]
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name)
@@ -72,7 +72,7 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_every_link_and_picture_of_a_page_is_there(page: Path) -> None:
+def test_every_link_and_image_of_a_page_exists(page: Path) -> None:
     for target in LINK.findall(prose(page)):
         if target.startswith(("http://", "https://")):
             continue
@@ -124,9 +124,9 @@ def test_every_shell_option_a_page_shows_exists(page: Path, capsys: pytest.Captu
             continue
         with pytest.raises(SystemExit):
             cli.main([line.split()[1], "--help"])
-        told = capsys.readouterr().out
+        printed = capsys.readouterr().out
         for option in options:
-            assert option in told, f"{name(page)}: {line}"
+            assert option in printed, f"{name(page)}: {line}"
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if messages(page)], ids=name)
@@ -134,16 +134,16 @@ def test_every_message_a_page_shows_is_the_one_that_comes(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for line, told in messages(page):
-        with pytest.raises(SystemExit) as left:
+    for line, expected in messages(page):
+        with pytest.raises(SystemExit) as exited:
             cli.main(shlex.split(line)[1:])
-        found = capsys.readouterr().err.strip()
-        assert left.value.code == 2
-        assert re.fullmatch(re.escape(told).replace("…", ".*"), found), f"{name(page)}: {line}\n{found}"
+        printed = capsys.readouterr().err.strip()
+        assert exited.value.code == 2
+        assert re.fullmatch(re.escape(expected).replace("…", ".*"), printed), f"{name(page)}: {line}\n{printed}"
 
 
 def test_the_pages_speak_of_every_command_and_preset() -> None:
-    text = (ROOT / "docs" / "commandline.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
     for command in cli.COMMANDS:
         assert f"## {command}\n" in text
     assert cli.usage() in text
@@ -152,13 +152,15 @@ def test_the_pages_speak_of_every_command_and_preset() -> None:
         assert f"`{file.parent.name}={file.stem}`" in text
 
 
-def test_the_library_page_documents_exactly_the_public_names() -> None:
-    documented = re.findall(r"^::: sightline\.(\w+)$", (ROOT / "docs" / "library.md").read_text(encoding="utf-8"), re.M)
+def test_the_reference_documents_exactly_the_public_names() -> None:
+    pages = (ROOT / "docs" / "reference" / name for name in ("library.md", "exceptions.md"))
+    text = "".join(page.read_text(encoding="utf-8") for page in pages)
+    documented = re.findall(r"^::: sightline\.(\w+)$", text, re.M)
     assert sorted(documented) == sorted(sightline.__all__)
 
 
-def test_the_architecture_page_and_its_picture_know_every_package() -> None:
-    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+def test_the_architecture_page_and_its_drawing_have_every_package() -> None:
+    text = (ROOT / "docs" / "development" / "architecture.md").read_text(encoding="utf-8")
     drawn = set(
         re.findall(r">(\w+)</text>", (ROOT / "docs" / "assets" / "architecture.svg").read_text(encoding="utf-8"))
     )
@@ -171,9 +173,9 @@ def test_the_architecture_page_and_its_picture_know_every_package() -> None:
 
 def test_the_architecture_page_has_no_list_of_all_files() -> None:
     """A file is named where one looks for something, not in a table kept by hand."""
-    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "development" / "architecture.md").read_text(encoding="utf-8")
     source = Path(sightline.__file__).parent
-    linked = set(re.findall(r"\(\.\./src/sightline/([\w/]+\.py)\)", text))
+    linked = set(re.findall(r"\(\.\./\.\./src/sightline/([\w/]+\.py)\)", text))
     assert len(linked) < len(list(source.rglob("*.py"))) / 3
 
 
@@ -187,7 +189,7 @@ def test_the_configuration_reference_is_made_from_the_schema() -> None:
     for key, item in walk():
         row = next(line for line in reference.splitlines() if line.startswith(f"| `{key}` |"))
         assert item.metadata["doc"].replace("|", r"\|") in row
-    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "reference" / "configuration.md").read_text(encoding="utf-8")
     assert page.count(hooks.KEYS) == 1
 
 
@@ -216,7 +218,7 @@ def test_rows_writes_the_page_and_then_agrees_with_it(tmp_path: Path) -> None:
     page = tmp_path / "docs" / "development" / "rows.md"
     done = rows(tmp_path, LISTED, CITING)
     assert (done.returncode, page.exists()) == (1, False)
-    assert "docs/development/rows.md is not up to date; run scripts/rows --write" in done.stderr
+    assert "docs/development/rows.md is not up to date. Run scripts/rows --write." in done.stderr
     assert rows(tmp_path, LISTED, CITING, "--write").returncode == 0
     assert "## A: one" in page.read_text()
     assert "| A01 | it works | `tests/test_a.py::test_one` |" in page.read_text()
@@ -228,15 +230,33 @@ def test_rows_writes_the_page_and_then_agrees_with_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "tests", "told"),
+    ("lines", "tests", "message"),
     [
         (LISTED, "def test_one():\n    pass", "A01: no test cites it"),
         (LISTED.replace("A01", "A02"), CITING, "A01: tests/test_a.py::test_one cites it, but"),
         (LISTED * 2, CITING, "line 3: A01 is listed twice"),
     ],
 )
-def test_rows_says_what_is_wrong(tmp_path: Path, lines: str, tests: str, told: str) -> None:
+def test_rows_says_what_is_wrong(tmp_path: Path, lines: str, tests: str, message: str) -> None:
     done = rows(tmp_path, lines, tests, "--write")
     assert done.returncode == 1
-    assert told in done.stderr
+    assert message in done.stderr
     assert not (tmp_path / "docs" / "development" / "rows.md").exists()
+
+
+def test_the_troubleshooting_page_quotes_messages_that_exist() -> None:
+    """Each part of a quoted message, between the places of values, is in some message of the source."""
+    listed = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "messages"], capture_output=True, text=True, check=True
+    ).stdout
+    text = re.sub(r"\{[^}]*\}", "…", listed)
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    cells = [
+        line.split("|")[1] for line in page.splitlines() if line.startswith("| ") and not line.startswith("| message")
+    ]
+    from_others = ("CUDA out of memory", "torchvision::nms")
+    quotes = [quote for cell in cells for quote in re.findall(r"`([^`]+)`", cell) if quote not in from_others]
+    assert len(quotes) > 25
+    for quote in quotes:
+        for part in filter(None, (part.strip(" '.?") for part in quote.split("…"))):
+            assert part in text, f"{quote!r}: no message has {part!r}"

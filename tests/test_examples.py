@@ -1,4 +1,4 @@
-"""The example of the typed API: it runs as it is printed, and mypy reads it with the source."""
+"""The example of the typed API runs unchanged, and mypy checks it with the source."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-def test_parts_of_ones_own(tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_example_with_custom_parts(tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     example = runpy.run_path(str(ROOT / "examples" / "own_parts.py"))
     result = example["main"](tmp_path)
     assert result.history[-1]["val_accuracy"] >= 0.99
@@ -19,6 +19,6 @@ def test_parts_of_ones_own(tmp_path: Path, cache: Path, capsys: pytest.CaptureFi
     assert "answers: dark, light" in capsys.readouterr().out
 
 
-def test_mypy_reads_it() -> None:
+def test_mypy_checks_the_example() -> None:
     files = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mypy"]["files"]
     assert "examples/own_parts.py" in files

@@ -1,4 +1,4 @@
-"""The embedded digits as images, 8 x 8 pixels, gray."""
+"""The embedded handwritten digits as a torch dataset."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SHIFTED = transforms.Compose([transforms.ToPILImage(), transforms.RandomAffine(0
 
 
 class Digits(Dataset[tuple[Tensor, int]]):
-    """1,400 to train on, or 397 to test on."""
+    """1,400 grey images of 8 x 8 pixels to train on, or 397 to test on."""
 
     def __init__(self, train: bool = True, shifted: bool = False):
         images, labels = load_digits()

@@ -1,4 +1,4 @@
-"""A perceptron that reads handwritten digits.
+"""Trains a perceptron to recognise handwritten digits.
 
 python digits.py [--mnist DIRECTORY] [--epochs 5]"""
 
@@ -16,21 +16,21 @@ from data import TO_TENSOR, Digits
 
 
 def lr_schedule(epoch: int) -> float:
-    """A third of the learning rate after every second epoch."""
+    """Returns the learning rate of an epoch: 0.01, multiplied by 0.3 after every second epoch."""
     return 0.01 * 0.3 ** (epoch // 2)
 
 
 def main() -> None:
-    """Trains, and answers."""
+    """Trains the network and predicts one image."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--mnist", metavar="DIRECTORY", help="train on MNIST, which is fetched to there once")
-    options.add_argument("--epochs", type=int, default=5)
-    given = options.parse_args()
-    if given.mnist is None:
+    options.add_argument("--mnist", metavar="DIRECTORY", help="train on MNIST, downloaded to DIRECTORY")
+    options.add_argument("--epochs", type=int, default=5, help="default: %(default)s")
+    arguments = options.parse_args()
+    if arguments.mnist is None:
         side, train_set, test_set = 8, Digits(train=True, shifted=True), Digits(train=False)
     else:
         side = 28
-        train_set, test_set = (MNIST(given.mnist, train, TO_TENSOR, download=True) for train in (True, False))
+        train_set, test_set = (MNIST(arguments.mnist, train, TO_TENSOR, download=True) for train in (True, False))
     train_loader = DataLoader(train_set, batch_size=64, shuffle=True, num_workers=2)
     test_loader = DataLoader(test_set, batch_size=64, num_workers=2)
 
@@ -47,7 +47,7 @@ def main() -> None:
         [tf.Accuracy()],
         test_loader,
         [tf.Accuracy("Top 1 Acc"), tf.Accuracy("Top 2 Acc", topK=2)],
-        num_epochs=given.epochs,
+        num_epochs=arguments.epochs,
         lr_schedule=lr_schedule,
         model_dir="digits_models",
         save_logs="logs.txt",

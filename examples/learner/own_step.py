@@ -1,4 +1,4 @@
-"""A training step of one's own: a second network is the teacher of the first.
+"""Trains with a custom training step: knowledge distillation from a large network to a small one.
 
 python own_step.py [--epochs 4]"""
 
@@ -16,7 +16,7 @@ from data import Digits
 
 
 class Distilled(tf.StandardModel):
-    """Learns from the labels and from what a teacher answers. All but the training step is StandardModel's."""
+    """A StandardModel whose training step learns from the labels and from the outputs of a teacher network."""
 
     def __init__(self, model: nn.Module, teacher: nn.Module):
         super().__init__(model)
@@ -34,10 +34,10 @@ class Distilled(tf.StandardModel):
     ) -> None:
         images, labels = (part.to(self.device) for part in data)
         with torch.no_grad():
-            taught = self.teacher(images).softmax(1)
+            teacher_probabilities = self.teacher(images).softmax(1)
         optimizer.zero_grad()
         outputs = self.model(images)
-        loss = 0.5 * loss_fn(outputs, labels) + 0.5 * loss_fn(outputs, taught)
+        loss = 0.5 * loss_fn(outputs, labels) + 0.5 * loss_fn(outputs, teacher_probabilities)
         loss.backward()
         optimizer.step()
         running_loss.add_(loss.cpu() * len(labels))
@@ -46,14 +46,14 @@ class Distilled(tf.StandardModel):
 
 
 def network(width: int) -> nn.Sequential:
-    """A perceptron with one hidden layer."""
+    """Returns a perceptron with one hidden layer."""
     return nn.Sequential(tf.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
 
 
 def main() -> None:
-    """Trains the teacher, then the other."""
+    """Trains the teacher, then the pupil."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--epochs", type=int, default=4)
+    options.add_argument("--epochs", type=int, default=4, help="default: %(default)s")
     epochs = options.parse_args().epochs
     loaders = DataLoader(Digits(shifted=True), 64, shuffle=True), DataLoader(Digits(train=False), 64)
     torch.manual_seed(0)

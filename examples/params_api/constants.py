@@ -1,13 +1,13 @@
-"""What this run is: the usual parameters, and what is different here."""
+"""The parameters of the run: the defaults of `sightline.params` with changes."""
 
 import torch
 from torch import nn
 
-from sightline.params import params as usual
+from sightline.params import params as defaults
 
 
 def block(channels):
-    """Convolution, normalisation, activation, pooling; each layer takes the channels that come to it."""
+    """Returns a block of convolution, normalisation, activation and pooling; input channels are inferred."""
     return [
         {"class": nn.Conv2d, "kwargs": {"in_channels": "auto", "out_channels": channels, "kernel_size": 3}},
         {"class": nn.BatchNorm2d, "kwargs": {"num_features": channels}},
@@ -17,8 +17,8 @@ def block(channels):
 
 
 params = {
-    **usual,
-    # digits are not the same digit upside down
+    **defaults,
+    # a flipped digit is not the same digit
     "flip_images": False,
     "image_height": 16,
     "image_width": 16,

@@ -1,8 +1,8 @@
-"""Writes 1,797 small handwritten digits as `data/train` and `data/test`, each with its `info.csv`; nothing is fetched.
+"""Writes the 1,797 embedded handwritten digits to `data/train` and `data/test`, each with an `info.csv`.
 
     python make_data.py [DIRECTORY]
 
-For Fashion-MNIST or MNIST from their own files: sightline data convert-idx IDX DIRECTORY"""
+To use MNIST or Fashion-MNIST files instead, run: sightline data convert-idx IDX DIRECTORY"""
 
 import csv
 import sys
@@ -14,7 +14,7 @@ from sightline.data.sources.digits import load_digits
 
 
 def main(root: Path) -> None:
-    """The first 1,437 to train on, the rest to measure by."""
+    """Writes the first 1,437 digits as train and the rest as test."""
     images, labels = load_digits()
     for split, rows in (("train", range(1437)), ("test", range(1437, 1797))):
         folder = root / split

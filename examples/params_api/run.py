@@ -1,10 +1,10 @@
-"""Trains a classifier with steps of one's own.
+"""Trains a classifier with custom training and test steps.
 
     python make_data.py
     python run.py [DATA] [LOGS]
     tensorboard --logdir logs
 
-The same command again goes on where it was stopped."""
+Run the same command again to resume an interrupted training."""
 
 import sys
 
@@ -18,12 +18,12 @@ from sightline.params import build_classifier, set_seeds, train
 
 
 def loss_func(y_pred, y):
-    """The network answers with logits."""
+    """Returns the loss for logits `y_pred`."""
     return F.cross_entropy(y_pred, y, label_smoothing=0.05)
 
 
 def train_step(x, y, model, optim, **kwargs):
-    """One update: (loss, metrics), all of them floats."""
+    """Updates the weights once; returns (loss, metrics) as floats."""
     optim.zero_grad()
     y_pred = model(x)
     loss = loss_func(y_pred, y)
@@ -35,20 +35,20 @@ def train_step(x, y, model, optim, **kwargs):
 
 
 def test_step(x, y, model, **kwargs):
-    """One batch of an evaluation; what the metrics gathered is computed at its end."""
+    """Evaluates one batch; the metrics are computed at the end of the evaluation."""
     y_pred = model(x)
     kwargs["test_torchmetrics"].update(y_pred, y)
     return loss_func(y_pred, y).item(), None
 
 
 def metrics():
-    """Named as they are to be called in TensorBoard."""
+    """Returns the metrics, named as in TensorBoard."""
     classes = params["n_classes"]
     return MetricCollection({"Accuracy": MulticlassAccuracy(classes), "F1Score": MulticlassF1Score(classes)})
 
 
 def main(datadir, logdir):
-    """Trains, and says when it is done."""
+    """Trains, and prints a line when training is finished."""
     set_seeds(params["manual_seed"])
     model = build_classifier(params, outputs="logits").to(params["device"])
     done = train(

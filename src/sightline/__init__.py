@@ -1,6 +1,6 @@
-"""Sightline trains, checks, ships and streams image classifiers from one config, without the silent bugs.
+"""Trains, evaluates and exports image classifiers with PyTorch, from one config.
 
-The names below are loaded on first use, so that `import sightline` costs nothing."""
+The public names are imported on first use, so `import sightline` does not import torch."""
 
 from sightline.core import lazy
 

@@ -1,4 +1,4 @@
-"""`python -m sightline` is the `sightline` command."""
+"""Runs the `sightline` command as `python -m sightline`."""
 
 from sightline.cli import main
 

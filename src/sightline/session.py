@@ -1,8 +1,8 @@
-"""Session: one process's turn at a run, whichever interface asked for it and whoever owns the training step.
+"""Session: trains in a locked run directory, with checkpoints, logs and signals, for every interface.
 
-A session takes the directory's lock, finds its newest valid checkpoint, says whether the training that is asked for is
-the one the directory holds, restores it, wires recorders and callbacks, trains, runs what comes after training, and
-closes everything, whatever happens:
+A session locks the directory, finds its newest valid checkpoint, checks that the requested training is the one in the
+directory, restores it, connects recorders and callbacks, trains, runs what follows training, and closes everything even
+after an error:
 
     with Session(run, PARAMS, ResumePolicy(finished="return")) as session:
         session.check(identity, saved_settings)      # what can be compared before the parts are built, then the rest
@@ -10,13 +10,12 @@ closes everything, whatever happens:
         session.prepare(FitOptions(task, state, batches, evals, max_epochs=10), CheckpointPolicy(monitor="val_loss"))
         result = session.fit()
 
-A loop that is not the engine's, such as one of Keras or plain NumPy, runs in `Session.drive`."""
+A custom loop, such as one in Keras or plain NumPy, runs in `Session.drive`."""
 
 from __future__ import annotations
 
 import random
 import secrets
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -39,9 +38,10 @@ from sightline.core.errors import (
     render_hint,
 )
 from sightline.core.identity import Change, Identity
+from sightline.core.log import logger
 from sightline.core.ranks import Ranks
 from sightline.core.types import Batch, FitResult, Recorder, Task, TrainState
-from sightline.engine.checkpoint.content import newest_valid, restore_state
+from sightline.engine.checkpoint.content import DamagedCheckpointError, newest_valid, restore_state
 from sightline.engine.checkpoint.restore import restore_with_changes
 from sightline.engine.checkpoint.writer import Checkpointer, kept
 from sightline.engine.driver import Driver, LoopHooks, Stateful
@@ -61,9 +61,11 @@ _SMALL = ("about", "config", "step", "epoch")
 
 @dataclass(frozen=True)
 class Interface:
-    """An interface, for checkpoints and messages: `name` is written into its checkpoints, `again` is how a training is
-    resumed, `advice` is what to do where the directory holds another training, `without_checkpoint` where it holds one
-    that cannot be resumed; `traces` are patterns of the files that show the latter."""
+    """The name and the message texts of an interface (config, learner or params).
+
+    `name` is written into its checkpoints. `again` says how a training is resumed. `advice` says what to do if the
+    directory holds another training, and `without_checkpoint` if it holds one that cannot be resumed. `traces` are glob
+    patterns of files that show that a training was there."""
 
     name: str
     again: str
@@ -74,9 +76,11 @@ class Interface:
 
 @dataclass(frozen=True)
 class ResumePolicy:
-    """What to do with a directory that holds a run. `finished`: one whose epochs are all done is returned as it is, or
-    what comes after training is done once more. `unstarted`: one without a step, of other settings, is refused or
-    starts over with the new ones. `allow_drift` resumes with other settings."""
+    """What to do with a directory that already holds a run.
+
+    `finished`: a run whose epochs are all done is returned unchanged, or what follows training is repeated.
+    `unstarted`: a run without any steps and with other settings is refused, or starts over with the new settings.
+    `allow_drift` resumes a run although settings have changed."""
 
     finished: Literal["return", "repeat"] = "repeat"
     unstarted: Literal["refuse", "restart"] = "refuse"
@@ -84,7 +88,7 @@ class ResumePolicy:
 
 
 class Position(NamedTuple):
-    """Where a checkpoint stands: the updates of the run, and the epochs that are done."""
+    """The position of a checkpoint: the number of updates and of finished epochs of the run."""
 
     step: int
     epoch: int
@@ -92,33 +96,35 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True)
 class SavedRun:
-    """The newest valid checkpoint of a run: its file and what is in it."""
+    """The newest valid checkpoint of a run: its file and its content."""
 
     path: Path
     content: Mapping[str, Any]
 
     @property
     def config(self) -> dict[str, Any]:
-        """What the training was made from, as its interface wrote it."""
-        found: dict[str, Any] = self.content["config"]
-        return found
+        """The settings of the training, as its interface wrote them."""
+        config: dict[str, Any] = self.content["config"]
+        return config
 
     @property
     def position(self) -> Position:
-        """Where it stands."""
+        """The position of the checkpoint in the run."""
         return Position(self.content["step"], self.content["epoch"])
 
     @property
     def interface(self) -> str:
-        """The name of the interface that wrote it. Earlier versions did not note it; their configs tell them apart."""
-        named: str | None = self.content["about"].get("interface")
-        return named or ("learner" if "door" in self.config else "params" if "params" in self.config else "config")
+        """The name of the interface that wrote it. Earlier versions did not save it, but their configs differ."""
+        name: str | None = self.content["about"].get("interface")
+        return name or ("learner" if "door" in self.config else "params" if "params" in self.config else "config")
 
 
 @dataclass(frozen=True)
 class CheckpointPolicy:
-    """When checkpoints are written and which are kept, see `Checkpointer`. `requested` is called after one that was
-    asked for; `warn` says whether to warn of a loader that cannot begin in the middle of an epoch."""
+    """When checkpoints are written and which are kept, see `Checkpointer`.
+
+    `requested` is called after a checkpoint that was requested. `warn` enables the warning about a loader that cannot
+    start in the middle of an epoch."""
 
     monitor: str
     mode: str = "max"
@@ -134,9 +140,10 @@ class CheckpointPolicy:
 
 @dataclass(frozen=True)
 class FitOptions:
-    """What is trained, and for how long: the arguments of `Trainer`. `callbacks` run in every process and may change
-    the training; `writers` write files or print, before the checkpoint that says so: rank 0 alone has them; `observers`
-    do after it."""
+    """What is trained and for how long: the arguments of `Trainer`.
+
+    `callbacks` run in every process and may change the training. `writers` and `observers` write files or print, on
+    rank 0 only: `writers` before the checkpoint of an epoch, `observers` after it."""
 
     task: Task
     state: TrainState
@@ -156,17 +163,18 @@ class FitOptions:
 
 
 class Session:
-    """One process's turn at a run. `run` is the directory to train in, made where it is missing; None for one that
-    `create` makes when all else is ready. Entered, it holds the directory's lock, and `saved` is the newest valid
-    checkpoint, or None where training begins.
+    """A context manager that locks a run directory, loads its newest valid checkpoint, and trains in it.
 
-    `report` is called with what the session did, a line each; `warn`, which writes to standard error by default, with
-    what it found wrong and could make up for, such as a damaged checkpoint. `ranks` are by default those of the
-    environment: rank 0 locks, writes and chooses the checkpoint, the others read it. Without `signals`, Ctrl-C and
-    SIGTERM are left to the caller.
+    `run` is the directory to train in, which is created if it is missing, or None for one that `create` makes once
+    everything else is ready. Within the block the session holds the lock of the directory, and `saved` is the newest
+    valid checkpoint, or None for a new training.
 
-    Entering raises ArtifactError when another process trains there, when no checkpoint is valid, and when the directory
-    holds files of a training that no checkpoint belongs to."""
+    `report` is called with a line for each thing that the session did. By default it is logged. `ranks` defaults to the
+    ranks of the environment: rank 0 locks, writes and chooses the checkpoint, and the others read it. With
+    `signals=False`, the caller handles Ctrl-C and SIGTERM.
+
+    Entering raises ArtifactError if another process trains in the directory, if no checkpoint is valid, or if the
+    directory holds files of a training without a checkpoint."""
 
     def __init__(
         self,
@@ -174,8 +182,7 @@ class Session:
         interface: Interface,
         resume: ResumePolicy | None = None,
         *,
-        report: Callable[[str], None] = print,
-        warn: Callable[[str], None] | None = None,
+        report: Callable[[str], None] = logger.info,
         ranks: Ranks | None = None,
         signals: bool = True,
     ):
@@ -188,8 +195,7 @@ class Session:
         self.heartbeat: Heartbeat | None = None
         self._run = run
         self._new = run is None
-        self._report = report if self.ranks.is_writer else _say_nothing
-        self._warn = warn or (lambda line: print(f"sightline: {line}", file=sys.stderr))
+        self._report = report if self.ranks.is_writer else _ignore
         self._id: str | None = None
         self._restarted = self._trained = False
         self._stack = ExitStack()
@@ -198,30 +204,30 @@ class Session:
 
     @property
     def run(self) -> Run:
-        """The run's directory."""
+        """The run directory. Raises RuntimeError before `create`."""
         if self._run is None:
-            raise RuntimeError("the session has no directory yet: call create first")
+            raise RuntimeError("the session has no run directory yet: call create first")
         return self._run
 
     @property
     def new(self) -> bool:
-        """Whether the run's directory is one that `create` makes."""
+        """Whether `create` makes the run directory."""
         return self._new
 
     @property
     def id(self) -> str:
-        """The name that this run alone has, whatever its directory is called."""
-        noted = None if self.saved is None else self.saved.content["about"].get("id")
-        self._id = self._id or self.run.id or noted or secrets.token_hex(8)
+        """The unique id of the run, independent of the name of its directory."""
+        saved_id = None if self.saved is None else self.saved.content["about"].get("id")
+        self._id = self._id or self.run.id or saved_id or secrets.token_hex(8)
         return self._id
 
     @property
     def trainer(self) -> Trainer:
-        """What `prepare` made."""
+        """The trainer that `prepare` made. Raises RuntimeError before that."""
         trainer = self._trainer
         if isinstance(trainer, Trainer):
             return trainer
-        raise RuntimeError("there is no trainer yet: call prepare first")
+        raise RuntimeError("the session has no trainer yet: call prepare first")
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -234,60 +240,67 @@ class Session:
         self.close()
 
     def close(self) -> None:
-        """Closes the recorders, and lets go of the lock."""
+        """Closes the recorders and releases the lock."""
         with ExitStack() as stack:
             stack.callback(self._stack.close)
             self._close_recorder()
 
     def create(self, parent: str | Path, name: str | None, default: str, fill: Callable[[Run], None]) -> Run:
-        """Makes the directory of a new run, see `Run.create`, and holds its lock. Raises ConfigError on a rank that
-        asks for another one than rank 0."""
+        """Creates and locks the directory of a new run, see `Run.create`. Raises ConfigError on a rank that requests
+        another directory than rank 0."""
         wanted = f"{parent}/{name or default}"
-        made = self.ranks.broadcast(lambda: [wanted, str(Run.create(parent, name, default, fill, self._stack).path)])
+        created = self.ranks.broadcast(lambda: [wanted, str(Run.create(parent, name, default, fill, self._stack).path)])
         with self.ranks.barrier():
-            self._check_wanted(wanted, made[0])
-        self._run = Run(Path(made[1]))
+            self._check_same_directory(wanted, created[0])
+        self._run = Run(Path(created[1]))
         return self._run
 
     def _open(self, run: Run, stack: ExitStack) -> None:
-        mine = str(run.path.absolute())
-        theirs, chosen = self.ranks.broadcast(lambda: (mine, self._choose(run, stack)))
-        with self.ranks.barrier():  # all have read it before rank 0 writes the next one
-            self._check_wanted(mine, theirs)
+        wanted = str(run.path.absolute())
+        wanted_by_rank_0, chosen = self.ranks.broadcast(lambda: (wanted, self._choose(run, stack)))
+        with self.ranks.barrier():  # rank 0 writes the next checkpoint only after all ranks have read this one
+            self._check_same_directory(wanted, wanted_by_rank_0)
             if chosen is not None and self.saved is None:
-                path, content = newest_valid([run.checkpoints / chosen], self._warn)
+                path, content = newest_valid([run.checkpoints / chosen])
                 self.saved = SavedRun(path, content)
         if self.saved is not None and self.saved.interface != self.interface.name:
             raise AnotherTrainingError(
-                f"'{run.path}' holds a run that another interface, {self.saved.interface}, "
-                f"began. Choose another {arg.directory}."
+                f"'{run.path}' holds a run of another interface, {self.saved.interface}. Choose another "
+                f"{arg.directory}."
             )
 
-    def _check_wanted(self, mine: str, theirs: str) -> None:
-        if mine != theirs:
+    def _check_same_directory(self, wanted: str, wanted_by_rank_0: str) -> None:
+        if wanted != wanted_by_rank_0:
             raise ConfigError(
-                f"{arg.directory}: rank {self.ranks.rank} asks for '{mine}' and rank 0 for '{theirs}'. The processes "
-                f"of a run share its directory; for runs of their own, start them without RANK and WORLD_SIZE."
+                f"{arg.directory}: rank {self.ranks.rank} uses '{wanted}', but rank 0 uses '{wanted_by_rank_0}'. The "
+                f"processes of a run share its directory. For separate runs, start them without RANK and WORLD_SIZE."
             )
 
     def _choose(self, run: Run, stack: ExitStack) -> str | None:
-        """Takes the lock and reads the newest valid checkpoint. The name of its file, None where there is none."""
+        """Takes the lock and loads the newest valid checkpoint. Returns its file name, or None if there is none."""
         try:
             run.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"{arg.directory}: cannot make the directory '{run.path}': {error.strerror}.") from error
+            raise ConfigError(
+                f"{arg.directory}: cannot create the directory '{run.path}': {error.strerror}."
+            ) from error
         stack.enter_context(run.locked())
+        logger.debug("locked '%s'", run.path)
         files = [*kept(run.last), *sorted(run.checkpoints.glob("epoch-*.ckpt"), reverse=True)]
         if not files:
             traces = [path for trace in self.interface.traces for path in run.path.glob(trace)]
-            found = sorted(str(path.relative_to(run.path)) for path in traces)
-            if found:
+            names = sorted(str(path.relative_to(run.path)) for path in traces)
+            if names:
                 raise AnotherTrainingError(
                     f"'{run.path}' holds a training without a checkpoint to resume from: "
-                    f"{join_names(found, _FEW)}. {self.interface.without_checkpoint.format(run=run.path)}"
+                    f"{join_names(names, _FEW)}. {self.interface.without_checkpoint.format(run=run.path)}"
                 )
             return None
-        path, content = newest_valid(files, self._warn)
+        try:
+            path, content = newest_valid(files)
+        except DamagedCheckpointError as error:  # none of them is valid
+            advice = self.interface.without_checkpoint.format(run=run.path)
+            raise DamagedCheckpointError(f"{error} {advice}") from error
         check_own(run, path, content)
         self.saved = SavedRun(path, content)
         return path.name
@@ -299,36 +312,37 @@ class Session:
         what: str = "another training",
         detail: Callable[[], str] = str,
     ) -> list[Change]:
-        """What has changed since `saved`, the settings that were written when the run began. May be called in stages:
-        with the settings before the parts are built, with the data when it is open.
+        """Returns what has changed since `saved`, the settings that were written when the run started.
 
-        Raises AnotherTrainingError for settings that may not change, unless the policy allows it; `what` is what the
-        directory then holds, `detail` more to say of it. A training without a step starts over where the policy says
-        so: then `saved` of the session is None."""
+        May be called in stages: with the settings before the parts are built, and with the data once it is open. Raises
+        AnotherTrainingError for changes that are not allowed, unless the policy allows them. In its message `what`
+        names what the directory holds; a sentence that `detail` returns is shown instead of the changes. A training
+        without any steps starts over if the policy says so; the session's `saved` is then None."""
         return self.settle(identity.compare(saved), what, detail)
 
     def settle(
         self, changes: Sequence[Change], what: str = "another training", detail: Callable[[], str] = str
     ) -> list[Change]:
-        """As `check`, for changes that were found already."""
+        """Like `check`, for changes that are already known."""
         fixed = [change for change in changes if not change.free]
         if not fixed or self.policy.allow_drift or self._restarted:
             return list(changes)
         if self.policy.unstarted == "restart" and self.saved is not None and not self.saved.position.step:
             self.saved, self._restarted = None, True
-            self._report(f"'{self.run.path}' holds a training without a step; it starts over with these settings.")
+            self._report(f"'{self.run.path}' holds a training without any steps. It starts over with these settings.")
             return []
         shown = "; ".join(map(str, fixed[:_FEW]))
         more = f"; and {len(fixed) - _FEW} more" if len(fixed) > _FEW else ""
         free = join_names(dict.fromkeys(change.key for change in changes if change.free))
+        details = detail()
         raise AnotherTrainingError(
-            f"'{self.run.path}' holds {what}: {shown}{more}.{detail()}"
+            f"'{self.run.path}' holds {what}{f'.{details}' if details else f': {shown}{more}.'}"
             f"{f' {free} may change.' if free else ''} {self.interface.advice.format(run=self.run.path)}"
         )
 
     def restore(self, state: TrainState, **changed: Any) -> Position | None:
-        """Fills the state from the checkpoint, where there is one; gives where that stands. `changed` are arguments of
-        `restore_with_changes`, for a state that was made with other settings."""
+        """Restores the state from the checkpoint and returns its position, or None without a checkpoint. `changed` are
+        arguments of `restore_with_changes`, for a state that was built with other settings."""
         if self.saved is None:
             return None
         if changed:
@@ -338,7 +352,7 @@ class Session:
         return Position(state.step, state.epoch)
 
     def finished(self, state: TrainState, max_epochs: int) -> bool:
-        """Whether the run has nothing left to train and the policy returns such a run; that is reported."""
+        """Returns whether the run has nothing left to train and the policy is to return it; then reports that."""
         done = self.saved is not None and self.policy.finished == "return"
         if not done or state.batch or (state.epoch < max_epochs and not state.stopped):
             return False
@@ -349,7 +363,7 @@ class Session:
         return True
 
     def prepare(self, training: FitOptions, checkpoints: CheckpointPolicy) -> Trainer:
-        """Makes the trainer, with the checkpointer, the heartbeat, the recorders and the signals around it."""
+        """Builds the trainer with its checkpointer, heartbeat, recorders and signal handling."""
         callbacks = self._callbacks(training, training.state, checkpoints)
         self._trainer = Trainer(
             training.task,
@@ -371,10 +385,10 @@ class Session:
     def fit(
         self, on_finish: Sequence[Callable[[FitResult], None]] = (), begin: Callable[[], None] | None = None
     ) -> FitResult:
-        """Trains to the end, then calls `on_finish` with the result, unless training was interrupted. `begin` is called
-        before the first step, on rank 0: what a run writes when it really begins.
+        """Trains to the end, then calls `on_finish` with the result, unless training was interrupted.
 
-        An error gets a note with the place and the last good checkpoint."""
+        `begin` is called on rank 0 before the first step, to write the files of a run only once it really starts. An
+        exception gets a note with the position and the last good checkpoint."""
         trainer = self.trainer
         with preserve_process_state(), trainer.runtime.active():
             return self._fit(trainer.fit, on_finish, begin)
@@ -391,25 +405,26 @@ class Session:
         recorders: Sequence[Recorder] = (),
         on_finish: Sequence[Callable[[FitResult], None]] = (),
     ) -> FitResult:
-        """Runs a loop that is not the engine's, with the run's directory, checkpoints, logs, heartbeat and signals
-        around it. `loop` is called with `LoopHooks`: it begins at `position`, calls `log` after a step and `epoch_end`
-        after an epoch, and returns when `should_stop` says so.
+        """Runs a custom training loop with the run directory, checkpoints, logs, heartbeat and signals of a session.
 
-        `state` is saved into the checkpoint after each epoch, and loaded from it before the loop begins: for a resumed
-        run to equal an uninterrupted one, it must hold all that the next epoch depends on, random generators too.
-        `config` goes into the checkpoints, for `check`."""
+        `loop` is called with `LoopHooks`: it starts at `position`, calls `log` after a step and `epoch_end` after an
+        epoch, and returns when `should_stop` is true.
+
+        `state` is saved into the checkpoint after each epoch, and loaded from it before the loop starts. For a resumed
+        run to equal an uninterrupted one, it must hold everything that the next epoch depends on, including random
+        generators. `config` is saved in the checkpoints, for `check`."""
         check_callbacks(callbacks)
         driver = Driver(state, dict(config or {}), max_epochs)
         if self.saved is not None:
             restore_state(self.saved.content, driver.state, self.saved.path)
             if self.saved.content["about"].get("max_epochs", max_epochs) < max_epochs:
-                driver.state.stopped = False  # what ended it is to be asked again
+                driver.state.stopped = False  # a callback that stopped the run decides again
         if self.finished(driver.state, max_epochs):
             result = driver.result()
             result.run = self.run.path
             return result
         training = _Driven(callbacks, recorders)
-        # nobody but the loop could begin in the middle of an epoch, so there is nothing to warn of
+        # only the loop itself could start in the middle of an epoch, so there is nothing to warn about
         checkpoints = replace(checkpoints, about={**checkpoints.about, "max_epochs": max_epochs}, warn=False)
         driver.callbacks = self._callbacks(training, driver.state, checkpoints)
         driver.recorder = self._recorder
@@ -418,12 +433,12 @@ class Session:
             return self._fit(lambda: driver.run(loop), on_finish, None)
 
     def artifact(self, path: Path) -> None:
-        """Passes a file or directory that the run has made to the recorders."""
+        """Passes a file or directory that the run has completed to the recorders."""
         if self._recorder is not None:
             self._recorder.artifact(path)
 
     def last_good(self) -> str:
-        """Where to resume from, as a sentence."""
+        """Returns a sentence that says where to resume from."""
         step = None if self.checkpointer is None else self.checkpointer.saved_step
         if step is None and self.saved is not None:
             step = self.saved.position.step
@@ -434,19 +449,21 @@ class Session:
         )
 
     def place(self) -> str:
-        """Where training is."""
+        """Returns the current position of the training, for messages."""
         if self._trainer is None:
-            return "the beginning"
+            return "the setup"
         if self._trained:
-            return "what comes after training"
+            return "the steps after training"
         state = self._trainer.state
         return f"epoch {state.epoch}, batch {state.batch} (step {state.step + 1})"
 
     def _callbacks(
         self, training: FitOptions | _Driven, state: TrainState, checkpoints: CheckpointPolicy
     ) -> tuple[Callback, ...]:
-        """All callbacks, in the order they are called: what may change the state, what an epoch writes, the checkpoint
-        that says the epoch is done, what shows it, and last the signals, which are handed back when all is saved."""
+        """Returns all callbacks in the order in which they are called.
+
+        First those that may change the state, then those that write files, the checkpointer, those that show the epoch,
+        and last the signal handling, which ends when everything is saved."""
         stop = [StopOnSignal()] if self.signals else []
         if not self.ranks.is_writer:
             return (*training.callbacks, *stop)
@@ -479,7 +496,7 @@ class Session:
         begin: Callable[[], None] | None,
     ) -> FitResult:
         requested = None if self.checkpointer is None else self.checkpointer.requested
-        if self.saved is not None:  # what was restored need not stay in memory a second time
+        if self.saved is not None:  # do not hold the restored content in memory twice
             self.saved = SavedRun(self.saved.path, {name: self.saved.content[name] for name in _SMALL})
         try:
             if self.ranks.is_writer:
@@ -490,12 +507,12 @@ class Session:
                 with checkpoint_on_request(requested) if self.signals else nullcontext():
                     self._finish(result, on_finish, requested)
         except Exception as error:
-            if not (self._trained and isinstance(error, SightlineError)):  # that says what to do by itself
+            if not (self._trained and isinstance(error, SightlineError)):  # its message says what to do
                 error.add_note(f"In {self.place()}. {self.last_good()}")
             raise
         finally:
             with checkpoint_on_request(requested) if self.signals else nullcontext():
-                self._close_recorder()  # a recorder of the user's own may take its time
+                self._close_recorder()  # a custom recorder may take long
         return result
 
     def _begin(self, begin: Callable[[], None] | None) -> None:
@@ -507,14 +524,14 @@ class Session:
                 begin()
         except OSError as error:
             raise RunFailedError(
-                f"{arg.directory}: cannot write to '{self.run.path}': {first_line(error)}. Make room, or "
+                f"{arg.directory}: cannot write to '{self.run.path}': {first_line(error)}. Free some space, or "
                 f"choose another {arg.directory}."
             ) from error
 
     def _finish(
         self, result: FitResult, on_finish: Sequence[Callable[[FitResult], None]], requested: Callable[[], None] | None
     ) -> None:
-        """What comes after training: all is saved, so that whatever ends it is made up for by a resume."""
+        """Runs what follows training. Everything is saved by then, so a resume repeats it after an interruption."""
         try:
             with self.heartbeat.measuring() if self.heartbeat is not None else nullcontext():
                 for finish in on_finish:
@@ -527,13 +544,13 @@ class Session:
     def _close_recorder(self) -> None:
         recorder, self._recorder = self._recorder, None
         if recorder is not None:
-            with suppress(OSError):  # a full disk, which the checkpoint has reported
+            with suppress(OSError):  # such as a full disk, which the checkpointer has reported
                 recorder.close()
 
 
 @dataclass(frozen=True)
 class _Driven:
-    """The callbacks and recorders around a loop that is not the engine's."""
+    """The callbacks and recorders of a custom loop."""
 
     callbacks: Sequence[Callback]
     recorders: Sequence[Recorder]
@@ -544,47 +561,49 @@ class _Driven:
 def check_own(run: Run, path: Path, content: Mapping[str, Any]) -> None:
     """Raises ArtifactError for a checkpoint that another run wrote."""
     about = content["about"]
-    found = about.get("id")
-    if found is not None and run.id is not None and found != run.id:
+    writer = about.get("id")
+    if writer is not None and run.id is not None and writer != run.id:
         raise ArtifactError(
-            f"'{path}' belongs to another run, '{about.get('run')}': it was copied here. Resume that one"
-            f"{render_hint(', or begin a run from its weights with {weights}=the file')}."
+            f"'{path}' belongs to another run, '{about.get('run')}', and was copied here. Resume that run"
+            f"{render_hint(', or start a new run from its weights with {weights}=the file')}."
         )
 
 
-def _say_nothing(line: str) -> None:
-    """For the ranks that do not report."""
+def _ignore(line: str) -> None:
+    """The `report` of ranks that do not report."""
 
 
-_guard = threading.Lock()
-_sessions = 0
-_kept: ExitStack | None = None
+_process_state_lock = threading.Lock()
+_active_blocks = 0
+_saved_process_state: ExitStack | None = None
 
 
 @contextmanager
 def preserve_process_state() -> Iterator[None]:
-    """Puts back, at the end of the block, what training sets for the whole process: the global generators of Python,
-    NumPy and torch, and torch's settings. Of blocks that overlap, in several threads, the last one does."""
-    global _sessions, _kept  # noqa: PLW0603 it is about the process
-    with _guard:
-        if not _sessions:
-            _kept = _process_state()
-        _sessions += 1
+    """Restores at the end of the block what training sets for the entire process.
+
+    These are the global generators of Python, NumPy and torch, and settings of torch. If blocks overlap in several
+    threads, the last one to end restores them."""
+    global _active_blocks, _saved_process_state  # noqa: PLW0603 one state per process
+    with _process_state_lock:
+        if not _active_blocks:
+            _saved_process_state = _process_state()
+        _active_blocks += 1
     try:
         yield
     finally:
-        with _guard:
-            _sessions -= 1
-            if not _sessions and _kept is not None:
-                _kept.close()
-                _kept = None
+        with _process_state_lock:
+            _active_blocks -= 1
+            if not _active_blocks and _saved_process_state is not None:
+                _saved_process_state.close()
+                _saved_process_state = None
 
 
 def _process_state() -> ExitStack:
-    """A stack that puts all of it back when it is closed."""
+    """Returns a stack that restores the current process state when it is closed."""
     stack = ExitStack()
     stack.callback(random.setstate, random.getstate())
-    stack.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002 what users' code draws from
+    stack.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002 users' code draws from this generator
     stack.callback(torch.set_rng_state, torch.get_rng_state())
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         stack.callback(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())

@@ -1,5 +1,5 @@
-"""A config is resolved once: what it leaves open is filled in from the data, the network and timed steps, and nothing
-changes it afterwards."""
+"""A config is resolved once: its open values are set from the data, the network and timed steps, and do not change
+afterwards."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COUNTS = {"ant": 30, "bee": 10}
 
 
 def config(folder: Path, **changes: Any) -> dict[str, Any]:
-    """Everything open that can be."""
+    """A config in which every value that can be resolved is open."""
     write_folders(folder / "data", COUNTS)
     return {
         "data": {"root": str(folder / "data"), "val": 10, "test": 0, "preprocess": {"size": 8}},
@@ -38,12 +38,12 @@ def config(folder: Path, **changes: Any) -> dict[str, Any]:
 FILLED = {"data.root", "data.eval_batch_size", "module.class_weights", "trainer.threads", "trainer.channels_last"}
 
 
-def test_both_configs_are_saved_and_differ_by_what_was_open(
+def test_both_configs_are_saved_and_differ_only_in_resolved_values(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
     values = config(tmp_path)
     monkeypatch.chdir(tmp_path)
-    values["data"]["root"] = "data"  # from here on another directory may be meant
+    values["data"]["root"] = "data"  # relative to the working directory, which may change
     run = tmp_path / "runs" / "one"
     assembly = sightline.assemble(values)
     written, resolved = read_yaml(run / "config-unresolved.yaml"), read_yaml(run / "config.yaml")
@@ -55,24 +55,24 @@ def test_both_configs_are_saved_and_differ_by_what_was_open(
     assert resolved["data"]["root"] == str(tmp_path / "data")
     assert resolved["module"]["class_weights"] == pytest.approx([40 / 60, 2.0], abs=0.2)
     assert assembly.fit().run == run
-    assert read_yaml(run / "config.yaml") == resolved, "nothing rewrote it"
+    assert read_yaml(run / "config.yaml") == resolved, "config.yaml was rewritten"
     assert read_checkpoint(run / "checkpoints" / "last.ckpt")["config"] == resolved
 
 
-def test_a_resumed_run_is_resolved_already(tmp_path: Path, cache: Path) -> None:
-    """It keeps every number it began with, and the file of what was written stays as it was."""
+def test_a_resumed_run_keeps_its_resolved_config(tmp_path: Path, cache: Path) -> None:
+    """It keeps every resolved value, and `config-unresolved.yaml` is unchanged."""
     values = config(tmp_path)
     run = sightline.fit(values).run
     assert run is not None
     written, resolved = (run / "config-unresolved.yaml").read_bytes(), read_yaml(run / "config.yaml")
     assembly = sightline.resume(run, {"trainer": {"max_epochs": 2}})
     assert assembly.config.to_dict() == resolved | {"trainer": resolved["trainer"] | {"max_epochs": 2}}
-    assert assembly.parts.resolved.chosen == "", "nothing is timed again"
+    assert assembly.parts.resolved.chosen == "", "settings were timed again"
     assert assembly.fit().epochs == 2
     assert (run / "config-unresolved.yaml").read_bytes() == written
 
 
-def test_the_resolved_config_makes_the_same_run(tmp_path: Path, cache: Path) -> None:
+def test_the_resolved_config_reproduces_the_run(tmp_path: Path, cache: Path) -> None:
     first = sightline.fit(config(tmp_path))
     assert first.run is not None
     again = sightline.fit(
@@ -83,7 +83,7 @@ def test_the_resolved_config_makes_the_same_run(tmp_path: Path, cache: Path) -> 
     assert weights[0] == weights[1]
 
 
-def test_parts_of_the_callers_own_are_resolved_too(tmp_path: Path, cache: Path) -> None:
+def test_a_config_with_custom_parts_is_resolved(tmp_path: Path, cache: Path) -> None:
     values = config(tmp_path, trainer={"max_epochs": 1, "progress": False, "device": "cpu"}, module={})
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
     assembly = sightline.assemble(values, model=model, loss=nn.CrossEntropyLoss())
@@ -92,12 +92,14 @@ def test_parts_of_the_callers_own_are_resolved_too(tmp_path: Path, cache: Path) 
     assembly.session.close()
 
 
-@pytest.mark.parametrize(("weights", "found"), [(None, None), ([1.0, 3.0], [1.0, 3.0]), ("auto", [40 / 60, 40 / 20])])
-def test_class_weights(weights: Any, found: Any) -> None:
-    assert class_weights(ModuleConfig(class_weights=weights), COUNTS) == found
+@pytest.mark.parametrize(
+    ("weights", "expected"), [(None, None), ([1.0, 3.0], [1.0, 3.0]), ("auto", [40 / 60, 40 / 20])]
+)
+def test_class_weights(weights: Any, expected: Any) -> None:
+    assert class_weights(ModuleConfig(class_weights=weights), COUNTS) == expected
     assert class_weights(ModuleConfig(class_weights="auto"), {"a": 4, "b": 0}) == [0.5, 2.0]
 
 
-def test_class_weights_are_one_for_each_class() -> None:
-    with pytest.raises(ConfigError, match=r"module\.class_weights: 3 numbers for 2 classes; .* ant"):
+def test_class_weights_need_one_number_per_class() -> None:
+    with pytest.raises(ConfigError, match=r"module\.class_weights: found 3 numbers for 2 classes\. .*: ant, bee"):
         class_weights(ModuleConfig(class_weights=[1.0, 2.0, 3.0]), COUNTS)

@@ -1,4 +1,4 @@
-"""What every augmentation must do: the properties of `augmenting.check`, and other draws in another epoch."""
+"""The contract of every augmentation: what `helpers.augmentations.check` tests, and other images in another epoch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms import v2
 
-from helpers.augmentations import EPOCH, SEED, batches, check, check_draws, picture
+from helpers.augmentations import EPOCH, SEED, batches, check, check_draws, random_images
+from helpers.shapes import check_shape
 from sightline.core.types import Augmentation
 from sightline.data.augment.colour import ColorJitter
 from sightline.data.augment.flip_shift import Flip, ShiftCrop
@@ -37,17 +38,25 @@ STEPS: dict[str, Augmentation] = {
 @pytest.mark.parametrize("name", sorted(STEPS))
 @settings(max_examples=30)
 @given(batch=batches(), seed=SEED, epoch=EPOCH)
-def test_a_batch_is_its_images_one_by_one_and_the_input_is_kept(
+def test_a_batch_equals_its_images_one_by_one_and_the_input_is_unchanged(
     name: str, batch: tuple[Tensor, NDArray[np.int64]], seed: int, epoch: int
 ) -> None:
     check(STEPS[name], *batch, seed, epoch)
 
 
 @pytest.mark.parametrize("name", sorted(STEPS))
-def test_a_batch_of_several_blocks_is_its_images_one_by_one(name: str) -> None:
-    check(STEPS[name], picture(150, 3, 45, 47), np.arange(150), 3, 4)
+@pytest.mark.parametrize(("channels", "height", "width"), [(1, 8, 8), (3, 9, 7), (3, 1, 5)])
+def test_shape_and_dtype_do_not_change(name: str, channels: int, height: int, width: int) -> None:
+    images = random_images(5, channels, height, width)
+    result = STEPS[name](images, np.arange(5), 1, 2)
+    check_shape(result, "uint8 [B,C,H,W]", {"B": 5, "C": channels, "H": height, "W": width})
 
 
 @pytest.mark.parametrize("name", sorted(STEPS))
-def test_another_epoch_and_another_seed_draw_anew(name: str) -> None:
+def test_a_batch_of_several_blocks_equals_its_images_one_by_one(name: str) -> None:
+    check(STEPS[name], random_images(150, 3, 45, 47), np.arange(150), 3, 4)
+
+
+@pytest.mark.parametrize("name", sorted(STEPS))
+def test_another_epoch_and_another_seed_give_other_images(name: str) -> None:
     check_draws(STEPS[name])

@@ -1,4 +1,5 @@
-"""What every loader must do: begin any epoch, come back to a position in another process, and say what it cannot do."""
+"""The contract of every loader: it starts any epoch, resumes from a saved position in another process, and reports what
+it cannot do."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from helpers.stateful_loader import TorchdataLike
+from helpers.shapes import check_shape
+from helpers.stateful_loader import StatefulLoader
 from helpers.stop_at import StopAt
 from sightline.core.errors import DataError
 from sightline.core.types import Batch, Loader, TrainState
@@ -38,9 +40,9 @@ IMAGES = torch.arange(COUNT * 16, dtype=torch.float32).reshape(COUNT, 1, 4, 4) /
 LABELS = torch.arange(COUNT) % 2
 
 
-def batches(**how: Any) -> BatchLoader:
+def batches(**options: Any) -> BatchLoader:
     data = PackedDataset((IMAGES * 16).to(torch.uint8), LABELS, tuple(map(str, range(COUNT))), ("even", "odd"))
-    return BatchLoader(data, Preprocess(4, 4, 1), SIZE, shuffle=True, seed=3, **how)
+    return BatchLoader(data, Preprocess(4, 4, 1), SIZE, shuffle=True, seed=3, **options)
 
 
 def noise(image: Tensor) -> Tensor:
@@ -59,15 +61,15 @@ class Unsized:
         yield from items()
 
 
-class Stateful(TorchdataLike):
-    """The same of the images here."""
+class Stateful(StatefulLoader):
+    """A loader that keeps its state, over the images of this file."""
 
     def __init__(self) -> None:
         super().__init__(IMAGES, LABELS, SIZE)
 
 
 class Lazy(Sequence[Batch]):
-    """A sequence that makes each batch when it is asked for, and takes no slices."""
+    """A sequence that creates each batch on access and does not support slices."""
 
     def __len__(self) -> int:
         return STEPS
@@ -79,19 +81,19 @@ class Lazy(Sequence[Batch]):
 
 
 class StatefulBatches(Stateful):
-    """The same of `Batch`es, which needs no adapter."""
+    """`Stateful` with `Batch` items, so that it needs no adapter."""
 
     def __iter__(self) -> Iterator[Any]:
         for images, labels in super().__iter__():
             yield Batch(images, labels)
 
 
-def shuffled(**how: Any) -> LoaderAdapter:
-    return LoaderAdapter(DataLoader(TensorDataset(IMAGES, LABELS), SIZE, shuffle=True, **how))
+def shuffled(**options: Any) -> LoaderAdapter:
+    return LoaderAdapter(DataLoader(TensorDataset(IMAGES, LABELS), SIZE, shuffle=True, **options))
 
 
-class Own(Loader):
-    """A user's, with what the protocol asks for alone."""
+class CustomLoader(Loader):
+    """A user-defined loader with only the methods that the protocol requires."""
 
     def __init__(self) -> None:
         self.epoch = self.batch = 0
@@ -110,24 +112,24 @@ class Own(Loader):
 
 
 LOADERS: dict[str, Callable[[], Loader]] = {
-    "ours": batches,
-    "ours, augmented": lambda: batches(augment=[Flip(), ShiftCrop(1)], workers=2),
+    "BatchLoader": batches,
+    "BatchLoader, augmented": lambda: batches(augment=[Flip(), ShiftCrop(1)], workers=2),
     "transformed": lambda: TransformedLoader(batches(), [noise], seed=1),
-    "transformed, foreign": lambda: TransformedLoader(Own(), [noise], seed=1),
+    "transformed, custom": lambda: TransformedLoader(CustomLoader(), [noise], seed=1),
     "a DataLoader": shuffled,
     "a DataLoader with its generator": lambda: shuffled(generator=torch.Generator().manual_seed(2)),
-    "a list of theirs": lambda: LoaderAdapter([(batch.x, batch.y) for batch in items()]),
-    "one that keeps its place": lambda: LoaderAdapter(Stateful()),
-    "batches that keep their place": lambda: as_loader(StatefulBatches()),
+    "a list of tuples": lambda: LoaderAdapter([(batch.x, batch.y) for batch in items()]),
+    "a stateful loader": lambda: LoaderAdapter(Stateful()),
+    "a stateful loader of batches": lambda: as_loader(StatefulBatches()),
     "a generator": lambda: LoaderAdapter(((batch.x, batch.y) for batch in itertools.cycle(items())), steps=STEPS),
     "a list": lambda: as_loader(items()),
     "a lazy sequence": lambda: as_loader(Lazy()),
     "a tuple": lambda: as_loader(tuple(items())),
     "an iterable": lambda: as_loader(Unsized()),
-    "a user's": Own,
+    "a custom loader": CustomLoader,
 }
-OWN_ORDER = ("one that keeps its place", "batches that keep their place", "a generator")
-"""Their next epoch is what comes next, whatever its number."""
+SEQUENTIAL = ("a stateful loader", "a stateful loader of batches", "a generator")
+"""Loaders whose next epoch is whatever batches come next, not a function of the epoch number."""
 
 
 @pytest.fixture(params=LOADERS)
@@ -136,10 +138,10 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 def epoch_of(loader: Loader, epoch: int, batch: int = 0, position: Any = None) -> list[Batch]:
-    """As the trainer asks for it: torch's generator is a function of the epoch."""
+    """One epoch of batches, requested as the trainer does: torch's generator is seeded by the epoch."""
     Runtime("cpu", seed=4).reseed(epoch, "loader")
     loader.seek(epoch, batch, position)
-    return [Batch(*map(copied, found)) for found in loader]
+    return [Batch(*map(copied, item)) for item in loader]
 
 
 def copied(value: Any) -> Any:
@@ -154,19 +156,19 @@ def same(one: list[Batch], other: list[Batch]) -> bool:
 
 
 def saved(position: Any) -> Any:
-    """As it comes back from a checkpoint."""
+    """A position after a round trip through a checkpoint."""
     file = io.BytesIO()
     torch.save(position, file)
     file.seek(0)
     return torch.load(file, weights_only=True)
 
 
-def test_it_is_a_loader_of_so_many_batches(name: str) -> None:
+def test_it_is_a_loader_with_the_right_number_of_batches(name: str) -> None:
     loader = LOADERS[name]()
     assert isinstance(loader, Loader)
     assert as_loader(loader) is loader
-    found = epoch_of(loader, 0)
-    assert len(found) == STEPS
+    epoch = epoch_of(loader, 0)
+    assert len(epoch) == STEPS
     if name == "an iterable":
         with pytest.raises(TypeError):
             len(loader)
@@ -174,9 +176,19 @@ def test_it_is_a_loader_of_so_many_batches(name: str) -> None:
         assert len(loader) == STEPS
 
 
-@pytest.mark.parametrize("name", sorted(set(LOADERS) - set(OWN_ORDER)))
+def test_batches_have_the_documented_shapes_and_dtypes(name: str) -> None:
+    for batch in epoch_of(LOADERS[name](), 0):
+        sizes = check_shape(batch.x, "float32 [B,C,H,W]", {"C": 1, "H": 4, "W": 4})
+        check_shape(batch.y, "int64 [B]", sizes)
+        if batch.index is not None:
+            check_shape(batch.index, "int64 [B]", sizes)
+        if batch.weight is not None:
+            check_shape(batch.weight, "float32 [B]", sizes)
+
+
+@pytest.mark.parametrize("name", sorted(set(LOADERS) - set(SEQUENTIAL)))
 def test_an_epoch_is_a_function_of_its_number(name: str) -> None:
-    """Not of the epochs before, nor of whether one was left early."""
+    """It does not depend on earlier epochs, nor on one that was left early."""
     loader = LOADERS[name]()
     first, second = epoch_of(loader, 0), epoch_of(loader, 1)
     loader.seek(5)
@@ -190,15 +202,15 @@ def test_without_a_seek_the_next_epoch_follows(name: str) -> None:
     loader, other = LOADERS[name](), LOADERS[name]()
     epoch_of(loader, 0)
     Runtime("cpu", seed=4).reseed(1, "loader")
-    following = [Batch(*map(copied, found)) for found in loader]
-    if name in OWN_ORDER:
+    following = [Batch(*map(copied, item)) for item in loader]
+    if name in SEQUENTIAL:
         epoch_of(other, 0)
     assert same(following, epoch_of(other, 1))
 
 
 @pytest.mark.parametrize("done", [1, STEPS - 1])
-def test_a_position_in_mid_epoch_is_come_back_to(name: str, done: int) -> None:
-    """In another process, by what a checkpoint keeps; or it says that it cannot be."""
+def test_a_position_inside_an_epoch_is_resumed(name: str, done: int) -> None:
+    """In another process, from what a checkpoint saves; or the loader reports that it cannot."""
     loader, again = LOADERS[name](), LOADERS[name]()
     Runtime("cpu", seed=4).reseed(1, "loader")
     loader.seek(1)
@@ -206,19 +218,19 @@ def test_a_position_in_mid_epoch_is_come_back_to(name: str, done: int) -> None:
     for _ in range(done):
         next(iterator)
     position = loader.position()
-    rest = [Batch(*map(copied, found)) for found in iterator]
+    rest = [Batch(*map(copied, item)) for item in iterator]
     if position is None:
-        if isinstance(again, IterableLoader):  # which reads what comes before again
+        if isinstance(again, IterableLoader):  # it reads the batches before the position again
             assert same(epoch_of(again, 1, done), rest)
         else:
-            with pytest.raises(DataError, match=f"cannot begin epoch 1 at batch {done}"):
+            with pytest.raises(DataError, match=f"cannot start epoch 1 at batch {done}"):
                 again.seek(1, done)
-            assert len(list(again)) == STEPS, "nothing was sought"
+            assert len(list(again)) == STEPS, "the refused seek had an effect"
         return
     assert same(epoch_of(again, 1, done, saved(position)), rest)
 
 
-def test_the_position_after_an_epoch_is_the_beginning_of_the_next(name: str) -> None:
+def test_the_position_after_an_epoch_is_the_start_of_the_next(name: str) -> None:
     loader, again = LOADERS[name](), LOADERS[name]()
     epoch_of(loader, 0)
     position = saved(loader.position())
@@ -226,8 +238,8 @@ def test_the_position_after_an_epoch_is_the_beginning_of_the_next(name: str) -> 
 
 
 @pytest.mark.parametrize("name", sorted(set(LOADERS) - {"a generator"}))
-def test_the_learning_rate_finder_leaves_it_where_it_was(name: str) -> None:
-    """Training is the same with and without a search before it; the batches of a generator cannot be put back."""
+def test_the_learning_rate_finder_does_not_move_the_loader(name: str) -> None:
+    """Training is the same with and without a search before it. The batches of a generator cannot be restored."""
 
     def trained(search: bool) -> list[Tensor]:
         torch.manual_seed(0)
@@ -243,7 +255,7 @@ def test_the_learning_rate_finder_leaves_it_where_it_was(name: str) -> None:
 
 
 def test_an_evaluation_reads_each_batch_once(name: str) -> None:
-    """From the first, wherever the loader was."""
+    """From the first batch on, whatever the position of the loader was."""
     loader = LOADERS[name]()
     if loader.position() == {}:
         loader.seek(0, 2)
@@ -253,8 +265,8 @@ def test_an_evaluation_reads_each_batch_once(name: str) -> None:
     assert len(seen) == STEPS
 
 
-def test_a_loader_of_another_library_in_the_trainer_is_resumed_where_it_was(tmp_path: Path) -> None:
-    """Its state is asked for after it was given back, never before, and is what the interrupted run had."""
+def test_the_trainer_resumes_a_loader_of_another_library_at_its_position(tmp_path: Path) -> None:
+    """Its state is read only after it was restored, and is the state of the interrupted run."""
     calls: list[str] = []
 
     class Watched(StatefulBatches):
@@ -291,14 +303,19 @@ def test_a_loader_of_another_library_in_the_trainer_is_resumed_where_it_was(tmp_
 
 
 @pytest.mark.parametrize("missing", ["position", "__len__"])
-def test_what_is_no_loader_is_an_error(missing: str) -> None:
-    members = {"seek": Own.seek, "position": Own.position, "__iter__": Own.__iter__, "__len__": Own.__len__}
+def test_an_object_that_is_not_a_loader_is_an_error(missing: str) -> None:
+    members = {
+        "seek": CustomLoader.seek,
+        "position": CustomLoader.position,
+        "__iter__": CustomLoader.__iter__,
+        "__len__": CustomLoader.__len__,
+    }
     half = type("Half", (), {name: value for name, value in members.items() if name != missing})()
-    text = rf"Half has `seek`, but no {missing}\. Derive it from sightline\.Loader"
-    with pytest.raises(TypeError, match=text):
+    message = rf"Half has `seek` but lacks {missing}\. Derive it from sightline\.Loader"
+    with pytest.raises(TypeError, match=message):
         as_loader(half)
     task, state = SupervisedTask(torch.nn.CrossEntropyLoss()), TrainState(torch.nn.Linear(1, 1))
-    with pytest.raises(TypeError, match="Half has `seek`, but no"):
+    with pytest.raises(TypeError, match="Half has `seek` but lacks"):
         Trainer(task, state, items(), {"val": half}, max_epochs=1)
-    with pytest.raises(TypeError, match="expected an iterable of batches, got int"):
+    with pytest.raises(TypeError, match="expected an iterable of batches, found int"):
         as_loader(3)  # type: ignore[arg-type]

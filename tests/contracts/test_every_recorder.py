@@ -1,4 +1,4 @@
-"""What every recorder must do, whoever wrote it."""
+"""The contract of every recorder, built-in or custom."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from sightline.core.types import Recorder
 from sightline.runs.recorders import CurveRecorder, JsonlRecorder, RecorderList, TensorBoardRecorder, as_recorder
 
 
-class Own:
-    """A user's, with `log` and `close` alone."""
+class CustomRecorder:
+    """A user-defined recorder with only `log` and `close`."""
 
     def __init__(self) -> None:
         self.seen: list[Any] = []
@@ -31,8 +31,8 @@ RECORDERS: dict[str, Callable[[], Recorder]] = {
     "jsonl": JsonlRecorder,
     "tensorboard": lambda: TensorBoardRecorder(["train", "val"]),
     "params": CurveRecorder,
-    "own": lambda: as_recorder(Own()),
-    "tee": lambda: RecorderList(JsonlRecorder(), TensorBoardRecorder(["val"]), as_recorder(Own())),
+    "custom": lambda: as_recorder(CustomRecorder()),
+    "tee": lambda: RecorderList(JsonlRecorder(), TensorBoardRecorder(["val"]), as_recorder(CustomRecorder())),
 }
 VALUES = {"epoch": 0, "train_loss": float("nan"), "val_accuracy": 0.5, "lr": float("inf")}
 
@@ -42,8 +42,8 @@ def make(request: pytest.FixtureRequest) -> Callable[[], Recorder]:
     return RECORDERS[request.param]
 
 
-def files(place: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in sorted(place.rglob("*")) if path.is_file()}
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def test_it_is_a_recorder(make: Callable[[], Recorder]) -> None:
@@ -61,7 +61,7 @@ def test_starting_writes_nothing(make: Callable[[], Recorder], tmp_path: Path) -
     assert files(tmp_path) == {}
 
 
-def test_every_event_is_taken_with_values_that_are_no_numbers(make: Callable[[], Recorder], tmp_path: Path) -> None:
+def test_events_with_nan_and_infinite_values_are_accepted(make: Callable[[], Recorder], tmp_path: Path) -> None:
     recorder = make()
     recorder.start(tmp_path, {"seed": 0}, None)
     for step in (1, 2):
@@ -70,53 +70,53 @@ def test_every_event_is_taken_with_values_that_are_no_numbers(make: Callable[[],
     recorder.artifact(tmp_path / "exported")
     recorder.log(3, {})
     recorder.close()
-    assert VALUES["val_accuracy"] == 0.5, "the values are the caller's"
+    assert VALUES["val_accuracy"] == 0.5, "the recorder changed the values of the caller"
 
 
-def points(place: Path) -> dict[str, Any]:
-    """What the log and TensorBoard show."""
-    found: dict[str, Any] = {}
-    if (place / "log.jsonl").exists():
-        rows = [json.loads(line) for line in (place / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-        found["log"] = [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
-    if (place / "tensorboard").exists():
-        events = EventAccumulator(str(place / "tensorboard"))
+def points(folder: Path) -> dict[str, Any]:
+    """The points in `log.jsonl` and in the files of TensorBoard."""
+    result: dict[str, Any] = {}
+    if (folder / "log.jsonl").exists():
+        rows = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        result["log"] = [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    if (folder / "tensorboard").exists():
+        events = EventAccumulator(str(folder / "tensorboard"))
         events.Reload()
         for tag in events.Tags()["scalars"]:
-            found[tag] = [(point.step, point.value) for point in events.Scalars(tag)]
-    return found
+            result[tag] = [(point.step, point.value) for point in events.Scalars(tag)]
+    return result
 
 
 @pytest.mark.parametrize("name", ["jsonl", "tee"])
 def test_a_resumed_run_has_each_point_once(name: str, tmp_path: Path) -> None:
-    """Three steps, a checkpoint at the second, and then again from there. TensorBoard, which knows no epochs, takes the
-    points of the second step from `log.jsonl`, so it needs that beside it."""
+    """Three steps with a checkpoint at the second, then resumed from there. TensorBoard does not store epochs and takes
+    the points of the second step from `log.jsonl`, so it needs that file."""
     make = RECORDERS[name]
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    for place in (whole, parts):
-        place.mkdir()
+    uninterrupted, resumed = tmp_path / "uninterrupted", tmp_path / "resumed"
+    for folder in (uninterrupted, resumed):
+        folder.mkdir()
         recorder = make()
-        recorder.start(place, {}, None)
+        recorder.start(folder, {}, None)
         for step in (1, 2, 3):
             recorder.log(step, {"epoch": 0, "loss": float(step)})
         recorder.close()
     recorder = make()
-    recorder.start(parts, {}, (2, 0))
+    recorder.start(resumed, {}, (2, 0))
     recorder.log(3, {"epoch": 0, "loss": 3.0})
     recorder.close()
-    assert points(parts) == points(whole)
+    assert points(resumed) == points(uninterrupted)
 
 
-def test_one_that_fails_does_not_keep_the_others_open(tmp_path: Path) -> None:
+def test_a_recorder_that_fails_to_close_does_not_keep_the_others_open(tmp_path: Path) -> None:
     class Fails(Recorder):
         def log(self, step: int, values: Mapping[str, float]) -> None: ...
 
         def close(self) -> None:
             raise OSError("full")
 
-    own = Own()
+    custom = CustomRecorder()
     with pytest.raises(OSError, match="full"):
-        RecorderList(Fails(), as_recorder(own)).close()
-    assert own.seen == ["closed"]
+        RecorderList(Fails(), as_recorder(custom)).close()
+    assert custom.seen == ["closed"]
     with pytest.raises(TypeError, match=r"the recorder dict has no `log\(step, values\)`"):
         as_recorder({})

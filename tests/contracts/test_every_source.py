@@ -1,5 +1,5 @@
-"""What every data source must do: list the same samples each time, with labels in range, and read any of them from
-several threads."""
+"""The contract of every data source: it lists the same samples each time, with labels in range, and several threads can
+read its images."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 
+from helpers.shapes import check_shape
 from sightline.data.cache.directory import Cache
 from sightline.data.cache.pack import PackOptions, pack_splits
 from sightline.data.records import DataInfo, DataSource, Sample
@@ -51,11 +52,11 @@ def archive(root: Path) -> Callable[[], DataSource]:
 
 def table(root: Path) -> Callable[[], DataSource]:
     with (root / "table.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["file", "label", "camera"])
+        writer = csv.writer(file)
+        writer.writerow(["file", "label", "camera"])
         for row, pixels in enumerate(PIXELS):
             Image.fromarray(pixels).save(root / f"{row:02}.png")
-            rows.writerow([f"{row:02}.png", NAMES[LABELS[row]], row % 3])
+            writer.writerow([f"{row:02}.png", NAMES[LABELS[row]], row % 3])
     return lambda: open_source("csv", root / "table.csv")
 
 
@@ -90,7 +91,7 @@ def arrays(root: Path) -> Callable[[], DataSource]:
 
 
 class Items(Dataset[tuple[torch.Tensor, int]]):
-    """Items as torchvision's data sets give them with ToTensor."""
+    """Items as torchvision's datasets return them with ToTensor."""
 
     classes = NAMES
 
@@ -106,10 +107,10 @@ def dataset(root: Path) -> Callable[[], DataSource]:
 
 
 @dataclass(frozen=True)
-class Own:
-    """A user's, with what the protocol asks for alone."""
+class CustomSource:
+    """A user-defined source with only the members that the protocol requires."""
 
-    info: DataInfo = DataInfo("own", NAMES)
+    info: DataInfo = DataInfo("custom", NAMES)
 
     @property
     def splits(self) -> Mapping[str, Sequence[Sample]]:
@@ -127,13 +128,13 @@ SOURCES: dict[str, Callable[[Path], Callable[[], DataSource]]] = {
     "digits": lambda root: lambda: open_source("digits"),
     "arrays": arrays,
     "a torch Dataset": dataset,
-    "a user's": lambda root: lambda: as_source(Own()),
+    "a custom source": lambda root: lambda: as_source(CustomSource()),
 }
 
 
 @pytest.fixture(params=SOURCES)
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], DataSource]:
-    """Opens the source of the same files again and again."""
+    """A function that opens the source of the same files, as often as needed."""
     return SOURCES[request.param](tmp_path)
 
 
@@ -141,13 +142,21 @@ def listed(source: DataSource) -> list[tuple[str, str, Any]]:
     return [(split, sample.id, sample.label) for split, samples in source.splits.items() for sample in samples]
 
 
+def test_packed_images_and_labels_have_the_documented_shapes_and_dtypes(make: Callable[[], DataSource]) -> None:
+    splits, preprocess = pack_splits(make(), AUTO)
+    channels, height, width = preprocess.shape
+    for data in splits.values():
+        sizes = check_shape(data.labels, "int64 [N]", {"N": len(data), "C": channels, "H": height, "W": width})
+        check_shape(data.pixels(np.arange(len(data))), "uint8 [N,C,H,W]", sizes)
+
+
 def packed(source: DataSource, packing: PackOptions) -> dict[str, NDArray[np.uint8]]:
-    """The pixels of every split, in its order, as a run gets them."""
-    found, _ = pack_splits(source, AUTO, packing=packing)
-    return {split: data.pixels(np.arange(len(data))).numpy() for split, data in found.items()}
+    """The pixels of every split, in its order, as a run reads them."""
+    splits, _ = pack_splits(source, AUTO, packing=packing)
+    return {split: data.pixels(np.arange(len(data))).numpy() for split, data in splits.items()}
 
 
-def test_samples_have_an_identity_and_a_label_that_means_a_class(make: Callable[[], DataSource]) -> None:
+def test_samples_have_unique_ids_and_labels_in_the_range_of_the_classes(make: Callable[[], DataSource]) -> None:
     source = make()
     assert "train" in source.splits
     rows = listed(source)
@@ -157,7 +166,7 @@ def test_samples_have_an_identity_and_a_label_that_means_a_class(make: Callable[
     assert all(isinstance(label, int | np.integer) for *_, label in rows)
 
 
-def test_it_lists_the_same_each_time(make: Callable[[], DataSource]) -> None:
+def test_it_lists_the_same_samples_each_time(make: Callable[[], DataSource]) -> None:
     source, again = make(), make()
     assert listed(source) == listed(again)
     assert source.info.classes == again.info.classes
@@ -165,29 +174,29 @@ def test_it_lists_the_same_each_time(make: Callable[[], DataSource]) -> None:
 
 
 def content(image: Any) -> Any:
-    """Something to compare of an image in any of its forms."""
+    """The bytes of an image in any of its forms, to compare."""
     value = image.read() if hasattr(image, "read") else image
     if isinstance(value, Path):
         return value.read_bytes()
     return value if isinstance(value, bytes) else np.asarray(value).tobytes()
 
 
-def test_images_are_read_by_threads_as_by_one(make: Callable[[], DataSource]) -> None:
+def test_several_threads_read_the_same_images_as_one(make: Callable[[], DataSource]) -> None:
     images = [sample.image for samples in make().splits.values() for sample in samples][:COUNT]
-    alone = [content(image) for image in images]
+    expected = [content(image) for image in images]
     with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(content, images * 3)) == alone * 3
-    assert len(set(alone)) > COUNT // 2, "they are not the same image"
+        assert list(pool.map(content, images * 3)) == expected * 3
+    assert len(set(expected)) > COUNT // 2, "too many images are equal"
 
 
-def test_a_reference_names_what_it_depends_on(make: Callable[[], DataSource]) -> None:
-    """The same whenever the same files are opened; None where nothing can be said."""
+def test_a_reference_has_the_same_token_each_time(make: Callable[[], DataSource]) -> None:
+    """The token is equal whenever the same files are opened, or None where that is unknown."""
     for one, other in zip(make().splits["train"], make().splits["train"], strict=True):
         if hasattr(one.image, "token"):
             assert one.image.token == other.image.token
 
 
-def test_it_is_packed_the_same_as_pixels_as_files_and_from_the_cache(
+def test_packed_pixels_are_the_same_in_every_store_and_from_the_cache(
     make: Callable[[], DataSource], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     cache = Cache(tmp_path_factory.mktemp("cache"))

@@ -1,4 +1,4 @@
-"""What every task must do: train on a batch, measure without changing anything, and set itself up as often as asked."""
+"""The contract of every task: it trains on a batch, evaluates without side effects, and can be set up repeatedly."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def test_step(x: Tensor, y: Tensor, model: nn.Module, **_: Any) -> Any:
     return nn.functional.cross_entropy(model(x), y).item(), None
 
 
-test_step.__test__ = False  # type: ignore[attr-defined]  # no test of pytest's
+test_step.__test__ = False  # type: ignore[attr-defined]  # not a pytest test
 
 
-class Own(Task):
-    """A user's, with the three steps alone."""
+class CustomTask(Task):
+    """A user-defined task with only the three steps."""
 
     def train_step(self, state: TrainState, batch: Batch) -> StepOutput:
         assert state.optimizer is not None
@@ -72,13 +72,13 @@ class Own(Task):
         return StepOutput(nn.functional.cross_entropy(output, batch.y), len(batch.y), output, batch.y)  # type: ignore[arg-type]
 
     def predict_step(self, state: TrainState, x: Tensors) -> Tensor:
-        answer: Tensor = state.eval_model(x)
-        return answer.softmax(1)
+        logits: Tensor = state.eval_model(x)
+        return logits.softmax(1)
 
 
 @dataclass
-class Made:
-    """A task with what it is trained on: `loader` gives batches as the task takes them."""
+class TaskCase:
+    """A task with its state, meters and data; `loader` converts batches to the form that the task expects."""
 
     task: Task
     state: TrainState
@@ -91,149 +91,151 @@ class Made:
         return evaluate(self.task, self.state, self.loader(batches), self.eval_meter())
 
 
-def made(task: Task, model: nn.Module | None = None, tolerance: float = 1e-5) -> Made:
+def task_case(task: Task, model: nn.Module | None = None, tolerance: float = 1e-5) -> TaskCase:
     model = network() if model is None else model
-    return Made(task, TrainState(model, torch.optim.SGD(model.parameters(), lr=0.1)), tolerance=tolerance)
+    return TaskCase(task, TrainState(model, torch.optim.SGD(model.parameters(), lr=0.1)), tolerance=tolerance)
 
 
-def supervised(**how: Any) -> Callable[[], Made]:
-    return lambda: made(
-        SupervisedTask(nn.CrossEntropyLoss(), **how), tolerance=2e-2 if how.get("precision") == "bf16" else 1e-5
+def supervised(**options: Any) -> Callable[[], TaskCase]:
+    return lambda: task_case(
+        SupervisedTask(nn.CrossEntropyLoss(), **options), tolerance=2e-2 if options.get("precision") == "bf16" else 1e-5
     )
 
 
-def frozen() -> Made:
+def frozen() -> TaskCase:
     """All but the head is frozen in the first epoch."""
-    return made(SupervisedTask(nn.CrossEntropyLoss(), freeze=Freeze(["5"], 1)))
+    return task_case(SupervisedTask(nn.CrossEntropyLoss(), freeze=Freeze(["5"], 1)))
 
 
-def learner(directory: Path) -> Made:
-    """The learner's own steps, as its `train` passes them to the session."""
-    made: list[Made] = []
+def learner(directory: Path) -> TaskCase:
+    """The task of the learner, as its `train` passes it to the session."""
+    cases: list[TaskCase] = []
 
-    class Taken(Exception):
-        """Training need not begin."""
+    class Captured(Exception):
+        """Raised instead of training."""
 
-    def take(session: Session, training: FitOptions, checkpoints: CheckpointPolicy) -> None:
+    def capture(session: Session, training: FitOptions, checkpoints: CheckpointPolicy) -> None:
         task = training.task
         assert isinstance(task, LearnerTask)
         pairs = lambda batches: task.measured("val", [(batch.x, batch.y) for batch in batches])  # noqa: E731
-        made.append(Made(task, training.state, pairs, training.meter, training.eval_meter or Meter))
-        raise Taken
+        cases.append(TaskCase(task, training.state, pairs, training.meter, training.eval_meter or Meter))
+        raise Captured
 
     model = tf.StandardModel(network(), use_cuda_if_available=False)
     pairs = [(batch.x, batch.y) for batch in BATCHES]
-    with pytest.MonkeyPatch.context() as patch, suppress(Taken):
-        patch.setattr(Session, "prepare", take)
+    with pytest.MonkeyPatch.context() as patch, suppress(Captured):
+        patch.setattr(Session, "prepare", capture)
         model.train(
             pairs, nn.CrossEntropyLoss(), torch.optim.SGD(model.model.parameters(), lr=0.1), [tf.Accuracy()],
             num_epochs=3, val_loader=pairs, val_metrics=[tf.Accuracy()], model_dir=directory, batch_log=False,
             display_metrics=False, save_metrics=False,
         )  # fmt: skip
-    return made[0]
+    return cases[0]
 
 
-TASKS: dict[str, Callable[[], Made]] = {
+TASKS: dict[str, Callable[[], TaskCase]] = {
     "plain": supervised(),
     "average": supervised(average=ModelEMA(0.9)),
     "bf16": supervised(precision="bf16"),
     "accumulated, clipped": supervised(accumulate=2, part_size=2, clip=0.5),
     "mixed": supervised(mix=MixupCutMix(0.4, 0.4, 1.0, seed=3)),
     "frozen at first": frozen,
-    "params": lambda: made(UserSteps(train_step, test_step, {})),
-    "a user's": lambda: made(Own()),
+    "params": lambda: task_case(UserSteps(train_step, test_step, {})),
+    "custom": lambda: task_case(CustomTask()),
 }
 
 
 @pytest.fixture(params=[*TASKS, "learner"])
-def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Made]:
+def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], TaskCase]:
     if request.param == "learner":
         return lambda: learner(tmp_path_factory.mktemp("learner"))
     return TASKS[request.param]
 
 
 def contents(state: TrainState) -> dict[str, Tensor]:
-    found = {f"model.{name}": value.clone() for name, value in state.model.state_dict().items()}
+    tensors = {f"model.{name}": value.clone() for name, value in state.model.state_dict().items()}
     if state.ema is not None:
-        found |= {f"ema.{name}": value.clone() for name, value in state.ema.state_dict().items()}
-    return found
+        tensors |= {f"ema.{name}": value.clone() for name, value in state.ema.state_dict().items()}
+    return tensors
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_it_is_a_task(make: Callable[[], Made]) -> None:
+def test_it_is_a_task(make: Callable[[], TaskCase]) -> None:
     check_task(make().task)
 
 
-def test_it_is_set_up_once_however_often_it_is_asked(make: Callable[[], Made]) -> None:
-    part = make()
-    part.task.setup(part.state)
-    before, ema = contents(part.state), part.state.ema
-    part.task.setup(part.state)
-    assert part.state.ema is ema
-    assert same(contents(part.state), before)
+def test_repeated_setup_has_no_effect(make: Callable[[], TaskCase]) -> None:
+    case = make()
+    case.task.setup(case.state)
+    before, ema = contents(case.state), case.state.ema
+    case.task.setup(case.state)
+    assert case.state.ema is ema
+    assert same(contents(case.state), before)
 
 
-def test_a_step_trains_and_reads_nothing_of_the_graph(make: Callable[[], Made]) -> None:
-    part = make()
-    part.task.setup(part.state)
-    part.task.begin_epoch(part.state)
-    before = contents(part.state)
-    (batch, *_) = part.loader(BATCHES)
-    output = part.task.train_step(part.state, batch)
+def test_a_step_trains_and_returns_detached_tensors(make: Callable[[], TaskCase]) -> None:
+    case = make()
+    case.task.setup(case.state)
+    case.task.begin_epoch(case.state)
+    before = contents(case.state)
+    (batch, *_) = case.loader(BATCHES)
+    output = case.task.train_step(case.state, batch)
     assert output.n == SIZE
     assert output.loss is not None
     assert not output.loss.requires_grad
+    assert output.loss.shape == ()
     assert output.output is None or not output.output.requires_grad
-    assert not same(contents(part.state), before)
+    assert output.output is None or output.output.shape == (SIZE, CLASSES)
+    assert not same(contents(case.state), before)
 
 
-def test_an_evaluation_changes_nothing(make: Callable[[], Made]) -> None:
-    """Not the weights, not what normalisation has counted, not the generators, not the batches."""
-    part = make()
-    part.task.setup(part.state)
-    before, batches, generator = contents(part.state), copy.deepcopy(BATCHES), torch.get_rng_state()
-    first = part.evaluate()
+def test_an_evaluation_changes_nothing(make: Callable[[], TaskCase]) -> None:
+    """Neither the weights, nor the running statistics of normalisation, nor the generators, nor the batches."""
+    case = make()
+    case.task.setup(case.state)
+    before, batches, generator = contents(case.state), copy.deepcopy(BATCHES), torch.get_rng_state()
+    first = case.evaluate()
     assert first
-    assert part.evaluate() == first
-    assert same(contents(part.state), before)
-    if part.loader is list:  # a loader of another library draws the seed of its epoch
+    assert case.evaluate() == first
+    assert same(contents(case.state), before)
+    if case.loader is list:  # a loader of another library draws the seed of its epoch
         assert torch.equal(torch.get_rng_state(), generator)
     assert all(torch.equal(a.x, b.x) for a, b in zip(BATCHES, batches, strict=True))  # type: ignore[arg-type]
 
 
-def test_metrics_are_means_over_the_samples_whatever_the_batches(make: Callable[[], Made]) -> None:
-    part = make()
-    part.task.setup(part.state)
+def test_metrics_do_not_depend_on_the_size_of_the_batches(make: Callable[[], TaskCase]) -> None:
+    case = make()
+    case.task.setup(case.state)
     together = [Batch(IMAGES, LABELS, index=torch.arange(COUNT))]
-    assert part.evaluate() == pytest.approx(part.evaluate(together), rel=part.tolerance)
+    assert case.evaluate() == pytest.approx(case.evaluate(together), rel=case.tolerance)
 
 
-def test_predictions_are_one_row_a_sample(make: Callable[[], Made]) -> None:
-    part = make()
-    part.task.setup(part.state)
-    with eval_mode(part.state.eval_model), torch.inference_mode():
-        found = part.task.predict_step(part.state, IMAGES)
-    assert found.shape == (COUNT, CLASSES)
+def test_predictions_have_one_row_per_sample(make: Callable[[], TaskCase]) -> None:
+    case = make()
+    case.task.setup(case.state)
+    with eval_mode(case.state.eval_model), torch.inference_mode():
+        predictions = case.task.predict_step(case.state, IMAGES)
+    assert predictions.shape == (COUNT, CLASSES)
 
 
-def test_two_trainings_are_equal_and_one_that_was_cut_too(make: Callable[[], Made]) -> None:
+def test_repeated_and_interrupted_training_give_the_same_weights(make: Callable[[], TaskCase]) -> None:
     def trained(*epochs: int) -> dict[str, Tensor]:
-        part = make()
+        case = make()
         for end in epochs:
             Trainer(
-                part.task,
-                part.state,
-                part.loader(BATCHES),
-                {"val": part.loader(BATCHES)},
+                case.task,
+                case.state,
+                case.loader(BATCHES),
+                {"val": case.loader(BATCHES)},
                 max_epochs=end,
                 runtime=Runtime("cpu", seed=2),
-                meter=part.meter,
-                eval_meter=part.eval_meter,
+                meter=case.meter,
+                eval_meter=case.eval_meter,
             ).fit()
-        return contents(part.state)
+        return contents(case.state)
 
     assert same(trained(3), trained(3))
     assert same(trained(1, 3), trained(3))

@@ -1,4 +1,4 @@
-"""Files are whole or not there."""
+"""Atomic writes, JSON files and checksums."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def names(folder: Path) -> list[str]:
 
 
 class Interruption(BaseException):
-    """Not an Exception, like Ctrl-C."""
+    """A BaseException that is not an Exception, like KeyboardInterrupt."""
 
 
 def test_a_file_appears_when_the_block_ends_and_not_before(tmp_path: Path) -> None:
     path = tmp_path / "file.bin"
     with atomic_write(path) as file:
-        file.write(b"whole")
+        file.write(b"content")
         assert not path.exists()
-    assert path.read_bytes() == b"whole"
+    assert path.read_bytes() == b"content"
     assert names(tmp_path) == ["file.bin"]
 
 
 @pytest.mark.parametrize("error", [OSError, Interruption])
-def test_a_failure_leaves_the_old_file_and_no_leftovers(tmp_path: Path, error: type[BaseException]) -> None:
+def test_a_failed_write_keeps_the_old_file_and_no_temporary_file(tmp_path: Path, error: type[BaseException]) -> None:
     path = tmp_path / "file.bin"
     path.write_bytes(b"old")
     with pytest.raises(error), atomic_write(path) as file:  # noqa: PT012
@@ -45,20 +45,20 @@ def test_a_failure_leaves_the_old_file_and_no_leftovers(tmp_path: Path, error: t
     assert names(tmp_path) == ["file.bin"]
 
 
-def test_a_failure_of_the_first_write_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failed_first_write_creates_no_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="disk full"), atomic_write(tmp_path / "file.bin"):
         raise OSError("disk full")
     assert names(tmp_path) == []
 
 
-def test_a_directory_in_the_way_is_an_error_without_leftovers(tmp_path: Path) -> None:
+def test_a_directory_at_the_path_is_an_error_without_a_temporary_file(tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     with pytest.raises(OSError, match="taken"):
         write_text(tmp_path / "taken", "x")
     assert names(tmp_path) == ["taken"]
 
 
-def test_a_reader_keeps_the_old_file_while_a_new_one_takes_its_place(tmp_path: Path) -> None:
+def test_an_open_reader_sees_the_old_content_when_the_file_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "log.txt"
     write_text(path, "old")
     with path.open(encoding="utf-8") as reader:
@@ -83,7 +83,7 @@ def test_text_is_utf8(tmp_path: Path) -> None:
     assert (tmp_path / "file.txt").read_bytes() == "Größe ≥ 1 → 數\n".encode()
 
 
-def test_numbers_that_json_has_no_word_for_become_null(tmp_path: Path) -> None:
+def test_non_finite_numbers_become_null(tmp_path: Path) -> None:
     path = tmp_path / "file.json"
     write_json(path, {"loss": math.nan, "rows": [math.inf, (-math.inf, 1.5)], "name": "NaN"})
     text = path.read_text(encoding="utf-8")
@@ -91,16 +91,16 @@ def test_numbers_that_json_has_no_word_for_become_null(tmp_path: Path) -> None:
     assert text.endswith("}\n")
 
 
-def test_a_value_json_cannot_hold_leaves_the_old_file(tmp_path: Path) -> None:
+def test_a_value_that_json_cannot_encode_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file.json"
-    write_json(path, {"kept": True})
+    write_json(path, {"old": True})
     with pytest.raises(TypeError):
         write_json(path, {"bad": object()})
-    assert read_json(path) == {"kept": True}
+    assert read_json(path) == {"old": True}
     assert names(tmp_path) == ["file.json"]
 
 
-def test_what_is_no_json_is_a_value_error(tmp_path: Path) -> None:
+def test_invalid_json_is_a_value_error(tmp_path: Path) -> None:
     write_text(tmp_path / "file.json", "{")
     with pytest.raises(ValueError, match="line 1"):
         read_json(tmp_path / "file.json")
@@ -115,14 +115,14 @@ JSON = st.recursive(
 
 @settings(max_examples=30)
 @given(value=JSON)
-def test_json_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFactory, value: object) -> None:
+def test_json_round_trips_unchanged(tmp_path_factory: pytest.TempPathFactory, value: object) -> None:
     path = tmp_path_factory.getbasetemp() / "round_trip.json"
     write_json(path, value)
     assert read_json(path) == value
     assert replace_non_finite(value) == value
 
 
-def test_a_checksum_is_that_of_the_bytes(tmp_path: Path) -> None:
+def test_a_checksum_is_the_sha256_of_the_content(tmp_path: Path) -> None:
     content = bytes(range(256)) * 5000
     (tmp_path / "file.bin").write_bytes(content)
     assert sha256(tmp_path / "file.bin") == hashlib.sha256(content).hexdigest()

@@ -1,4 +1,4 @@
-"""Public names that are loaded on first use: once, listed before, and a wrong one told with the nearest."""
+"""Lazy loading of public names: loaded once on first use, listed before that, with a suggestion for a misspelt name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PACKAGES = ("sightline", "sightline.learner", "sightline.params")
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """A package with a name in a module of its own and one from elsewhere."""
+    """A package with two lazy names: one from its own submodule and one from another package."""
     folder = tmp_path / "lazily"
     folder.mkdir()
     (folder / "__init__.py").write_text(
@@ -42,20 +42,20 @@ def test_a_name_is_listed_before_it_is_loaded_and_looked_up_once(package: Module
     assert package.sqrt(4) == 2
 
 
-def test_a_wrong_name_is_told_with_the_nearest_once(package: ModuleType) -> None:
-    with pytest.raises(AttributeError) as told:
+def test_a_misspelt_name_is_an_error_with_one_suggestion(package: ModuleType) -> None:
+    with pytest.raises(AttributeError) as caught:
         package.Hamer  # noqa: B018
-    assert str(told.value) == "module 'lazily' has no attribute 'Hamer'. Did you mean 'Hammer'?"
-    assert told.value.name == "Hamer"
+    assert str(caught.value) == "module 'lazily' has no attribute 'Hamer'. Did you mean 'Hammer'?"
+    assert caught.value.name == "Hamer"
     assert not hasattr(package, "Saw")
-    done = subprocess.run(  # the interpreter guesses, too, where it is not told the name
+    done = subprocess.run(  # without the name in the error, the interpreter adds a second suggestion
         [sys.executable, "-c", "import sightline; sightline.Trainr"], capture_output=True, text=True, check=False
     )
     assert done.stderr.endswith("has no attribute 'Trainr'. Did you mean 'Trainer'?\n")
 
 
 @pytest.mark.parametrize("name", PACKAGES)
-def test_what_a_type_checker_sees_is_what_there_is(name: str) -> None:
+def test_the_stub_declares_exactly_the_public_names(name: str) -> None:
     package = importlib.import_module(name)
     assert package.__file__ is not None
     stub = ast.parse(Path(package.__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
@@ -68,5 +68,5 @@ def test_what_a_type_checker_sees_is_what_there_is(name: str) -> None:
 
 
 def test_importing_the_packages_loads_nothing_heavy() -> None:
-    told = python(f"import sys, {', '.join(PACKAGES)}\nprint(*{{name.partition('.')[0] for name in sys.modules}})")
-    assert not set(told.split()) & {"torch", "numpy", "PIL", "difflib"}
+    output = python(f"import sys, {', '.join(PACKAGES)}\nprint(*{{name.partition('.')[0] for name in sys.modules}})")
+    assert not set(output.split()) & {"torch", "numpy", "PIL", "difflib"}

@@ -1,4 +1,4 @@
-"""Dotted name -> object, and what a config that came from elsewhere may name."""
+"""Resolving dotted names to objects, and the names that a stored config may use."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sightline.core.locate import LOSSES, TRUSTED, import_optional, instantiate,
 
 @pytest.fixture
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory on the import path; what is imported from it is forgotten afterwards."""
+    """A directory on the import path; modules imported from it are removed from `sys.modules` afterwards."""
     monkeypatch.syspath_prepend(tmp_path)
     before = set(sys.modules)
     yield tmp_path
@@ -37,7 +37,7 @@ def write_package(folder: Path, name: str, code: str) -> None:
     importlib.invalidate_caches()
 
 
-def told(node: dict[str, Any], **options: Any) -> str:
+def error_message(node: dict[str, Any], **options: Any) -> str:
     with pytest.raises(ConfigError) as caught:
         instantiate(node, key="module.network", **options)
     return str(caught.value)
@@ -63,30 +63,30 @@ def test_a_dotted_name_is_the_object(name: str, expected: object) -> None:
 @pytest.mark.parametrize(
     "name", ["Conv2d", "", "torch..nn", "torch.nn.", ".nn", "torch nn.Conv2d", "os.system('x')", 3]
 )
-def test_what_is_no_dotted_name_is_told_apart(name: Any) -> None:
-    with pytest.raises(ConfigError, match=r"^module\.loss: .* is no dotted name; expected something like"):
+def test_a_value_that_is_not_a_dotted_name_is_an_error(name: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^module\.loss: expected a dotted name such as 'torch.nn.Conv2d', found "):
         resolve(name, key="module.loss")
 
 
 @pytest.mark.parametrize(
-    ("name", "where", "right"),
+    ("name", "problem", "suggestion"),
     [
-        ("torch.nnn.Conv2d", "'torch' has no 'nnn'", "nn"),
-        ("torch.nn.Conv2D", "'torch.nn' has no 'Conv2D'", "Conv2d"),
-        ("torch.nn.conv2d", "'torch.nn' has no 'conv2d'", "Conv2d"),
-        ("torch.optim.adam.Adamm", "'torch.optim.adam' has no 'Adamm'", "Adam"),
-        ("sightline.models.losses.FocalLos", "'sightline.models.losses' has no 'FocalLos'", "FocalLoss"),
+        ("torch.nnn.Conv2d", "'torch' has no attribute 'nnn'", "nn"),
+        ("torch.nn.Conv2D", "'torch.nn' has no attribute 'Conv2D'", "Conv2d"),
+        ("torch.nn.conv2d", "'torch.nn' has no attribute 'conv2d'", "Conv2d"),
+        ("torch.optim.adam.Adamm", "'torch.optim.adam' has no attribute 'Adamm'", "Adam"),
+        ("sightline.models.losses.FocalLos", "'sightline.models.losses' has no attribute 'FocalLos'", "FocalLoss"),
     ],
 )
-def test_a_name_that_does_not_exist_gets_the_nearest(name: str, where: str, right: str) -> None:
+def test_an_unknown_name_is_an_error_with_the_nearest(name: str, problem: str, suggestion: str) -> None:
     with pytest.raises(ConfigError) as caught:
         resolve(name, key="module.network")
     assert str(caught.value).startswith("module.network: ")
-    assert where in str(caught.value)
-    assert f"Did you mean '{right}'?" in str(caught.value)
+    assert problem in str(caught.value)
+    assert f"Did you mean '{suggestion}'?" in str(caught.value)
 
 
-def test_a_package_that_is_not_there_is_named_with_the_key() -> None:
+def test_a_missing_package_is_an_error_with_the_key() -> None:
     with pytest.raises(MissingExtraError, match=r"^module\.optimizer: cannot load 'adabeleaf\.AdaBelief'.*'adabeleaf'"):
         resolve("adabeleaf.AdaBelief", key="module.optimizer")
 
@@ -118,12 +118,12 @@ def test_a_broken_package_names_its_extra(packages: Path, monkeypatch: pytest.Mo
     monkeypatch.setitem(locate._EXTRAS, "broken_vision", "vision")
     with pytest.raises(MissingExtraError) as caught:
         resolve("broken_vision.models.resnet18", key="module.network")
-    for words in ("module.network", "'broken_vision' is installed but cannot be imported", "operator does not exist"):
-        assert words in str(caught.value)
+    for part in ("module.network", "'broken_vision' is installed but cannot be imported", "operator does not exist"):
+        assert part in str(caught.value)
     assert "sightline[vision]" in str(caught.value)
 
 
-def test_a_package_whose_own_requirement_is_missing_names_that(packages: Path) -> None:
+def test_a_package_with_a_missing_requirement_names_the_requirement(packages: Path) -> None:
     write_package(packages, "needy_package", "import sightline_absent_too\n")
     with pytest.raises(MissingExtraError, match="'needy_package' needs 'sightline_absent_too', which is not installed"):
         import_optional("needy_package")
@@ -138,15 +138,17 @@ def test_a_package_whose_own_requirement_is_missing_names_that(packages: Path) -
         ("from math import nonsense\n", "ImportError"),
     ],
 )
-def test_code_of_the_users_own_that_cannot_be_imported_is_told(code: str, kind: str, packages: Path) -> None:
+def test_a_failed_import_of_user_code_is_an_error_with_its_cause(code: str, kind: str, packages: Path) -> None:
     write_package(packages, "own_package", code)
     with pytest.raises(ConfigError, match=rf"^module\.network: importing 'own_package' failed: {kind}: ."):
         resolve("own_package.Net", key="module.network")
 
 
-def test_a_stored_loss_may_hold_no_network() -> None:
+def test_a_stored_loss_may_not_contain_a_network() -> None:
     node = {"_target_": "torch.nn.Sequential", "_args_": [{"_target_": "timm.create_model", "pretrained": True}]}
-    assert r"module.network._args_[0]._target_: 'timm.create_model' is not on the list" in told(node, allow=LOSSES)
+    assert r"module.network._args_[0]._target_: 'timm.create_model' is not on the list" in error_message(
+        node, allow=LOSSES
+    )
     for name in ("torch.nn.functional.cross_entropy", "torch.nn.init.ones_", "sightline.models.networks.SmallCNN"):
         with pytest.raises(ConfigError, match="is not on the list"):
             resolve(name, key="module.loss", allow=LOSSES)
@@ -154,7 +156,7 @@ def test_a_stored_loss_may_hold_no_network() -> None:
         assert resolve(name, key="module.loss", allow=LOSSES) is resolve(name, key="module.loss")
 
 
-def test_every_extra_named_is_one_that_can_be_installed() -> None:
+def test_every_named_extra_can_be_installed() -> None:
     from importlib.metadata import metadata
 
     assert set(locate._EXTRAS.values()) <= set(metadata("sightline").get_all("Provides-Extra") or ())
@@ -172,9 +174,9 @@ def test_both_forms_of_a_node_make_the_same_object() -> None:
         {"class": nn.Linear, "kwargs": {"in_features": 3, "out_features": 2}},
     ]
     for node in nodes:
-        made = instantiate(node, key="k")
-        assert type(made) is nn.Linear
-        assert made.weight.shape == (2, 3)
+        layer = instantiate(node, key="k")
+        assert type(layer) is nn.Linear
+        assert layer.weight.shape == (2, 3)
 
 
 def test_kwargs_may_be_missing_or_empty() -> None:
@@ -184,17 +186,17 @@ def test_kwargs_may_be_missing_or_empty() -> None:
 
 def test_nodes_inside_a_node_are_made_first() -> None:
     flatten, linear = {"_target_": "torch.nn.Flatten"}, {"_target_": "torch.nn.Linear", "_args_": [4, 2]}
-    made = instantiate({"_target_": "torch.nn.Sequential", "_args_": [flatten, linear]}, key="k")
-    assert [type(layer) for layer in made] == [nn.Flatten, nn.Linear]
-    made = instantiate({"_target_": "builtins.dict", "a": {"b": [flatten, 1]}, "plain": {"x": 1}}, key="k")
-    assert isinstance(made["a"]["b"][0], nn.Flatten)
-    assert made["plain"] == {"x": 1}
+    result = instantiate({"_target_": "torch.nn.Sequential", "_args_": [flatten, linear]}, key="k")
+    assert [type(layer) for layer in result] == [nn.Flatten, nn.Linear]
+    result = instantiate({"_target_": "builtins.dict", "a": {"b": [flatten, 1]}, "plain": {"x": 1}}, key="k")
+    assert isinstance(result["a"]["b"][0], nn.Flatten)
+    assert result["plain"] == {"x": 1}
 
 
-def test_a_partial_waits_for_the_rest() -> None:
-    made = instantiate({"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.5}, key="k")
-    assert isinstance(made, functools.partial)
-    assert made(nn.Linear(1, 1).parameters()).defaults["lr"] == 0.5
+def test_a_partial_node_makes_a_functools_partial() -> None:
+    partial = instantiate({"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.5}, key="k")
+    assert isinstance(partial, functools.partial)
+    assert partial(nn.Linear(1, 1).parameters()).defaults["lr"] == 0.5
     assert isinstance(instantiate({"_target_": "torch.nn.ReLU", "_partial_": False}, key="k"), nn.ReLU)
 
 
@@ -206,13 +208,13 @@ def test_a_node_is_not_changed() -> None:
     assert inner == {"_target_": "torch.nn.ReLU"}
 
 
-def test_unfold_leaves_the_call_to_the_caller() -> None:
+def test_prepare_call_returns_the_function_and_its_arguments() -> None:
     function, args, kwargs = prepare_call({"_target_": "torch.optim.SGD", "_args_": [1], "lr": 2}, key="k")
     assert (function, args, kwargs) == (torch.optim.SGD, [1], {"lr": 2})
 
 
 @pytest.mark.parametrize(
-    ("node", "words"),
+    ("node", "expected"),
     [
         (
             {"_target_": "torch.nn.Linear", "in_feature": 3, "out_features": 2},
@@ -222,10 +224,16 @@ def test_unfold_leaves_the_call_to_the_caller() -> None:
         ({"_target_": "torch.nn.Linear", "in_features": 3}, "missing a required argument: 'out_features'"),
         ({"_target_": "torch.nn.Linear", "_args_": [3, 2], "in_features": 3}, "multiple values for argument"),
         ({"_target_": "torch.nn.ReLU", "_args_": [1, 2, 3]}, "too many positional arguments"),
-        ({"class": "torch.nn.ReLU", "kwarg": {}}, "takes only 'kwargs' beside it, not kwarg"),
+        ({"class": "torch.nn.ReLU", "kwarg": {}}, "may have only 'kwargs' beside it; remove kwarg"),
         ({"target": "torch.nn.ReLU"}, "expected '_target_' with the dotted name of a class, found the keys target"),
-        ({"_target_": "torch.pi"}, "module.network._target_: 'torch.pi' is a float"),
-        ({"_target_": "torch.nn.Relu"}, "module.network._target_: 'torch.nn' has no 'Relu'. Did you mean 'ReLU'?"),
+        (
+            {"_target_": "torch.pi"},
+            "module.network._target_: expected a class or a function, but 'torch.pi' is a float",
+        ),
+        (
+            {"_target_": "torch.nn.Relu"},
+            "module.network._target_: 'torch.nn' has no attribute 'Relu'. Did you mean 'ReLU'?",
+        ),
         (
             {"_target_": "torch.nn.Sequential", "_args_": [{"_target_": "torch.nn.ReLU", "inplce": True}]},
             "module.network._args_[0].inplce: torch.nn.ReLU has no argument 'inplce'",
@@ -233,10 +241,10 @@ def test_unfold_leaves_the_call_to_the_caller() -> None:
         ({"_target_": "builtins.dict", "a": [{"b": {"_target_": "torch.nn.Relu"}}]}, "module.network.a[0].b._target_"),
     ],
 )
-def test_a_wrong_node_says_where_and_what(node: dict[str, Any], words: str) -> None:
-    message = told(node)
+def test_a_wrong_node_says_where_and_what(node: dict[str, Any], expected: str) -> None:
+    message = error_message(node)
     assert message.startswith("module.network")
-    assert words in message
+    assert expected in message
 
 
 def value_error() -> None:
@@ -244,7 +252,7 @@ def value_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("node", "words"),
+    ("node", "expected"),
     [
         ({"_target_": value_error}, "bad value"),
         ({"_target_": "torch.nn.Linear", "in_features": "three", "out_features": 2}, "torch.nn.Linear"),
@@ -252,17 +260,17 @@ def value_error() -> None:
         ({"_target_": "torch.nn.Linear", "in_features": 3, "out_features": -2}, "negative dimension"),
     ],
 )
-def test_what_the_constructor_itself_refuses_is_a_config_error(node: dict[str, Any], words: str) -> None:
-    message = told(node)
+def test_an_error_of_the_constructor_is_a_config_error(node: dict[str, Any], expected: str) -> None:
+    message = error_message(node)
     assert message.startswith("module.network: ")
-    assert words in message
+    assert expected in message
 
 
 def test_a_partial_as_a_class_is_called() -> None:
     assert isinstance(instantiate({"class": functools.partial(nn.Linear, 3, 2)}, key="k"), nn.Linear)
 
 
-# --- what a stored config may name
+# --- names that a stored config may use
 
 
 @pytest.mark.rows("DB4")
@@ -295,7 +303,7 @@ def test_a_partial_as_a_class_is_called() -> None:
         "sightline.models.spec.torch.load",
     ],
 )
-def test_a_stored_config_may_not_name_what_runs_code_however_it_is_spelt(name: str) -> None:
+def test_a_stored_config_may_not_name_a_function_that_runs_code(name: str) -> None:
     with pytest.raises(ConfigError, match=r"^model\.network: "):
         resolve(name, key="model.network", allow=TRUSTED)
 
@@ -307,7 +315,7 @@ def test_a_stored_config_may_not_name_what_runs_code_however_it_is_spelt(name: s
         {"_target_": "torch.nn.Sequential", "_args_": [{"_target_": "os.system", "command": "touch {}"}]},
         {"_target_": "torch.nn.Sequential", "_args_": [{"_target_": "os.mkdir", "_partial_": True, "path": "{}"}]},
         {"class": "os.mkdir", "kwargs": {"path": "{}"}},
-        {  # a builder that would build anything in its turn
+        {  # a builder that could build any object
             "_target_": "sightline.models.spec.build_model",
             "network": {"layers": [{"class": "os.mkdir", "kwargs": {"path": "{}"}}]},
             "shape": [1, 8, 8],
@@ -315,7 +323,7 @@ def test_a_stored_config_may_not_name_what_runs_code_however_it_is_spelt(name: s
         },
     ],
 )
-def test_a_stored_config_runs_nothing_of_its_own(tmp_path: Path, node: dict[str, Any]) -> None:
+def test_a_stored_config_cannot_run_code(tmp_path: Path, node: dict[str, Any]) -> None:
     trace = tmp_path / "was_here"
 
     def filled(value: Any) -> Any:
@@ -331,7 +339,7 @@ def test_a_stored_config_runs_nothing_of_its_own(tmp_path: Path, node: dict[str,
 
 
 class Payload:
-    """What an attacker puts into a pickle."""
+    """Creates a directory when it is unpickled."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -359,7 +367,7 @@ def test_a_stored_config_fetches_no_weights_to_unpickle(tmp_path: Path) -> None:
 
 
 @pytest.mark.rows("DB4")
-def test_what_is_refused_by_its_first_word_is_not_even_imported(packages: Path) -> None:
+def test_a_package_that_is_not_allowed_is_not_imported(packages: Path) -> None:
     write_package(packages, "import_me_not", "from pathlib import Path\nPath(__file__).with_name('ran').touch()\n")
     with pytest.raises(ConfigError, match="not on the list"):
         resolve("import_me_not.Net", key="k", allow=TRUSTED)
@@ -386,7 +394,7 @@ def test_networks_of_the_vision_libraries_are_trusted(name: str) -> None:
     assert callable(resolve(name, key="k", allow=TRUSTED))
 
 
-def test_allow_adds_a_prefix_and_only_that(packages: Path) -> None:
+def test_allow_adds_only_its_prefix(packages: Path) -> None:
     write_package(packages, "my_nets", "class Net: ...\n")
     write_package(packages, "my_nets_evil", "class Net: ...\n")
     allow = (*TRUSTED, "my_nets")
@@ -399,7 +407,7 @@ def test_allow_adds_a_prefix_and_only_that(packages: Path) -> None:
         resolve("my_nets.Net", key="k", allow=TRUSTED)
 
 
-def test_a_re_export_is_judged_by_where_it_was_made(packages: Path) -> None:
+def test_a_re_export_is_checked_by_its_defining_module(packages: Path) -> None:
     write_package(packages, "my_reexports", "from os import system\nfrom torch.nn import Linear\n")
     with pytest.raises(ConfigError, match="not on the list"):
         resolve("my_reexports.system", key="k", allow=("my_reexports",))
@@ -407,7 +415,7 @@ def test_a_re_export_is_judged_by_where_it_was_made(packages: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["os.path.join", "collections.OrderedDict", "torch.optim.SGD", "json.loads"])
-def test_the_advice_of_a_refusal_works(name: str) -> None:
+def test_the_prefix_suggested_by_the_error_works(name: str) -> None:
     with pytest.raises(ConfigError, match=r"allow=\('") as caught:
         resolve(name, key="k", allow=TRUSTED)
     prefix = str(caught.value).partition("allow=('")[2].partition("'")[0]
@@ -415,27 +423,27 @@ def test_the_advice_of_a_refusal_works(name: str) -> None:
 
 
 @pytest.mark.parametrize("old", ["data.augment.Flip", "data.geometry.RandomResizedCrop", "data.persample.PerSample"])
-def test_an_earlier_name_of_an_augmentation_still_works_and_says_so(old: str) -> None:
-    with pytest.warns(FutureWarning, match=rf"'sightline\.{old}' is called 'sightline\.data\.augment\."):
-        found = resolve(f"sightline.{old}", key="data.augment.transforms")
-    assert found.__module__.startswith("sightline.data.augment.")
+def test_an_earlier_name_of_an_augmentation_still_works_with_a_warning(old: str) -> None:
+    with pytest.warns(FutureWarning, match=rf"'sightline\.{old}' was renamed to 'sightline\.data\.augment\."):
+        target = resolve(f"sightline.{old}", key="data.augment.transforms")
+    assert target.__module__.startswith("sightline.data.augment.")
 
 
 @pytest.mark.parametrize(("old", "new"), locate.MOVED.items())
-@pytest.mark.filterwarnings("ignore:.* is called .* now:FutureWarning")
-def test_every_earlier_name_leads_to_something(old: str, new: str) -> None:
-    inside = ""
+@pytest.mark.filterwarnings("ignore:.* was renamed to .*:FutureWarning")
+def test_every_earlier_name_resolves_to_its_new_name(old: str, new: str) -> None:
+    member = ""
     if (
         importlib.util.find_spec(new.rpartition(".")[0])
         and new.rpartition(".")[2].islower()
         and not old.endswith("load")
     ):
         module = importlib.import_module(new)
-        inside = next(f".{name}" for name, value in vars(module).items() if getattr(value, "__module__", "") == new)
-    assert locate.qualified_name(resolve(f"{old}{inside}", key="k")) == f"{new}{inside}"
+        member = next(f".{name}" for name, value in vars(module).items() if getattr(value, "__module__", "") == new)
+    assert locate.qualified_name(resolve(f"{old}{member}", key="k")) == f"{new}{member}"
 
 
-def test_the_names_in_a_checkpoint_are_those_of_today() -> None:
+def test_earlier_names_in_a_checkpoint_are_replaced() -> None:
     saved = {"a": ["sightline.data.loader.BatchLoader", 3], "b": {"c": "sightline.optim.WarmupCosineLR"}, "d": "text"}
     assert locate.current_names(saved) == {
         "a": ["sightline.data.loading.loader.BatchLoader", 3],
@@ -445,7 +453,7 @@ def test_the_names_in_a_checkpoint_are_those_of_today() -> None:
     assert locate.current_names("sightline.data.augment.colour.ColorJitter").endswith("augment.colour.ColorJitter")
 
 
-def test_a_public_name_of_a_package_needs_no_warning() -> None:
+def test_a_public_name_of_a_package_gives_no_warning() -> None:
     assert resolve("sightline.optim.WarmupCosineLR", key="k").__name__ == "WarmupCosineLR"
     with pytest.raises(ConfigError, match=r"no module|has no"):
         resolve("sightline.data.geometry.by_blocks", key="k")

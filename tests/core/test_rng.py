@@ -24,7 +24,7 @@ GOLDEN_INTEGERS = [-1, -1, -1, 3, 2, 1, 3, 3]
 
 
 def looks_uniform(counts: NDArray[np.int64]) -> bool:
-    """With fixed seeds this is no lottery: one in a thousand good generators would fail, and this one does not."""
+    """Whether a chi-squared test accepts a uniform distribution. Seeds are fixed, so the result never varies."""
     return bool(chisquare(counts).pvalue > 1e-3)
 
 
@@ -34,7 +34,7 @@ def test_the_mixing_function_is_splitmix64() -> None:
     assert random_bits(0, np.arange(1, 5)).tolist() == expected.tolist()
 
 
-def test_the_stream_is_what_it_was() -> None:
+def test_the_random_stream_is_unchanged() -> None:
     # a run that is resumed with a later version must see the same order and the same augmentations
     assert derive_key(0, 0, "order") == GOLDEN_KEY
     assert Permutation(10, derive_key(0, 0, "order"))[:].tolist() == GOLDEN_ORDER
@@ -52,18 +52,18 @@ def test_a_permutation_is_a_bijection_for_every_small_length(first: int) -> None
 
 
 @pytest.mark.parametrize("n", [1023, 1024, 1025, 65_537, 100_003])
-def test_a_long_permutation_is_a_bijection_and_slices_equal_the_whole(n: int) -> None:
+def test_a_long_permutation_is_a_bijection_and_can_be_sliced(n: int) -> None:
     order = Permutation(n, derive_key(3, 5, "order"))
-    whole = order[:]
-    assert whole.dtype == np.int64
-    assert np.array_equal(np.sort(whole), np.arange(n))
+    complete = order[:]
+    assert complete.dtype == np.int64
+    assert np.array_equal(np.sort(complete), np.arange(n))
     pieces = [order[at : at + 777] for at in range(0, n, 777)]
-    assert np.array_equal(np.concatenate(pieces), whole)
-    assert np.array_equal(order[n - 5 :], whole[n - 5 :])
-    assert np.array_equal(order[::3], whole[::3])
+    assert np.array_equal(np.concatenate(pieces), complete)
+    assert np.array_equal(order[n - 5 :], complete[n - 5 :])
+    assert np.array_equal(order[::3], complete[::3])
 
 
-def test_a_permutation_far_too_long_for_memory_can_be_looked_at() -> None:
+def test_a_permutation_too_long_for_memory_can_be_sliced() -> None:
     n = 10**12
     part = Permutation(n, derive_key(0, 0, "order"))[n - 1000 :]
     assert len(set(part.tolist())) == 1000
@@ -73,13 +73,13 @@ def test_a_permutation_far_too_long_for_memory_can_be_looked_at() -> None:
 
 @settings(max_examples=50)
 @given(n=st.integers(0, 2000), key=KEYS, cut=st.tuples(st.integers(0, 2100), st.integers(0, 2100)))
-def test_any_slice_is_that_part_of_the_whole(n: int, key: int, cut: tuple[int, int]) -> None:
+def test_any_slice_equals_that_part_of_the_complete_order(n: int, key: int, cut: tuple[int, int]) -> None:
     order = Permutation(n, key)
     assert order[cut[0] : cut[1]].tolist() == order[:].tolist()[cut[0] : cut[1]]
 
 
 def test_a_negative_length_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least 0, not -1"):
+    with pytest.raises(ValueError, match="expected an integer >= 0, found -1"):
         Permutation(-1, 0)
 
 
@@ -152,7 +152,7 @@ def test_a_draw_depends_on_its_own_row_and_not_on_its_batch(rows: list[int], see
     assert uniform(seed, epoch, "flip", index[::-1])[::-1].tolist() == together.tolist()
 
 
-def test_drawing_leaves_the_index_alone() -> None:
+def test_drawing_does_not_change_the_index() -> None:
     index = np.arange(6)
     uniform(0, 0, "flip", index)
     integers(0, 0, "flip", index, 0, 3)

@@ -1,4 +1,4 @@
-"""YAML files <-> plain dicts, without YAML 1.1's silent traps."""
+"""Reading and writing YAML files as plain dicts, without the surprising conversions of YAML 1.1."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def read(tmp_path: Path, text: str) -> dict[str, Any]:
     ],
 )  # fmt: skip
 def test_every_spelling_of_a_number_is_a_float(tmp_path: Path, text: str, value: float) -> None:
-    found = read(tmp_path, f"a: {text}")["a"]
-    assert type(found) is float
-    assert found == value
+    result = read(tmp_path, f"a: {text}")["a"]
+    assert type(result) is float
+    assert result == value
 
 
 @pytest.mark.parametrize("text", ["12", "-3", "0"])
-def test_whole_numbers_stay_whole(tmp_path: Path, text: str) -> None:
-    found = read(tmp_path, f"a: {text}")["a"]
-    assert type(found) is int
-    assert found == int(text)
+def test_integers_stay_integers(tmp_path: Path, text: str) -> None:
+    result = read(tmp_path, f"a: {text}")["a"]
+    assert type(result) is int
+    assert result == int(text)
 
 
 @pytest.mark.parametrize("text", ["'1e-3'", "1e", "e5", "v1.2", "1.2.3", "val_loss", ".", "08", "09", "0089"])
-def test_what_is_no_number_stays_text(tmp_path: Path, text: str) -> None:
-    # 08 is a class name or a column; a float 8.0 could never be found among the labels
+def test_text_that_is_not_a_number_stays_text(tmp_path: Path, text: str) -> None:
+    # 08 may be a class name or a column; the number 8.0 would match no label
     assert read(tmp_path, f"a: {text}")["a"] == text.strip("'")
 
 
@@ -56,28 +56,28 @@ def test_any_float_python_writes_is_read_as_that_float(tmp_path_factory: pytest.
 
 
 TEXT = st.text("aBe012.-+_:#'\" {}[]&*!|>%@ñ數\n", max_size=12)
-LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT
 
 
 @settings(max_examples=100)
 @given(
     value=st.dictionaries(
         TEXT,
-        st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3)),
+        st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3)),
         max_size=4,
     )
 )
-def test_what_is_dumped_is_read_back(tmp_path_factory: pytest.TempPathFactory, value: dict[str, Any]) -> None:
+def test_dumped_values_are_read_back(tmp_path_factory: pytest.TempPathFactory, value: dict[str, Any]) -> None:
     path = tmp_path_factory.getbasetemp() / "round_trip.yaml"
     path.write_text(dump_yaml(value), encoding="utf-8")
-    found = read_yaml(path)
-    assert found == value
-    assert list(found) == list(value)
+    loaded = read_yaml(path)
+    assert loaded == value
+    assert list(loaded) == list(value)
 
 
 @pytest.mark.parametrize("name", ["12e5", "1e-3", "4e12", "08", "1_000", "null", "yes", "2024-01-05", "1.5"])
-def test_a_runs_own_config_is_read_back_whatever_its_texts_look_like(tmp_path: Path, name: str) -> None:
-    # a commit's first digits make a fine run name, and 12e5 must not come back as the number 1200000
+def test_the_config_of_a_run_is_read_back_whatever_its_strings_look_like(tmp_path: Path, name: str) -> None:
+    # the first digits of a commit are a valid run name, and 12e5 must not be read as the number 1200000
     run = Run.create(str(tmp_path), name, "digits")
     config = TrainConfig.from_dict({"run": {"dir": str(tmp_path), "name": name}, "data": {"classes": [name, "other"]}})
     run.write_config(config.to_dict())
@@ -93,7 +93,7 @@ def test_a_runs_own_config_is_read_back_whatever_its_texts_look_like(tmp_path: P
     ],
 )
 def test_a_key_written_twice_is_an_error_with_its_line(tmp_path: Path, text: str, key: str, line: int) -> None:
-    with pytest.raises(ConfigError, match=rf"config\.yaml.*line {line}: the key '{key}' is there twice"):
+    with pytest.raises(ConfigError, match=rf"config\.yaml.*line {line}: the key '{key}' appears twice"):
         read(tmp_path, text)
 
 
@@ -103,19 +103,21 @@ def test_the_same_key_in_two_groups_is_fine(tmp_path: Path) -> None:
 
 def test_anchors_and_merged_keys_work(tmp_path: Path) -> None:
     text = "base: &base {lr: 1e-3, momentum: 0.9}\nused:\n  <<: *base\n  lr: 1e-2\nsame: *base\n"
-    found = read(tmp_path, text)
-    assert found["used"] == {"lr": 1e-2, "momentum": 0.9}
-    assert found["same"] == {"lr": 1e-3, "momentum": 0.9}
+    config = read(tmp_path, text)
+    assert config["used"] == {"lr": 1e-2, "momentum": 0.9}
+    assert config["same"] == {"lr": 1e-3, "momentum": 0.9}
 
 
-def test_a_missing_file_is_named_with_the_way_to_make_it(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"there is no config file '.*mnist\.yaml'.*experiment=mnist --cfg job"):
+def test_a_missing_file_is_an_error_that_says_how_to_create_it(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"the config file '.*mnist\.yaml' does not exist.*experiment=mnist --cfg job"
+    ):
         read_yaml(tmp_path / "mnist.yaml")
 
 
 @pytest.mark.parametrize(("text", "kind"), [("- a\n- b\n", "list"), ("just words\n", "str"), ("3\n", "int")])
-def test_what_is_no_mapping_is_refused(tmp_path: Path, text: str, kind: str) -> None:
-    with pytest.raises(ConfigError, match=rf"config\.yaml': expected keys and values, found a {kind}"):
+def test_a_file_without_a_mapping_is_refused(tmp_path: Path, text: str, kind: str) -> None:
+    with pytest.raises(ConfigError, match=rf"config\.yaml': expected a mapping of keys to values, found a {kind}"):
         read(tmp_path, text)
 
 
@@ -128,12 +130,12 @@ def test_an_empty_file_is_an_empty_config(tmp_path: Path, text: str) -> None:
     "text",
     ["a: [1, 2", "a:\n\t- b", "a: 'x", "a: !!python/object/apply:os.getcwd []", "? [1, 2]\n: 3", "a: 2024-13-45"],
 )
-def test_what_is_no_yaml_is_an_error_that_names_the_file(tmp_path: Path, text: str) -> None:
+def test_invalid_yaml_is_an_error_that_names_the_file(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError, match=r"config\.yaml"):
         read(tmp_path, text)
 
 
-def test_bytes_that_are_no_text_and_a_directory_are_errors_that_name_it(tmp_path: Path) -> None:
+def test_invalid_utf8_and_a_directory_are_errors_that_name_the_path(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_bytes(b"a: \xff\xfe\xfa")
     with pytest.raises(ConfigError, match=r"config\.yaml' cannot be read"):

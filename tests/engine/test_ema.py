@@ -1,4 +1,4 @@
-"""The average of the weights follows a network that replaces, adds, removes and shares its tensors."""
+"""`ModelEMA` with networks that replace, add, remove and share their tensors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DECAY = 0.5
 
 
 class Base(nn.Module):
-    """A layer, and a buffer that each training step changes in the way of the subclass."""
+    """A layer, and a buffer that every training step changes in a way that the subclass defines."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -151,17 +151,17 @@ def task() -> SupervisedTask:
 
 
 def by_hand(average: dict[str, Tensor], now: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The average of state dicts by name: a tensor that is new, or of another shape, begins with its value."""
-    made = {}
+    """The average of state dicts by name; a tensor that is new or has another shape starts with its value."""
+    result = {}
     for name, new in now.items():
         old = average.get(name)
         blends = old is not None and old.shape == new.shape and new.is_floating_point()
-        made[name] = old.lerp(new, 1 - DECAY) if blends else new.clone()  # type: ignore[union-attr]
-    return made
+        result[name] = old.lerp(new, 1 - DECAY) if blends else new.clone()  # type: ignore[union-attr]
+    return result
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_average_follows_what_a_network_does_to_its_tensors(kind: Callable[[], Base]) -> None:
+def test_the_average_follows_changes_to_the_tensors_of_a_network(kind: Callable[[], Base]) -> None:
     model = kind()
     state, one = state_of(model), task()
     assert state.ema is not None
@@ -171,19 +171,19 @@ def test_the_average_follows_what_a_network_does_to_its_tensors(kind: Callable[[
         one.train_step(state, batch)
         now = {name: value.clone() for name, value in model.state_dict().items()}
         expected = by_hand(expected, now)
-        found = state.ema.state_dict()
-        assert found.keys() == expected.keys()
+        averaged = state.ema.state_dict()
+        assert averaged.keys() == expected.keys()
         for name, value in expected.items():
-            assert torch.allclose(found[name], value, atol=1e-6), name
-        for name, value in now.items():  # the network is not touched
+            assert torch.allclose(averaged[name], value, atol=1e-6), name
+        for name, value in now.items():  # the network is not changed
             assert torch.equal(model.state_dict()[name], value)
     assert not state.ema.training
     assert not any(parameter.requires_grad for parameter in state.ema.parameters())
-    own = {id(part) for part in (*model.parameters(), *model.buffers())}
-    assert not own & {id(part) for part in (*state.ema.parameters(), *state.ema.buffers())}
+    ids = {id(part) for part in (*model.parameters(), *model.buffers())}
+    assert not ids & {id(part) for part in (*state.ema.parameters(), *state.ema.buffers())}
 
 
-def test_what_is_shared_is_averaged_once_and_stays_shared() -> None:
+def test_shared_tensors_are_averaged_once_and_stay_shared() -> None:
     model = Shares()
     state, one = state_of(model), task()
     for batch in batches():
@@ -201,10 +201,10 @@ def test_what_is_shared_is_averaged_once_and_stays_shared() -> None:
 
 
 def test_the_average_of_a_replaced_buffer_is_evaluated_and_saved(tmp_path: Path) -> None:
-    """By way of the trainer: what is measured, what is in the checkpoint, and what a resumed run goes on with."""
+    """With the trainer: in the evaluation, in the checkpoint, and in a resumed run."""
     seen: list[Tensor] = []
 
-    class Seen(Reassigns):
+    class Recording(Reassigns):
         def forward(self, x: Tensor) -> Tensor:
             if not self.training:
                 seen.append(self.mean.clone())
@@ -213,27 +213,27 @@ def test_the_average_of_a_replaced_buffer_is_evaluated_and_saved(tmp_path: Path)
     def trainer(model: nn.Module, epochs: int) -> Trainer:
         return Trainer(task(), state_of(model), batches(), {"val": batches(1)}, max_epochs=epochs)
 
-    whole = trainer(Seen(), 4)
-    whole.fit()
-    average: Any = whole.state.ema
+    uninterrupted = trainer(Recording(), 4)
+    uninterrupted.fit()
+    average: Any = uninterrupted.state.ema
     assert [torch.equal(value, average.mean) for value in seen] == [False, False, False, True]
-    assert not torch.equal(average.mean, whole.state.model.mean)
+    assert not torch.equal(average.mean, uninterrupted.state.model.mean)
 
-    first = trainer(Seen(), 2)
+    first = trainer(Recording(), 2)
     first.fit()
     save_checkpoint(tmp_path / "last.ckpt", first.state)
-    loaded = Seen()
+    loaded = Recording()
     load_weights(tmp_path / "last.ckpt", loaded)
     assert torch.equal(loaded.mean, first.state.ema.mean)  # type: ignore[union-attr]
-    again = trainer(Seen(), 4)
+    again = trainer(Recording(), 4)
     load_checkpoint(tmp_path / "last.ckpt", again.state)
     again.fit()
     for name, value in average.state_dict().items():
         assert torch.equal(again.state.ema.state_dict()[name], value)  # type: ignore[union-attr]
 
 
-def test_one_average_object_serves_one_network_after_another() -> None:
-    """The pairs that were found for one network are not used for the next."""
+def test_one_average_object_can_be_used_for_several_networks() -> None:
+    """The tensor pairs cached for one network are not used for the next."""
     one = ModelEMA(DECAY, warmup=False)
     for _ in range(3):
         model = InPlace()
@@ -245,8 +245,8 @@ def test_one_average_object_serves_one_network_after_another() -> None:
         assert torch.allclose(average.layer.weight, before.lerp(model.layer.weight, 1 - DECAY))
 
 
-def test_a_network_that_is_pruned_while_it_trains_is_averaged_on() -> None:
-    """Pruning makes a weight the result of a hook."""
+def test_a_network_that_is_pruned_during_training_is_still_averaged() -> None:
+    """Pruning replaces a weight by the result of a hook."""
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     state, one = state_of(model), task()
     first, *others = batches()

@@ -1,4 +1,4 @@
-"""Which epochs are evaluated."""
+"""`eval_every`: which epochs are evaluated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from sightline.engine.tasks import SupervisedTask
 from sightline.engine.trainer import Callback, Trainer
 
 
-def evaluated(every: int | Callable[[int], bool], epochs: int = 7, callbacks: tuple[Callback, ...] = ()) -> list[int]:
+def evaluated_epochs(
+    every: int | Callable[[int], bool], epochs: int = 7, callbacks: tuple[Callback, ...] = ()
+) -> list[int]:
     model = nn.Linear(2, 3)
     state = TrainState(model, torch.optim.SGD(model.parameters(), lr=0.1))
     batches = [Batch(torch.randn(3, 2), torch.tensor([0, 1, 2]))]
@@ -34,21 +36,23 @@ def evaluated(every: int | Callable[[int], bool], epochs: int = 7, callbacks: tu
         (lambda epoch: None, [6]),
     ],
 )
-def test_every_so_many_epochs_or_those_that_a_function_chooses_and_the_last(
+def test_eval_every_is_a_number_or_a_function_and_the_last_epoch_is_evaluated(
     every: int | Callable[[int], bool], expected: list[int]
 ) -> None:
-    assert evaluated(every) == expected
+    assert evaluated_epochs(every) == expected
 
 
-def test_the_epoch_that_a_callback_makes_the_last_is_evaluated() -> None:
+def test_the_last_epoch_is_evaluated_when_a_callback_stops_training() -> None:
     class Enough(Callback):
         def on_epoch_start(self, trainer: Trainer) -> None:
             trainer.should_stop = trainer.state.epoch == 3
 
-    assert evaluated(lambda epoch: epoch == 1, callbacks=(Enough(),)) == [1, 3]
+    assert evaluated_epochs(lambda epoch: epoch == 1, callbacks=(Enough(),)) == [1, 3]
 
 
 @pytest.mark.parametrize("every", [0, -2])
-def test_fewer_than_every_epoch_is_refused(every: int) -> None:
-    with pytest.raises(ValueError, match=f"eval_every must be at least 1, or a function of the epoch, not {every}"):
-        evaluated(every)
+def test_an_interval_below_1_is_refused(every: int) -> None:
+    with pytest.raises(
+        ValueError, match=f"eval_every: expected an integer >= 1 or a function of the epoch, found {every}"
+    ):
+        evaluated_epochs(every)

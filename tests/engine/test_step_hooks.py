@@ -1,4 +1,4 @@
-"""Mixed precision and clipping by hooks: what they do to a network and an optimiser, and that nothing of it stays."""
+"""Mixed precision and clipping by hooks: their effect on a network and an optimiser, which ends with the block."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 
 
 class Watched(nn.Module):
-    """Notes the type its layer computes in; raises what it is given."""
+    """Records the dtype that its layer computes in, and raises `error` if it is set."""
 
     def __init__(self, error: BaseException | None = None):
         super().__init__()
@@ -21,48 +21,48 @@ class Watched(nn.Module):
         self.seen: list[torch.dtype] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        answer: Tensor = self.layer(x)
-        self.seen.append(answer.dtype)
+        output: Tensor = self.layer(x)
+        self.seen.append(output.dtype)
         if self.error is not None:
             raise self.error
-        return answer
+        return output
 
 
-def is_as_before(model: nn.Module) -> bool:
+def autocast_is_off(model: nn.Module) -> bool:
     """Whether autocast is off, for this network and any other."""
     dtypes = {layer(torch.randn(1, 4)).dtype for layer in (nn.Linear(4, 2), model)}
     return dtypes == {torch.float32} and not torch.is_autocast_enabled("cpu")
 
 
-def test_it_computes_in_bfloat16_and_answers_in_float32_for_the_length_of_the_block() -> None:
+def test_the_network_computes_in_bfloat16_and_returns_float32_within_the_block() -> None:
     model = Watched()
     with autocast_bfloat16(model, CPU):
         assert model(torch.randn(1, 4)).dtype == torch.float32
         assert nn.Linear(4, 2)(torch.randn(1, 4)).dtype == torch.float32
     assert model.seen == [torch.bfloat16]
-    assert is_as_before(model)
+    assert autocast_is_off(model)
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt()])
-def test_a_forward_that_is_cut_off_leaves_no_autocast_on(error: BaseException) -> None:
+def test_autocast_is_off_after_a_forward_that_raises(error: BaseException) -> None:
     model = Watched(error)
     with pytest.raises(type(error)), autocast_bfloat16(model, CPU):
         model(torch.randn(1, 4))
     model.error = None
-    assert is_as_before(model)
+    assert autocast_is_off(model)
 
 
-def test_a_hook_of_somebody_elses_that_fails_is_all_that_is_told() -> None:
+def test_an_error_of_a_foreign_hook_is_raised_unchanged() -> None:
     model = Watched()
 
     def fail(_layer: nn.Module, _args: tuple[Tensor]) -> None:
         raise ValueError("theirs")
 
-    handle = model.register_forward_pre_hook(fail)  # before ours, which is not called then
+    handle = model.register_forward_pre_hook(fail)  # runs before ours, which is then not called
     with autocast_bfloat16(model, CPU), pytest.raises(ValueError, match="theirs"):
         model(torch.randn(1, 4))
     handle.remove()
-    assert is_as_before(model)
+    assert autocast_is_off(model)
 
 
 def test_blocks_of_one_network_may_be_nested() -> None:
@@ -72,10 +72,10 @@ def test_blocks_of_one_network_may_be_nested() -> None:
             model(torch.randn(1, 4))
         model(torch.randn(1, 4))
     assert model.seen == [torch.bfloat16] * 2
-    assert is_as_before(model)
+    assert autocast_is_off(model)
 
 
-def test_clipping_keeps_gradients_before_and_weights_after_each_step_of_the_block() -> None:
+def test_clipping_limits_gradients_before_and_weights_after_each_step_of_the_block() -> None:
     model = nn.Linear(4, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     before = [parameter.detach().clone() for parameter in model.parameters()]

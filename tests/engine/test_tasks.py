@@ -1,4 +1,4 @@
-"""The step beside hand-written references: precision, accumulation, clipping, averaging, mixing, in every
+"""Training steps compared with hand-written ones: precision, accumulation, clipping, averaging and mixing in every
 combination."""
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def reference_step(
     clip: float | None,
     decay: float,
 ) -> float:
-    """As one would write it by hand."""
+    """A training step written by hand; returns its loss."""
     optimizer.zero_grad()
     total = 0.0
     for i in range(parts):
@@ -99,28 +99,28 @@ def test_every_combination_agrees_with_a_hand_written_step(
         average=ModelEMA(0.9, warmup=False) if ema else None,
         mix=mixing,
     )
-    mine, theirs = model, copy.deepcopy(model)
+    trained, theirs = model, copy.deepcopy(model)
     optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9)
     average = copy.deepcopy(theirs) if ema else None
     for step in range(4):
-        shown = batch(SIZE - step, seed=step)  # 13 to 16 images: parts of unequal sizes, too
-        assert isinstance(shown.x, Tensor)
-        assert isinstance(shown.y, Tensor)
-        x, other, lam = mixing(shown.x, shown.y, step) if mixing else (shown.x, None, 1.0)
+        samples = batch(SIZE - step, seed=step)  # 13 to 16 images: so that some parts have unequal sizes
+        assert isinstance(samples.x, Tensor)
+        assert isinstance(samples.y, Tensor)
+        x, other, lam = mixing(samples.x, samples.y, step) if mixing else (samples.x, None, 1.0)
         expected = reference_step(
-            theirs, optimizer, average, x, shown.y, other, lam, precision=precision, parts=parts, clip=clip, decay=0.9
+            theirs, optimizer, average, x, samples.y, other, lam, precision=precision, parts=parts, clip=clip, decay=0.9
         )  # fmt: skip
-        out = task.train_step(state, shown)
+        out = task.train_step(state, samples)
         state.step += 1
         assert out.loss is not None
         assert out.loss.item() == pytest.approx(expected, rel=1e-5)
-        assert out.n == len(shown.y)
+        assert out.n == len(samples.y)
         assert out.output is not None
-        assert out.output.shape == (len(shown.y), 5)
+        assert out.output.shape == (len(samples.y), 5)
         assert out.output.dtype == torch.float32
         assert not out.output.requires_grad
     tolerance = {"rtol": 1e-4, "atol": 1e-6}
-    for ours, reference in zip(mine.parameters(), theirs.parameters(), strict=True):
+    for ours, reference in zip(trained.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(ours, reference, **tolerance)
     if average is not None:
         assert state.ema is not None
@@ -128,19 +128,19 @@ def test_every_combination_agrees_with_a_hand_written_step(
             torch.testing.assert_close(ours, reference, **tolerance)
 
 
-def test_four_batches_of_16_are_one_of_64() -> None:
-    whole, parted = network(), network()
-    shown = batch(64)
-    first, second = state_of(whole), state_of(parted)
-    one = SupervisedTask(nn.CrossEntropyLoss()).train_step(first, shown)
-    four = SupervisedTask(nn.CrossEntropyLoss(), accumulate=4).train_step(second, shown)
+def test_four_batches_of_16_equal_one_of_64() -> None:
+    single, split = network(), network()
+    samples = batch(64)
+    first, second = state_of(single), state_of(split)
+    one = SupervisedTask(nn.CrossEntropyLoss()).train_step(first, samples)
+    four = SupervisedTask(nn.CrossEntropyLoss(), accumulate=4).train_step(second, samples)
     torch.testing.assert_close(one.loss, four.loss)
     torch.testing.assert_close(one.output, four.output)
-    for a, b in zip(whole.parameters(), parted.parameters(), strict=True):
+    for a, b in zip(single.parameters(), split.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
 
-def test_a_batch_smaller_than_the_parts_is_whole() -> None:
+def test_a_batch_smaller_than_the_number_of_parts_is_processed_completely() -> None:
     state = state_of(network())
     out = SupervisedTask(nn.CrossEntropyLoss(), accumulate=8).train_step(state, batch(3))
     assert out.n == 3
@@ -149,7 +149,7 @@ def test_a_batch_smaller_than_the_parts_is_whole() -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
-def test_clipping_limits_what_it_says(algorithm: str) -> None:
+def test_clipping_limits_the_norm_or_the_values(algorithm: str) -> None:
     seen: list[Tensor] = []
 
     class Watching(torch.optim.SGD):
@@ -169,14 +169,14 @@ def test_clipping_limits_what_it_says(algorithm: str) -> None:
         assert max(grad.abs().max().item() for grad in seen) == pytest.approx(0.01)
 
 
-def test_fp16_scales_the_loss_and_skips_what_overflows() -> None:
+def test_fp16_scales_the_loss_and_skips_steps_that_overflow() -> None:
     model = network()
     state = state_of(model, scaler=torch.amp.GradScaler("cpu", init_scale=2.0**10))
     task = SupervisedTask(nn.CrossEntropyLoss(), precision="fp16", clip=1.0)
     before = copy.deepcopy(model.state_dict())
     out = task.train_step(state, batch())
     assert out.loss is not None
-    assert out.loss.item() < 3  # the loss as it is, not as it was scaled
+    assert out.loss.item() < 3  # the loss before scaling
     assert any(not torch.equal(before[name], value) for name, value in model.state_dict().items())
     state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
     before = copy.deepcopy(model.state_dict())
@@ -185,7 +185,7 @@ def test_fp16_scales_the_loss_and_skips_what_overflows() -> None:
     assert state.scaler.get_scale() < 2.0**40
 
 
-def test_channels_last_reaches_the_network_and_changes_no_answer() -> None:
+def test_channels_last_reaches_the_network_and_does_not_change_the_loss() -> None:
     formats: list[bool] = []
     model, plain = network(), network()
     model.to(memory_format=torch.channels_last)
@@ -215,7 +215,7 @@ def test_the_average_by_hand() -> None:
         assert next(average.parameters()).item() == expected
 
 
-def test_the_averages_warm_up_is_tensorflows() -> None:
+def test_the_warmup_of_the_average_is_that_of_tensorflow() -> None:
     """min(decay, (1 + t) / (10 + t)): 0.1 at the first update, 2/11 at the second, the decay itself from 89 / 98 on."""
     model = nn.Linear(1, 1, bias=False)
     rule = ModelEMA(0.9)
@@ -242,7 +242,7 @@ def test_the_average_holds_running_statistics_and_counts() -> None:
     assert not any(parameter.requires_grad for parameter in state.ema.parameters())
 
 
-def test_the_average_is_what_is_evaluated() -> None:
+def test_the_average_is_evaluated() -> None:
     model = network()
     state = state_of(model, ema=ModelEMA.start(model))
     task = SupervisedTask(nn.CrossEntropyLoss(), average=ModelEMA(0.99, warmup=False))
@@ -256,38 +256,40 @@ def test_the_average_is_what_is_evaluated() -> None:
     assert not torch.equal(after, model(batch().x))
 
 
-def test_mixup_is_the_papers_formula() -> None:
+def test_mixup_is_the_formula_of_the_paper() -> None:
     """x~ = lam * x_i + (1 - lam) * x_j, and the same for the labels (Zhang et al., 2018, section 2)."""
-    shown = batch()
-    assert isinstance(shown.x, Tensor)
-    assert isinstance(shown.y, Tensor)
-    x, target_b, lam = MixupCutMix(mixup=0.4, seed=1)(shown.x, shown.y, 7)
+    samples = batch()
+    assert isinstance(samples.x, Tensor)
+    assert isinstance(samples.y, Tensor)
+    x, target_b, lam = MixupCutMix(mixup=0.4, seed=1)(samples.x, samples.y, 7)
     assert isinstance(x, Tensor)
     assert isinstance(target_b, Tensor)
-    found = []
+    partners = []
     for i in range(SIZE):
-        fits = [j for j in range(SIZE) if torch.allclose(x[i], lam * shown.x[i] + (1 - lam) * shown.x[j], atol=1e-6)]
-        assert len(fits) == 1
-        assert target_b[i] == shown.y[fits[0]]
-        found.append(fits[0])
-    assert sorted(found) == list(range(SIZE))  # a permutation: every image is a target_b once
+        matches = [
+            j for j in range(SIZE) if torch.allclose(x[i], lam * samples.x[i] + (1 - lam) * samples.x[j], atol=1e-6)
+        ]
+        assert len(matches) == 1
+        assert target_b[i] == samples.y[matches[0]]
+        partners.append(matches[0])
+    assert sorted(partners) == list(range(SIZE))  # a permutation: every image is a partner once
 
 
 def test_mixed_cross_entropy_is_cross_entropy_of_mixed_labels() -> None:
-    shown = batch()
-    assert isinstance(shown.x, Tensor)
-    assert isinstance(shown.y, Tensor)
+    samples = batch()
+    assert isinstance(samples.x, Tensor)
+    assert isinstance(samples.y, Tensor)
     mix = MixupCutMix(mixup=1.0, seed=2)
-    x, target_b, lam = mix(shown.x, shown.y, 0)
+    x, target_b, lam = mix(samples.x, samples.y, 0)
     assert isinstance(target_b, Tensor)
     model = network()
-    out = SupervisedTask(nn.CrossEntropyLoss(label_smoothing=0.1), mix=mix).train_step(state_of(network()), shown)
-    soft = lam * F.one_hot(shown.y, 5) + (1 - lam) * F.one_hot(target_b, 5)
+    out = SupervisedTask(nn.CrossEntropyLoss(label_smoothing=0.1), mix=mix).train_step(state_of(network()), samples)
+    soft = lam * F.one_hot(samples.y, 5) + (1 - lam) * F.one_hot(target_b, 5)
     expected = F.cross_entropy(model(x), soft, label_smoothing=0.1)
     torch.testing.assert_close(out.loss, expected.detach())
 
 
-def test_label_smoothing_is_the_papers_formula() -> None:
+def test_label_smoothing_is_the_formula_of_the_paper() -> None:
     """The loss of Szegedy et al., "Rethinking the Inception Architecture" (2016), section 7: the target is
     (1 - eps) * one-hot + eps / K. By hand for logits (2, 0), target 0, eps 0.2: -(0.9 log p0 + 0.1 log p1)."""
     p0 = math.exp(2) / (math.exp(2) + 1)
@@ -297,7 +299,7 @@ def test_label_smoothing_is_the_papers_formula() -> None:
 
 def test_cutmix_by_hand() -> None:
     """An image of 8 x 8, lam 0.75: the cut side is 8 * sqrt(0.25) = 4; centre (4, 4) gives rows and columns 2 to 5.
-    At the corner, what falls outside is cut off (Yun et al., 2019, appendix A)."""
+    At the corner, the part outside the image is cut off (Yun et al., 2019, appendix A)."""
     assert rectangle(8, 8, 0.75, 0.5, 0.5) == (2, 6, 2, 6)
     assert rectangle(8, 8, 0.75, 0.0, 0.0) == (0, 2, 0, 2)
     assert rectangle(8, 8, 0.75, 0.99, 0.99) == (5, 8, 5, 8)
@@ -306,51 +308,51 @@ def test_cutmix_by_hand() -> None:
 
 @given(step=st.integers(0, 10_000), alpha=st.floats(0.1, 5))
 def test_cutmix_takes_a_rectangle_and_counts_its_area(step: int, alpha: float) -> None:
-    shown = batch()
-    assert isinstance(shown.x, Tensor)
-    assert isinstance(shown.y, Tensor)
-    given_x = shown.x.clone()
-    x, target_b, lam = MixupCutMix(cutmix=alpha, seed=4)(shown.x, shown.y, step)
-    assert torch.equal(shown.x, given_x)  # what was given may be used again
+    samples = batch()
+    assert isinstance(samples.x, Tensor)
+    assert isinstance(samples.y, Tensor)
+    original = samples.x.clone()
+    x, target_b, lam = MixupCutMix(cutmix=alpha, seed=4)(samples.x, samples.y, step)
+    assert torch.equal(samples.x, original)  # the input is not changed
     assert isinstance(x, Tensor)
     assert target_b is not None
-    changed = (x != shown.x).any(1).any(0)  # [8,8]: where any image differs
+    changed = (x != samples.x).any(1).any(0)  # [8,8]: where any image differs
     rows, columns = changed.any(1), changed.any(0)
     assert torch.equal(changed, rows[:, None] & columns[None])
     assert lam == pytest.approx(1 - changed.sum().item() / 64)
 
 
 def test_mixing_is_a_function_of_seed_and_step() -> None:
-    shown = batch()
+    samples = batch()
 
     def mixed(step: int, seed: int = 0, **alphas: float) -> Any:
-        return MixupCutMix(**(alphas or {"mixup": 1.0}), seed=seed)(shown.x, shown.y, step)
+        return MixupCutMix(**(alphas or {"mixup": 1.0}), seed=seed)(samples.x, samples.y, step)
 
     assert torch.equal(mixed(3).x, mixed(3).x)
     assert mixed(3).lam != mixed(4).lam
     assert mixed(3).lam != mixed(3, seed=1).lam
-    shares = np.array([mixed(step).lam for step in range(2000)])
-    assert abs(shares.mean() - 0.5) < 0.03  # Beta(1, 1) is uniform
-    assert abs(np.quantile(shares, 0.9) - 0.9) < 0.03
+    lams = np.array([mixed(step).lam for step in range(2000)])
+    assert abs(lams.mean() - 0.5) < 0.03  # Beta(1, 1) is uniform
+    assert abs(np.quantile(lams, 0.9) - 0.9) < 0.03
 
 
-def test_the_share_of_batches_that_are_mixed_and_the_share_of_each_kind() -> None:
-    shown = batch()
-    assert isinstance(shown.x, Tensor)
+def test_the_fraction_of_mixed_batches_and_of_each_kind() -> None:
+    samples = batch()
+    assert isinstance(samples.x, Tensor)
     half = MixupCutMix(mixup=1.0, probability=0.5)
-    untouched = sum(half(shown.x, shown.y, step).target_b is None for step in range(1000))
+    untouched = sum(half(samples.x, samples.y, step).target_b is None for step in range(1000))
     assert 430 < untouched < 570
     both = MixupCutMix(mixup=1.0, cutmix=1.0)
     blended = 0
     for step in range(1000):
-        x = both(shown.x, shown.y, step).x
+        x = both(samples.x, samples.y, step).x
         assert isinstance(x, Tensor)
-        changed = (x != shown.x).any(1).flatten(1).float().mean(1)  # of each image; one may be its own target_b
+        changed = (x != samples.x).any(1).flatten(1).float().mean(1)  # of each image; an image may be its own partner
         blended += bool(changed.max() == 1)
     assert 380 < blended < 620
 
 
-def test_what_cannot_be_mixed_is_refused() -> None:
+def test_inputs_that_cannot_be_mixed_are_refused() -> None:
     with pytest.raises(ValueError, match="one image tensor"):
         MixupCutMix(mixup=1.0)((torch.zeros(2, 3, 4, 4), torch.zeros(2)), torch.zeros(2), 0)
     with pytest.raises(ValueError, match="mixup must be"):
@@ -363,16 +365,16 @@ def test_wrong_arguments_are_refused(name: str, value: str) -> None:
         SupervisedTask(nn.CrossEntropyLoss(), **{name: value})
 
 
-def test_weights_of_samples_are_refused() -> None:
+def test_sample_weights_are_refused() -> None:
     task, state = SupervisedTask(nn.CrossEntropyLoss()), state_of(network())
     weighted = batch()._replace(weight=torch.ones(SIZE))
     for step in (task.train_step, task.eval_step):
-        with pytest.raises(DataError, match="the batches carry weights of samples, which this task does not use"):
+        with pytest.raises(DataError, match="The batches contain sample weights, which this task does not use"):
             step(state, weighted)
 
 
 @pytest.mark.parametrize(("n", "sizes"), [(16, [4, 4, 4, 4]), (14, [3, 4, 3, 4]), (9, [3, 3, 3]), (4, [4]), (2, [2])])
-def test_a_small_last_batch_goes_in_as_many_parts_as_it_fills(n: int, sizes: list[int]) -> None:
+def test_a_small_last_batch_is_split_into_as_many_parts_as_it_fills(n: int, sizes: list[int]) -> None:
     seen: list[int] = []
     model = network()
     model.register_forward_pre_hook(lambda _, x: seen.append(len(x[0])))

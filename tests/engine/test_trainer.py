@@ -1,4 +1,4 @@
-"""The loop: equal to a plain torch loop, the same bits twice, whole when interrupted, loud when the loss breaks."""
+"""The training loop: equal to a plain torch loop, reproducible, resumable, with an error if the loss is not finite."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ def make(
     model = network(dropout)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     state = TrainState(model, optimizer, [scheduler(optimizer)] if scheduler else [])
-    keeper = (Checkpointer(directory / "last.ckpt", directory / "best.ckpt", "val_loss", "min"),) if directory else ()
+    writer = (Checkpointer(directory / "last.ckpt", directory / "best.ckpt", "val_loss", "min"),) if directory else ()
     evals = {"val": BatchLoader(dataset(20, seed=1), PREPROCESS, 8)}
     task = SupervisedTask(nn.CrossEntropyLoss())
     return Trainer(
-        task, state, loader(), evals, max_epochs=epochs, callbacks=(*keeper, *callbacks), runtime=Runtime(), **more
+        task, state, loader(), evals, max_epochs=epochs, callbacks=(*writer, *callbacks), runtime=Runtime(), **more
     )  # type: ignore[arg-type]
 
 
@@ -104,7 +104,7 @@ def test_equal_to_the_bit_with_a_plain_loop() -> None:
 def test_two_runs_give_the_same_bits() -> None:
     first, second = make(), make()
     first.fit()
-    torch.rand(7)  # what others draw from torch's generator does not reach the run
+    torch.rand(7)  # draws of other code from torch's generator do not affect the run
     second.fit()
     assert same(weights(first.state.model), weights(second.state.model))
     assert first.state.history == second.state.history
@@ -117,8 +117,8 @@ def test_interrupted_and_resumed_equals_uninterrupted(step: int, tmp_path: Path)
     def one_cycle(optimizer: torch.optim.Optimizer) -> Schedule:
         return Schedule(torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=8), "step")
 
-    whole = make(tmp_path / "whole", scheduler=one_cycle)
-    whole.fit()
+    uninterrupted = make(tmp_path / "uninterrupted", scheduler=one_cycle)
+    uninterrupted.fit()
     first = make(tmp_path / "cut", callbacks=(StopAt(step),), scheduler=one_cycle)
     result = first.fit()
     assert result.interrupted
@@ -126,9 +126,9 @@ def test_interrupted_and_resumed_equals_uninterrupted(step: int, tmp_path: Path)
     second = make(tmp_path / "cut", scheduler=one_cycle)
     load_checkpoint(tmp_path / "cut" / "last.ckpt", second.state)
     assert not second.fit().interrupted
-    assert same(weights(whole.state.model), weights(second.state.model))
-    assert whole.state.history == second.state.history
-    assert whole.state.best == second.state.best
+    assert same(weights(uninterrupted.state.model), weights(second.state.model))
+    assert uninterrupted.state.history == second.state.history
+    assert uninterrupted.state.best == second.state.best
 
 
 def test_events_come_in_the_documented_order() -> None:
@@ -168,7 +168,7 @@ def test_a_misspelt_event_is_refused() -> None:
     class Wrong(Callback):
         def on_epoch_ends(self, trainer: Trainer) -> None: ...
 
-    with pytest.raises(TypeError, match=r"on_epoch_ends: no such event. Did you mean 'on_epoch_end'"):
+    with pytest.raises(TypeError, match=r"on_epoch_ends: there is no such event. Did you mean 'on_epoch_end'"):
         make(callbacks=(Wrong(),))
 
 
@@ -185,18 +185,18 @@ def test_evaluation_changes_nothing_and_repeats() -> None:
 
 
 def test_evaluation_counts_every_sample_once() -> None:
-    """The mean over a last partial batch weighs each sample the same."""
+    """Each sample has the same weight, also those of a smaller last batch."""
     trainer = make()
     model = trainer.state.model.eval()
     data = dataset(20, seed=1)
     with torch.no_grad():
         logits = model(PREPROCESS.normalizer()(data.images))
-    found = trainer.evaluate("val")
-    assert found["loss"] == pytest.approx(nn.functional.cross_entropy(logits, data.labels).item(), rel=1e-5)
-    assert found["accuracy"] == pytest.approx((logits.argmax(1) == data.labels).double().mean().item())
+    metrics = trainer.evaluate("val")
+    assert metrics["loss"] == pytest.approx(nn.functional.cross_entropy(logits, data.labels).item(), rel=1e-5)
+    assert metrics["accuracy"] == pytest.approx((logits.argmax(1) == data.labels).double().mean().item())
 
 
-def test_a_derived_task_without_a_step_cannot_be_made() -> None:
+def test_a_derived_task_without_a_step_cannot_be_instantiated() -> None:
     class Misspelt(Task):
         def train_step(self, state: TrainState, batch: Batch) -> StepOutput:
             raise AssertionError
@@ -213,12 +213,12 @@ def test_a_task_without_a_step_is_named() -> None:
         def train_step(self, state: TrainState, batch: Batch) -> StepOutput:
             raise AssertionError
 
-    with pytest.raises(TypeError, match=r"^the task Half has no setup, begin_epoch, eval_step, predict_step\. Derive"):
+    with pytest.raises(TypeError, match=r"^The task Half lacks setup, begin_epoch, eval_step, predict_step\. Derive"):
         Trainer(Half(), TrainState(network()), (), max_epochs=1)  # type: ignore[arg-type]
 
 
-def test_a_task_that_defines_its_steps_alone_trains() -> None:
-    class Own(Task):
+def test_a_task_that_defines_only_its_steps_trains() -> None:
+    class StepsOnly(Task):
         def train_step(self, state: TrainState, batch: Batch) -> StepOutput:
             return SupervisedTask(nn.CrossEntropyLoss()).train_step(state, batch)
 
@@ -229,17 +229,17 @@ def test_a_task_that_defines_its_steps_alone_trains() -> None:
             return state.model(x)
 
     trainer, plain = make(), make()
-    trainer = Trainer(Own(), trainer.state, trainer.train, max_epochs=2, runtime=Runtime())
+    trainer = Trainer(StepsOnly(), trainer.state, trainer.train, max_epochs=2, runtime=Runtime())
     trainer.fit()
     plain.fit()
     assert same(weights(trainer.state.model), weights(plain.state.model))
 
 
-def test_a_trainer_makes_the_average_that_its_task_keeps() -> None:
+def test_a_trainer_makes_the_average_of_its_task() -> None:
     state = make().state
     task = SupervisedTask(nn.CrossEntropyLoss(), average=ModelEMA(0.5))
     trainer = Trainer(task, state, loader(), max_epochs=1, runtime=Runtime())
-    with torch.no_grad():  # what is loaded into the network before training is where the average begins
+    with torch.no_grad():  # the average starts with the weights loaded before training
         state.model.head.weight.fill_(0.25)
     trainer.fit()
     assert state.ema is not None
@@ -248,7 +248,7 @@ def test_a_trainer_makes_the_average_that_its_task_keeps() -> None:
     trainer = Trainer(task, state, loader(), max_epochs=2, runtime=Runtime())
     trainer.fit()
     assert state.ema is again
-    with pytest.raises(RuntimeError, match=r"call task.setup\(state\) first"):
+    with pytest.raises(RuntimeError, match=r"Call task.setup\(state\) before the first step"):
         task.train_step(plain, next(iter(loader())))
 
 
@@ -259,15 +259,15 @@ def test_a_network_is_evaluated_without_a_trainer() -> None:
     modes = [module.training for module in model.modules()]
     assert evaluate(trainer.task, model, batches, Meter()) == trainer.evaluate("val")
     assert modes == [module.training for module in model.modules()]
-    with pytest.raises(DataError, match=r"^the validation data gave no batch\. "):
+    with pytest.raises(DataError, match=r"^The validation data yielded no batches\. "):
         evaluate(trainer.task, model, [], Meter(), "validation")
     with torch.no_grad():
         model.head.bias.fill_(math.nan)
-    with pytest.raises(NonFiniteLossError, match=r"^the evaluation loss is nan\. "):
+    with pytest.raises(NonFiniteLossError, match=r"^The evaluation loss is nan\. "):
         evaluate(trainer.task, model, batches, Meter())
 
 
-def test_an_average_of_weights_is_what_is_evaluated() -> None:
+def test_an_average_of_weights_is_evaluated() -> None:
     trainer = make()
     trainer.state.ema = copy.deepcopy(trainer.state.model)
     with torch.no_grad():
@@ -307,7 +307,7 @@ def test_a_nan_loss_names_its_step_and_keeps_the_last_good_checkpoint(log_every:
     assert all(torch.isfinite(value).all() for value in fresh.state.model.state_dict().values())
 
 
-def test_broken_weights_never_reach_a_checkpoint(tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     class Breaks(Callback):
         def on_step_end(self, trainer: Trainer, output: StepOutput) -> None:
             if trainer.state.step == 8:
@@ -315,7 +315,7 @@ def test_broken_weights_never_reach_a_checkpoint(tmp_path: Path) -> None:
 
     trainer = make(tmp_path, callbacks=(Breaks(),))
     trainer.evals = {}
-    with pytest.raises(NonFiniteLossError, match=r"'head\.weight' holds NaN"):
+    with pytest.raises(NonFiniteLossError, match=r"'head\.weight' contains NaN"):
         trainer.fit()
     fresh = make()
     load_checkpoint(tmp_path / "last.ckpt", fresh.state)
@@ -324,15 +324,17 @@ def test_broken_weights_never_reach_a_checkpoint(tmp_path: Path) -> None:
 
 @pytest.mark.rows("AB12")
 def test_a_plateau_watches_its_metric() -> None:
-    """Lowered when the watched metric stops improving, after each evaluation and never without one."""
+    """The rate is lowered when the watched metric stops improving, only after an evaluation."""
 
     def plateau(optimizer: torch.optim.Optimizer) -> Schedule:
-        made = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode="max", factor=0.5, patience=0, threshold=2.0)
-        return Schedule(made, "epoch", "val_accuracy")
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer, mode="max", factor=0.5, patience=0, threshold=2.0
+        )
+        return Schedule(scheduler, "epoch", "val_accuracy")
 
     trainer = make(epochs=6, scheduler=plateau, eval_every=2)
     trainer.fit()
-    # evaluations after epochs 2, 4 and 6; the first sets the mark, the two after it cannot beat it by the threshold
+    # evaluations after epochs 2, 4 and 6; the two after the first do not improve on it by the threshold
     assert trainer.state.optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * 0.5**2)
 
 
@@ -354,7 +356,7 @@ def test_should_stop_ends_after_the_epoch(tmp_path: Path) -> None:
     assert (result.epochs, result.interrupted) == (1, False)
 
 
-def test_best_is_the_best(tmp_path: Path) -> None:
+def test_best_is_the_epoch_with_the_lowest_loss(tmp_path: Path) -> None:
     trainer = make(tmp_path, epochs=6)
     trainer.fit()
     losses = [record["val_loss"] for record in trainer.state.history]
@@ -365,7 +367,7 @@ def test_best_is_the_best(tmp_path: Path) -> None:
     assert fresh.evaluate("val")["loss"] == min(losses)
 
 
-def test_checkpoints_hold_no_code(tmp_path: Path) -> None:
+def test_checkpoints_contain_no_code(tmp_path: Path) -> None:
     make(tmp_path).fit()
     content = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert {"format", "model", "optimizer", "epoch", "step", "batch", "best", "history"} <= set(content)
@@ -374,11 +376,11 @@ def test_checkpoints_hold_no_code(tmp_path: Path) -> None:
 def test_a_wrong_checkpoint_is_refused(tmp_path: Path) -> None:
     trainer = make(tmp_path)
     trainer.fit()
-    whole = (tmp_path / "last.ckpt").read_bytes()
-    (tmp_path / "cut.ckpt").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ArtifactError, match=r"cut\.ckpt. is no checkpoint, or a damaged one"):
+    content = (tmp_path / "last.ckpt").read_bytes()
+    (tmp_path / "cut.ckpt").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ArtifactError, match=r"cut\.ckpt. is not a checkpoint or is damaged"):
         load_checkpoint(tmp_path / "cut.ckpt", make().state)
-    with pytest.raises(ArtifactError, match="there is no checkpoint"):
+    with pytest.raises(ArtifactError, match=r"^The checkpoint '.*' does not exist"):
         load_checkpoint(tmp_path / "none.ckpt", make().state)
     other = make()
     other.state.model = SmallCNN(1, 4, width=4)
@@ -386,17 +388,17 @@ def test_a_wrong_checkpoint_is_refused(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "last.ckpt", other.state)
 
 
-def test_a_schedule_is_not_lengthened_halfway(tmp_path: Path) -> None:
+def test_the_length_of_a_schedule_cannot_change_on_resume(tmp_path: Path) -> None:
     def cosine(length: int) -> Callable[[torch.optim.Optimizer], Schedule]:
         return lambda optimizer: Schedule(torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, length))
 
     make(tmp_path, scheduler=cosine(2)).fit()
-    with pytest.raises(ArtifactError, match="CosineAnnealingLR of T_max 2, which cannot become 5"):
+    with pytest.raises(ArtifactError, match="CosineAnnealingLR of T_max 2, which cannot be changed to 5"):
         load_checkpoint(tmp_path / "last.ckpt", make(scheduler=cosine(5)).state)
 
 
 def test_any_iterable_of_batches_trains() -> None:
-    """A plain list, without `seek`: resuming in mid-epoch skips what was seen."""
+    """An iterable without `seek`: resuming in the middle of an epoch skips the batches already seen."""
     model = network()
     batches = list(loader())
     state = TrainState(model, torch.optim.SGD(model.parameters(), lr=0.1))
@@ -407,30 +409,30 @@ def test_any_iterable_of_batches_trains() -> None:
             seen.append(number)
             yield batch
 
-    class Again:
+    class Reiterable:
         def __iter__(self) -> Iterator[Batch]:
             return counted()
 
-    trainer = Trainer(SupervisedTask(nn.CrossEntropyLoss()), state, Again(), max_epochs=2)
+    trainer = Trainer(SupervisedTask(nn.CrossEntropyLoss()), state, Reiterable(), max_epochs=2)
     state.batch = 2
     assert trainer.fit().steps == 2 + 4
 
 
 def test_outputs_are_detached_and_not_read_back() -> None:
-    """The meter is handed tensors without a graph, and the losses of a step stay where they are until a log point."""
-    kept: list[StepOutput] = []
+    """The meter gets tensors without a graph, and losses are read back only at a log point."""
+    outputs: list[StepOutput] = []
 
-    class Keep(Callback):
+    class Collect(Callback):
         def on_step_end(self, trainer: Trainer, output: StepOutput) -> None:
-            kept.append(output)
+            outputs.append(output)
             assert len(trainer.state.meters["train"]._pending) == trainer.state.batch % 3
 
-    make(epochs=1, log_every=3, callbacks=(Keep(),)).fit()
-    assert all(out.loss is not None and out.loss.grad_fn is None for out in kept)
-    assert all(out.output is not None and out.output.grad_fn is None for out in kept)
+    make(epochs=1, log_every=3, callbacks=(Collect(),)).fit()
+    assert all(out.loss is not None and out.loss.grad_fn is None for out in outputs)
+    assert all(out.output is not None and out.output.grad_fn is None for out in outputs)
 
 
-def test_runtime_puts_torchs_settings_back() -> None:
+def test_runtime_restores_the_settings_of_torch() -> None:
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     with Runtime(threads=threads + 1).active():
         assert torch.get_num_threads() == threads + 1
@@ -439,14 +441,14 @@ def test_runtime_puts_torchs_settings_back() -> None:
     assert torch.are_deterministic_algorithms_enabled() == deterministic
 
 
-def test_runtime_refuses_a_device_that_is_not_there() -> None:
-    with pytest.raises(ConfigError, match="'cuda:9' is not there"):
+def test_runtime_refuses_a_missing_device() -> None:
+    with pytest.raises(ConfigError, match="'cuda:9' is not available"):
         Runtime("cuda:9")
-    with pytest.raises(ConfigError, match="'gpu' is no torch device"):
+    with pytest.raises(ConfigError, match="'gpu' is not a torch device"):
         Runtime("gpu")
 
 
-def test_dropout_depends_on_seed_and_step_alone() -> None:
+def test_dropout_depends_only_on_seed_and_step() -> None:
     one, two = Runtime(seed=1), Runtime(seed=1)
     one.reseed(5)
     first = torch.rand(3)
@@ -457,8 +459,8 @@ def test_dropout_depends_on_seed_and_step_alone() -> None:
     assert not torch.equal(first, torch.rand(3))
 
 
-def test_state_is_all_a_copy_needs() -> None:
-    """Training on from a deep copy of nothing but the checkpoint's content equals training on."""
+def test_a_copy_of_the_state_continues_training() -> None:
+    """Training continued with a deep copy of the state equals uninterrupted training."""
     trainer = make(epochs=4)
     twin = make(epochs=2)
     twin.fit()
@@ -474,32 +476,32 @@ def test_an_iterator_that_is_used_up_is_an_error() -> None:
     model = network()
     state = TrainState(model, torch.optim.SGD(model.parameters(), lr=0.1))
     trainer = Trainer(SupervisedTask(nn.CrossEntropyLoss()), state, iter(list(loader())), max_epochs=2)
-    with pytest.raises(DataError, match="gave no batch in epoch 1"):
+    with pytest.raises(DataError, match="yielded no batches in epoch 1"):
         trainer.fit()
 
 
 @pytest.mark.parametrize("kind", [iter, lambda batches: (batch for batch in batches)])
 def test_an_iterator_that_an_evaluation_has_used_up_is_an_error(kind: Callable[..., Any], tmp_path: Path) -> None:
-    """Not epochs without metrics, in which the best checkpoint and a plateau stay where they are."""
+    """Otherwise epochs would have no metrics, and the best checkpoint and a plateau would not change."""
     trainer = make(tmp_path, epochs=3)
     trainer.evals = {"val": kind(list(loader(20)))}
     with pytest.raises(
-        DataError, match=r"the val data gave no batch after step 8\. An iterator or a generator is empty"
+        DataError, match=r"The val data yielded no batches after step 8\. An iterator or a generator is empty"
     ):
         trainer.fit()
     assert [record["epoch"] for record in trainer.state.history] == [0]
-    with pytest.raises(DataError, match="there is no batch to predict"):
+    with pytest.raises(DataError, match="There are no batches to predict"):
         make().predict(iter(()))
 
 
 @pytest.mark.parametrize("watching", ["checkpointer", "plateau"])
-def test_a_metric_that_is_not_measured_any_more_is_an_error(watching: str, tmp_path: Path) -> None:
+def test_a_metric_that_is_no_longer_measured_is_an_error(watching: str, tmp_path: Path) -> None:
     class Once(SupervisedTask):
-        """Measures `rmse` in the first epoch alone."""
+        """Measures `rmse` in the first epoch only."""
 
         def eval_step(self, state: TrainState, batch: Batch) -> StepOutput:
-            found = super().eval_step(state, batch)
-            return found._replace(metrics={"rmse": 1.0} if state.epoch == 0 else None)
+            output = super().eval_step(state, batch)
+            return output._replace(metrics={"rmse": 1.0} if state.epoch == 0 else None)
 
     trainer = make(epochs=3)
     trainer.task = Once(nn.CrossEntropyLoss())
@@ -507,9 +509,11 @@ def test_a_metric_that_is_not_measured_any_more_is_an_error(watching: str, tmp_p
         schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(trainer.state.optimizer)
         trainer.state.schedules.append(Schedule(schedule, monitor="val_rmse"))
     else:
-        keeper = Checkpointer(tmp_path / "last.ckpt", tmp_path / "best.ckpt", "val_rmse", "min")
-        trainer = Trainer(trainer.task, trainer.state, trainer.train, trainer.evals, max_epochs=3, callbacks=[keeper])
-    with pytest.raises(ConfigError, match=r"the evaluation did not measure 'val_rmse', so .* There are: train_loss"):
+        checkpointer = Checkpointer(tmp_path / "last.ckpt", tmp_path / "best.ckpt", "val_rmse", "min")
+        trainer = Trainer(
+            trainer.task, trainer.state, trainer.train, trainer.evals, max_epochs=3, callbacks=[checkpointer]
+        )
+    with pytest.raises(ConfigError, match=r"the evaluation did not measure 'val_rmse', so .* Measured: train_loss"):
         trainer.fit()
     assert trainer.state.epoch == 1
 
@@ -525,17 +529,17 @@ def test_a_plateau_waits_for_the_epochs_that_are_evaluated() -> None:
 
 @pytest.mark.parametrize("better", ["auto", "lower", ""])
 def test_a_direction_is_min_or_max(better: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="better must be 'min' or 'max'"):
+    with pytest.raises(ValueError, match="better: expected 'min' or 'max'"):
         Checkpointer(tmp_path / "a", tmp_path / "b", "val_loss", better)
-    with pytest.raises(ValueError, match="better must be 'min' or 'max'"):
+    with pytest.raises(ValueError, match="better: expected 'min' or 'max'"):
         EarlyStopping("val_loss", better, 3)
 
 
 def test_gradients_from_outside_a_step_do_not_enter_it() -> None:
-    """Neither those a network arrives with nor those that a callback makes."""
+    """Neither gradients from before training nor those of a callback."""
 
-    class Looks(Callback):
-        """Computes gradients of its own after every step, as for a saliency map."""
+    class Saliency(Callback):
+        """Computes gradients after every step, as for a saliency map."""
 
         def on_step_end(self, trainer: Trainer, output: StepOutput) -> None:
             trainer.state.model(torch.ones(2, 1, 8, 8)).sum().backward()
@@ -544,17 +548,17 @@ def test_gradients_from_outside_a_step_do_not_enter_it() -> None:
     plain.fit()
     dirty = make(dropout=0.0)
     dirty.state.model(torch.ones(4, 1, 8, 8)).sum().backward()
-    dirty.state.model.load_state_dict(network().state_dict())  # its running statistics have moved
+    dirty.state.model.load_state_dict(network().state_dict())  # its running statistics have changed
     dirty.fit()
     assert same(weights(plain.state.model), weights(dirty.state.model))
 
-    class Still(Looks):
+    class SaliencyInEvalMode(Saliency):
         def on_step_end(self, trainer: Trainer, output: StepOutput) -> None:
-            trainer.state.model.eval()  # which leaves the running statistics alone
+            trainer.state.model.eval()  # so that the running statistics do not change
             super().on_step_end(trainer, output)
             trainer.state.model.train()
 
-    watched = make(dropout=0.0, callbacks=(Still(),))
+    watched = make(dropout=0.0, callbacks=(SaliencyInEvalMode(),))
     watched.fit()
     assert same(weights(plain.state.model), weights(watched.state.model))
 
@@ -622,11 +626,11 @@ def test_targets_of_several_parts_count_their_samples(precision: str, accumulate
     assert record["train_loss"] == pytest.approx(expected, rel=1e-2 if precision == "bf16" else 1e-5)
     assert record["val_loss"] == pytest.approx(expected, rel=1e-2 if precision == "bf16" else 1e-5)
     if several_outputs:
-        with pytest.raises(DataError, match="answers with a tuple, and a prediction is one tensor"):
+        with pytest.raises(DataError, match="returns a tuple, but a prediction is a single tensor"):
             trainer.predict(batches)
 
 
-def test_predictions_without_rows_are_numbered_through() -> None:
+def test_predictions_without_row_numbers_are_numbered_in_order() -> None:
     trainer = make()
     batches = [batch._replace(index=None) for batch in BatchLoader(dataset(20, seed=1), PREPROCESS, 8)]
     probabilities, index = trainer.predict(batches)
@@ -637,7 +641,7 @@ def test_predictions_without_rows_are_numbered_through() -> None:
 
 
 @pytest.mark.parametrize(("device", "current", "seeded"), [("cuda:0", 1, 0), ("cuda:1", 0, 1), ("cuda", 1, 1)])
-def test_the_generator_of_the_runs_own_device_is_seeded(
+def test_only_the_generator_of_the_device_in_use_is_seeded(
     device: str, current: int, seeded: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generators = (torch.Generator(), torch.Generator())
@@ -651,19 +655,19 @@ def test_the_generator_of_the_runs_own_device_is_seeded(
     assert seeds[1 - seeded] != torch.initial_seed()
 
 
-def test_what_the_user_froze_stays_frozen() -> None:
+def test_layers_frozen_by_the_user_stay_frozen() -> None:
     trainer = make(epochs=1)
     frozen = trainer.state.model.features[1].eval()
     before = frozen.running_mean.clone()
     trainer.fit()
     assert torch.equal(frozen.running_mean, before)
     trainer = make(epochs=1)
-    trainer.state.model.eval()  # loaded from somewhere: all of it, so it is meant to train
+    trainer.state.model.eval()  # every layer is in eval mode, as after loading, so all are trained
     trainer.fit()
     assert trainer.state.model.features[1].num_batches_tracked == 4
 
 
-def test_an_early_stop_is_evaluated_and_remembered(tmp_path: Path) -> None:
+def test_an_early_stop_is_evaluated_and_saved(tmp_path: Path) -> None:
     class Enough(Callback):
         def on_step_end(self, trainer: Trainer, output: StepOutput) -> None:
             trainer.should_stop = trainer.state.step >= 6
@@ -676,18 +680,18 @@ def test_an_early_stop_is_evaluated_and_remembered(tmp_path: Path) -> None:
     assert again.fit().epochs == 2
 
 
-def test_an_interrupted_trainer_can_go_on() -> None:
+def test_an_interrupted_trainer_can_continue() -> None:
     trainer = make(callbacks=(StopAt(3),))
-    whole = make()
+    uninterrupted = make()
     assert trainer.fit().interrupted
     assert trainer.evaluate("val")["loss"] > 0
     assert not trainer.fit().interrupted
-    whole.fit()
-    assert same(weights(trainer.state.model), weights(whole.state.model))
+    uninterrupted.fit()
+    assert same(weights(trainer.state.model), weights(uninterrupted.state.model))
 
 
 class Log:
-    """Keeps the log points."""
+    """A recorder that collects the log points."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[int, float]] = []
@@ -700,20 +704,20 @@ class Log:
 
 
 def test_a_log_point_does_not_depend_on_checkpoints_or_interrupts(tmp_path: Path) -> None:
-    """Whoever read the losses back in between, a log point is the mean since the one before it."""
-    plain, kept, first, second = Log(), Log(), Log(), Log()
+    """A log point is the mean since the previous one, even if the losses were read back in between."""
+    plain, checkpointed, first, second = Log(), Log(), Log(), Log()
     make(epochs=3, log_every=3, recorder=plain).fit()
-    keeper = Checkpointer(tmp_path / "a", tmp_path / "b", "val_loss", "min", every_steps=2)
-    make(epochs=3, log_every=3, recorder=kept, callbacks=(keeper,)).fit()
+    checkpointer = Checkpointer(tmp_path / "a", tmp_path / "b", "val_loss", "min", every_steps=2)
+    make(epochs=3, log_every=3, recorder=checkpointed, callbacks=(checkpointer,)).fit()
     make(tmp_path, epochs=3, log_every=3, recorder=first, callbacks=(StopAt(5),)).fit()
     resumed = make(epochs=3, log_every=3, recorder=second)
     load_checkpoint(tmp_path / "last.ckpt", resumed.state)
     resumed.fit()
     assert len(plain.rows) == 4
-    assert plain.rows == kept.rows == first.rows + second.rows
+    assert plain.rows == checkpointed.rows == first.rows + second.rows
 
 
-def test_an_epoch_that_was_asked_to_be_the_last_is_finished_after_an_interruption(tmp_path: Path) -> None:
+def test_an_epoch_that_should_be_the_last_is_finished_after_an_interruption(tmp_path: Path) -> None:
     class StopHere(Callback):
         def on_step_end(self, trainer: Trainer, output: StepOutput) -> None:
             if trainer.state.step == 2:
@@ -740,12 +744,12 @@ def test_without_evaluations_the_training_loss_can_end_a_run() -> None:
 
 
 @pytest.mark.parametrize("name", ["ema", "scaler"])
-def test_a_checkpoint_with_and_one_without_an_average_do_not_mix(name: str, tmp_path: Path) -> None:
+def test_a_checkpoint_must_have_an_average_or_scaler_exactly_if_the_state_has(name: str, tmp_path: Path) -> None:
     def state(more: bool) -> TrainState:
-        made = make().state
+        result = make().state
         if more:
-            setattr(made, name, network() if name == "ema" else torch.amp.GradScaler("cpu"))
-        return made
+            setattr(result, name, network() if name == "ema" else torch.amp.GradScaler("cpu"))
+        return result
 
     for has in (False, True):
         save_checkpoint(tmp_path / "last.ckpt", state(has))

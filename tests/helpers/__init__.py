@@ -1,1 +1,1 @@
-"""What several test modules use: images and tables to write, processes, disks, problems to learn."""
+"""Helpers of several test modules: image files and tables, processes, small disks, small problems to train on."""

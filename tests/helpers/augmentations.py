@@ -1,4 +1,4 @@
-"""What every augmentation promises, and batches to hold it to."""
+"""Checks that every augmentation must pass, and random batches for them."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ def batches(draw: st.DrawFn) -> tuple[Tensor, NDArray[np.int64]]:
 
 
 def check(step: Augmentation, images: Tensor, index: NDArray[np.int64], seed: int, epoch: int) -> None:
-    """What every augmentation promises."""
+    """Checks dtype, shape, and that an image's result depends on the image, its index, the seed and the epoch only."""
     before, rows, state = images.clone(), index.copy(), torch.get_rng_state()
-    found = step(images, index, seed, epoch)
-    assert found.dtype == torch.uint8
-    assert found.shape == images.shape
+    result = step(images, index, seed, epoch)
+    assert result.dtype == torch.uint8
+    assert result.shape == images.shape
     assert torch.equal(images, before)
     assert np.array_equal(index, rows)
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(step(images, index, seed, epoch), found)
-    for at in range(len(images)):
-        part = slice(at, at + 1)
-        assert torch.equal(step(images[part], index[part], seed, epoch), found[part])
+    assert torch.equal(step(images, index, seed, epoch), result)
+    for position in range(len(images)):
+        part = slice(position, position + 1)
+        assert torch.equal(step(images[part], index[part], seed, epoch), result[part])
     order = torch.arange(len(images) - 1, -1, -1)
-    assert torch.equal(step(images[order], index[order.numpy()], seed, epoch)[order], found)
-    laid_out = images.to(memory_format=torch.channels_last)  # the same pixels, elsewhere in memory
-    assert torch.equal(step(laid_out, index, seed, epoch), found)
+    assert torch.equal(step(images[order], index[order.numpy()], seed, epoch)[order], result)
+    laid_out = images.to(memory_format=torch.channels_last)  # the same pixels in another memory layout
+    assert torch.equal(step(laid_out, index, seed, epoch), result)
 
 
 def check_draws(step: Augmentation, count: int = 16) -> None:
     """Another epoch and another seed make other images."""
-    images, index = picture(count, 3, 20, 20), np.arange(count)
+    images, index = random_images(count, 3, 20, 20), np.arange(count)
     first = step(images, index, 0, 0)
     assert not torch.equal(step(images, index, 0, 1), first)
     assert not torch.equal(step(images, index, 1, 0), first)
 
 
-def picture(count: int, channels: int, height: int, width: int, seed: int = 0) -> Tensor:
+def random_images(count: int, channels: int, height: int, width: int, seed: int = 0) -> Tensor:
     random = np.random.default_rng(seed)
     return torch.from_numpy(random.integers(0, 256, (count, channels, height, width), dtype=np.uint8))

@@ -1,4 +1,4 @@
-"""The command line and Python code in a process of their own."""
+"""Runs the command line or Python code in a separate process."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def run_command(
-    *words: str | Path, cwd: Path, timeout: float = 300, env: dict[str, str] | None = None
+    *arguments: str | Path, cwd: Path, timeout: float = 300, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """The real command in a process of its own, as a pipe sees it."""
+    """Runs the command in a separate process and captures its output."""
     return subprocess.run(
-        [sys.executable, "-m", "sightline", *map(str, words)],
+        [sys.executable, "-m", "sightline", *map(str, arguments)],
         cwd=cwd,
         capture_output=True,
         text=True,
@@ -27,7 +27,7 @@ def run_command(
 
 
 def python(code: str, *arguments: str, cwd: Path | None = None, options: Sequence[str] = ()) -> str:
-    """The output of a fresh interpreter; for what must not depend on what these tests have imported."""
+    """Returns the output of a fresh interpreter, for results that must not depend on what these tests have imported."""
     done = subprocess.run(
         [sys.executable, *options, "-c", code, *arguments], cwd=cwd, capture_output=True, text=True, check=False
     )

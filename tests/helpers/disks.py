@@ -14,13 +14,13 @@ import pytest
 
 @contextmanager
 def small_disk(place: Path, size: str) -> Iterator[Path]:
-    """A tmpfs of that size at `place`, where this process may mount one; else the test is skipped."""
+    """Mounts a tmpfs of that size at `place`; skips the test if this process may not mount."""
     place.mkdir()
     if os.geteuid() or shutil.which("mount") is None:
         pytest.skip("only root may mount")
     options = ["-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
     if subprocess.run(["mount", *options], capture_output=True, check=False).returncode:
-        pytest.skip("this place may not mount")
+        pytest.skip("mounting is not permitted here")
     try:
         yield place
     finally:
@@ -28,9 +28,9 @@ def small_disk(place: Path, size: str) -> Iterator[Path]:
 
 
 def fill(path: Path, leave: int = 0) -> None:
-    """Writes a file until the disk is full but for `leave` bytes."""
+    """Writes a file until only `leave` bytes of the disk are free."""
     with path.open("wb", buffering=0) as file:
         with suppress(OSError):
             while True:
                 file.write(bytes(4096))
-        file.truncate(file.tell() - leave)
+        file.truncate(file.seek(0, os.SEEK_CUR) - leave)

@@ -1,5 +1,5 @@
-"""A training loop of plain NumPy in a session: softmax regression with momentum on the embedded digits, whose order and
-noise come from a generator of its own. Run as a script it trains in the directory it is given; tests import it."""
+"""A NumPy training loop in a session: softmax regression with momentum on the embedded digits, with its own generator
+for order and noise. As a script it trains in the directory of its first argument; tests also import it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ INTERFACE = Interface(
 
 
 class Regression:
-    """The weights, their momentum, and the generator: all that the next epoch depends on."""
+    """The weights, their momentum, and the generator: everything that the next epoch depends on."""
 
     def __init__(self) -> None:
         self.weights = np.zeros((65, 10))
@@ -41,17 +41,17 @@ class Regression:
         (path / "generator.json").write_text(json.dumps(self.generator.bit_generator.state), encoding="ascii")
 
     def load(self, path: Path) -> None:
-        with np.load(path / "arrays.npz") as found:
-            self.weights, self.momentum = found["weights"], found["momentum"]
+        with np.load(path / "arrays.npz") as arrays:
+            self.weights, self.momentum = arrays["weights"], arrays["momentum"]
         self.generator.bit_generator.state = json.loads((path / "generator.json").read_text(encoding="ascii"))
 
     def step(self, x: np.ndarray, y: np.ndarray) -> float:
         logits = x @ self.weights
         logits -= logits.max(1, keepdims=True)
-        chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-        loss = float(-np.log(chances[np.arange(len(y)), y]).mean())
-        chances[np.arange(len(y)), y] -= 1
-        self.momentum = 0.9 * self.momentum + x.T @ chances / len(y)
+        probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        loss = float(-np.log(probabilities[np.arange(len(y)), y]).mean())
+        probabilities[np.arange(len(y)), y] -= 1
+        self.momentum = 0.9 * self.momentum + x.T @ probabilities / len(y)
         self.weights -= 0.1 * self.momentum
         return loss
 
@@ -98,7 +98,7 @@ def fit(
 
 
 if __name__ == "__main__":
-    made, trained = fit(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))
-    if made.interrupted:
+    result, trained = fit(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))
+    if result.interrupted:
         sys.exit(130)
     np.save(Path(sys.argv[1]) / "final.npy", trained.weights)

@@ -1,4 +1,4 @@
-"""Handwritten digits laid out as the params-dict trainer reads them."""
+"""Handwritten digits in the layout that the params-dict trainer reads."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from sightline.data.sources.open import digits_rows
 
 
 def lay_out(mnist: Path, root: Path, train: int, test: int) -> Path:
-    """`root/train` and `root/test`, each with pictures and an `info.csv` of `files` and `type`: the first digits of the
-    list, and its last ones. Gives `root`."""
+    """Creates `root/train` and `root/test`, each with images and an `info.csv` of `files` and `type`: the first digits
+    of the list, and its last ones. Returns `root`."""
     with next(mnist.glob("*.csv")).open(newline="") as file:
         rows = [(row["file"], row["target"]) for row in csv.DictReader(file)]
     for split, part in (("train", rows[:train]), ("test", rows[len(rows) - test :])):
@@ -25,7 +25,7 @@ def lay_out(mnist: Path, root: Path, train: int, test: int) -> Path:
 
 
 def small_digits(root: Path, train: int = 96, test: int = 40) -> Path:
-    """The same of the embedded digits, 8 x 8 pixels."""
+    """Creates the same layout from the embedded digits, 8 x 8 pixels."""
     rows = digits_rows()
     for split, part in (("train", rows[:train]), ("test", rows[train : train + test])):
         for i, row in enumerate(part):

@@ -1,4 +1,4 @@
-"""What somebody who trains with a dict has written: parameters, two steps, collections of metrics."""
+"""The code of a user who trains with a dict: parameters, two steps, collections of metrics."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ SMALL = [
 
 
 def small(**changes: Any) -> dict[str, Any]:
-    """A dict for the embedded digits: a network of one block, three epochs of a second."""
-    usual = {
+    """A dict for the embedded digits: a network of one block, three epochs of about a second."""
+    defaults = {
         "image_height": 8, "image_width": 8, "net_arch": SMALL, "batch_size": 32, "num_epochs": 3, "eval_freq": 2,
         "save_freq": 2, "flip_images": False, "device": "cpu", "eval_batch_size": 16,
     }  # fmt: skip
-    return params | usual | changes
+    return params | defaults | changes
 
 
 def loss_func(y_pred: Tensor, y: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def train_step(x: Tensor, y: Tensor, model: nn.Module, optim: torch.optim.Optimi
 
 
 def test_step_for(settings: dict[str, Any]) -> Callable[..., tuple[Any, Any]]:
-    """The test step, which looks at the dict."""
+    """A test step that reads `eval_metric_compute_freq` from the dict."""
 
     def test_step(x: Tensor, y: Tensor, model: nn.Module, **kwargs: Any) -> tuple[Any, Any]:
         with torch.no_grad():
@@ -60,14 +60,14 @@ def test_step_for(settings: dict[str, Any]) -> Callable[..., tuple[Any, Any]]:
     return test_step
 
 
-test_step_for.__test__ = False  # type: ignore[attr-defined] no test of pytest's
+test_step_for.__test__ = False  # type: ignore[attr-defined] not a test
 
 
-def collection(**how: Any) -> Any:
-    """The four metrics, made as torchmetrics was called in 2022."""
+def collection(**options: Any) -> Any:
+    """The four metrics, constructed as torchmetrics was called in 2022."""
     names = ("Accuracy", "Precision", "Recall", "F1Score")
-    made = [getattr(torchmetrics, name)(num_classes=10, average="macro", **how) for name in names]
-    return torchmetrics.MetricCollection(made)
+    metrics = [getattr(torchmetrics, name)(num_classes=10, average="macro", **options) for name in names]
+    return torchmetrics.MetricCollection(metrics)
 
 
 def run(
@@ -79,8 +79,8 @@ def run(
     test: Any = None,
     metrics: bool = True,
 ) -> tuple[bool, nn.Module]:
-    """(what `train` gives, the network), from fresh weights with logits."""
+    """Trains a new network with logits; returns (the result of `train`, the network)."""
     set_seeds(settings["manual_seed"])
     model = build_classifier(settings, outputs="logits")
-    given = {"train_torchmetrics": collection(), "test_torchmetrics": collection()} if metrics else {}
-    return train(settings, model, step, test or test_step_for(settings), data, logdir, **given), model
+    collections = {"train_torchmetrics": collection(), "test_torchmetrics": collection()} if metrics else {}
+    return train(settings, model, step, test or test_step_for(settings), data, logdir, **collections), model

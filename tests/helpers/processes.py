@@ -1,4 +1,4 @@
-"""Real processes that are waited for and sent real signals."""
+"""Python processes that tests wait for and send signals to."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 
 @contextmanager
-def started(*words: str | Path, cwd: Path) -> Iterator[subprocess.Popen[str]]:
-    """`python *words` in a process of its own. What it says on either stream comes as one, and at once."""
+def started(*arguments: str | Path, cwd: Path) -> Iterator[subprocess.Popen[str]]:
+    """Runs `python *arguments` in a separate process, with standard output and error in one unbuffered stream."""
     with subprocess.Popen(
-        [sys.executable, *map(str, words)],
+        [sys.executable, *map(str, arguments)],
         cwd=cwd,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -25,22 +25,22 @@ def started(*words: str | Path, cwd: Path) -> Iterator[subprocess.Popen[str]]:
         try:
             yield process
         finally:
-            process.kill()  # where the test has failed; else it has ended
+            process.kill()  # if the test has failed; otherwise the process has ended
 
 
-def until(process: subprocess.Popen[str], begins: str) -> str:
-    """Waits for the line that begins so."""
+def until(process: subprocess.Popen[str], prefix: str) -> str:
+    """Waits for a line that starts with `prefix` and returns it."""
     assert process.stdout is not None
-    said = []
+    lines = []
     for line in process.stdout:
-        said.append(line)
-        if line.startswith(begins):
+        lines.append(line)
+        if line.startswith(prefix):
             return line
-    raise AssertionError("".join(said))
+    raise AssertionError("".join(lines))
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Waits for its end: (exit code, what it still said)."""
+    """Waits until the process ends: (exit code, the rest of its output)."""
     assert process.stdout is not None
-    told = process.stdout.read()
-    return process.wait(300), told
+    output = process.stdout.read()
+    return process.wait(300), output

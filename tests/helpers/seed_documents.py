@@ -1,31 +1,31 @@
-"""Code blocks out of the documents of the trainers that the interfaces stand in for. The documents are not part of the
-repository: they are read where `$SIGHTLINE_SHARED` has them, and a test that needs one skips by name without."""
+"""Code blocks from the documents of the trainers that the interfaces replace. The documents are not part of the
+repository: they are read from `$SIGHTLINE_SHARED`, and a test that needs a missing one is skipped with its name."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from helpers.shared_data import absent
+from helpers.shared_data import missing
 
 _FENCE = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n`]*\n(.*?)^[ \t]*```[ \t]*$", re.MULTILINE | re.DOTALL)
 
 
 def document(shared: Path, number: str) -> str:
     """The text of `seeds/<number>_….txt`."""
-    found = sorted((shared / "seeds").glob(f"{number}_*.txt"))
-    if not found:
-        absent(f"no document {number} in '{shared / 'seeds'}'")
-    return found[0].read_text(encoding="utf-8")
+    files = sorted((shared / "seeds").glob(f"{number}_*.txt"))
+    if not files:
+        missing(f"no document {number} in '{shared / 'seeds'}'")
+    return files[0].read_text(encoding="utf-8")
 
 
 def code_blocks(text: str) -> list[str]:
-    """What stands between fences, in order; a fence that is never closed holds nothing."""
+    """The contents of the fenced blocks, in order; a fence that is never closed is ignored."""
     return [match[2] for match in _FENCE.finditer(text)]
 
 
-def one_with(blocks: list[str], part: str) -> str:
-    """The one block that a regular expression is found in."""
-    found = [block for block in blocks if re.search(part, block, re.MULTILINE)]
-    assert len(found) == 1, f"{len(found)} blocks with {part!r}"
-    return found[0]
+def one_with(blocks: list[str], pattern: str) -> str:
+    """The one block that matches a regular expression."""
+    matching = [block for block in blocks if re.search(pattern, block, re.MULTILINE)]
+    assert len(matching) == 1, f"{len(matching)} blocks with {pattern!r}"
+    return matching[0]

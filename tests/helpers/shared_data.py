@@ -1,4 +1,4 @@
-"""Archives of the shared data, and what a test does where they are missing."""
+"""Archives of the shared data, and what a test does if they are missing."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import NoReturn
 import pytest
 
 
-def absent(reason: str) -> NoReturn:
-    """For a test whose shared data or document is not at hand: it is skipped by name, and a failure where all must be
-    there, as it must wherever `.ci/run` finds the shared directory."""
+def missing(reason: str) -> NoReturn:
+    """Skips a test whose shared data or document is missing. It fails instead if `SIGHTLINE_SHARED_REQUIRED` is set, as
+    `.ci/run` does when it finds the shared directory."""
     if os.environ.get("SIGHTLINE_SHARED_REQUIRED"):
         pytest.fail(reason)
     pytest.skip(reason)
 
 
 def unpacked(shared: Path, name: str, folder: Path) -> Path:
-    """`folder`, with what is in an archive of the shared data."""
+    """Unpacks an archive of the shared data into `folder`, and returns that."""
     with tarfile.open(shared / "data" / name) as archive:
         archive.extractall(folder, filter="data")
     return folder

@@ -1,4 +1,4 @@
-"""A loader of another library that keeps its place."""
+"""A loader of another library that saves its position."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 
-class TorchdataLike:
-    """A loader with a state of its own, as torchdata's StatefulDataLoader: its order comes from a generator of its own,
-    which nobody else seeds. `read` counts the batches that were made."""
+class StatefulLoader:
+    """A loader with `state_dict` and `load_state_dict`, like torchdata's StatefulDataLoader. Its order comes from its
+    own generator, which nothing else seeds. `read` counts the batches that it yielded."""
 
     def __init__(self, images: Tensor, labels: Tensor, size: int) -> None:
         self.images, self.labels, self.size = images, labels, size
         self.generator = torch.Generator().manual_seed(5)
-        self.begun = self.generator.get_state()
+        self.start = self.generator.get_state()
         self.position, self.read = 0, 0
         self.restored = False
 
@@ -26,9 +26,9 @@ class TorchdataLike:
 
     def __iter__(self) -> Iterator[Any]:
         if self.restored:
-            self.generator.set_state(self.begun)
+            self.generator.set_state(self.start)
         else:
-            self.position, self.begun = 0, self.generator.get_state()
+            self.position, self.start = 0, self.generator.get_state()
         self.restored = False
         order = torch.randperm(len(self.images), generator=self.generator)
         while self.position < len(self):
@@ -38,8 +38,8 @@ class TorchdataLike:
             yield self.images[rows], self.labels[rows]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"position": self.position, "begun": self.begun, "generator": self.generator.get_state()}
+        return {"position": self.position, "start": self.start, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.position, self.begun, self.restored = state["position"], state["begun"], True
+        self.position, self.start, self.restored = state["position"], state["start"], True
         self.generator.set_state(state["generator"])

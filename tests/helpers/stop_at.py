@@ -1,4 +1,4 @@
-"""An end in the middle of training, as Ctrl-C or a signal makes it."""
+"""A callback that interrupts training, as Ctrl-C or a signal does."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from sightline.engine.trainer import Callback, Trainer
 
 
 class StopAt(Callback):
-    """Interrupts after a step."""
+    """Interrupts training after a step."""
 
     def __init__(self, step: int):
         self.step = step

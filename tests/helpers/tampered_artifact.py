@@ -1,4 +1,4 @@
-"""Exported models as somebody changes them who means harm, and who knows how their checksums are counted."""
+"""Changes exported models as an attacker would who can also update the checksums."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sightline.inference.manifest import MANIFEST, WEIGHTS, checksummed
 
 
 def rewrite(exported: Path, change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
-    """Another description of the model; `change` is given what is in it, and may answer with another."""
+    """Rewrites the manifest; `change` gets its content and may return another."""
     file = exported / MANIFEST
     manifest = json.loads(file.read_text(encoding="utf-8"))
     manifest = checksummed(change(manifest) or manifest)
@@ -21,11 +21,11 @@ def rewrite(exported: Path, change: Callable[[dict[str, Any]], Any]) -> dict[str
 
 
 def with_weights(exported: Path, content: bytes) -> None:
-    """Another file of weights, with a description that agrees."""
+    """Replaces the weights file, with a manifest that matches."""
     (exported / WEIGHTS).write_bytes(content)
     rewrite(exported, lambda manifest: manifest.update(weights_sha256=sha256(exported / WEIGHTS)))
 
 
 def with_network(exported: Path, network: Any) -> None:
-    """Another network in the description."""
+    """Replaces the network in the manifest."""
     rewrite(exported, lambda manifest: manifest["model"].update(network=network))

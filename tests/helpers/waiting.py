@@ -1,5 +1,5 @@
-"""A network that says `waiting` in the middle of a training and goes on when there is a file `go`. Tests copy this file
-to where they run a command, which can then be sent a signal, or meet a full disk, at a moment that is no chance."""
+"""A network that prints `waiting` in the middle of training and continues once there is a file `go`. Tests copy this
+file to where they run a command, so that they can send a signal or fill the disk at a known step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`Predictor`: answers that do not depend on how images come in, an error per image, and use by several threads."""
+"""`Predictor`: predictions that do not depend on how images are passed, errors per image, use by several threads."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
 
 
-def predictor(**how: object) -> Predictor:
-    return Predictor(network(), SPEC, PREPROCESS, CLASSES, **how)  # type: ignore[arg-type]
+def predictor(**options: object) -> Predictor:
+    return Predictor(network(), SPEC, PREPROCESS, CLASSES, **options)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -48,71 +48,73 @@ def files(tmp_path: Path) -> list[Path]:
 
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("batch_size", [1, 4, 21, 100, None])
-def test_answers_do_not_depend_on_batches_or_threads(files: list[Path], workers: int, batch_size: int | None) -> None:
+def test_predictions_do_not_depend_on_batches_or_threads(
+    files: list[Path], workers: int, batch_size: int | None
+) -> None:
     expected = predictor(workers=1).predict(files, batch_size=21)
-    found = predictor(workers=workers).predict(files, batch_size)
-    assert [answer.label for answer in found if isinstance(answer, Prediction)] == [
-        answer.label for answer in expected if isinstance(answer, Prediction)
+    predictions = predictor(workers=workers).predict(files, batch_size)
+    assert [prediction.label for prediction in predictions if isinstance(prediction, Prediction)] == [
+        prediction.label for prediction in expected if isinstance(prediction, Prediction)
     ]
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(predictions, expected, strict=True):
         assert isinstance(one, Prediction)
         assert isinstance(other, Prediction)
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-6)
 
 
-def test_every_form_of_an_image_has_the_same_answer(files: list[Path]) -> None:
+def test_every_form_of_an_image_has_the_same_prediction(files: list[Path]) -> None:
     with Image.open(files[0]) as image:
         image.load()
     forms = [files[0], str(files[0]), files[0].read_bytes(), np.asarray(image), image]
-    answers = predictor().predict(forms, batch_size=1)
-    assert len(set(answers)) == 1
-    assert predictor().predict(files[0]) == answers[:1]
-    assert predictor().predict(iter(forms[:2]), batch_size=1) == answers[:2]
+    predictions = predictor().predict(forms, batch_size=1)
+    assert len(set(predictions)) == 1
+    assert predictor().predict(files[0]) == predictions[:1]
+    assert predictor().predict(iter(forms[:2]), batch_size=1) == predictions[:2]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
-def test_each_image_has_its_answer_or_its_error(files: list[Path], tmp_path: Path, batch_size: int) -> None:
+def test_each_image_has_a_prediction_or_an_error(files: list[Path], tmp_path: Path, batch_size: int) -> None:
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no image")
     mixed = [files[0], bad, files[1], tmp_path / "missing.png", b"", files[2]]
-    found = list(predictor(workers=2).predict_each(mixed, batch_size))
-    assert [image for image, _ in found] == mixed
-    assert [isinstance(answer, SightlineError) for _, answer in found] == [False, True, False, True, True, False]
-    for (_, answer), name in zip(found[1:5:2], ("bad.png", "missing.png"), strict=True):
-        assert name in str(answer)
-    assert "image 4" in str(found[4][1])
+    results = list(predictor(workers=2).predict_each(mixed, batch_size))
+    assert [image for image, _ in results] == mixed
+    assert [isinstance(result, SightlineError) for _, result in results] == [False, True, False, True, True, False]
+    for (_, result), name in zip(results[1:5:2], ("bad.png", "missing.png"), strict=True):
+        assert name in str(result)
+    assert "image 4" in str(results[4][1])
     alone = predictor().predict([files[0], files[1], files[2]], 1)
-    for answer, other in zip([found[i][1] for i in (0, 2, 5)], alone, strict=True):
-        assert isinstance(answer, Prediction)
-        assert answer.label == other.label  # type: ignore[union-attr]
+    for result, other in zip([results[i][1] for i in (0, 2, 5)], alone, strict=True):
+        assert isinstance(result, Prediction)
+        assert result.label == other.label  # type: ignore[union-attr]
     with pytest.raises(SightlineError, match=r"bad\.png"):
         predictor().predict(mixed)
 
 
-def test_endless_images_are_read_as_they_are_asked_for(files: list[Path]) -> None:
-    """Two batches ahead at most: memory does not grow with what is left."""
-    asked = 0
+def test_an_endless_iterator_is_read_only_as_needed(files: list[Path]) -> None:
+    """At most two batches are read ahead, so that memory does not grow with the number of images."""
+    read = 0
 
     def endless() -> Iterator[Path]:
-        nonlocal asked
+        nonlocal read
         for path in itertools.cycle(files):
-            asked += 1
+            read += 1
             yield path
 
-    answers = predictor(workers=2).predict_each(endless(), batch_size=4)
-    for count, (path, answer) in enumerate(itertools.islice(answers, 40), start=1):
+    results = predictor(workers=2).predict_each(endless(), batch_size=4)
+    for count, (path, result) in enumerate(itertools.islice(results, 40), start=1):
         assert path == files[(count - 1) % len(files)]
-        assert isinstance(answer, Prediction)
-        assert asked <= count + 8
+        assert isinstance(result, Prediction)
+        assert read <= count + 8
     threads = threading.active_count()
-    answers.close()  # type: ignore[attr-defined]
+    results.close()  # type: ignore[attr-defined]
     assert threading.active_count() <= threads
 
 
-def test_pixels_may_be_used_again_as_soon_as_they_are_taken(files: list[Path]) -> None:
-    """Frames of one Pillow image, and one buffer that is filled again and again."""
+def test_a_buffer_may_be_filled_again_as_soon_as_it_is_read(files: list[Path]) -> None:
+    """One buffer that is filled with one frame after another."""
     frames = [np.asarray(Image.open(path)) for path in files[:9]]
-    expected = [answer.probabilities for answer in predictor().predict(frames, batch_size=1)]  # type: ignore[union-attr]
+    expected = [prediction.probabilities for prediction in predictor().predict(frames, batch_size=1)]  # type: ignore[union-attr]
 
     def one_buffer() -> Iterator[np.ndarray]:  # type: ignore[type-arg]
         buffer = np.empty((8, 8, 3), np.uint8)
@@ -120,22 +122,22 @@ def test_pixels_may_be_used_again_as_soon_as_they_are_taken(files: list[Path]) -
             buffer[:] = frame
             yield buffer
 
-    found = [answer.probabilities for answer in predictor().predict(one_buffer(), batch_size=2)]  # type: ignore[union-attr]
-    for one, other in zip(found, expected, strict=True):
+    probabilities = [prediction.probabilities for prediction in predictor().predict(one_buffer(), batch_size=2)]  # type: ignore[union-attr]
+    for one, other in zip(probabilities, expected, strict=True):
         assert one == pytest.approx(other, abs=1e-6)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
-def test_what_was_taken_before_an_exception_is_answered(files: list[Path], batch_size: int) -> None:
+def test_images_read_before_an_exception_are_predicted(files: list[Path], batch_size: int) -> None:
     def failing() -> Iterator[Path]:
         yield from files[:15]
         raise RuntimeError("the camera is gone")
 
-    answered: list[tuple[Path, object]] = []
+    results: list[tuple[Path, object]] = []
     with pytest.raises(RuntimeError, match="the camera is gone"):
-        answered.extend(predictor(workers=2).predict_each(failing(), batch_size))
-    assert [path for path, _ in answered] == files[:15]
-    assert all(isinstance(answer, Prediction) for _, answer in answered)
+        results.extend(predictor(workers=2).predict_each(failing(), batch_size))
+    assert [path for path, _ in results] == files[:15]
+    assert all(isinstance(result, Prediction) for _, result in results)
 
 
 def test_an_exception_of_the_network_ends_the_call_and_its_threads(files: list[Path]) -> None:
@@ -151,9 +153,9 @@ def test_an_exception_of_the_network_ends_the_call_and_its_threads(files: list[P
 
 
 def test_a_predictor_can_be_copied(files: list[Path]) -> None:
-    own = predictor()
-    expected = own.predict(files[0])
-    assert copy.deepcopy(own).predict(files[0]) == expected
+    original = predictor()
+    expected = original.predict(files[0])
+    assert copy.deepcopy(original).predict(files[0]) == expected
 
 
 def test_the_kind_of_output_is_that_of_the_network(files: list[Path]) -> None:
@@ -165,7 +167,7 @@ def test_the_kind_of_output_is_that_of_the_network(files: list[Path]) -> None:
 
 
 class NotReentrant(nn.Module):
-    """Fails when two threads are in its forward at once, as a network with buffers of its own may."""
+    """Fails when two threads are in its forward at once, as a network that writes to its buffers may."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -184,20 +186,20 @@ class NotReentrant(nn.Module):
 
 def test_several_threads_share_a_predictor(files: list[Path]) -> None:
     shared = Predictor(NotReentrant(), SPEC, PREPROCESS, CLASSES, workers=2)
-    expected = [answer.label for answer in predictor().predict(files)]  # type: ignore[union-attr]
+    expected = [prediction.label for prediction in predictor().predict(files)]  # type: ignore[union-attr]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: [answer.label for answer in shared.predict(files, 5)], range(8)))  # type: ignore[union-attr]
-    assert found == [expected] * 8
+        labels = list(pool.map(lambda _: [prediction.label for prediction in shared.predict(files, 5)], range(8)))  # type: ignore[union-attr]
+    assert labels == [expected] * 8
 
 
 @pytest.mark.parametrize("kind", ["logits", "probabilities"])
 def test_temperature_and_threshold_are_one_step_for_both_kinds_of_network(kind: str) -> None:
     logits = torch.tensor([[2.0, 0.0, -1.0], [0.1, 0.0, 0.05]])
-    given = logits.softmax(1) if kind == "probabilities" else logits
+    output = logits.softmax(1) if kind == "probabilities" else logits
     step = OutputStep(kind, temperature=2.0, threshold=0.5)
-    assert torch.allclose(step(given), (logits / 2).softmax(1), atol=1e-6)
-    assert torch.allclose(OutputStep(kind)(given), logits.softmax(1), atol=1e-6)
-    assert [step.is_certain(value) for value in step(given).max(1).values.tolist()] == [True, False]
+    assert torch.allclose(step(output), (logits / 2).softmax(1), atol=1e-6)
+    assert torch.allclose(OutputStep(kind)(output), logits.softmax(1), atol=1e-6)
+    assert [step.is_certain(value) for value in step(output).max(1).values.tolist()] == [True, False]
     values = torch.tensor([[3.5]])
     assert torch.equal(OutputStep("values", temperature=2.0)(values), values)
 
@@ -208,7 +210,7 @@ def test_an_artifact_keeps_its_output_step(tmp_path: Path, files: list[Path]) ->
     export_model(tempered, network(), SPEC, PREPROCESS, CLASSES, {}, OutputStep(temperature=4.0, threshold=0.9))
     plain_file, tempered_file = (json.loads((folder / MANIFEST).read_text()) for folder in (plain, tempered))
     assert (plain_file["format"], "output" in plain_file) == (2, False)
-    assert tempered_file["format"] == 3, "an earlier version must not leave the temperature out"
+    assert tempered_file["format"] == 3, "an earlier version must not ignore the temperature"
     add_metrics(tempered, {"test": {"accuracy": 0.5}})
     assert json.loads((tempered / MANIFEST).read_text())["format"] == 3
     predictors = load(plain), load(tempered)
@@ -223,10 +225,10 @@ def test_an_artifact_keeps_its_output_step(tmp_path: Path, files: list[Path]) ->
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        ({"temperature": 0}, "output.temperature: expected a number above 0, found 0"),
-        ({"temperature": "hot"}, "output.temperature: expected a number above 0, found 'hot'"),
-        ({"threshold": 1.5}, "output.threshold: expected a number from 0 to 1, found 1.5"),
-        ([1], "output: expected keys and values, found list"),
+        ({"temperature": 0}, "output.temperature: expected a number > 0, found 0"),
+        ({"temperature": "hot"}, "output.temperature: expected a number > 0, found 'hot'"),
+        ({"threshold": 1.5}, r"output.threshold: expected a number in \[0, 1\], found 1.5"),
+        ([1], "output: expected a mapping, found list"),
     ],
 )
 def test_a_wrong_output_step_is_refused(tmp_path: Path, output: object, message: str) -> None:
@@ -237,7 +239,7 @@ def test_a_wrong_output_step_is_refused(tmp_path: Path, output: object, message:
         load(tmp_path / "model")
 
 
-@pytest.mark.parametrize("how", [{"workers": 0}, {"workers": -1}])
-def test_no_threads_are_no_predictor(how: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="workers must be at least 1"):
-        predictor(**how)
+@pytest.mark.parametrize("options", [{"workers": 0}, {"workers": -1}])
+def test_a_predictor_needs_at_least_one_worker(options: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="workers: expected an integer >= 1, found "):
+        predictor(**options)

@@ -1,5 +1,5 @@
-"""Images that cannot be read: each is named, none is replaced, none ends the run when it is to be left out, and what is
-left out is exactly what cannot be read."""
+"""Images that cannot be read: each is named and none is replaced. With data.on_bad=skip they do not end the run, and
+exactly these images are left out."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG of one bit a pixel, all black; the size of it in memory is no matter."""
+    """A black PNG of one bit per pixel, a small file for any size of the image."""
     lines = zlib.compressobj(9)
     line = bytes(1 + (width + 7) // 8)
     data = b"".join(lines.compress(line * 500) for _ in range(height // 500)) + lines.flush()
@@ -74,23 +74,24 @@ def broken_chunk() -> bytes:
 
 
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
-    "truncated.jpg": (lambda path: path.write_bytes(jpeg()[:400]), "is no image, or a damaged one"),
-    "text.png": (lambda path: path.write_text("hello, world"), "is no image of a format.*begins with b'hello, world'"),
+    "truncated.jpg": (lambda path: path.write_bytes(jpeg()[:400]), "is damaged, or of a kind that Pillow"),
+    "text.png": (
+        lambda path: path.write_text("hello, world"), "is not an image in a format.*starts with b'hello, world'"),
     "empty.png": (Path.touch, "the file is empty"),
     "bomb.png": (lambda path: path.write_bytes(png_header(20_000, 20_000)), "too large to decode safely"),
     "claims.jpg": (
         lambda path: path.write_bytes(large_jpeg()), "30,000 x 30,000 pixels, too many to decode safely"),
-    "directory.png": (Path.mkdir, "cannot read .*: Is a directory"),
-    "dangling.png": (lambda path: path.symlink_to("nowhere"), "cannot read .*: No such file"),
-    "chunk.png": (lambda path: path.write_bytes(broken_chunk()), "is no image, or a damaged one"),
-    "half.png": (lambda path: path.write_bytes(broken_chunk()[:200]), "is no image, or a damaged one"),
-    "header.bmp": (lambda path: path.write_bytes(b"BM" + bytes(60)), "is no image"),
+    "directory.png": (Path.mkdir, "Cannot read .*: Is a directory"),
+    "dangling.png": (lambda path: path.symlink_to("nowhere"), "Cannot read .*: No such file"),
+    "chunk.png": (lambda path: path.write_bytes(broken_chunk()), "is damaged, or of a kind that Pillow"),
+    "half.png": (lambda path: path.write_bytes(broken_chunk()[:200]), "is damaged, or of a kind that Pillow"),
+    "header.bmp": (lambda path: path.write_bytes(b"BM" + bytes(60)), "is damaged, or of a kind that Pillow"),
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes of good pictures, bad ones among those of each, and a table of them."""
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of good and bad images, and a table of them."""
     root = tmp_path_factory.mktemp("bad")
     rows = []
     for i in range(24):
@@ -104,13 +105,13 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def listed(root: Path) -> dict[str, Sample]:
-    """Every row of the table as a sample: what a source would list if the files became bad after it looked."""
+    """Every row of the table as a sample, as a source lists them if the files are damaged afterwards."""
     lines = (root / "table" / "labels.csv").read_text().splitlines()[1:]
-    found = {}
+    samples = {}
     for number, line in enumerate(lines, start=2):
         name, label = line.split(",")
-        found[name] = Sample(name, root / name, "ab".index(label), f"labels.csv, row {number}")
-    return found
+        samples[name] = Sample(name, root / name, "ab".index(label), f"labels.csv, row {number}")
+    return samples
 
 
 class Listed:
@@ -119,8 +120,8 @@ class Listed:
     def __init__(self, samples: Mapping[str, Sample], val: int = 4):
         self.info = DataInfo("bad", ("a", "b"))
         good = [sample for name, sample in samples.items() if name.startswith("good")]
-        held = {sample.id for sample in good[:val]}
-        self.splits = {"train": [sample for sample in samples.values() if sample.id not in held], "val": good[:val]}
+        held_out = {sample.id for sample in good[:val]}
+        self.splits = {"train": [sample for sample in samples.values() if sample.id not in held_out], "val": good[:val]}
 
 
 def config(folder: Path, **changes: Any) -> dict[str, Any]:
@@ -129,31 +130,29 @@ def config(folder: Path, **changes: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("store", ["pixels", "encoded"])
 @pytest.mark.parametrize("cached", [False, True])
-def test_every_kind_of_bad_image_is_named_with_its_row(
-    pictures: Path, tmp_path: Path, store: str, cached: bool
-) -> None:
-    samples = listed(pictures)
+def test_every_kind_of_bad_image_is_named_with_its_row(images: Path, tmp_path: Path, store: str, cached: bool) -> None:
+    samples = listed(images)
     source = ListSource(DataInfo("bad", ("a", "b")), {"train": list(samples.values())})
-    how = PackOptions(store, Cache(tmp_path / "cache") if cached else None)
-    told = set()
-    for _ in range(2):  # the second time out of the cache
-        with pytest.raises(DataError, match=f"^{len(BAD)} images cannot be used; data.on_bad=skip") as caught:
-            pack_splits(source, Preprocess(8, 8, 3), packing=how)
-        told.add(str(caught.value))
-    (text,) = told
+    packing = PackOptions(store, Cache(tmp_path / "cache") if cached else None)
+    messages = set()
+    for _ in range(2):  # the second time from the cache
+        with pytest.raises(DataError, match=rf"^{len(BAD)} images cannot be used \(set data.on_bad=skip") as caught:
+            pack_splits(source, Preprocess(8, 8, 3), packing=packing)
+        messages.add(str(caught.value))
+    (text,) = messages
     lines = text.splitlines()[1:]
     assert len(lines) == len(BAD)
     for line, (name, (_, reason)) in zip(lines, BAD.items(), strict=True):
-        assert f"'{pictures / name}' ({samples[name].where})" in line
+        assert f"'{images / name}' ({samples[name].where})" in line
         assert re.search(reason, line), line
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_single_bad_image_is_named(pictures: Path, name: str) -> None:
-    samples = {key: sample for key, sample in listed(pictures).items() if key == name or key.startswith("good")}
+def test_a_single_bad_image_is_named(images: Path, name: str) -> None:
+    samples = {key: sample for key, sample in listed(images).items() if key == name or key.startswith("good")}
     source = ListSource(DataInfo("bad", ("a", "b")), {"train": list(samples.values())})
     with pytest.raises(ImageError, match=BAD[name][1]):
-        Preprocess(8, 8, 3).decode(pictures / name)
+        Preprocess(8, 8, 3).decode(images / name)
     with pytest.raises(DataError, match=f"{re.escape(samples[name].where)}.*data.on_bad=skip") as caught:
         pack_splits(source, Preprocess(8, 8, 3))
     assert "\n" not in str(caught.value)
@@ -161,13 +160,13 @@ def test_a_single_bad_image_is_named(pictures: Path, name: str) -> None:
 
 @pytest.mark.parametrize("store", ["pixels", "encoded"])
 @pytest.mark.parametrize("cache", [False, True])
-def test_a_run_that_skips_leaves_out_exactly_those(
-    pictures: Path, tmp_path: Path, store: str, cache: bool, capsys: pytest.CaptureFixture[str]
+def test_a_run_with_skip_omits_exactly_the_bad_images(
+    images: Path, tmp_path: Path, store: str, cache: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = {"on_bad": "skip", "store": store, "cache": cache, "cache_dir": str(tmp_path / "cache")}
     result = sightline.fit(
         config(tmp_path, data={**data, "val": 0}, trainer={"max_epochs": 1, "progress": True}),
-        source=Listed(listed(pictures)),
+        source=Listed(listed(images)),
     )
     record = json.loads((tmp_path / "run" / "data.json").read_text())
     assert [item["id"] for item in record["left_out"]] == list(BAD)
@@ -177,16 +176,16 @@ def test_a_run_that_skips_leaves_out_exactly_those(
         assert "labels.csv, row" in item["reason"]
     assert record["splits"]["train"]["images"] == 20
     assert record["splits"]["val"]["images"] == 4
-    shown = capsys.readouterr().out
-    assert f"left out, because they could not be read: {len(BAD)}" in shown
-    assert all(name in shown for name in BAD)
+    output = capsys.readouterr().out
+    assert f"left out, because they could not be read: {len(BAD)}" in output
+    assert all(name in output for name in BAD)
     assert result.run is not None
     assert (result.run / "exported" / "model.safetensors").is_file()
 
 
-def test_no_bad_image_is_replaced(pictures: Path) -> None:
-    """What is left in the split are the good images, each once, with its own label and pixels."""
-    samples, decoder = listed(pictures), Preprocess(8, 8, 3)
+def test_no_bad_image_is_replaced(images: Path) -> None:
+    """The split contains the good images, each once, with its label and pixels."""
+    samples, decoder = listed(images), Preprocess(8, 8, 3)
     source = ListSource(DataInfo("bad", ("a", "b")), {"train": list(samples.values())})
     (packed,) = pack_splits(source, decoder, packing=PackOptions(on_bad="skip"))[0].values()
     good = [sample for name, sample in samples.items() if name not in BAD]
@@ -200,22 +199,22 @@ def test_no_bad_image_is_replaced(pictures: Path) -> None:
     assert packed.statistics() == without.statistics()
 
 
-def test_the_command_tells_what_it_left_out(tmp_path: Path, here: Command) -> None:
-    """The command on real folders, where a bad image is a file in its class's folder."""
+def test_the_command_lists_the_images_it_left_out(tmp_path: Path, here: Command) -> None:
+    """Bad images are files in the folder of their class."""
     rows = list(BAD.items())[:5]
     for position, name in enumerate(("cat", "dog")):
         for i in range(8):
-            write_image(tmp_path / "pictures" / name / f"{i}.png", noise(8, 8, 3, seed=9 * position + i))
+            write_image(tmp_path / "images" / name / f"{i}.png", noise(8, 8, 3, seed=9 * position + i))
     for position, (name, (make, _)) in enumerate(rows):
-        make(tmp_path / "pictures" / ("cat", "dog")[position % 2] / name)
-    words = ["train", "data.root=pictures", "data.preprocess.size=8", "trainer.max_epochs=1", "run.name=mine"]
-    done = here(*words)
+        make(tmp_path / "images" / ("cat", "dog")[position % 2] / name)
+    arguments = ["train", "data.root=images", "data.preprocess.size=8", "trainer.max_epochs=1", "run.name=mine"]
+    done = here(*arguments)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    assert "5 images cannot be used; data.on_bad=skip leaves them out" in done.stderr
+    assert "5 images cannot be used (set data.on_bad=skip to leave them out)" in done.stderr
     assert all(name in done.stderr for name, _ in rows)
     assert not (tmp_path / "runs").exists()
-    done = here(*words, "data.on_bad=skip")
+    done = here(*arguments, "data.on_bad=skip")
     assert done.returncode == 0, done.stderr
     assert "left out, because they could not be read: 5" in done.stdout
     record = json.loads((tmp_path / "runs" / "mine" / "data.json").read_text())
@@ -227,12 +226,12 @@ def test_the_command_tells_what_it_left_out(tmp_path: Path, here: Command) -> No
 
 def test_a_class_whose_images_are_all_bad_is_an_error(tmp_path: Path) -> None:
     for i in range(6):
-        write_image(tmp_path / "pictures" / "cat" / f"{i}.png", noise(8, 8, seed=i))
-        (tmp_path / "pictures" / "dog").mkdir(exist_ok=True)
-        (tmp_path / "pictures" / "dog" / f"{i}.png").write_text("no image")
-    source = open_source("folder", tmp_path / "pictures", val=0, test=0)
+        write_image(tmp_path / "images" / "cat" / f"{i}.png", noise(8, 8, seed=i))
+        (tmp_path / "images" / "dog").mkdir(exist_ok=True)
+        (tmp_path / "images" / "dog" / f"{i}.png").write_text("no image")
+    source = open_source("folder", tmp_path / "images", val=0, test=0)
     with pytest.raises(
-        DataError, match=r"no image of dog in the train split can be read; the first of 6: .*dog/0\.png"
+        DataError, match=r"No image of dog in the train split can be read\. The first of 6 reasons: .*dog/0\.png"
     ):
         pack_splits(source, Preprocess(8, 8, 1), packing=PackOptions(on_bad="skip"))
 
@@ -241,19 +240,17 @@ def test_an_evaluation_split_with_no_good_image_is_an_error(tmp_path: Path) -> N
     for split in ("train", "val"):
         for name in ("cat", "dog"):
             for i in range(3):
-                write_image(tmp_path / "pictures" / split / name / f"{i}.png", noise(8, 8, seed=i))
-    for path in (tmp_path / "pictures" / "val" / "cat").iterdir():
+                write_image(tmp_path / "images" / split / name / f"{i}.png", noise(8, 8, seed=i))
+    for path in (tmp_path / "images" / "val" / "cat").iterdir():
         path.write_text("no image")
-    packed, _ = pack_splits(open_source("folder", tmp_path / "pictures"), Preprocess(8, 8, 1),
+    packed, _ = pack_splits(open_source("folder", tmp_path / "images"), Preprocess(8, 8, 1),
                             packing=PackOptions(on_bad="skip"))  # fmt: skip
     assert packed["val"].counts == {"cat": 0, "dog": 3}
     assert len(packed["val"].left_out) == 3
-    for path in (tmp_path / "pictures" / "val" / "dog").iterdir():
+    for path in (tmp_path / "images" / "val" / "dog").iterdir():
         path.write_text("no image")
-    with pytest.raises(DataError, match="no image of cat, dog in the val split can be read; the first of 6"):
-        pack_splits(
-            open_source("folder", tmp_path / "pictures"), Preprocess(8, 8, 1), packing=PackOptions(on_bad="skip")
-        )
+    with pytest.raises(DataError, match=r"No image of cat, dog in the val split can be read\. The first of 6"):
+        pack_splits(open_source("folder", tmp_path / "images"), Preprocess(8, 8, 1), packing=PackOptions(on_bad="skip"))
 
 
 @pytest.mark.parametrize("on_bad", ["error", "skip"])
@@ -264,7 +261,7 @@ def test_a_file_that_may_not_be_read(on_bad: str, reason: str, tmp_path: Path) -
     ]
     file = tmp_path / "3.png"
     file.chmod(0)
-    if reason == "Input/output error" or os.access(file, os.R_OK):  # root may read all but what the system keeps
+    if reason == "Input/output error" or os.access(file, os.R_OK):  # root can read nearly everything
         file.unlink()
         file.symlink_to("/proc/self/mem" if reason == "Input/output error" else "/proc/sys/vm/compact_memory")
         try:
@@ -274,19 +271,19 @@ def test_a_file_that_may_not_be_read(on_bad: str, reason: str, tmp_path: Path) -
             if error.strerror != reason:
                 pytest.skip(f"here it is '{error.strerror}'")
     source = ListSource(DataInfo("test", ("a", "b")), {"train": samples})
-    told = rf"cannot read '{tmp_path}/3\.png' \(row 3\): {reason}"
+    message = rf"Cannot read '{tmp_path}/3\.png' \(row 3\): {reason}"
     if on_bad == "error":
-        with pytest.raises(DataError, match=told):
+        with pytest.raises(DataError, match=message):
             pack_splits(source, Preprocess(8, 8, 1))
     else:
         packed, _ = pack_splits(source, Preprocess(8, 8, 1), packing=PackOptions(on_bad="skip"))
-        ((name, found),) = packed["train"].left_out
+        ((name, actual),) = packed["train"].left_out
         assert name == "id3"
-        assert re.search(told, found)
+        assert re.search(message, actual)
 
 
 def test_a_reference_that_fails_is_a_bad_image(tmp_path: Path) -> None:
-    """Whatever an archive's or another library's own code raises."""
+    """Any exception that the code of an archive or of another library raises."""
 
     class Member:
         token = "it"
@@ -296,7 +293,7 @@ def test_a_reference_that_fails_is_a_bad_image(tmp_path: Path) -> None:
 
     samples = [Sample("good0", noise(8, 8), 0), Sample("bad", Member(), 1, "member 7"), Sample("good1", noise(8, 8), 1)]
     source = ListSource(DataInfo("test", ("a", "b")), {"train": samples})
-    with pytest.raises(DataError, match=r"cannot read 'bad' \(member 7\): KeyError: 'gone'"):
+    with pytest.raises(DataError, match=r"Cannot read 'bad' \(member 7\): KeyError: 'gone'"):
         pack_splits(source, Preprocess(8, 8, 1))
     packed, _ = pack_splits(source, Preprocess(8, 8, 1), packing=PackOptions(on_bad="skip"))
     assert [name for name, _ in packed["train"].left_out] == ["bad"]
@@ -304,11 +301,11 @@ def test_a_reference_that_fails_is_a_bad_image(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_a_damaged_member_of_an_archive_is_a_bad_image(tmp_path: Path, kind: str) -> None:
-    """One that its checksum, or its decoder, finds: it is named with its archive, and can be left out."""
+    """Detected by its checksum or by the decoder: the error names it, and it can be left out."""
     import tarfile
     import zipfile
 
-    path = tmp_path / f"pictures.{kind}"
+    path = tmp_path / f"images.{kind}"
     contents = {}
     for i in range(12):
         file = io.BytesIO()
@@ -324,9 +321,9 @@ def test_a_damaged_member_of_an_archive_is_a_bad_image(tmp_path: Path, kind: str
                 info = tarfile.TarInfo(name)
                 info.size = len(data)
                 archive.addfile(info, io.BytesIO(data))
-    whole = path.read_bytes()
+    archived = path.read_bytes()
     damaged = contents["cat/4.png"]
-    path.write_bytes(whole.replace(damaged, damaged[:45] + bytes(20) + damaged[65:]))
+    path.write_bytes(archived.replace(damaged, damaged[:45] + bytes(20) + damaged[65:]))
     source = open_source("auto", path, val=0, test=0)
     with pytest.raises(DataError, match=r"cat/4\.png"):
         pack_splits(source, Preprocess(8, 8, 1))
@@ -360,8 +357,8 @@ def encode(kind, mode="RGB", **options):
     pixels = pixels + rng.integers(0, 60, pixels.shape, dtype=np.uint8)
     file = io.BytesIO()
     wide = mode == "I;16"
-    picture = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257) if wide else Image.fromarray(pixels).convert(mode)
-    picture.save(file, kind, **options)
+    image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257) if wide else Image.fromarray(pixels).convert(mode)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 exif = Image.Exif()
@@ -382,18 +379,18 @@ def damaged(data):
     data = bytearray(data)
     kind = rng.integers(0, 7)
     if kind == 0:  # single bits, anywhere
-        for place in rng.integers(0, len(data), rng.integers(1, 9)):
-            data[place] ^= 1 << rng.integers(0, 8)
+        for position in rng.integers(0, len(data), rng.integers(1, 9)):
+            data[position] ^= 1 << rng.integers(0, 8)
     elif kind == 1:  # single bits in the header
-        for place in rng.integers(0, min(64, len(data)), rng.integers(1, 5)):
-            data[place] ^= 1 << rng.integers(0, 8)
+        for position in rng.integers(0, min(64, len(data)), rng.integers(1, 5)):
+            data[position] ^= 1 << rng.integers(0, 8)
     elif kind == 2:
         data = data[: rng.integers(0, len(data))]
     elif kind == 3:  # random bytes over a part
         start = rng.integers(0, len(data))
         length = rng.integers(1, 40)
         data[start : start + length] = rng.bytes(length)
-    elif kind == 4:  # a part is missing, or is there twice
+    elif kind == 4:  # a part is missing or repeated
         start, stop = sorted(rng.integers(0, len(data), 2))
         data = data[:start] + data[stop:] if rng.integers(0, 2) else data[:stop] + data[start:]
     elif kind == 5:  # the beginning of one format, the rest of another
@@ -416,10 +413,10 @@ for i in range(count):
     samples.append(Sample(path.name, path, i % 2, f"row {i}"))
 
 decoder = Preprocess(9, 11, (3, 1)[seed % 2], resize=("pad", "crop", "stretch")[seed % 3])
-refused, pictures = {}, {}
+refused, decoded = {}, {}
 for sample in samples:
     try:
-        pictures[sample.id] = decoder.decode(sample.image)
+        decoded[sample.id] = decoder.decode(sample.image)
     except ImageError as error:  # anything else ends this process
         assert str(sample.image) in str(error), error
         refused[sample.id] = str(error)
@@ -434,8 +431,8 @@ for store, cache in (("pixels", None), ("pixels", Cache(folder / "cache")), ("en
             assert name in reason, reason
         shown = packed.pixels(range(len(packed))).numpy()
         for name, pixels in zip(packed.ids, shown, strict=True):
-            assert np.array_equal(pixels, pictures[name]), name
-print(json.dumps([len(pictures), len(refused)]))
+            assert np.array_equal(pixels, decoded[name]), name
+print(json.dumps([len(decoded), len(refused)]))
 """
 
 
@@ -444,7 +441,7 @@ print(json.dumps([len(pictures), len(refused)]))
 )
 def test_fuzzed_files_are_decoded_or_named_and_nothing_crashes_or_hangs(tmp_path: Path, count: int, seed: int) -> None:
     """Flipped bits, cut and spliced files, wrong suffixes, random bytes, of PNG, JPEG with EXIF, GIF, BMP, TIFF, WebP,
-    PPM and JPEG 2000; packing leaves out exactly what decoding refuses one by one, however images are kept."""
+    PPM and JPEG 2000; packing omits exactly the images that decoding refuses, with every store and cache."""
     done = subprocess.run(
         [sys.executable, "-c", FUZZ, str(tmp_path), str(count), str(seed)],
         capture_output=True,

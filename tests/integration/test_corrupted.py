@@ -1,5 +1,7 @@
-"""What a disk, a copy or a power cut does to the files of a run: each is noticed and named, or the whole checkpoint
-before it is taken with a line that says so; never another error, never silently other weights."""
+"""Damaged files of a run, as a disk, a copy or a power cut damages them.
+
+The error names the file, or the run resumes from the valid checkpoint before it with a message. No other exception is
+raised, and no other weights are used silently."""
 
 from __future__ import annotations
 
@@ -24,52 +26,52 @@ from sightline.inference.manifest import MANIFEST, WEIGHTS, read_manifest
 CASES = 100
 
 
-def flipped(draw: random.Random, content: bytes, other: bytes) -> bytes:
-    found = bytearray(content)
-    for place in draw.sample(range(len(content)), draw.choice((1, 1, 1, 2, 40))):
-        found[place] ^= 1 << draw.randrange(8)
-    return bytes(found)
+def flipped(rng: random.Random, content: bytes, other: bytes) -> bytes:
+    damaged = bytearray(content)
+    for position in rng.sample(range(len(content)), rng.choice((1, 1, 1, 2, 40))):
+        damaged[position] ^= 1 << rng.randrange(8)
+    return bytes(damaged)
 
 
-def cut(draw: random.Random, content: bytes, other: bytes) -> bytes:
-    return content[: draw.choice((0, 1, draw.randrange(len(content)), len(content) - 1))]
+def cut(rng: random.Random, content: bytes, other: bytes) -> bytes:
+    return content[: rng.choice((0, 1, rng.randrange(len(content)), len(content) - 1))]
 
 
-def zeroed(draw: random.Random, content: bytes, other: bytes) -> bytes:
-    size = draw.choice((16, 512, 4096))
-    start = draw.randrange(0, max(len(content) - size, 1))
+def zeroed(rng: random.Random, content: bytes, other: bytes) -> bytes:
+    size = rng.choice((16, 512, 4096))
+    start = rng.randrange(0, max(len(content) - size, 1))
     return content[:start] + b"\0" * min(size, len(content) - start) + content[start + size :]
 
 
-def swapped(draw: random.Random, content: bytes, other: bytes) -> bytes:
+def swapped(rng: random.Random, content: bytes, other: bytes) -> bytes:
     return other
 
 
-def appended(draw: random.Random, content: bytes, other: bytes) -> bytes:
-    return content + draw.choice((b"\0", b"x", draw.randbytes(100), content))
+def appended(rng: random.Random, content: bytes, other: bytes) -> bytes:
+    return content + rng.choice((b"\0", b"x", rng.randbytes(100), content))
 
 
-def shifted(draw: random.Random, content: bytes, other: bytes) -> bytes:
-    place = draw.randrange(len(content))
-    return content[:place] + draw.choice((b"", b"\0")) + content[place + draw.choice((1, 0)) :] + b"x"
+def shifted(rng: random.Random, content: bytes, other: bytes) -> bytes:
+    position = rng.randrange(len(content))
+    return content[:position] + rng.choice((b"", b"\0")) + content[position + rng.choice((1, 0)) :] + b"x"
 
 
 KINDS = (flipped, cut, zeroed, swapped, appended, shifted)
 
 
 def cases(seed: int, names: tuple[str, ...]) -> list[tuple[int, str, Callable[..., bytes]]]:
-    """(a seed, a file, a kind of damage), each kind for each file about as often."""
+    """(seed, file name, kind of damage) of each case; each kind is used for each file about equally often."""
     pairs = [(name, kind) for kind in KINDS for name in names]
     return [(seed + number, *pairs[number % len(pairs)]) for number in range(CASES)]
 
 
 def damage(number: int, kind: Callable[..., bytes], path: Path, other: Path) -> None:
-    """Writes damaged content to `path`, which is never what was there."""
+    """Writes damaged content to `path`, always different from the content before."""
     content = path.read_bytes()
-    draw = random.Random(number)
-    while (found := kind(draw, content, other.read_bytes())) == content:
+    rng = random.Random(number)
+    while (damaged := kind(rng, content, other.read_bytes())) == content:
         pass
-    path.write_bytes(found)
+    path.write_bytes(damaged)
 
 
 def make(folder: Path, seed: int) -> Path:
@@ -94,16 +96,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def weights(runs: tuple[Path, Path]) -> Mapping[str, Tensor]:
-    """The true ones."""
+    """The weights of the first run, undamaged."""
     return {name: value.clone() for name, value in load(runs[0]).model.state_dict().items()}
 
 
-def same(found: Mapping[str, Tensor], true: Mapping[str, Tensor]) -> bool:
-    return found.keys() == true.keys() and all(torch.equal(found[name], true[name]) for name in true)
+def same(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
+    return actual.keys() == expected.keys() and all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
 def attempt(read: Callable[[], Any]) -> Any:
-    """What is read, or the error that names what cannot be; any other error is one too many."""
+    """Returns what `read` returns, or its ArtifactError; any other exception fails the test."""
     try:
         return read()
     except ArtifactError as error:
@@ -114,77 +116,77 @@ def attempt(read: Callable[[], Any]) -> Any:
 def test_a_damaged_model_is_refused_by_name(
     runs: tuple[Path, Path], weights: Mapping[str, Tensor], tmp_path: Path
 ) -> None:
-    whole = load(runs[0])
-    assert same(whole.model.state_dict(), weights)
+    undamaged = load(runs[0])
+    assert same(undamaged.model.state_dict(), weights)
     for number, name, kind in cases(1000, (MANIFEST, WEIGHTS)):
         folder = tmp_path / str(number)
         shutil.copytree(runs[0] / "exported", folder)
         damage(number, kind, folder / name, runs[1] / "exported" / name)
-        words = (number, name, kind.__name__)
-        model = attempt(lambda place=folder: load(place))
+        case = (number, name, kind.__name__)
+        model = attempt(lambda path=folder: load(path))
         if isinstance(model, ArtifactError):
-            named = WEIGHTS if kind is swapped else name  # a whole description of another model fits no weights here
-            assert str(folder / named) in str(model), (words, model)
-        else:  # JSON has blanks that say nothing, and spells a number in more ways than one
-            assert name == MANIFEST, words
-            assert model.manifest == whole.manifest, words
-            assert same(model.model.state_dict(), weights), words
+            named = WEIGHTS if kind is swapped else name  # a valid manifest of another model: the weights differ
+            assert str(folder / named) in str(model), (case, model)
+        else:  # blanks in JSON have no meaning, and a number has several spellings
+            assert name == MANIFEST, case
+            assert model.manifest == undamaged.manifest, case
+            assert same(model.model.state_dict(), weights), case
         shutil.rmtree(folder)
 
 
-def leaves(value: Any) -> list[tuple[Any, Any]]:
+def value_positions(value: Any) -> list[tuple[Any, Any]]:
     """(container, key) of every value at any depth."""
     pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [place for key, item in pairs for place in (leaves(item) or [(value, key)])]
+    return [position for key, item in pairs for position in (value_positions(item) or [(value, key)])]
 
 
 @pytest.mark.rows("X06")
-def test_no_value_of_a_description_changes_unnoticed(runs: tuple[Path, Path], tmp_path: Path) -> None:
-    """Not a class name, a mean, a key of the config, a metric, nor the checksum itself; as JSON, it is all whole."""
+def test_every_changed_value_of_a_manifest_is_noticed(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    """Class names, means, keys of the config, metrics, and the checksum itself; every changed file is valid JSON."""
     folder = Path(shutil.copytree(runs[0] / "exported", tmp_path / "exported"))
     text = (folder / MANIFEST).read_text()
-    for number in range(len(leaves(json.loads(text)))):
+    for number in range(len(value_positions(json.loads(text)))):
         manifest = json.loads(text)
-        container, key = leaves(manifest)[number]
+        container, key = value_positions(manifest)[number]
         old = container[key]
         is_number = isinstance(old, int | float) and not isinstance(old, bool)
         container[key] = f"{old}x" if isinstance(old, str) else old + 1 if is_number else not old
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2))
         with pytest.raises(ArtifactError, match=r"sightline\.json' is (damaged|of format 3)"):
             read_manifest(folder)
-    (folder / MANIFEST).write_text(json.dumps(json.loads(text)))  # another spelling of the same is the same
+    (folder / MANIFEST).write_text(json.dumps(json.loads(text)))  # the same values in another spelling are valid
     read_manifest(folder)
 
 
 @pytest.mark.rows("X06")
 def test_a_damaged_checkpoint_is_refused_by_name(runs: tuple[Path, Path], tmp_path: Path) -> None:
     for number, name, kind in cases(2000, ("last.ckpt", "best.ckpt")):
-        if kind is swapped:  # it is whole, and of another run: see below
+        if kind is swapped:  # a valid checkpoint of another run: see below
             continue
         path = tmp_path / name
         shutil.copy(runs[0] / "checkpoints" / name, path)
         damage(number, kind, path, runs[1] / "checkpoints" / name)
-        found = attempt(lambda place=path: read_checkpoint(place))
-        assert isinstance(found, ArtifactError), (number, name, kind.__name__)
-        assert str(path) in str(found), (number, name, kind.__name__, found)
+        error = attempt(lambda file=path: read_checkpoint(file))
+        assert isinstance(error, ArtifactError), (number, name, kind.__name__)
+        assert str(path) in str(error), (number, name, kind.__name__, error)
 
 
-KEPT = ("config.yaml", "data.json", "environment.json", "log.jsonl", "checkpoints", "exported", "images.csv.gz")
+RESUME_FILES = ("config.yaml", "data.json", "environment.json", "log.jsonl", "checkpoints", "exported", "images.csv.gz")
 
 
-def copied(run: Path, place: Path) -> Path:
-    """What a run is resumed from."""
-    place.mkdir()
-    for name in KEPT:
+def copied(run: Path, folder: Path) -> Path:
+    """Copies the files that a run is resumed from."""
+    folder.mkdir()
+    for name in RESUME_FILES:
         if (run / name).is_dir():
-            shutil.copytree(run / name, place / name)
+            shutil.copytree(run / name, folder / name)
         elif (run / name).exists():
-            shutil.copy(run / name, place / name)
-    return place
+            shutil.copy(run / name, folder / name)
+    return folder
 
 
 def resumed(run: Path) -> Mapping[str, Tensor] | ArtifactError:
-    """The state that a run would go on with, or why it does not."""
+    """The state from which a run would resume, or the error."""
     assembly = attempt(lambda: sightline.resume(run))
     if isinstance(assembly, ArtifactError):
         return assembly
@@ -196,27 +198,26 @@ def resumed(run: Path) -> Mapping[str, Tensor] | ArtifactError:
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_a_run_is_never_resumed_from_other_weights(
-    kind: Callable[..., bytes], runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: Callable[..., bytes], runs: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     checkpoints = sorted(path for path in (runs[0] / "checkpoints").iterdir() if path.is_file())
     known = [content for path in checkpoints if (content := read_checkpoint(path))]
     for number in range(3):
         run = copied(runs[0], tmp_path / str(number))
         damage(number, kind, run / "checkpoints" / "last.ckpt", runs[1] / "checkpoints" / "last.ckpt")
-        capsys.readouterr()
-        found = resumed(run)
-        told = capsys.readouterr()
-        if isinstance(found, ArtifactError):
-            assert "last.ckpt" in str(found), found
+        caplog.clear()
+        state = resumed(run)
+        if isinstance(state, ArtifactError):
+            assert "last.ckpt" in str(state), state
             continue
-        step = int(found["step"])
-        assert "last.ckpt" in told.err + told.out, (number, told)
-        (true,) = [content for content in known if content["step"] == step][:1]
-        assert all(torch.equal(found[name], value) for name, value in true["model"].items())
+        step = int(state["step"])
+        assert "last.ckpt" in caplog.text, number
+        (expected,) = [content for content in known if content["step"] == step][:1]
+        assert all(torch.equal(state[name], value) for name, value in expected["model"].items())
 
 
 def test_the_best_of_another_run_is_not_exported(runs: tuple[Path, Path], tmp_path: Path) -> None:
-    """A checkpoint that is whole says whose it is."""
+    """A valid checkpoint names the run that wrote it."""
     run = copied(runs[0], tmp_path / "run")
     shutil.rmtree(run / "exported")
     shutil.copy(runs[1] / "checkpoints" / "best.ckpt", run / "checkpoints" / "best.ckpt")
@@ -243,8 +244,8 @@ def test_the_command_shows_no_traceback(
     assert ".ckpt" in done.stderr
 
 
-def test_every_kind_of_damage_is_done(tmp_path: Path) -> None:
-    """So that the tests above try what they say."""
+def test_every_kind_of_damage_changes_the_file(tmp_path: Path) -> None:
+    """Checks the damage functions of the tests above."""
     (tmp_path / "a").write_bytes(bytes(range(256)) * 40)
     (tmp_path / "b").write_bytes(b"other")
     seen: dict[str, Any] = {}

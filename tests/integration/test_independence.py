@@ -1,4 +1,4 @@
-"""No two random choices of a run depend on one another: every pair of augmentations, by batch and by image, two of one
+"""No two random choices of a run depend on each other: every pair of augmentations, per batch and per image, two of one
 kind, the same one in two epochs, and each with the order of the images."""
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ COUNT, SIDE = 1000, 8
 PROBE = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE), dtype=np.uint8))
 WEIGHTS = torch.rand((3, SIDE, SIDE), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 IMPOSSIBLE = 1e-9
-"""Independent choices depend on one another this much in one of a billion pairs; there are some hundreds here."""
+"""The p-value below which choices are dependent; independent choices fall below it in one of a billion pairs."""
 
 
 def number(image: Tensor) -> float:
-    """A number that is another one for nearly every outcome of an augmentation."""
+    """A number that differs between nearly all outcomes of an augmentation."""
     return float((image.double() * WEIGHTS).sum())
 
 
-class Noted:
-    """An augmentation by batch that also changes a fixed image, and notes what became of it for each sample."""
+class Recorded:
+    """A batch augmentation that also augments a fixed image and records the result for each sample."""
 
     def __init__(self, step: Augmentation):
         self.step, self.seen = step, dict[int, float]()
@@ -52,7 +52,7 @@ class Noted:
         return self.step(images, index, seed, epoch)
 
 
-class NotedTransform:
+class RecordedTransform:
     """The same for a transform of one image."""
 
     def __init__(self, transform: Callable[[Any], Any]):
@@ -68,7 +68,7 @@ def python_flip(image: Tensor) -> Tensor:
 
 
 def numpy_shade(image: Tensor) -> Tensor:
-    return (image.float() * np.random.uniform(0.2, 1)).to(torch.uint8)  # noqa: NPY002 what other code draws from
+    return (image.float() * np.random.uniform(0.2, 1)).to(torch.uint8)  # noqa: NPY002 as third-party code does
 
 
 BATCHED: dict[str, Augmentation] = {
@@ -99,20 +99,20 @@ def dataset(count: int = COUNT) -> PackedDataset:
     return PackedDataset(images, torch.zeros(count, dtype=torch.int64), tuple(map(str, range(count))), ("a", "b"))
 
 
-def loader(steps: Sequence[Augmentation], **how: Any) -> BatchLoader:
-    return BatchLoader(dataset(), Preprocess(SIDE, SIDE, 3), 100, augment=steps, workers=0, seed=5, **how)
+def loader(steps: Sequence[Augmentation], **options: Any) -> BatchLoader:
+    return BatchLoader(dataset(), Preprocess(SIDE, SIDE, 3), 100, augment=steps, workers=0, seed=5, **options)
 
 
 def groups(values: Sequence[float]) -> NDArray[np.int64]:
     """Which of at most four groups of about equal size each value is in."""
     borders = np.unique(np.quantile(values, (0.25, 0.5, 0.75), method="higher"))
-    found = np.digitize(values, borders)
-    assert len(set(found)) > 1, "there is nothing that varies"
-    return found
+    group = np.digitize(values, borders)
+    assert len(set(group)) > 1, "all values are equal"
+    return group
 
 
 def dependence(one: NDArray[np.int64], other: NDArray[np.int64]) -> float:
-    """The probability that independent choices would depend on one another as much, by chi-squared over their table."""
+    """The p-value of a chi-squared test of independence of two groupings."""
     table = np.bincount(4 * one + other, minlength=16).reshape(4, 4).astype(float)
     table = table[table.any(1)][:, table.any(0)]
     expected = table.sum(1, keepdims=True) * table.sum(0) / table.sum()
@@ -121,17 +121,17 @@ def dependence(one: NDArray[np.int64], other: NDArray[np.int64]) -> float:
 
 
 def dependent(choices: dict[Any, Sequence[float]]) -> list[tuple[Any, Any]]:
-    """The pairs that depend on one another."""
-    found = {name: groups(values) for name, values in choices.items()}
+    """The pairs of names whose choices depend on each other."""
+    grouped = {name: groups(values) for name, values in choices.items()}
     return [
         (one, other)
-        for one, other in itertools.combinations(found, 2)
-        if dependence(found[one], found[other]) < IMPOSSIBLE
+        for one, other in itertools.combinations(grouped, 2)
+        if dependence(grouped[one], grouped[other]) < IMPOSSIBLE
     ]
 
 
-def test_dependence_is_noticed() -> None:
-    """What is tested with: equal, opposite and partly equal choices are found, independent ones are not."""
+def test_dependence_is_detected() -> None:
+    """The test itself detects equal, opposite and partly equal choices, and reports no independent ones."""
     draw = np.random.default_rng(0)
     one, other = draw.random(COUNT), draw.random(COUNT)
     partly = np.where(draw.random(COUNT) < 0.3, one, other)
@@ -141,37 +141,39 @@ def test_dependence_is_noticed() -> None:
 
 
 def test_every_pair_of_augmentations_is_independent() -> None:
-    """Each kind twice, by batch and by image, in one list; also in another epoch, and of the order of the images."""
+    """Each kind twice, per batch and per image, in one list; also between epochs, and with the order of the images."""
     steps: dict[str, Augmentation] = {}
-    for turn in ("first", "second"):
-        steps |= {f"{turn} {name}": Noted(step) for name, step in BATCHED.items()}
-        steps |= {f"{turn} image {name}": Noted(PerImage(step)) for name, step in SINGLE.items()}
+    for position in ("first", "second"):
+        steps |= {f"{position} {name}": Recorded(step) for name, step in BATCHED.items()}
+        steps |= {f"{position} image {name}": Recorded(PerImage(step)) for name, step in SINGLE.items()}
     batches = loader(list(steps.values()), shuffle=True)
-    found: dict[str, list[float]] = {}
+    choices: dict[str, list[float]] = {}
     for epoch in range(2):
         order = torch.cat([batch.index for batch in batches])  # type: ignore[misc]
         assert sorted(order.tolist()) == list(range(COUNT))
-        found[f"order of epoch {epoch}"] = order.argsort().tolist()
+        choices[f"order of epoch {epoch}"] = order.argsort().tolist()
         for name, step in steps.items():
-            assert isinstance(step, Noted)
-            found[f"{name} in epoch {epoch}"] = [step.seen[row] for row in range(COUNT)]
-    assert not dependent(found)
+            assert isinstance(step, Recorded)
+            choices[f"{name} in epoch {epoch}"] = [step.seen[row] for row in range(COUNT)]
+    assert not dependent(choices)
 
 
 def test_every_pair_of_transforms_of_one_image_is_independent() -> None:
-    """The transforms of a list are one step, in which each draws on from where the one before it stopped."""
-    noted = [NotedTransform(transform) for transform in (*SINGLE.values(), *SINGLE.values())]
-    batches = loader([PerImage(noted)])
+    """The transforms of a list are one step: each continues the random stream of the one before it."""
+    recorded = [RecordedTransform(transform) for transform in (*SINGLE.values(), *SINGLE.values())]
+    batches = loader([PerImage(recorded)])
     for _ in range(2):
         list(batches)
     parts = {epoch: slice(epoch * COUNT, (epoch + 1) * COUNT) for epoch in range(2)}
-    found = {(place, epoch): one.seen[part] for place, one in enumerate(noted) for epoch, part in parts.items()}
-    assert not dependent(found)
+    choices = {
+        (position, epoch): one.seen[part] for position, one in enumerate(recorded) for epoch, part in parts.items()
+    }
+    assert not dependent(choices)
 
 
 @pytest.mark.parametrize("batched", [False, True])
 def test_all_four_pairs_of_two_flips_occur(batched: bool) -> None:
-    """By the config, as a run has them: both, either, none."""
+    """Built from a config, as in a run: both, either, none."""
     nodes = [
         {"_target_": f"torchvision.transforms.v2.Random{name}Flip", "p": 0.5} for name in ("Horizontal", "Vertical")
     ]
@@ -186,8 +188,8 @@ def test_all_four_pairs_of_two_flips_occur(batched: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", ["pil", "numpy", "tensor"])
-def test_a_list_of_transforms_is_what_they_are_one_after_the_other(kind: str) -> None:
-    """Whatever each of them returns, the next one gets what it is made for."""
+def test_a_list_of_transforms_equals_applying_them_one_after_the_other(kind: str) -> None:
+    """Whichever type a transform returns, the next one gets the type that it expects."""
 
     def as_pil(image: Any) -> Any:
         return v2.functional.to_pil_image(image) if kind != "pil" else image.rotate(90)

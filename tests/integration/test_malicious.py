@@ -1,5 +1,5 @@
-"""Models, runs and checkpoints that were made to do harm: nothing of theirs is executed, fetched or read, nothing takes
-all memory or time, and each is refused in words that name it."""
+"""Malicious models, runs and checkpoints: no code of theirs is executed, nothing is downloaded, no other file is read,
+none exhausts memory or time, and each is refused with an error that names it."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ from sightline.report.listing import list_runs
 from sightline.runs.directory import Run
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "format1"
-Spoil = Callable[[Path, Path], None]
-"""Changes an exported model; the second path is what its payload would make."""
+Damage = Callable[[Path, Path], None]
+"""Changes an exported model; its payload would create the second path."""
 
 
 class Payload:
-    """A pickle that makes a directory when it is read."""
+    """An object whose pickle creates a directory when it is read."""
 
     def __init__(self, mark: Path):
         self.mark = mark
@@ -51,9 +51,9 @@ class Payload:
 
 
 @pytest.fixture(scope="module")
-def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run's directory with a small model in it."""
-    run = tmp_path_factory.mktemp("honest") / "run"
+def valid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory with a small valid model."""
+    run = tmp_path_factory.mktemp("valid") / "run"
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     layers = [{"_target_": "torch.nn.Flatten"}, {"_target_": "torch.nn.Linear", "in_features": 64, "out_features": 10}]
@@ -63,21 +63,21 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def whole(tmp_path: Path) -> Path:
+def finished(tmp_path: Path) -> Path:
     """A finished run on the embedded digits."""
-    return Path(shutil.copytree(FIXTURE, tmp_path / "kept" / "whole"))
+    return Path(shutil.copytree(FIXTURE, tmp_path / "original" / "finished"))
 
 
 @pytest.fixture
-def exported(honest: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(honest / "exported", tmp_path / "exported"))
+def exported(valid: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(valid / "exported", tmp_path / "exported"))
 
 
 # --- code
 
 
 def node(target: str, **arguments: Any) -> Callable[[Path], Any]:
-    """A network of one node; `{mark}` in its arguments is the path of what it would make."""
+    """A network of one node; `{mark}` in its arguments is the path that it would create."""
 
     def made(mark: Path) -> Any:
         return filled({"_target_": target, **arguments}, mark)
@@ -170,7 +170,7 @@ def pickle_behind_a_header(exported: Path, mark: Path) -> None:
     with_weights(exported, struct.pack("<Q", len(header)) + header + pickle.dumps(Payload(mark)))
 
 
-CODE: dict[str, Spoil] = {
+CODE: dict[str, Damage] = {
     **{name: (lambda folder, mark, made=made: with_network(folder, made(mark))) for name, made in NETWORKS.items()},
     "a pickle": pickled,
     "a file of torch": saved_by_torch,
@@ -189,15 +189,15 @@ def watch(event, arguments):
                  event == "os.mkdir" and "executed" in str(arguments[0])) or (
                  event == "open" and "secret" in str(arguments[0])):
         seen.append([event, str(arguments)[:200]])
-for words in json.loads(sys.argv[1]):
+for command in json.loads(sys.argv[1]):
     seen.clear()
-    if words == json.loads(sys.argv[1])[0]:
+    if command == json.loads(sys.argv[1])[0]:
         sys.addaudithook(watch)
     out, err = io.StringIO(), io.StringIO()
     code = None
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            cli.main(words)
+            cli.main(command)
         except SystemExit as left:
             code = left.code
         except BaseException as error:
@@ -209,17 +209,17 @@ except OSError:
     peak = 0
 print(peak / 2**20)
 """
-"""Runs commands one after the other in one process, and tells of each what it printed and what it touched."""
+"""Runs commands one after the other in one process, and reports the output and the audit events of each."""
 
 
 def watched(commands: list[list[str]], cwd: Path) -> tuple[list[list[Any]], float]:
-    """(code, output, errors, events) of each command, and the most memory the process had, in GiB."""
+    """(exit code, output, errors, events) of each command, and the peak memory of the process in GiB."""
     *lines, memory = python(WATCHED, json.dumps(commands), cwd=cwd).splitlines()
     return [json.loads(line) for line in lines], float(memory)
 
 
-def check_refused(names: list[str], found: list[list[Any]], mark: Path) -> None:
-    for name, (code, out, err, events) in zip(names, found, strict=True):
+def check_refused(names: list[str], results: list[list[Any]], mark: Path) -> None:
+    for name, (code, out, err, events) in zip(names, results, strict=True):
         assert code == 2, (name, code, err)
         assert out == "", name
         assert err.splitlines()[-1].startswith("sightline: "), (name, err)
@@ -231,16 +231,16 @@ def check_refused(names: list[str], found: list[list[Any]], mark: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.rows("DB4", "X06")
-def test_no_model_runs_code_of_its_own(honest: Path, tmp_path: Path) -> None:
+def test_no_model_executes_code(valid: Path, tmp_path: Path) -> None:
     mark = tmp_path / "executed"
     (tmp_path / "image.png").touch()
     commands = []
-    for number, spoil in enumerate(CODE.values()):
-        folder = Path(shutil.copytree(honest / "exported", tmp_path / str(number)))
-        spoil(folder, mark)
+    for number, damage in enumerate(CODE.values()):
+        folder = Path(shutil.copytree(valid / "exported", tmp_path / str(number)))
+        damage(folder, mark)
         commands += [["load", str(folder)], ["predict", str(folder), "image.png"]]
-    found, _ = watched(commands, tmp_path)
-    check_refused([name for name in CODE for _ in range(2)], found, mark)
+    results, _ = watched(commands, tmp_path)
+    check_refused([name for name in CODE for _ in range(2)], results, mark)
 
 
 STORED = ("loss", "metrics")
@@ -248,23 +248,23 @@ STORED = ("loss", "metrics")
 
 @pytest.mark.slow
 @pytest.mark.rows("DB4", "X06")
-def test_no_run_runs_code_when_it_is_measured(whole: Path, tmp_path: Path) -> None:
+def test_no_run_executes_code_when_it_is_evaluated(finished: Path, tmp_path: Path) -> None:
     mark = tmp_path / "executed"
     names, commands = [], []
     for number, target in enumerate((*SPELLINGS, "functools.partial", "torch.nn.Sequential", "torch.optim.SGD")):
         for key in STORED[: 1 + (number % 3 == 0)]:
             run = tmp_path / f"{len(names)}"
-            shutil.copytree(whole, run, ignore=shutil.ignore_patterns("checkpoints", "predictions"))
+            shutil.copytree(finished, run, ignore=shutil.ignore_patterns("checkpoints", "predictions"))
             bad = filled({"_target_": target, "_args_": ["mkdir {mark}"]}, mark)
             if target == "torch.nn.Sequential":
                 bad["_args_"] = [filled({"_target_": "os.mkdir", "path": "{mark}"}, mark)]
             config = yaml.safe_load((run / "config.yaml").read_text())
-            config["module"][key] = bad if key == "loss" else {"own": bad}
+            config["module"][key] = bad if key == "loss" else {"custom": bad}
             (run / "config.yaml").write_text(yaml.safe_dump(config))
             names.append(f"{key}: {target}")
             commands.append(["evaluate", str(run)])
-    found, _ = watched(commands, tmp_path)
-    for name, (code, _, err, events) in zip(names, found, strict=True):
+    results, _ = watched(commands, tmp_path)
+    for name, (code, _, err, events) in zip(names, results, strict=True):
         assert (code, events) == (2, []), (name, code, err, events)
         assert f"module.{name.partition(':')[0]}" in err, (name, err)
     assert not mark.exists()
@@ -277,7 +277,7 @@ def test_the_command_itself_refuses_and_executes_nothing(exported: Path, tmp_pat
     done = run_command("load", exported, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"sightline: '{exported / MANIFEST}': model.network: ")
-    assert "'os.system' is not on the list of what a stored model may name" in done.stderr
+    assert "'os.system' is not on the list of names that a stored model may use" in done.stderr
     pickled(exported, mark)
     done = run_command("predict", exported, exported, cwd=tmp_path)
     assert done.returncode == 2
@@ -288,12 +288,13 @@ def test_the_command_itself_refuses_and_executes_nothing(exported: Path, tmp_pat
 def test_a_publishers_network_by_another_name_is_refused(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What looks for weights from elsewhere goes by the name that is written."""
+    """The check for external weights uses the name in the manifest."""
     library = importlib.import_module("timm")
     monkeypatch.setattr("sightline.models.networks.timm", library, raising=False)
     target = "sightline.models.networks.timm.create_model"
     with_network(exported, {"_target_": target, "model_name": "resnet18", "checkpoint_path": str(tmp_path / "x")})
-    with pytest.raises(ArtifactError, match=r"sightline\.json' calls timm\.models\._factory\.create_model by another"):
+    message = r"sightline\.json' refers to timm\.models\._factory\.create_model by another"
+    with pytest.raises(ArtifactError, match=message):
         load(exported)
 
 
@@ -328,8 +329,8 @@ BIG: dict[str, Any] = {
 }
 
 
-def picture(side: int) -> Callable[[dict[str, Any]], None]:
-    """A description with pictures of that side."""
+def with_image_size(side: int) -> Callable[[dict[str, Any]], None]:
+    """Changes a manifest to images of that width and height."""
 
     def change(manifest: dict[str, Any]) -> None:
         manifest["model"]["shape"] = [1, side, side]
@@ -338,23 +339,23 @@ def picture(side: int) -> Callable[[dict[str, Any]], None]:
     return change
 
 
-def test_no_model_takes_far_more_memory_than_its_weights(honest: Path, tmp_path: Path) -> None:
-    names, commands = [*BIG, "picture"], []
+def test_no_model_takes_far_more_memory_than_its_weights(valid: Path, tmp_path: Path) -> None:
+    names, commands = [*BIG, "image size"], []
     for number, network in enumerate(BIG.values()):
-        folder = Path(shutil.copytree(honest / "exported", tmp_path / str(number)))
+        folder = Path(shutil.copytree(valid / "exported", tmp_path / str(number)))
         with_network(folder, network)
         commands.append(["load", str(folder)])
-    folder = Path(shutil.copytree(honest / "exported", tmp_path / "picture"))
-    rewrite(folder, picture(10**6))
+    folder = Path(shutil.copytree(valid / "exported", tmp_path / "image size"))
+    rewrite(folder, with_image_size(10**6))
     commands.append(["load", str(folder)])
-    found, memory = watched(commands, tmp_path)
-    check_refused(names, found, tmp_path / "executed")
+    results, memory = watched(commands, tmp_path)
+    check_refused(names, results, tmp_path / "executed")
     assert memory < 2.5
-    assert "far larger than its file of weights" in found[0][2]
+    assert "far larger than its weights file" in results[0][2]
 
 
 def header(content: str | bytes, data: bytes = b"", length: int | None = None) -> bytes:
-    """A safetensors file of that header."""
+    """A safetensors file with that header."""
     text = content.encode() if isinstance(content, str) else content
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 
@@ -363,7 +364,7 @@ def tensor(dtype: str = "F32", shape: str = "[1]", offsets: str = "[0,4]", name:
     return f'"{name}":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}'
 
 
-LYING = {
+INVALID_WEIGHTS = {
     "empty": b"",
     "no header": b"\0" * 7,
     "a header longer than the file": header("{}", length=2**40),
@@ -375,7 +376,7 @@ LYING = {
     "overlapping": header(f"{{{tensor()},{tensor(name='1.bias')}}}", b"\0" * 4),
     "a hole": header(f"{{{tensor()},{tensor(name='1.bias', offsets='[8,12]')}}}", b"\0" * 12),
     "no such type": header(f"{{{tensor('F99')}}}", b"\0" * 4),
-    "a type that torch has not": header(f"{{{tensor('F6_E2M3', '[16]', '[0,12]')}}}", b"\0" * 12),
+    "a type that torch lacks": header(f"{{{tensor('F6_E2M3', '[16]', '[0,12]')}}}", b"\0" * 12),
     "a huge shape": header(f"{{{tensor(shape='[1000000,1000000]')}}}", b"\0" * 4),
     "a shape beyond numbers": header(f"{{{tensor(shape='[4294967296,4294967296,4294967296]')}}}", b"\0" * 4),
     "negative": header(f"{{{tensor(shape='[-1]')}}}", b"\0" * 4),
@@ -390,8 +391,8 @@ LYING = {
 }
 
 
-@pytest.mark.parametrize("content", LYING.values(), ids=LYING)
-def test_weights_that_lie_are_refused_by_name(content: bytes, exported: Path) -> None:
+@pytest.mark.parametrize("content", INVALID_WEIGHTS.values(), ids=INVALID_WEIGHTS)
+def test_invalid_weights_are_refused_by_name(content: bytes, exported: Path) -> None:
     with_weights(exported, content)
     with pytest.raises(ArtifactError, match=r"model\.safetensors'"):
         load(exported)
@@ -400,9 +401,9 @@ def test_weights_that_lie_are_refused_by_name(content: bytes, exported: Path) ->
 BOMBS = {
     "nested lists": "[" * 100_000,
     "nested objects": '{"a":' * 100_000,
-    "nested and whole": "[" * 5000 + "]" * 5000,
+    "nested and closed": "[" * 5000 + "]" * 5000,
     "a little too deep": '{"format": 2, "x": ' + "[" * 101 + "]" * 101 + "}",
-    "a whole number": '{"format": 2, "x": ' + "9" * 1_000_000 + "}",
+    "an integer": '{"format": 2, "x": ' + "9" * 1_000_000 + "}",
     "a negative number": '{"format": 2, "x": -' + "9" * 1_000_000 + "}",
     "a fraction": '{"format": 2, "x": 0.' + "9" * 1_000_000 + "}",
     "an exponent": '{"format": 2, "x": 1e999999999}',
@@ -423,7 +424,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS)
-def test_json_that_harms_is_refused_by_name(text: str, exported: Path) -> None:
+def test_malicious_json_is_refused_by_name(text: str, exported: Path) -> None:
     (exported / MANIFEST).write_text(text)
     with pytest.raises(ArtifactError, match=r"sightline\.json'"):
         load(exported)
@@ -437,13 +438,13 @@ def test_json_that_is_too_large_is_not_read(exported: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe{}", b'{"a": "\xff"}', b"\x00" * 100], ids=["UTF-16", "UTF-8", "zeros"])
-def test_json_that_is_no_text_is_refused_by_name(content: bytes, exported: Path) -> None:
+def test_json_that_is_not_text_is_refused_by_name(content: bytes, exported: Path) -> None:
     (exported / MANIFEST).write_bytes(content)
     with pytest.raises(ArtifactError, match=r"sightline\.json' is damaged"):
         load(exported)
 
 
-def place_nothing_to_read(kind: str, path: Path) -> None:
+def replace_with_special_file(kind: str, path: Path) -> None:
     path.unlink()
     if kind == "a pipe":
         os.mkfifo(path)
@@ -456,8 +457,8 @@ def place_nothing_to_read(kind: str, path: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="no pipes and devices among the files")
 @pytest.mark.parametrize("kind", ["a pipe", "a folder", "a loop", "endless", "nothing"])
 @pytest.mark.parametrize("name", [MANIFEST, WEIGHTS])
-def test_what_is_no_file_is_refused_by_name(name: str, kind: str, exported: Path) -> None:
-    place_nothing_to_read(kind, exported / name)
+def test_a_special_file_is_refused_by_name(name: str, kind: str, exported: Path) -> None:
+    replace_with_special_file(kind, exported / name)
     with pytest.raises(ArtifactError, match=name):
         load(exported)
 
@@ -465,10 +466,10 @@ def test_what_is_no_file_is_refused_by_name(name: str, kind: str, exported: Path
 @pytest.mark.skipif(sys.platform == "win32", reason="no pipes and devices among the files")
 @pytest.mark.parametrize("kind", ["a pipe", "a folder", "a loop", "endless", "nothing"])
 @pytest.mark.parametrize("name", ["config.yaml", "data.json", "environment.json"])
-def test_a_run_with_what_is_no_file_is_listed_as_damaged(name: str, kind: str, whole: Path, tmp_path: Path) -> None:
+def test_a_run_with_a_special_file_is_listed_as_damaged(name: str, kind: str, finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "run"
-    shutil.copytree(whole, run, ignore=shutil.ignore_patterns("checkpoints", "tensorboard", "exported"))
-    place_nothing_to_read(kind, run / name)
+    shutil.copytree(finished, run, ignore=shutil.ignore_patterns("checkpoints", "tensorboard", "exported"))
+    replace_with_special_file(kind, run / name)
     (record,) = list_runs(tmp_path / "runs").records
     assert record.state == "damaged"
     assert name in record.problems[0]
@@ -492,8 +493,8 @@ FORMS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a shape of fractions": lambda m: m["model"].update(shape=[1, 8.0, 8]),
     "a side of fractions": lambda m: m["preprocess"].update(height=8.0),
     "a side of a truth": lambda m: m["preprocess"].update(channels=True),
-    "no side": picture(0),
-    "a negative side": picture(-8),
+    "no side": with_image_size(0),
+    "a negative side": with_image_size(-8),
     "five channels": lambda m: m.update(
         preprocess=m["preprocess"] | {"channels": 5}, model=m["model"] | {"shape": [5, 8, 8]}
     ),
@@ -546,25 +547,25 @@ YAML_BOMBS = {
 
 
 @pytest.mark.parametrize("text", YAML_BOMBS.values(), ids=YAML_BOMBS)
-def test_yaml_that_harms_is_refused_by_name(text: str, tmp_path: Path) -> None:
+def test_malicious_yaml_is_refused_by_name(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(text.replace("{mark}", str(tmp_path / "executed")))
     with pytest.raises(ConfigError, match=r"config\.yaml"):
         read_yaml(tmp_path / "config.yaml")
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_run_of_bombs_is_listed_and_refused(whole: Path, tmp_path: Path) -> None:
+def test_a_run_with_malicious_files_is_listed_and_refused(finished: Path, tmp_path: Path) -> None:
     for name, text in (("laughs", LAUGHS), ("call", "a: !!python/object/apply:os.mkdir [executed]\n")):
         run = tmp_path / "runs" / name
-        shutil.copytree(whole, run, ignore=shutil.ignore_patterns("checkpoints", "tensorboard"))
+        shutil.copytree(finished, run, ignore=shutil.ignore_patterns("checkpoints", "tensorboard"))
         (run / "config.yaml").write_text(text)
         for file in ("data.json", "environment.json"):
             (run / file).write_text("[" * 100_000)
     assert [record.state for record in list_runs(tmp_path / "runs").records] == ["damaged", "damaged"]
-    found, _ = watched(
+    results, _ = watched(
         [[w, str(tmp_path / "runs" / n)] for n in ("laughs", "call") for w in ("evaluate", "resume")], tmp_path
     )
-    for code, out, err, events in found:
+    for code, out, err, events in results:
         assert (code, out, events) == (2, "", []), err
         assert "config.yaml" in err or "environment.json" in err
     assert not (tmp_path / "executed").exists()
@@ -574,7 +575,7 @@ def test_a_run_of_bombs_is_listed_and_refused(whole: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["../out", "/tmp/out", "..", "a/b", "a\\b", ""])
-def test_a_run_stays_where_it_is_put(name: str, tmp_path: Path) -> None:
+def test_a_run_name_cannot_be_a_path(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"run\.name"):
         Run.create(tmp_path / "runs", name, "x")
     assert [path.name for path in tmp_path.rglob("*") if path.name != "runs"] == []
@@ -582,9 +583,9 @@ def test_a_run_stays_where_it_is_put(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.rows("DB4", "X06")
-def test_the_names_in_a_model_name_no_files(whole: Path, tmp_path: Path) -> None:
-    """Its run, its classes and its splits may be called anything: nothing is written by those names."""
-    run = Path(shutil.copytree(whole, tmp_path / "inside" / "run"))
+def test_the_names_in_a_model_are_not_used_as_paths(finished: Path, tmp_path: Path) -> None:
+    """Its run, classes and splits may have any name: no file is written under these names."""
+    run = Path(shutil.copytree(finished, tmp_path / "inside" / "run"))
     out = "../../../out"
 
     def change(manifest: dict[str, Any]) -> None:
@@ -596,9 +597,9 @@ def test_the_names_in_a_model_name_no_files(whole: Path, tmp_path: Path) -> None
     config["run"] = {"name": out, "dir": str(tmp_path / "elsewhere")}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     before = sorted(tmp_path.rglob("*"))
-    words = (["load"], ["evaluate"], ["evaluate", "--split", out], ["predict", out])
-    found, _ = watched([[first, str(run), *rest] for first, *rest in words], tmp_path)
-    assert [code for code, *_ in found] == [0, 0, 2, 2]
+    commands = (["load"], ["evaluate"], ["evaluate", "--split", out], ["predict", out])
+    results, _ = watched([[first, str(run), *rest] for first, *rest in commands], tmp_path)
+    assert [code for code, *_ in results] == [0, 0, 2, 2]
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -617,19 +618,19 @@ def repacked(content: bytes, method: int, grow: int = 0) -> bytes:
 
 def patched(content: bytes, offset_in_directory: int, value: bytes, offset_in_record: int | None = None) -> bytes:
     """The zip with a field of every entry of its directory, and of every record, set to `value`."""
-    found = bytearray(content)
+    result = bytearray(content)
     for mark, offset in ((b"PK\1\2", offset_in_directory), (b"PK\3\4", offset_in_record)):
-        at = found.find(mark)
+        at = result.find(mark)
         while at >= 0 and offset is not None:
-            found[at + offset : at + offset + len(value)] = value
-            at = found.find(mark, at + 4)
-    return bytes(found)
+            result[at + offset : at + offset + len(value)] = value
+            at = result.find(mark, at + 4)
+    return bytes(result)
 
 
-def lying_numbers(content: bytes) -> bytes:
-    """The zip whose pickle says that its tensor has a million million numbers."""
+def huge_tensor(content: bytes) -> bytes:
+    """The zip with a pickle that declares a tensor of 10**12 numbers."""
     made = io.BytesIO()
-    few, many = b"M\x80\x02", b"\x8a\x06" + (10**12).to_bytes(6, "little")  # 640 as a pickle has it
+    few, many = b"M\x80\x02", b"\x8a\x06" + (10**12).to_bytes(6, "little")  # 640 in a pickle
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(made, "w") as new:
         for info in old.infolist():
             data = old.read(info)
@@ -639,7 +640,7 @@ def lying_numbers(content: bytes) -> bytes:
 
 @pytest.fixture(scope="module")
 def checkpoint() -> bytes:
-    """One of the first format, without a checksum that would tell of every change."""
+    """A checkpoint of format 1, which has no checksum that would detect every change."""
     return (FIXTURE / "checkpoints" / "last.ckpt").read_bytes()
 
 
@@ -654,42 +655,42 @@ ZIPS: dict[str, Callable[[bytes], bytes]] = {
     "both sizes": lambda good: patched(good, 20, struct.pack("<II", 2**31, 2**31), 18),
     "places beyond the file": lambda good: patched(good, 42, struct.pack("<I", 2**31)),
     "all in one place": lambda good: patched(good, 42, struct.pack("<I", 0)),
-    "many numbers": lying_numbers,
+    "many numbers": huge_tensor,
     "half": lambda good: good[: len(good) // 2],
     "a tail": lambda good: good[-30:],
     "nothing": lambda good: b"",
 }
 
 
-@pytest.mark.parametrize("spoil", ZIPS.values(), ids=ZIPS)
-def test_a_checkpoint_that_unfolds_or_lies_is_refused_by_name(
-    spoil: Callable[[bytes], bytes], checkpoint: bytes, tmp_path: Path
+@pytest.mark.parametrize("damage", ZIPS.values(), ids=ZIPS)
+def test_a_malicious_checkpoint_is_refused_by_name(
+    damage: Callable[[bytes], bytes], checkpoint: bytes, tmp_path: Path
 ) -> None:
     path = tmp_path / "last.ckpt"
-    path.write_bytes(spoil(checkpoint))
+    path.write_bytes(damage(checkpoint))
     with pytest.raises(ArtifactError, match=r"last\.ckpt"):
         read_checkpoint(path)
 
 
-@pytest.mark.parametrize("inside", [lambda it: it, lambda it: {"format": 1, "model": it}, lambda it: [[it]]])
-def test_a_checkpoint_runs_no_code(inside: Callable[[Any], Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: {"format": 1, "model": x}, lambda x: [[x]]])
+def test_a_checkpoint_runs_no_code(wrap: Callable[[Any], Any], tmp_path: Path) -> None:
     path, mark = tmp_path / "last.ckpt", tmp_path / "executed"
-    torch.save(inside(Payload(mark)), path)
+    torch.save(wrap(Payload(mark)), path)
     with pytest.raises(ArtifactError, match=r"last\.ckpt"):
         read_checkpoint(path)
-    path.write_bytes(pickle.dumps(inside(Payload(mark))))
+    path.write_bytes(pickle.dumps(wrap(Payload(mark))))
     with pytest.raises(ArtifactError, match=r"last\.ckpt"):
         read_checkpoint(path)
     assert not mark.exists()
 
 
-# --- what is honest
+# --- valid files
 
 
-def test_what_is_honest_is_read(honest: Path, checkpoint: bytes, tmp_path: Path) -> None:
-    """So that the tests above fail for what they say."""
-    assert len(load(honest).classes) == 10
-    assert read_manifest(honest / "exported")["format"] == 2
+def test_valid_files_are_read(valid: Path, checkpoint: bytes, tmp_path: Path) -> None:
+    """Shows that the tests above fail for the reason in their names."""
+    assert len(load(valid).classes) == 10
+    assert read_manifest(valid / "exported")["format"] == 2
     (tmp_path / "last.ckpt").write_bytes(checkpoint)
     assert read_checkpoint(tmp_path / "last.ckpt")["format"] == 1
 
@@ -706,5 +707,5 @@ def test_deep_and_long_json_is_read_up_to_the_limits(tmp_path: Path) -> None:
 
 def test_aliases_are_read_as_long_as_they_are_few(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("a: &a {b: [1, 2]}\nc: [*a, *a, {<<: *a, d: 3}]\n")
-    found = read_yaml(tmp_path / "config.yaml")
-    assert found["c"] == [{"b": [1, 2]}, {"b": [1, 2]}, {"b": [1, 2], "d": 3}]
+    content = read_yaml(tmp_path / "config.yaml")
+    assert content["c"] == [{"b": [1, 2]}, {"b": [1, 2]}, {"b": [1, 2], "d": 3}]

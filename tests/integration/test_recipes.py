@@ -1,4 +1,4 @@
-"""What a config switches on by a word: whole runs on the embedded digits, interrupted, resumed, refused."""
+"""Features that a config key enables: complete runs on the embedded digits, interrupted, resumed and refused."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ EVERYTHING: dict[str, Any] = {
 }
 
 
-def config(place: Path, name: str, changes: dict[str, Any] | None = None) -> dict[str, Any]:
+def config(folder: Path, name: str, changes: dict[str, Any] | None = None) -> dict[str, Any]:
     """Two epochs of a small network on the digits."""
     small = {
-        "run": {"dir": str(place), "name": name},
+        "run": {"dir": str(folder), "name": name},
         "data": {"batch_size": 128, "val": 0.1, "test": 0.5},
         "module": {"network": {"width": 8}},
         "trainer": {"max_epochs": 2, "device": "cpu", "progress": False, "threads": 1},
@@ -62,80 +62,81 @@ def config(place: Path, name: str, changes: dict[str, Any] | None = None) -> dic
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Every feature, with weights to start from: what is frozen at first is not to be random."""
+    """Every feature, with initial weights, because the frozen layers must not be random."""
     file = tmp_path_factory.mktemp("weights") / "w.safetensors"
     save_file(SmallCNN(width=8).state_dict(), file)
     return merge(EVERYTHING, {"module": {"weights": str(file)}})
 
 
 @pytest.fixture(scope="module")
-def whole(everything: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with every feature at once, to its end."""
-    place = tmp_path_factory.mktemp("recipes")
-    result = sightline.fit(config(place, "whole", everything))
+def uninterrupted(everything: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run with every feature at once."""
+    folder = tmp_path_factory.mktemp("recipes")
+    result = sightline.fit(config(folder, "uninterrupted", everything))
     assert result.run is not None
     return result.run
 
 
 def flat(state: Any, path: str = "") -> dict[str, Any]:
-    """Every leaf of a checkpoint by its place."""
+    """Every value of a checkpoint by its path."""
     if isinstance(state, dict):
-        return {name: leaf for key, value in state.items() for name, leaf in flat(value, f"{path}.{key}").items()}
+        return {name: item for key, value in state.items() for name, item in flat(value, f"{path}.{key}").items()}
     if isinstance(state, list):
-        return {name: leaf for i, value in enumerate(state) for name, leaf in flat(value, f"{path}[{i}]").items()}
+        return {name: item for i, value in enumerate(state) for name, item in flat(value, f"{path}[{i}]").items()}
     return {path: state}
 
 
 @pytest.mark.parametrize("step", [2, 3, 5])
 def test_with_every_feature_resumed_equals_uninterrupted(
-    everything: dict[str, Any], whole: Path, step: int, tmp_path: Path
+    everything: dict[str, Any], uninterrupted: Path, step: int, tmp_path: Path
 ) -> None:
-    stopped = sightline.fit(config(tmp_path, "parted", everything), callbacks=[StopAt(step)])
-    assert stopped.interrupted
-    assert stopped.run is not None
-    assert not sightline.resume(stopped.run).fit().interrupted
+    interrupted = sightline.fit(config(tmp_path, "interrupted", everything), callbacks=[StopAt(step)])
+    assert interrupted.interrupted
+    assert interrupted.run is not None
+    assert not sightline.resume(interrupted.run).fit().interrupted
     for name in ("last.ckpt", "best.ckpt"):
-        one, other = (flat(read_checkpoint(run / "checkpoints" / name)) for run in (whole, stopped.run))
+        one, other = (flat(read_checkpoint(run / "checkpoints" / name)) for run in (uninterrupted, interrupted.run))
         one, other = (
-            {key: leaf for key, leaf in kept.items() if ".config.run" not in key and ".about." not in key}
-            for kept in (one, other)
+            {key: value for key, value in values.items() if ".config.run" not in key and ".about." not in key}
+            for values in (one, other)
         )
         assert one.keys() == other.keys()
-        for key, leaf in one.items():
-            same = torch.equal(leaf, other[key]) if isinstance(leaf, torch.Tensor) else leaf == other[key]
+        for key, value in one.items():
+            same = torch.equal(value, other[key]) if isinstance(value, torch.Tensor) else value == other[key]
             assert same, f"{name}: {key}"
-    rows = [(run / "predictions" / "test.csv").read_text() for run in (whole, stopped.run)]
+    rows = [(run / "predictions" / "test.csv").read_text() for run in (uninterrupted, interrupted.run)]
     assert rows[0] == rows[1]
 
 
-def test_the_average_is_what_is_exported(whole: Path) -> None:
-    kept = read_checkpoint(whole / "checkpoints" / "best.ckpt")
-    exported = load_file(whole / "exported" / "model.safetensors")
+def test_the_ema_weights_are_exported(uninterrupted: Path) -> None:
+    checkpoint = read_checkpoint(uninterrupted / "checkpoints" / "best.ckpt")
+    exported = load_file(uninterrupted / "exported" / "model.safetensors")
     for name, value in exported.items():
-        assert torch.equal(value, kept["ema"][name]), name
-    assert any(not torch.equal(value, kept["model"][name]) for name, value in exported.items())
-    assert sightline.load(whole).classes == tuple("0123456789")
+        assert torch.equal(value, checkpoint["ema"][name]), name
+    assert any(not torch.equal(value, checkpoint["model"][name]) for name, value in exported.items())
+    assert sightline.load(uninterrupted).classes == tuple("0123456789")
 
 
-def test_what_makes_another_step_may_not_change_on_the_way(everything: dict[str, Any], tmp_path: Path) -> None:
-    stopped = sightline.fit(config(tmp_path, "parted", everything), callbacks=[StopAt(2)])
-    assert stopped.run is not None
+def test_keys_that_change_a_step_cannot_change_on_resume(everything: dict[str, Any], tmp_path: Path) -> None:
+    interrupted = sightline.fit(config(tmp_path, "interrupted", everything), callbacks=[StopAt(2)])
+    assert interrupted.run is not None
     for changes in ({"precision": "fp32"}, {"accumulate_grad_batches": 1}, {"gradient_clip_val": None}):
         with pytest.raises(ArtifactError, match=f"trainer.{next(iter(changes))}"):
-            sightline.resume(stopped.run, {"trainer": changes})
-    assert sightline.resume(stopped.run, {"trainer": {"channels_last": False}}).config.trainer.channels_last is False
+            sightline.resume(interrupted.run, {"trainer": changes})
+    resumed = sightline.resume(interrupted.run, {"trainer": {"channels_last": False}})
+    assert resumed.config.trainer.channels_last is False
 
 
-def test_a_checkpoint_from_before_a_key_was_there_goes_on(tmp_path: Path) -> None:
-    stopped = sightline.fit(config(tmp_path, "old"), callbacks=[StopAt(2)])
-    assert stopped.run is not None
-    file = stopped.run / "checkpoints" / "last.ckpt"
-    kept = torch.load(file, weights_only=True)
+def test_a_checkpoint_without_newer_config_keys_is_resumed(tmp_path: Path) -> None:
+    interrupted = sightline.fit(config(tmp_path, "old"), callbacks=[StopAt(2)])
+    assert interrupted.run is not None
+    file = interrupted.run / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(file, weights_only=True)
     for key in ("ema", "mixup", "layer_decay", "class_weights"):
-        del kept["config"]["module"][key]
-    del kept["config"]["trainer"]["precision"]
-    torch.save(kept, file)
-    assert sightline.resume(stopped.run).fit().epochs == 2
+        del checkpoint["config"]["module"][key]
+    del checkpoint["config"]["trainer"]["precision"]
+    torch.save(checkpoint, file)
+    assert sightline.resume(interrupted.run).fit().epochs == 2
 
 
 def test_early_stopping_ends_the_run_and_is_remembered(tmp_path: Path) -> None:
@@ -144,24 +145,24 @@ def test_early_stopping_ends_the_run_and_is_remembered(tmp_path: Path) -> None:
         "trainer": {"max_epochs": 9, "early_stopping": {"patience": 2}},
     }
     result = sightline.fit(config(tmp_path, "stopped", settings))
-    # nothing is learnt but running statistics: the first is the best, or an early one; two without gain end it
+    # only running statistics change: an early epoch is the best, and two epochs without improvement end the run
     best = max(record["val_accuracy"] for record in result.history)
     first_best = next(i for i, record in enumerate(result.history) if record["val_accuracy"] == best)
     assert result.epochs == first_best + 3 < 9
     assert result.run is not None
-    kept = read_checkpoint(result.run / "checkpoints" / "last.ckpt")
-    assert kept["stopped"] is True
-    assert kept["callbacks"]["early_stopping/val_accuracy"]["waited"] == 2
+    checkpoint = read_checkpoint(result.run / "checkpoints" / "last.ckpt")
+    assert checkpoint["stopped"] is True
+    assert checkpoint["callbacks"]["early_stopping/val_accuracy"]["waited"] == 2
     again = sightline.resume(result.run).fit()
     assert again.epochs == result.epochs
     patient = {"early_stopping": {"patience": 3}}
     longer = sightline.resume(result.run, {"trainer": patient}).fit()
-    assert longer.epochs == result.epochs + 1  # what it has waited counts
+    assert longer.epochs == result.epochs + 1  # the epochs already waited count
     assert sightline.resume(result.run, {"trainer": {"early_stopping": {"patience": None}, "max_epochs": 9}}).fit()
     assert read_checkpoint(result.run / "checkpoints" / "last.ckpt")["epoch"] == 9
 
 
-def test_a_run_that_ended_early_goes_on_when_it_is_given_more_epochs(tmp_path: Path) -> None:
+def test_a_run_that_stopped_early_resumes_with_more_epochs(tmp_path: Path) -> None:
     settings = {
         "module": {"optimizer": {"lr": 0.0, "weight_decay": 0.0}, "lr_scheduler": None, "monitor": "val_accuracy"},
         "trainer": {"max_epochs": 9, "early_stopping": {"patience": 1}},
@@ -176,11 +177,11 @@ def test_patience_counts_across_a_resume(tmp_path: Path) -> None:
         "module": {"optimizer": {"lr": 0.0, "weight_decay": 0.0}, "lr_scheduler": None, "monitor": "val_accuracy"},
         "trainer": {"max_epochs": 9, "early_stopping": {"patience": 2}},
     }
-    whole = sightline.fit(config(tmp_path, "whole", settings))
-    parted = sightline.fit(config(tmp_path, "parted", settings), callbacks=[StopAt(whole.steps - 1)])
-    assert parted.interrupted
-    assert parted.run is not None
-    assert sightline.resume(parted.run).fit().epochs == whole.epochs
+    uninterrupted = sightline.fit(config(tmp_path, "uninterrupted", settings))
+    interrupted = sightline.fit(config(tmp_path, "interrupted", settings), callbacks=[StopAt(uninterrupted.steps - 1)])
+    assert interrupted.interrupted
+    assert interrupted.run is not None
+    assert sightline.resume(interrupted.run).fit().epochs == uninterrupted.epochs
 
 
 def test_an_improvement_must_exceed_min_delta() -> None:
@@ -191,17 +192,17 @@ def test_an_improvement_must_exceed_min_delta() -> None:
     trainer: Any = SimpleNamespace(
         should_stop=False, state=SimpleNamespace(callbacks={}, epoch=0, best=None), max_epochs=9
     )
-    told: list[str] = []
-    stopping = EarlyStopping("val_loss", "min", patience=2, min_delta=0.1, tell=told.append)
+    messages: list[str] = []
+    stopping = EarlyStopping("val_loss", "min", patience=2, min_delta=0.1, report=messages.append)
     for value, stop in [(1.0, False), (0.95, False), (0.85, False), (float("nan"), False), (0.8, True)]:
         stopping.on_eval_end(trainer, {"val_loss": value})
         assert trainer.should_stop is stop
-    assert told == ["stopping after epoch 1: val_loss has not become better for 2 evaluations"]
-    with pytest.raises(ConfigError, match=r"did not measure 'val_loss'.*Did you mean 'val_los'\? There are: val_los\."):
+    assert messages == ["stopping after epoch 1: val_loss has not improved for 2 evaluations"]
+    with pytest.raises(ConfigError, match=r"did not measure 'val_loss'.*Did you mean 'val_los'\? Measured: val_los\."):
         stopping.on_eval_end(trainer, {"epoch": 1, "val_los": 1.0})
 
 
-def test_two_that_stop_early_do_not_share_a_count() -> None:
+def test_two_early_stopping_callbacks_do_not_share_a_count() -> None:
     from types import SimpleNamespace
 
     from sightline.engine.callbacks import EarlyStopping
@@ -217,23 +218,23 @@ def test_two_that_stop_early_do_not_share_a_count() -> None:
 
 def test_fp16_trains_and_its_scale_is_in_the_checkpoint(tmp_path: Path) -> None:
     settings = {"trainer": {"precision": "fp16", "max_epochs": 1}}
-    stopped = sightline.fit(config(tmp_path, "half", settings), callbacks=[StopAt(3)])
-    assert stopped.run is not None
-    assert read_checkpoint(stopped.run / "checkpoints" / "last.ckpt")["scaler"]["scale"] > 0
-    result = sightline.resume(stopped.run).fit()
+    interrupted = sightline.fit(config(tmp_path, "half", settings), callbacks=[StopAt(3)])
+    assert interrupted.run is not None
+    assert read_checkpoint(interrupted.run / "checkpoints" / "last.ckpt")["scaler"]["scale"] > 0
+    result = sightline.resume(interrupted.run).fit()
     assert result.history[-1]["train_loss"] < 2.4
 
 
 def test_class_weights_from_the_counts(tmp_path: Path) -> None:
-    made = sightline.assemble(config(tmp_path, "weights", {"module": {"class_weights": "auto"}}))
-    counts = made.data["train"].counts
-    weights = made.config.module.class_weights
+    assembly = sightline.assemble(config(tmp_path, "weights", {"module": {"class_weights": "auto"}}))
+    counts = assembly.data["train"].counts
+    weights = assembly.config.module.class_weights
     assert isinstance(weights, list)
     total = sum(counts.values())
     assert weights == [total / (10 * count) for count in counts.values()]
-    assert made.loss.weight.tolist() == pytest.approx(weights)
-    assert read_yaml(made.run.config)["module"]["class_weights"] == weights  # what a resumed run goes on with
-    # each class counts the same in all
+    assert assembly.loss.weight.tolist() == pytest.approx(weights)
+    assert read_yaml(assembly.run.config)["module"]["class_weights"] == weights  # a resumed run uses these
+    # the total weight of each class is equal
     assert [weight * count for weight, count in zip(weights, counts.values(), strict=True)] == pytest.approx(
         [total / 10] * 10
     )
@@ -242,55 +243,55 @@ def test_class_weights_from_the_counts(tmp_path: Path) -> None:
 FOCAL = "sightline.models.losses.FocalLoss"
 PLATEAU = "torch.optim.lr_scheduler.ReduceLROnPlateau"
 WRONG = [
-    ({"module": {"class_weights": [1.0, 2.0]}}, "module.class_weights: 2 numbers for 10 classes"),
-    ({"module": {"class_weights": [1.0, -2.0]}}, "module.class_weights: expected numbers of at least 0"),
+    ({"module": {"class_weights": [1.0, 2.0]}}, "module.class_weights: found 2 numbers for 10 classes"),
+    ({"module": {"class_weights": [1.0, -2.0]}}, "module.class_weights: expected numbers >= 0"),
     (
         {"module": {"class_weights": "auto", "loss": {"_target_": FOCAL, "weight": [1.0] * 10}}},
-        "the loss FocalLoss has a weight of its own",
+        "the loss FocalLoss already has a weight",
     ),
     (
         {"module": {"class_weights": "auto", "loss": {"_target_": "torch.nn.CosineSimilarity"}}},
-        "the loss CosineSimilarity takes no class weights",
+        "the loss CosineSimilarity cannot be weighted",
     ),
     (
         {"module": {"class_weights": "auto", "loss": {"_target_": FOCAL, "_partial_": True}}},
-        "the loss partial takes no class weights",
+        "the loss partial cannot be weighted",
     ),
-    ({"module": {"class_weights": [0.0] * 10}}, "module.class_weights: expected a number above 0 for some class"),
+    ({"module": {"class_weights": [0.0] * 10}}, "module.class_weights: expected a number > 0 for at least one class"),
     (
         {"module": {"class_weights": "auto", "loss": {"_target_": "torch.nn.NLLLoss"}}},
         "NLLLoss takes log-probabilities",
     ),
     (
         {"module": {"lr_scheduler": {"class": PLATEAU, "kwargs": {"monitor": "val_los"}}}},
-        "module.lr_scheduler.monitor: there will be no metric 'val_los'. Did you mean 'val_loss'",
+        "module.lr_scheduler.monitor: there is no metric 'val_los'. Did you mean 'val_loss'",
     ),
     (
         {"module": {"lr_scheduler": [{"_target_": PLATEAU, "monitor": "val_los"}]}},
-        r"module.lr_scheduler\[0\].monitor: there will be no metric 'val_los'",
+        r"module.lr_scheduler\[0\].monitor: there is no metric 'val_los'",
     ),
     ({"module": {"class_weights": "auto"}, "data": {"sampler": "balanced"}}, "rare classes would count twice"),
-    ({"module": {"ema": 1.0}}, "module.ema: expected a decay between 0 and 1"),
-    ({"module": {"mixup": -1.0}}, "module.mixup: expected a number of at least 0"),
-    ({"module": {"mixup": float("inf")}}, "module.mixup: expected a number"),
+    ({"module": {"ema": 1.0}}, r"module.ema: expected a number in \(0, 1\)"),
+    ({"module": {"mixup": -1.0}}, "module.mixup: expected a number >= 0"),
+    ({"module": {"mixup": float("inf")}}, "module.mixup: expected a finite number"),
     ({"module": {"mix_probability": 2.0}}, "module.mix_probability: expected a probability"),
-    ({"module": {"layer_decay": 0.0}}, "module.layer_decay: expected a factor above 0"),
-    ({"module": {"freeze_epochs": 2}}, "module.freeze_epochs: the head alone would be trained for all 2 epochs"),
+    ({"module": {"layer_decay": 0.0}}, r"module.layer_decay: expected a number in \(0, 1\]"),
+    ({"module": {"freeze_epochs": 2}}, "module.freeze_epochs: only the head would be trained in all 2 epochs"),
     ({"module": {"param_groups": [{"lr": 0.1}]}}, r"module.param_groups\[0\]: expected 'match'"),
     ({"module": {"pretrained": True, "weights": "x.pt"}}, "module.weights: a network starts from one set"),
-    ({"trainer": {"gradient_clip_val": 0.0}}, "trainer.gradient_clip_val: expected a number above 0"),
-    ({"trainer": {"accumulate_grad_batches": 0}}, "trainer.accumulate_grad_batches: expected a number of at least 1"),
-    ({"trainer": {"precision": "bf16-mixed"}}, "trainer.precision: expected 'fp32' or 'bf16' or 'fp16'"),
-    ({"trainer": {"threads": 0}}, "trainer.threads: expected a number of at least 1"),
+    ({"trainer": {"gradient_clip_val": 0.0}}, "trainer.gradient_clip_val: expected a number > 0"),
+    ({"trainer": {"accumulate_grad_batches": 0}}, "trainer.accumulate_grad_batches: expected an integer >= 1"),
+    ({"trainer": {"precision": "bf16-mixed"}}, "trainer.precision: expected one of: 'fp32', 'bf16', 'fp16'"),
+    ({"trainer": {"threads": 0}}, "trainer.threads: expected an integer >= 1"),
     (
         {"trainer": {"early_stopping": {"patience": 2, "monitor": "val_acuracy"}}},
-        "trainer.early_stopping.monitor: there will be no metric 'val_acuracy'. Did you mean 'val_accuracy'",
+        "trainer.early_stopping.monitor: there is no metric 'val_acuracy'. Did you mean 'val_accuracy'",
     ),
 ]
 
 
 @pytest.mark.parametrize(("changes", "message"), WRONG, ids=[message[:40] for _, message in WRONG])
-def test_what_makes_no_sense_is_refused_before_anything_is_written(
+def test_invalid_values_are_refused_before_anything_is_written(
     changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -298,8 +299,8 @@ def test_what_makes_no_sense_is_refused_before_anything_is_written(
     assert not (tmp_path / "runs").exists()
 
 
-class OwnStep(SupervisedTask):
-    """A step of the user's own."""
+class CustomTask(SupervisedTask):
+    """A task with a custom step."""
 
 
 @pytest.mark.parametrize(
@@ -324,86 +325,84 @@ class OwnStep(SupervisedTask):
         ("model", {"module": {"pretrained": True}}, "module.pretrained"),
     ],
 )
-def test_a_part_of_ones_own_is_never_half_configured(
+def test_keys_that_a_part_passed_in_would_ignore_are_refused(
     part: str, changes: dict[str, Any], key: str, tmp_path: Path
 ) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    given: dict[str, Any] = {
-        "task": OwnStep(nn.CrossEntropyLoss()),
+    parts: dict[str, Any] = {
+        "task": CustomTask(nn.CrossEntropyLoss()),
         "loss": nn.CrossEntropyLoss(),
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
         "model": model,
     }
-    with pytest.raises(ConfigError, match=f"{key}: the {part} was handed over in Python"):
-        sightline.assemble(config(tmp_path, "own", changes), **{part: given[part]})
+    with pytest.raises(ConfigError, match=f"{key}: the {part} was passed in from Python"):
+        sightline.assemble(config(tmp_path, "custom", changes), **{part: parts[part]})
 
 
-def test_threads_are_not_timed_with_a_task_of_ones_own(tmp_path: Path) -> None:
-    task = OwnStep(nn.CrossEntropyLoss())
-    with pytest.raises(ConfigError, match=r"trainer.threads: auto times steps of the config's own task"):
-        sightline.assemble(config(tmp_path, "own", {"trainer": {"threads": "auto"}}), task=task)
+def test_threads_are_not_timed_with_a_custom_task(tmp_path: Path) -> None:
+    task = CustomTask(nn.CrossEntropyLoss())
+    with pytest.raises(ConfigError, match=r"trainer.threads: auto cannot time a task that was passed in from Python"):
+        sightline.assemble(config(tmp_path, "custom", {"trainer": {"threads": "auto"}}), task=task)
 
 
 def test_a_task_without_its_steps_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     for make in (sightline.assemble, sightline.lr_find):
-        with pytest.raises(TypeError, match=r"^the task object has no setup, begin_epoch, train_step"):
-            make(config(tmp_path, "own", {}), task=object())
-    assert not (tmp_path / "own").exists()
+        with pytest.raises(TypeError, match=r"^The task object lacks setup, begin_epoch, train_step"):
+            make(config(tmp_path, "custom", {}), task=object())
+    assert not (tmp_path / "custom").exists()
 
 
-def test_a_task_of_ones_own_has_its_average_and_its_scaler(tmp_path: Path) -> None:
+def test_a_task_passed_in_uses_its_ema_and_its_scaler(tmp_path: Path) -> None:
     task = SupervisedTask(nn.CrossEntropyLoss(), average=ModelEMA(0.9), precision="fp16")
-    made = sightline.assemble(config(tmp_path, "own", {"trainer": {"max_epochs": 1}}), task=task)
-    state = made.trainer.state
+    assembly = sightline.assemble(config(tmp_path, "custom", {"trainer": {"max_epochs": 1}}), task=task)
+    state = assembly.trainer.state
     assert state.scaler is not None
     assert state.ema is not None
     assert state.eval_model is state.ema
     first = [parameter.clone() for parameter in state.ema.parameters()]
-    made.fit()
+    assembly.fit()
     assert any(not torch.equal(a, b) for a, b in zip(first, state.ema.parameters(), strict=True))
 
 
-def test_an_average_of_a_network_that_cannot_be_copied(tmp_path: Path) -> None:
+def test_ema_of_a_network_that_cannot_be_copied_is_refused(tmp_path: Path) -> None:
     class Locked(nn.Sequential):
         def __deepcopy__(self, memo: Any) -> Any:
-            if not memo:  # its shapes are found out with stand-ins for the weights, which the memo holds
+            if not memo:  # with a memo, the caller copies it only to infer shapes
                 raise TypeError("cannot pickle '_thread.lock' object")
             return nn.Sequential(*copy.deepcopy(list(self), memo))
 
     settings = config(tmp_path, "locked") | {"module": {"ema": 0.9}}
-    with pytest.raises(ConfigError, match=r"module.ema: this network cannot be copied: TypeError: cannot pickle"):
+    with pytest.raises(ConfigError, match=r"module.ema: the network cannot be copied: TypeError: cannot pickle"):
         sightline.assemble(settings, model=Locked(nn.Flatten(), nn.Linear(64, 10)))
 
 
 def test_the_loss_with_class_weights_does_not_depend_on_how_samples_are_batched(tmp_path: Path) -> None:
-    found = []
+    results = []
     for size in (7, 64):
         changes = {
             "data": {"eval_batch_size": size},
             "module": {"class_weights": [0.0, *(float(i) for i in range(1, 10))]},
             "trainer": {"max_epochs": 1},
         }
-        found.append(sightline.fit(config(tmp_path, str(size), changes)))
-    assert found[0].history[0]["val_loss"] == pytest.approx(found[1].history[0]["val_loss"], rel=1e-5)
-    assert found[0].metrics["test"]["loss"] == pytest.approx(found[1].metrics["test"]["loss"], rel=1e-5)
+        results.append(sightline.fit(config(tmp_path, str(size), changes)))
+    assert results[0].history[0]["val_loss"] == pytest.approx(results[1].history[0]["val_loss"], rel=1e-5)
+    assert results[0].metrics["test"]["loss"] == pytest.approx(results[1].metrics["test"]["loss"], rel=1e-5)
 
 
-def test_the_short_words_for_a_network() -> None:
+def test_the_short_names_of_a_network() -> None:
     timm = {"_target_": "timm.create_model", "model_name": "resnet18", "num_classes": "auto", "in_chans": "auto"}
     assert network_node("timm/resnet18") == timm
     assert network_node("torchvision/resnet18") == {"_target_": "torchvision.models.resnet18", "num_classes": "auto"}
     assert network_node("mine.networks.Net") == {"_target_": "mine.networks.Net"}
-    made = TrainConfig.from_dict(
+    parsed = TrainConfig.from_dict(
         {"model": "timm/resnet18", "weights": "x.pt", "module": {"network": {"drop_rate": 0.1}}}
     )
-    assert made.module.network == {**timm, "drop_rate": 0.1}
-    assert made.module.weights == "x.pt"
-    assert (made.model, made.weights, made.pretrained) == (None, None, None)
-    assert TrainConfig.from_dict(made.to_dict()) == made
+    assert parsed.module.network == {**timm, "drop_rate": 0.1}
+    assert parsed.module.weights == "x.pt"
+    assert (parsed.model, parsed.weights, parsed.pretrained) == (None, None, None)
+    assert TrainConfig.from_dict(parsed.to_dict()) == parsed
     for other in ({"_target_": "x.Y", "width": 3}, {"class": "x.Y"}, {"layers": []}):
-        with pytest.raises(
-            ConfigError, match=r"model: 'timm/resnet18' names the network, and module.network describes"
-        ):
+        with pytest.raises(ConfigError, match=r"model: 'timm/resnet18' names a network, but module.network describes"):
             TrainConfig.from_dict({"model": "timm/resnet18", "module": {"network": other}})
 
 
@@ -412,7 +411,7 @@ RESNET, LITE = network_node("timm/resnet18"), network_node("timm/tf_efficientnet
 
 
 @pytest.mark.parametrize(
-    ("words", "network"),
+    ("overrides", "network"),
     [
         (["experiment=finetune"], LITE),
         (["experiment=finetune", f"module.network._target_={SMALL}"], {"_target_": SMALL}),
@@ -424,12 +423,12 @@ RESNET, LITE = network_node("timm/resnet18"), network_node("timm/tf_efficientnet
         (["experiment=finetune", "model=null"], CNN),
     ],
 )
-def test_the_network_of_the_words_replaces_a_presets(words: list[str], network: dict[str, Any]) -> None:
-    assert compose_config(words).module.network == network
+def test_a_network_in_the_overrides_replaces_that_in_a_preset(overrides: list[str], network: dict[str, Any]) -> None:
+    assert compose_config(overrides).module.network == network
 
 
-def test_two_networks_in_the_words_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"model: 'timm/resnet18' names the network, and module.network describes"):
+def test_two_networks_in_the_overrides_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"model: 'timm/resnet18' names a network, but module.network describes"):
         compose_config(["model=timm/resnet18", f"module.network._target_={SMALL}"])
 
 
@@ -437,12 +436,12 @@ def test_two_networks_in_the_words_are_refused() -> None:
     ("value", "message"),
     [
         ("resnet18", "Did you mean 'timm/resnet18' or 'torchvision/resnet18'"),
-        ("tim/resnet18", "Did you mean 'timm'"),
+        ("tim/resnet18", "Did you mean 'timm/resnet18'"),
         ("timm/", "Expected timm/NAME"),
-        (18, "model: expected a text or null, found the int 18"),
+        (18, "model: expected a string or null, found the integer 18"),
     ],
 )
-def test_a_network_that_is_named_in_no_form(value: Any, message: str) -> None:
+def test_an_invalid_name_of_a_network(value: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         TrainConfig.from_dict({"model": value})
 
@@ -450,15 +449,15 @@ def test_a_network_that_is_named_in_no_form(value: Any, message: str) -> None:
 @pytest.mark.rows("D03")
 @pytest.mark.parametrize("name", sorted(file.stem for file in (PRESETS_DIR / "experiment").glob("*.yaml")))
 @pytest.mark.parametrize("schedule", sorted(file.stem for file in (PRESETS_DIR / "lr_scheduler").glob("*.yaml")))
-def test_every_recipe_is_a_config_that_can_be_used_with_every_schedule(name: str, schedule: str) -> None:
-    made = compose_config([f"experiment={name}", f"lr_scheduler={schedule}", "runtime=auto"])
-    check_targets(made)  # every class it names is there
-    node = made.module.lr_scheduler
+def test_every_recipe_composes_with_every_schedule(name: str, schedule: str) -> None:
+    composed = compose_config([f"experiment={name}", f"lr_scheduler={schedule}", "runtime=auto"])
+    check_targets(composed)  # every class it names exists
+    node = composed.module.lr_scheduler
     if schedule == "constant":
         assert node is None
     else:
         assert isinstance(node, dict)
         target = resolve(node["_target_"], key="module.lr_scheduler")
-        takes = set(inspect.signature(target).parameters)
-        assert set(node) - {"_target_"} <= takes  # none is left over from the recipe's own schedule
-    assert (made.trainer.channels_last, made.trainer.threads, made.trainer.compile) == ("auto",) * 3
+        accepted = set(inspect.signature(target).parameters)
+        assert set(node) - {"_target_"} <= accepted  # none remains from the recipe's schedule
+    assert (composed.trainer.channels_last, composed.trainer.threads, composed.trainer.compile) == ("auto",) * 3

@@ -1,4 +1,4 @@
-"""One number for each picture in place of a class: from a table to predictions, and what is refused on the way."""
+"""Regression, one number per image instead of a class: from a table to predictions, and the inputs that are refused."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ QUICK: dict[str, Any] = {
 }
 
 
-def pictures(count: int, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Noise of 8 x 8 pixels, each picture of its own brightness; the label is the mean, in units of 0..1."""
+def random_images(count: int, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Noise of 8 x 8 pixels with a random brightness per image; the label is the mean, in [0, 1]."""
     random = np.random.default_rng(seed)
     levels = random.uniform(0, 190, (count, 1, 1)) + random.uniform(0, 60, (count, 8, 8))
     images = levels.astype(np.uint8)
     return images, images.mean((1, 2), dtype=np.float64).astype(np.float32) / np.float32(255)
 
 
-IMAGES, LABELS = pictures(COUNT)
+IMAGES, LABELS = random_images(COUNT)
 
 
 def quick(folder: Path, **changes: Any) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def quick(folder: Path, **changes: Any) -> dict[str, Any]:
 
 
 def write_table(folder: Path, rows: dict[int, str] | None = None, images: int = COUNT) -> Path:
-    """Pictures beside a table of their brightness; `rows` puts other labels into some rows."""
+    """Writes images and a table of their brightness; `rows` replaces the labels of some rows."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "labels.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -85,16 +85,16 @@ def column(rows: list[dict[str, str]], name: str) -> NDArray[np.float64]:
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_table(tmp_path_factory.mktemp("brightness") / "pictures")
+    return write_table(tmp_path_factory.mktemp("brightness") / "images")
 
 
 @pytest.fixture(scope="module")
 def run(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run by the real command on the table."""
     folder = tmp_path_factory.mktemp("numbers")
-    words = (f"data.root={table}", "data.target=number", "data.batch_size=16", "data.augment.shift=0")
-    how = ("module.network.width=8", "module.optimizer.lr=0.01", "trainer.max_epochs=10", "run.name=numbers")
-    done = run_command("train", *words, *how, cwd=folder)
+    data = (f"data.root={table}", "data.target=number", "data.batch_size=16", "data.augment.shift=0")
+    options = ("module.network.width=8", "module.optimizer.lr=0.01", "trainer.max_epochs=10", "run.name=numbers")
+    done = run_command("train", *data, *options, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "precision" not in done.stdout
     assert "test  32 images  loss " in done.stdout
@@ -130,7 +130,7 @@ def test_the_metrics_are_those_of_the_table(run: Path) -> None:
         assert "accuracy" not in metrics
 
 
-def test_what_a_run_says_of_numbers(run: Path) -> None:
+def test_the_files_of_a_regression_run(run: Path) -> None:
     manifest = json.loads((run / "exported" / "sightline.json").read_text())
     assert manifest["classes"] == []
     assert (manifest["model"]["outputs"], manifest["model"]["num_classes"]) == ("values", 1)
@@ -138,14 +138,12 @@ def test_what_a_run_says_of_numbers(run: Path) -> None:
     assert data["classes"] == []
     assert {split: part["images"] for split, part in data["splits"].items()} == {"train": 112, "val": 16, "test": 32}
     label = column(rows_of(run / "predictions" / "test.csv"), "label")
-    told = data["splits"]["test"]["labels"]
-    assert told == pytest.approx({"min": label.min(), "max": label.max(), "mean": label.mean()})
+    statistics = data["splits"]["test"]["labels"]
+    assert statistics == pytest.approx({"min": label.min(), "max": label.max(), "mean": label.mean()})
     assert "_target_: torch.nn.MSELoss" in (run / "config.yaml").read_text()
 
 
-def test_predict_says_what_was_evaluated(
-    run: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_predict_equals_evaluate(run: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = rows_of(run / "predictions" / "test.csv")
     files = [table / row["id"] for row in rows]
     predictor = sightline.load(run)
@@ -156,19 +154,21 @@ def test_predict_says_what_was_evaluated(
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == ["image", "value"]
     assert lines[1:] == [[str(file), row["prediction"]] for file, row in zip(files, rows, strict=True)]
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "bad.png").write_bytes(b"no image")
     assert predict.main([str(run), str(files[0]), str(tmp_path / "bad.png"), "--json"]) == 2
-    told = capsys.readouterr()
-    first, second = map(json.loads, told.out.splitlines())
+    output = capsys.readouterr()
+    first, second = map(json.loads, output.out.splitlines())
     assert list(first) == ["path", "value"]
     assert first["value"] == pytest.approx(float(rows[0]["prediction"]), abs=1e-6)
     assert "error" in second
-    assert "1 of 2 files could not be read" in told.err
-    with pytest.raises(ValueError, match=r"has no classes; ask for values"):
+    assert "1 of 2 files could not be read" in output.err
+    with pytest.raises(ValueError, match=r"has no classes\. Use values"):
         predictor.probabilities(torch.zeros((1, 1, 8, 8), dtype=torch.uint8))
 
 
-def test_evaluate_measures_again_and_elsewhere(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_on_the_test_split_and_other_data(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = (run / "predictions" / "test.csv").read_bytes()
     assert evaluate.main([str(run), "--split", "test"]) == 0
     assert (run / "predictions" / "test.csv").read_bytes() == before
@@ -199,12 +199,12 @@ def test_a_changed_manifest_is_noticed(run: Path, tmp_path: Path) -> None:
         copy = tmp_path / next(iter(change)) / str(*change.values())
         shutil.copytree(run / "exported", copy)
         rewrite(copy, lambda old, new=change: merge(old, new if "classes" in new else {"model": new}))
-        with pytest.raises(ArtifactError, match="its network, classes and preprocessing disagree"):
+        with pytest.raises(ArtifactError, match="its network, classes and preprocessing do not match"):
             sightline.load(copy)
 
 
 class Stop(sightline.Callback):
-    """Ends a run as a power cut would, after an epoch's checkpoint."""
+    """Ends a run after the first epoch's checkpoint, as a power cut would."""
 
     def on_epoch_start(self, trainer: Any) -> None:
         if trainer.state.epoch == 1:
@@ -213,36 +213,38 @@ class Stop(sightline.Callback):
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     source = (IMAGES, LABELS)
-    whole = sightline.fit(quick(tmp_path, run={"name": "whole"}), source=source)
+    uninterrupted = sightline.fit(quick(tmp_path, run={"name": "uninterrupted"}), source=source)
     with pytest.raises(SightlineError, match="ConnectionError"):
-        sightline.fit(quick(tmp_path, run={"name": "cut"}), source=source, callbacks=[Stop()])
-    resumed = sightline.resume(tmp_path / "cut", source=source).fit()
-    assert resumed.history == whole.history
-    first, second = (sha256(tmp_path / name / "exported" / "model.safetensors") for name in ("whole", "cut"))
+        sightline.fit(quick(tmp_path, run={"name": "interrupted"}), source=source, callbacks=[Stop()])
+    resumed = sightline.resume(tmp_path / "interrupted", source=source).fit()
+    assert resumed.history == uninterrupted.history
+    first, second = (
+        sha256(tmp_path / name / "exported" / "model.safetensors") for name in ("uninterrupted", "interrupted")
+    )
     assert first == second
     with pytest.raises(ArtifactError, match="a training with other images or labels"):
-        sightline.resume(tmp_path / "cut", source=(IMAGES, LABELS + np.float32(0.001)))
+        sightline.resume(tmp_path / "interrupted", source=(IMAGES, LABELS + np.float32(0.001)))
 
 
-@pytest.mark.parametrize("kind", ["array", "column", "tensor", "double", "dataset", "whole numbers"])
+@pytest.mark.parametrize("kind", ["array", "column", "tensor", "double", "dataset", "integers"])
 def test_numbers_from_python(kind: str) -> None:
-    """The same numbers in any form are the same data."""
+    """The same numbers in any type are the same data."""
     labels = LABELS
-    if kind == "whole numbers":
+    if kind == "integers":
         labels = np.arange(COUNT, dtype=np.float32)
-    given: dict[str, Any] = {
+    sources: dict[str, Any] = {
         "array": (IMAGES, labels),
         "column": (IMAGES, labels[:, None]),
         "tensor": (torch.from_numpy(IMAGES), torch.from_numpy(labels)),
         "double": (IMAGES, labels.astype(np.float64)),
         "dataset": torch.utils.data.TensorDataset(torch.from_numpy(IMAGES)[:, None], torch.from_numpy(labels)),
-        "whole numbers": (IMAGES, np.arange(COUNT)),
+        "integers": (IMAGES, np.arange(COUNT)),
     }
-    found, plain = (packed(as_source(data, numbers=True)) for data in (given[kind], (IMAGES, labels)))
+    actual, expected = (packed(as_source(data, numbers=True)) for data in (sources[kind], (IMAGES, labels)))
     for split in ("train", "val", "test"):
-        assert found[split].labels.dtype == torch.float32
-        assert found[split].labels.shape == (len(found[split]), 1)
-        assert found[split].fingerprint() == plain[split].fingerprint()
+        assert actual[split].labels.dtype == torch.float32
+        assert actual[split].labels.shape == (len(actual[split]), 1)
+        assert actual[split].fingerprint() == expected[split].fingerprint()
 
 
 def test_a_fit_on_arrays(tmp_path: Path) -> None:
@@ -252,8 +254,8 @@ def test_a_fit_on_arrays(tmp_path: Path) -> None:
     assert "val_accuracy" not in result.history[0]
 
 
-def test_batches_have_the_shape_of_the_answers() -> None:
-    """[B] beside [B,1] would be compared each with each, in silence."""
+def test_batches_have_the_shape_of_the_outputs() -> None:
+    """[B] and [B,1] would broadcast silently."""
     data, preprocess = pack_splits(as_source((IMAGES, LABELS), numbers=True), {})
     batch = next(iter(BatchLoader(data["train"], preprocess, 8, workers=0)))
     assert isinstance(batch.y, torch.Tensor)
@@ -277,22 +279,22 @@ def test_a_fingerprint_covers_the_numbers() -> None:
 def test_splits_are_drawn_by_content_and_keep_copies_together() -> None:
     images, labels = np.concatenate([IMAGES, IMAGES[:40]]), np.concatenate([LABELS, LABELS[:40] + 1])
     order = np.random.default_rng(2).permutation(len(images))
-    found = packed(as_source((images, labels), numbers=True))
-    other = packed(as_source((images[order], labels[order]), numbers=True))
-    assert {name: part.fingerprint() for name, part in found.items()} == {
-        name: part.fingerprint() for name, part in other.items()
+    splits = packed(as_source((images, labels), numbers=True))
+    reordered = packed(as_source((images[order], labels[order]), numbers=True))
+    assert {name: part.fingerprint() for name, part in splits.items()} == {
+        name: part.fingerprint() for name, part in reordered.items()
     }
-    shown = {name: set(map(bytes, part.pixels(range(len(part))).numpy())) for name, part in found.items()}
-    assert not shown["train"] & shown["test"]
-    assert not shown["train"] & shown["val"]
-    assert not shown["val"] & shown["test"]
-    assert sum(map(len, found.values())) == len(images)
+    pixels = {name: set(map(bytes, part.pixels(range(len(part))).numpy())) for name, part in splits.items()}
+    assert not pixels["train"] & pixels["test"]
+    assert not pixels["train"] & pixels["val"]
+    assert not pixels["val"] & pixels["test"]
+    assert sum(map(len, splits.values())) == len(images)
 
 
 def test_groups_stay_together(table: Path) -> None:
     source = open_source("csv", table, group_column="site", numbers=True)
-    homes = {split: {sample.columns["site"] for sample in part} for split, part in source.splits.items()}
-    assert sum(map(len, homes.values())) == 7
+    sites = {split: {sample.columns["site"] for sample in part} for split, part in source.splits.items()}
+    assert sum(map(len, sites.values())) == 7
     rows = [
         Row(str(i), image, str(label), columns={"site": "x"})
         for i, (image, label) in enumerate(zip(IMAGES, LABELS, strict=True))
@@ -302,30 +304,31 @@ def test_groups_stay_together(table: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("label", "told"),
+    ("label", "message"),
     [
-        ("bright", "the label 'bright' is no finite number; data.target=number needs one for every image"),
-        ("0,5", "the label '0,5' is no finite number"),
-        ("nan", "the label 'nan' is no finite number"),
-        ("-inf", "the label '-inf' is no finite number"),
-        ("1_000", "the label '1_000' is no finite number"),
+        ("bright", "the label 'bright' is not a finite number; data.target=number needs one for every image"),
+        ("0,5", "the label '0,5' is not a finite number"),
+        ("nan", "the label 'nan' is not a finite number"),
+        ("-inf", "the label '-inf' is not a finite number"),
+        ("1_000", "the label '1_000' is not a finite number"),
         ("1e39", "the label '1e39' is too large for float32"),
         ("", "no label in column 'label'"),
     ],
 )
-def test_a_label_that_is_no_number(label: str, told: str, tmp_path: Path) -> None:
-    folder = write_table(tmp_path / "pictures", {4: label}, images=6)
+def test_a_label_that_is_not_a_number(label: str, message: str, tmp_path: Path) -> None:
+    folder = write_table(tmp_path / "images", {4: label}, images=6)
     with pytest.raises(DataError) as caught:
         open_source("csv", folder, numbers=True)
-    assert str(caught.value).startswith(f"{folder / 'labels.csv'}, row 6: {told}")
+    assert str(caught.value).startswith(f"{folder / 'labels.csv'}, row 6: {message}")
 
 
-def test_numbers_that_say_nothing(tmp_path: Path) -> None:
-    """They cannot be trained on, but they can be measured."""
-    with pytest.raises(DataError, match=r"all 112 training labels are 2\.5, which leaves nothing to learn"):
+def test_constant_labels_and_an_empty_train_split_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"all 112 training labels are 2\.5, so there is nothing to learn"):
         sightline.assemble(quick(tmp_path), source=(IMAGES, np.full(COUNT, 2.5)))
-    folder = write_table(tmp_path / "pictures", images=6)
-    with pytest.raises(DataError, match=r"data\.val: 6 of 6 images cannot be set aside for val: one must be left"):
+    folder = write_table(tmp_path / "images", images=6)
+    with pytest.raises(
+        DataError, match=r"data\.val: 6 of 6 images cannot be held out for val: at least one must remain"
+    ):
         open_source("csv", folder, numbers=True, val=6, test=0)
 
 
@@ -335,11 +338,11 @@ def test_numbers_in_arrays_and_tables(tmp_path: Path) -> None:
     assert [sample.label for sample in source.splits["train"]] == LABELS[:8].tolist()
     assert source.info == DataInfo("a", (), tmp_path / "a.npz")
     np.savez(tmp_path / "b.npz", images=IMAGES[:8], labels=np.where(np.arange(8) == 3, np.nan, LABELS[:8]))
-    with pytest.raises(DataError, match=r"b\.npz, images\[3\]: the label 'nan' is no finite number"):
+    with pytest.raises(DataError, match=r"b\.npz, images\[3\]: the label 'nan' is not a finite number"):
         open_source("npz", tmp_path / "b.npz", numbers=True)
-    with pytest.raises(DataError, match=r"labels: found the shape \[8, 2\].* One number for each image is predicted"):
+    with pytest.raises(DataError, match=r"labels: found the shape \[8, 2\].* Regression predicts one number per image"):
         as_source((IMAGES[:8], np.zeros((8, 2))), numbers=True)
-    with pytest.raises(DataError, match=r"expected whole numbers or text, found float32; .* set data.target=number"):
+    with pytest.raises(DataError, match=r"expected integers or text, found float32; .* set data.target=number"):
         open_source("npz", tmp_path / "a.npz")
 
 
@@ -354,14 +357,14 @@ def test_numbers_in_parquet(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": cells, "label": LABELS[:6], "kind": [0, 1] * 3}), path)
     source = open_source("auto", path, numbers=True, val=0, test=0)
     assert [sample.label for sample in source.splits["train"]] == LABELS[:6].tolist()
-    for label, told in ((float("nan"), "the label nan is no finite number"), (None, "no label")):
+    for label, message in ((float("nan"), "the label nan is not a finite number"), (None, "no label")):
         pq.write_table(pa.table({"image": cells, "label": [0.5, label, 1.0, 2.0, 3.0, 4.0]}), path)
         with pytest.raises(DataError) as caught:
             open_source("auto", path, numbers=True)
-        assert f"a.parquet, row 1, column 'label': {told}" in str(caught.value)
+        assert f"a.parquet, row 1, column 'label': {message}" in str(caught.value)
 
 
-def test_a_source_must_be_what_the_config_says() -> None:
+def test_a_source_must_match_the_target_of_the_config() -> None:
     numbers, classes = as_source((IMAGES, LABELS), numbers=True), as_source((IMAGES, np.arange(COUNT) % 3))
     assert as_source(numbers, numbers=True) is numbers
     with pytest.raises(
@@ -380,23 +383,23 @@ def test_a_source_must_be_what_the_config_says() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
-        ({"data": {"classes": 3}}, "data.classes: with data.target=number there are no classes; leave it out"),
-        ({"data": {"sampler": "balanced"}}, "data.sampler: .* set data.sampler=shuffle"),
+        ({"data": {"classes": 3}}, "data.classes: with data.target=number there are no classes. Remove this key"),
+        ({"data": {"sampler": "balanced"}}, "data.sampler: .* Set data.sampler=shuffle"),
         ({"module": {"class_weights": "auto"}}, "module.class_weights: "),
         ({"module": {"top_k": [5]}}, "module.top_k: .* mse and mae are measured"),
         ({"module": {"per_class": True}}, "module.per_class: "),
-        ({"module": {"outputs": "logits"}}, "module.outputs: .* leave it at auto"),
+        ({"module": {"outputs": "logits"}}, "module.outputs: .* Set module.outputs=auto"),
         (
             {"module": {"loss": {"_target_": "torch.nn.CrossEntropyLoss"}}},
-            "module.loss: CrossEntropyLoss compares classes.* torch.nn.MSELoss, or take torch.nn.L1Loss",
+            "module.loss: CrossEntropyLoss compares classes.* torch.nn.MSELoss, or set torch.nn.L1Loss",
         ),
         ({"module": {"loss": {"class": "sightline.models.losses.FocalLoss"}}}, "module.loss: FocalLoss compares"),
     ],
 )
-def test_options_for_classes_are_refused(changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_options_for_classes_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         TrainConfig.from_dict(merge({"data": {"target": "number"}}, changes))
 
 
@@ -413,38 +416,41 @@ def test_the_default_loss() -> None:
 
 
 @pytest.mark.parametrize(
-    ("loss", "told"),
+    ("loss", "message"),
     [
-        (nn.CrossEntropyLoss(), "CrossEntropyLoss is not least where the network answers with the label itself"),
-        (nn.BCEWithLogitsLoss(), "BCEWithLogitsLoss is not least where"),
+        (nn.CrossEntropyLoss(), "CrossEntropyLoss is not smallest where the network's output equals the label"),
+        (nn.BCEWithLogitsLoss(), "BCEWithLogitsLoss is not smallest where"),
         (nn.NLLLoss(), r"NLLLoss cannot compare .* with numbers, float32 \[batch, 1\]"),
-        (nn.MSELoss(reduction="sum"), "it grows with the size of the batch"),
-        (nn.MSELoss(reduction="none"), r"expected one number for a batch, got a tensor \[3, 1\]"),
+        (nn.MSELoss(reduction="sum"), "the loss grows with the batch size"),
+        (nn.MSELoss(reduction="none"), r"expected one number for a batch, found a tensor \[3, 1\]"),
     ],
 )
-def test_a_loss_that_trains_no_number_is_refused(loss: nn.Module, told: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_a_loss_that_does_not_fit_numbers_is_refused(loss: nn.Module, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
         sightline.assemble(quick(tmp_path), source=(IMAGES, LABELS), loss=loss)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("loss", [nn.L1Loss(), nn.SmoothL1Loss(), nn.HuberLoss(), nn.BCELoss()])
-def test_a_loss_for_numbers_is_taken(loss: nn.Module, tmp_path: Path) -> None:
+def test_a_loss_for_numbers_is_accepted(loss: nn.Module, tmp_path: Path) -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 1), nn.Sigmoid())
     config = {**QUICK, "module": {}, "run": {"dir": str(tmp_path)}}
     assert sightline.assemble(config, source=(IMAGES, LABELS), model=network, loss=loss).spec.outputs == "values"
 
 
 @pytest.mark.parametrize(
-    ("last", "told"),
+    ("last", "message"),
     [
-        (nn.Linear(64, 10), r"answers with 10 for each image, the labels are numbers.* 1 number, \[batch, 1\]"),
-        (nn.Sequential(nn.Linear(64, 1), nn.Flatten(0)), r"Its last layer must give 1 number, \[batch, 1\]"),
+        (
+            nn.Linear(64, 10),
+            r"outputs a tensor of size 10 for each image, but the labels are numbers.* 1 number, \[batch, 1\]",
+        ),
+        (nn.Sequential(nn.Linear(64, 1), nn.Flatten(0)), r"Its last layer must output 1 number, \[batch, 1\]"),
     ],
 )
-def test_a_network_has_one_output(last: nn.Module, told: str, tmp_path: Path) -> None:
+def test_a_network_has_one_output(last: nn.Module, message: str, tmp_path: Path) -> None:
     config = {**QUICK, "module": {}, "run": {"dir": str(tmp_path)}}
-    with pytest.raises(ModelError, match=told):
+    with pytest.raises(ModelError, match=message):
         sightline.assemble(config, source=(IMAGES, LABELS), model=nn.Sequential(nn.Flatten(), last))
 
 
@@ -458,18 +464,18 @@ def test_sources_of_classes_are_refused(tmp_path: Path) -> None:
         open_source("auto", tmp_path / "folders", numbers=True)
 
 
-def test_numbers_far_from_one_are_warned_of(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match=r"the training labels have a mean of .* larger units, such as thousands"):
+def test_numbers_far_from_one_are_a_warning(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"the training labels have a mean of .* another unit, such as thousands"):
         sightline.assemble(quick(tmp_path), source=(IMAGES, LABELS * 1e6))
 
 
-def test_classes_are_as_before() -> None:
-    """Splits and fingerprints of a data set of classes: as a run of before there were numbers has them, which keeps
-    them, and as they are drawn now."""
-    then = {"train": "697ab3597f4ff887", "val": "2f357901c7860e3e", "test": "dc894fb5a21c0b19"}
-    now = {"train": "3c86db442ba38de4", "val": "e14cbe7309de3d20", "test": "bd8ce3b53c436262"}
-    for source, prints in ((with_saved_splits(open_source(), {}), then), (open_source(), now)):
-        found = packed(source)
-        assert {split: part.fingerprint()[:16] for split, part in found.items()} == prints
-        assert (found["train"].labels.dtype, found["train"].labels.ndim) == (torch.int64, 1)
+def test_the_splits_of_classes_are_unchanged() -> None:
+    """Fingerprints of the splits of a dataset with classes: for a run from before regression was added, which keeps its
+    splits, and for a new run."""
+    saved = {"train": "697ab3597f4ff887", "val": "2f357901c7860e3e", "test": "dc894fb5a21c0b19"}
+    new = {"train": "3c86db442ba38de4", "val": "e14cbe7309de3d20", "test": "bd8ce3b53c436262"}
+    for source, prints in ((with_saved_splits(open_source(), {}), saved), (open_source(), new)):
+        splits = packed(source)
+        assert {split: part.fingerprint()[:16] for split, part in splits.items()} == prints
+        assert (splits["train"].labels.dtype, splits["train"].labels.ndim) == (torch.int64, 1)
     assert Prediction._fields == ("label", "confidence", "probabilities")

@@ -1,4 +1,4 @@
-"""An image that changes while a run reads it is noticed and named, wherever it is read from."""
+"""An image that changes during a run is noticed and named, from every kind of source."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def config(root: Path, runs: Path, name: str, **changes: Any) -> dict[str, Any]:
 
 
 class Replaces(Callback):
-    """After the first epoch puts another image in the place of one; `keep_size` makes its file as long."""
+    """Replaces an image after the first epoch; with `keep_size` its file keeps its length."""
 
     def __init__(self, path: Path, keep_size: bool = False):
         self.path, self.keep_size, self.done = path, keep_size, False
@@ -81,33 +81,33 @@ def replace(path: Path, keep_size: bool = False) -> None:
 def test_an_image_that_is_replaced_while_a_run_trains_is_named(
     split: str, crop: list[float] | None, tmp_path: Path
 ) -> None:
-    """The run ends with its name; with the image back in its place it resumes, to the same bits."""
+    """The error names it; after the image is restored, the run resumes and ends with the same bits."""
     root = tmp_path / "images"
     for number, part in enumerate(("train", "val", "test")):
         write_images(root, part, 100 * number)
     changes: dict[str, Any] = {"data": {"augment": {"crop": crop}}}
-    sightline.fit(config(root, tmp_path / "runs", "whole", **changes))
+    sightline.fit(config(root, tmp_path / "runs", "uninterrupted", **changes))
     path = root / split / "b" / "7.png"
-    shutil.copy2(path, tmp_path / "kept.png")
-    with pytest.raises(DataError, match=rf"'{path}' has changed since this run read it first"):
-        sightline.fit(config(root, tmp_path / "runs", "cut", **changes), callbacks=[Replaces(path)])
-    run = tmp_path / "runs" / "cut"
+    shutil.copy2(path, tmp_path / "original.png")
+    with pytest.raises(DataError, match=rf"'{path}' has changed since this run first read it"):
+        sightline.fit(config(root, tmp_path / "runs", "interrupted", **changes), callbacks=[Replaces(path)])
+    run = tmp_path / "runs" / "interrupted"
     with pytest.raises(ArtifactError, match="a training with other images or labels"):
         sightline.resume(run)
-    shutil.copy2(tmp_path / "kept.png", path)
+    shutil.copy2(tmp_path / "original.png", path)
     result = sightline.resume(run).fit()
     assert result.epochs == 3
-    weights = [tmp_path / "runs" / name / "exported" / "model.safetensors" for name in ("whole", "cut")]
+    weights = [tmp_path / "runs" / name / "exported" / "model.safetensors" for name in ("uninterrupted", "interrupted")]
     assert sha256(weights[0]) == sha256(weights[1])
 
 
-@pytest.mark.parametrize("how", [{"cache": True}, {"store": "pixels"}])
-def test_a_run_that_keeps_copies_goes_on_with_them(how: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [{"cache": True}, {"store": "pixels"}])
+def test_a_run_that_stores_copies_keeps_using_them(changes: dict[str, Any], tmp_path: Path) -> None:
     root = write_images(tmp_path / "images")
-    how = {"data": {"cache_dir": str(tmp_path / "cache"), **how}}
-    result = sightline.fit(config(root, tmp_path / "runs", "whole", **how))
+    changes = {"data": {"cache_dir": str(tmp_path / "cache"), **changes}}
+    result = sightline.fit(config(root, tmp_path / "runs", "uninterrupted", **changes))
     path = root / "train" / "a" / "2.png"
-    again = sightline.fit(config(root, tmp_path / "runs", "replaced", **how), callbacks=[Replaces(path)])
+    again = sightline.fit(config(root, tmp_path / "runs", "replaced", **changes), callbacks=[Replaces(path)])
     assert again.history == result.history
     assert again.metrics == result.metrics
 
@@ -118,7 +118,7 @@ def test_a_file_of_the_same_size_and_time_is_noticed_too(tmp_path: Path) -> None
     packed, _ = pack_splits(open_source("folder", root, val=0, test=0), {"size": 16}, packing=PackOptions("encoded"))
     before = path.stat()
     data = bytearray(path.read_bytes())
-    data[-8] ^= 255  # in the checksum of the last chunk, which Pillow does not look at
+    data[-8] ^= 255  # in the checksum of the last chunk, which Pillow does not check
     path.write_bytes(data)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert path.stat().st_size == before.st_size
@@ -127,7 +127,7 @@ def test_a_file_of_the_same_size_and_time_is_noticed_too(tmp_path: Path) -> None
 
 
 def test_the_file_behind_a_damaged_copy_is_compared_too(tmp_path: Path) -> None:
-    """A damaged copy in the cache is read from its own file, unless that is another image by now."""
+    """A damaged copy in the cache is read from its original file, unless that file has changed."""
     root = write_images(tmp_path / "images")
     packing = PackOptions("encoded", Cache(tmp_path / "cache"))
     source = open_source("folder", root, val=0, test=0)
@@ -151,28 +151,28 @@ def test_a_member_of_an_archive_that_is_replaced_is_named(tmp_path: Path) -> Non
     files = sorted((root / "train").rglob("*.png"))
 
     def write() -> None:
-        with place.open("r+b") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        with zip_path.open("r+b") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             for path in files:
                 archive.write(path, path.relative_to(root / "train"))
 
-    place = tmp_path / "images.zip"
-    place.touch()
+    zip_path = tmp_path / "images.zip"
+    zip_path.touch()
     write()
-    source = open_source("folder", place, val=0, test=0)
+    source = open_source("folder", zip_path, val=0, test=0)
     packed, _ = pack_splits(source, {"size": 16}, packing=PackOptions("encoded"))
     packed["train"].pixels(range(COUNT))
     chosen = files[3]
     size = chosen.stat().st_size
     replace(chosen)
-    chosen.write_bytes(chosen.read_bytes().ljust(size, b"\0")[:size])  # every member stays where it was
+    chosen.write_bytes(chosen.read_bytes().ljust(size, b"\0")[:size])  # every member keeps its offset
     write()
     with pytest.raises(DataError):
         packed["train"].pixels(range(COUNT))
 
 
 @pytest.mark.parametrize("kind", ["array", "Pillow", "tensor"])
-def test_a_data_set_that_changes_its_images_is_named(kind: str) -> None:
-    """What is read from a data set has no bytes: its pixels are compared."""
+def test_an_item_of_a_dataset_that_changes_is_named(kind: str) -> None:
+    """Items of a dataset have no file bytes, so their pixels are compared."""
 
     class Changing(Dataset[tuple[Any, int]]):
         def __init__(self) -> None:
@@ -195,5 +195,5 @@ def test_a_data_set_that_changes_its_images_is_named(kind: str) -> None:
     assert torch.equal(packed["train"].pixels(range(COUNT)), expected)
     data.images[5] = data.images[5].copy()
     data.images[5][3, 4, 1] ^= 1
-    with pytest.raises(DataError, match=r"train/00005' \(the train data set \(Changing\), item 5\) has changed"):
+    with pytest.raises(DataError, match=r"train/00005' \(the train dataset \(Changing\), item 5\) has changed"):
         packed["train"].pixels(np.arange(COUNT))

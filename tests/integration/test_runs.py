@@ -1,5 +1,5 @@
-"""What a run leaves and what answers from it: the same config gives the same bits, the artifact is whole and honest,
-loads without the code or the data that made it, and runs nothing it brings."""
+"""Runs and their exported models: the same config gives the same bits, and the artifact is complete, loads without the
+code or the data that made it, and executes no code that it contains."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def test_a_config_is_a_dict_a_file_or_an_object(tmp_path: Path) -> None:
     assert config.seed == 3
     assert config.module.optimizer == {"_target_": "torch.optim.AdamW", "lr": 1e-3, "weight_decay": 0.01}
     assert as_config(config.to_dict()) == config == as_config(str(file))
-    with pytest.raises(ConfigError, match=r"there is no config file 'mnist'.*experiment=mnist --cfg job"):
+    with pytest.raises(ConfigError, match=r"the config file 'mnist' does not exist.*experiment=mnist --cfg job"):
         as_config("mnist")
 
 
 @pytest.mark.rows("D04", "DB1", "D06", "AB12")
 def test_a_module_of_targets_trains(tmp_path: Path) -> None:
-    """Network, loss, optimiser and scheduler by `_target_`; the scheduler is given its optimiser, the plateau its
-    metric and direction."""
+    """Network, loss, optimiser and scheduler by `_target_`; the scheduler gets its optimiser, and
+    ReduceLROnPlateau its metric and direction."""
     module = {
         "network": {"_target_": "sightline.models.networks.SmallCNN", "width": 4},
         "loss": {"_target_": "sightline.models.losses.FocalLoss", "gamma": 2},
@@ -74,14 +74,14 @@ def test_a_module_of_targets_trains(tmp_path: Path) -> None:
     }
     assembly = sightline.assemble(quick(tmp_path) | {"module": module})
     assert isinstance(assembly.trainer.state.optimizer, torch.optim.Adam)
-    assert assembly.trainer.state.optimizer.defaults["weight_decay"] == 0  # nothing of the default optimiser is left
+    assert assembly.trainer.state.optimizer.defaults["weight_decay"] == 0  # no default of the other class remains
     (schedule,) = assembly.trainer.state.schedules
     assert (schedule.interval, schedule.monitor, schedule.scheduler.mode) == ("epoch", "val_accuracy", "max")
     assert assembly.fit().best == max(record["val_accuracy"] for record in assembly.trainer.state.history)
 
 
 class Arrays:
-    """A source of our own: two classes of flat squares, dark and bright."""
+    """A custom source: two classes of uniform squares, dark and bright."""
 
     info = sightline.data.records.DataInfo("squares", ("dark", "bright"))
 
@@ -99,8 +99,8 @@ class Arrays:
         }
 
 
-def test_given_parts_are_used(tmp_path: Path) -> None:
-    """Source, model, loss, optimiser, callback and recorder handed over; the rest comes from the config."""
+def test_parts_passed_in_are_used(tmp_path: Path) -> None:
+    """Source, model, loss, optimiser, callback and recorder are passed in; the rest comes from the config."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     seen: list[str] = []
@@ -128,17 +128,17 @@ def test_given_parts_are_used(tmp_path: Path) -> None:
     assert result.metrics["test"]["accuracy"] == 1
     assert seen == ["log", "epoch"] * 3 + ["closed"]
     assert result.run is not None
-    with pytest.raises(ModelError, match=r"handed over ready-made; pass the same network as model="):
+    with pytest.raises(ModelError, match=r"passed in as an object; pass the same network as model="):
         load(result.run)
     predictor = load(result.run, model=nn.Sequential(nn.Flatten(), nn.Linear(64, 2)))
     assert predictor.predict(np.full((8, 8), 240, dtype=np.uint8))[0].label == "bright"
-    with pytest.raises(TypeError, match="the given optimizer has parameters that are not the model's"):
+    with pytest.raises(TypeError, match="optimizer: it has parameters that are not the model's"):
         sightline.assemble(quick(tmp_path), optimizer=optimizer)
-    with pytest.raises(TypeError, match=r"'optimiser' cannot be given. Did you mean 'optimizer'\?"):
+    with pytest.raises(TypeError, match=r"'optimiser' cannot be passed in. Did you mean 'optimizer'\?"):
         sightline.assemble(quick(tmp_path), optimiser=optimizer)
 
 
-def test_the_predictor_takes_files_bytes_pixels_and_pictures(digits_run: Path, tmp_path: Path) -> None:
+def test_the_predictor_takes_files_bytes_pixels_and_pillow_images(digits_run: Path, tmp_path: Path) -> None:
     predictor = sightline.load(digits_run)
     pixels = np.round(load_digits().images[0] * (255 / 16)).astype(np.uint8)
     file = tmp_path / "zero.png"
@@ -156,9 +156,9 @@ def test_the_predictor_takes_files_bytes_pixels_and_pictures(digits_run: Path, t
 
 
 @pytest.mark.rows("X02")
-def test_prediction_takes_the_way_of_evaluation(digits_run: Path) -> None:
-    """The same images as files of pixels through `predict` and in batches through `evaluate`: equal bits at equal batch
-    shape, equal answers and probabilities within 1e-6 otherwise."""
+def test_prediction_equals_evaluation(digits_run: Path) -> None:
+    """The same images through `predict` and through `evaluate`: equal bits for equal batch shapes, otherwise equal
+    labels and probabilities within 1e-6."""
     predictor = sightline.load(digits_run)
     rows = (digits_run / "predictions" / "test.csv").read_text().splitlines()[1:]
     written = {row.split(",")[0]: row.split(",") for row in rows}
@@ -174,8 +174,8 @@ def test_prediction_takes_the_way_of_evaluation(digits_run: Path) -> None:
         assert np.allclose(answer.probabilities, alone.probabilities, atol=1e-6, rtol=0)
 
 
-def test_the_artifact_answers_alone(digits_run: Path, tmp_path: Path) -> None:
-    """The exported folder by itself, in a process that may not open a connection, gives the same answer."""
+def test_the_artifact_predicts_without_its_run(digits_run: Path, tmp_path: Path) -> None:
+    """The exported folder alone, in a process that cannot open a connection, gives the same prediction."""
     exported = shutil.copytree(digits_run / "exported", tmp_path / "model")
     expected = sightline.load(digits_run).predict(np.zeros((8, 8), dtype=np.uint8))[0]
     code = (
@@ -248,14 +248,14 @@ def test_an_artifact_of_a_later_format_is_refused(artifact: Path) -> None:
     ],
 )
 def test_an_artifact_cannot_name_other_code(target: str, artifact: Path, tmp_path: Path) -> None:
-    """By whichever spelling: what counts is where the object really lives."""
+    """In any spelling: the module that defines the object decides."""
     mark = tmp_path / "executed"
     change(artifact, model={"network": {"_target_": target, "_args_": [f"touch {mark}"]}})
-    with pytest.raises(ConfigError, match=r"is not on the list|has no '"):
+    with pytest.raises(ConfigError, match=r"is not on the list|has no attribute '"):
         load(artifact)
     nested = {"_target_": "torch.nn.Sequential", "_args_": [{"_target_": target, "_args_": [f"touch {mark}"]}]}
     change(artifact, model={"network": nested})
-    with pytest.raises(ConfigError, match=r"is not on the list|has no '"):
+    with pytest.raises(ConfigError, match=r"is not on the list|has no attribute '"):
         load(artifact)
     assert not mark.exists()
 
@@ -273,7 +273,7 @@ def test_an_artifact_cannot_name_other_code(target: str, artifact: Path, tmp_pat
 )
 def test_an_artifact_cannot_ask_for_other_weights(network: dict[str, Any], artifact: Path) -> None:
     change(artifact, model={"network": network})
-    with pytest.raises(ArtifactError, match=r"asks for weights from elsewhere|names the remote model"):
+    with pytest.raises(ArtifactError, match=r"requests a download of weights|names the remote model"):
         load(artifact)
 
 
@@ -311,7 +311,7 @@ def test_cross_entropy_over_probabilities_warns(tmp_path: Path) -> None:
     ]
     config = quick(tmp_path, module={"network": {"layers": layers}})
     config["module"]["network"].pop("width", None)
-    with pytest.warns(UserWarning, match="the network ends in a softmax and the loss is cross entropy"):
+    with pytest.warns(UserWarning, match="The network ends in a softmax and the loss is cross entropy"):
         assembly = sightline.assemble(config)
     assert assembly.spec.outputs == "probabilities"
     assembly.trainer.recorder.close()  # type: ignore[union-attr]
@@ -334,7 +334,7 @@ def test_per_sample_losses_average_to_the_loss() -> None:
     assert torch.allclose(plain, nn.functional.cross_entropy(output, target, reduction="none"))
 
 
-def test_an_export_is_whole_or_not_there(tmp_path: Path, digits_run: Path) -> None:
+def test_an_export_that_fails_writes_nothing(tmp_path: Path, digits_run: Path) -> None:
     predictor = sightline.load(digits_run)
     target = tmp_path / "exported"
     arguments = (predictor.model, predictor.spec, predictor.preprocess, predictor.classes)
@@ -349,7 +349,7 @@ def test_an_export_is_whole_or_not_there(tmp_path: Path, digits_run: Path) -> No
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_a_log_that_goes_on_has_each_step_once(tmp_path: Path) -> None:
+def test_a_resumed_log_has_each_step_once(tmp_path: Path) -> None:
     file = tmp_path / "log.jsonl"
     first = JsonlRecorder()
     first.start(tmp_path, {}, None)
@@ -368,24 +368,24 @@ def test_a_log_that_goes_on_has_each_step_once(tmp_path: Path) -> None:
 
 def test_runs_never_share_a_directory(tmp_path: Path) -> None:
     def fill(run: Run) -> None:
-        assert run.path.name.startswith(".run."), "it has its name before it has its files"
+        assert run.path.name.startswith(".run."), "the directory has its final name before its files are written"
         run.write_config({"seed": 1})
 
     paths = {Run.create(tmp_path, None, "digits", fill).path for _ in range(5)}
     assert len(paths) == 5
-    (tmp_path / "mine").mkdir()  # an empty directory is nobody's run
+    (tmp_path / "mine").mkdir()  # an empty directory is not a run
     Run.create(tmp_path, "mine", "digits", fill)
-    with pytest.raises(ConfigError, match="exists, and a run is never written over"):
+    with pytest.raises(ConfigError, match="exists, and a run is never overwritten"):
         Run.create(tmp_path, "mine", "digits", fill)
     assert len(list(tmp_path.iterdir())) == 6
 
 
-def test_a_run_whose_first_files_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+def test_a_run_whose_first_files_cannot_be_written_is_deleted(tmp_path: Path) -> None:
     def fail(run: Run) -> None:
         run.write_config({"seed": 1})
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(ConfigError, match=r"run\.dir: cannot make a directory in .*No space left"):
+    with pytest.raises(ConfigError, match=r"run\.dir: cannot create a directory in .*No space left"):
         Run.create(tmp_path, "mine", "digits", fail)
     assert list(tmp_path.iterdir()) == []
 
@@ -400,11 +400,11 @@ def test_only_training_images_are_augmented(tmp_path: Path) -> None:
     pixels = torch.cat([batch.x for batch in val])  # type: ignore[misc]
     shown = assembly.data["val"].pixels(range(len(assembly.data["val"])))
     assert torch.equal(pixels, assembly.preprocess.normalizer()(shown))
-    assert set(assembly.trainer.evals) == {"val"}  # the test split is looked at once, after training
+    assert set(assembly.trainer.evals) == {"val"}  # the test split is evaluated once, after training
 
 
-def test_an_argument_called_weights_is_the_networks_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only for timm and torchvision do such arguments mean a download that an export must leave out."""
+def test_an_argument_called_weights_is_passed_to_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only for timm and torchvision do these arguments request a download, which an export must leave out."""
     (tmp_path / "weighted.py").write_text(
         "from torch import nn\n\n\nclass Net(nn.Sequential):\n    def __init__(self, weights, pretrained=True):\n"
         "        assert pretrained\n"
@@ -417,7 +417,7 @@ def test_an_argument_called_weights_is_the_networks_own(tmp_path: Path, monkeypa
     assert load(result.run, allow=("weighted",)).model[1].out_features == 12  # type: ignore[index,union-attr]
 
 
-def test_a_mask_of_minus_infinity_is_no_broken_weight(tmp_path: Path) -> None:
+def test_a_mask_of_minus_infinity_is_not_a_broken_weight(tmp_path: Path) -> None:
     class Masked(nn.Sequential):
         def __init__(self) -> None:
             super().__init__(nn.Flatten(), nn.Linear(64, 10))
@@ -426,32 +426,32 @@ def test_a_mask_of_minus_infinity_is_no_broken_weight(tmp_path: Path) -> None:
     assert sightline.fit(quick(tmp_path) | {"module": {}}, model=Masked()).run is not None
 
 
-def test_parts_handed_over_must_be_handed_over_again(tmp_path: Path) -> None:
-    config = quick(tmp_path, run={"name": "given"})
+def test_parts_passed_in_must_be_passed_in_again_to_resume(tmp_path: Path) -> None:
+    config = quick(tmp_path, run={"name": "passed"})
     loss = nn.CrossEntropyLoss(label_smoothing=0.5)
     sightline.fit(config, loss=loss)
-    with pytest.raises(ArtifactError, match=r"made with parts handed over in Python: loss.*loss=…"):
-        sightline.resume(tmp_path / "given")
-    assert sightline.resume(tmp_path / "given", loss=loss).fit().steps == 20
+    with pytest.raises(ArtifactError, match=r"started with parts passed in from Python: loss.*loss=…"):
+        sightline.resume(tmp_path / "passed")
+    assert sightline.resume(tmp_path / "passed", loss=loss).fit().steps == 20
 
 
-def test_a_config_edited_after_the_fact_is_not_resumed(artifact: Path) -> None:
+def test_a_config_that_was_edited_afterwards_is_not_resumed(artifact: Path) -> None:
     text = (artifact / "config.yaml").read_text()
     (artifact / "config.yaml").write_text(
         text.replace("lr: 0.003", "lr: 0.9").replace("batch_size: 64", "batch_size: 32")
     )
-    told = r"data\.batch_size was 64; now it is 32; module\.optimizer\.lr was 0\.003; now it is 0\.9"
-    with pytest.raises(ArtifactError, match=told):
+    message = r"data\.batch_size was 64 and is now 32; module\.optimizer\.lr was 0\.003 and is now 0\.9"
+    with pytest.raises(ArtifactError, match=message):
         sightline.resume(artifact)
     (artifact / "config.yaml").write_text(text.replace("log_every: 50", "log_every: 7"))
     sightline.resume(artifact)
 
 
-def test_one_process_trains_a_run(artifact: Path) -> None:
+def test_only_one_process_trains_a_run(artifact: Path) -> None:
     from sightline.core.files import locked
 
-    with locked(artifact) as mine:
-        assert mine
+    with locked(artifact) as acquired:
+        assert acquired
         log = (artifact / "log.jsonl").read_text()
         with pytest.raises(ArtifactError, match="is being trained by another process"):
             sightline.resume(artifact).fit()
@@ -477,7 +477,7 @@ def test_a_second_export_keeps_what_the_user_put_beside_it(artifact: Path) -> No
         {"preprocess": {"height": 9}},
     ],
 )
-def test_a_damaged_manifest_is_refused_in_words(values: dict[str, Any], artifact: Path) -> None:
+def test_a_damaged_manifest_is_refused(values: dict[str, Any], artifact: Path) -> None:
     change(artifact, **values)
     with pytest.raises(ArtifactError, match=r"sightline\.json' is damaged"):
         load(artifact)
@@ -492,9 +492,9 @@ def test_a_damaged_manifest_is_refused_in_words(values: dict[str, Any], artifact
         {"class": "timm.create_model", "kwargs": {"model_name": "hf-hub:someone/something"}},
     ],
 )
-def test_a_stored_model_names_its_arguments(network: dict[str, Any], artifact: Path) -> None:
+def test_a_stored_model_must_pass_its_arguments_by_name(network: dict[str, Any], artifact: Path) -> None:
     with_network(artifact / "exported", network)
     with pytest.raises(
-        SightlineError, match=r"gives 'timm\.create_model' its arguments by name|has a node with 'class'"
+        SightlineError, match=r"must pass the arguments of 'timm\.create_model' by name|has a node with 'class'"
     ):
         load(artifact)

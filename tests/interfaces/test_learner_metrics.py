@@ -1,4 +1,4 @@
-"""The learner's metrics: their protocol, their values, and what they refuse to compare."""
+"""The metrics of the learner: their protocol, their values, and the inputs that they refuse."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def test_a_value_is_the_sum_over_the_samples_since_the_reset() -> None:
 
 @pytest.mark.rows("B06")
 @pytest.mark.parametrize("kind", ["tensor", "one-element tensor", "number"])
-def test_a_metric_of_ones_own_gives_the_sum_of_a_batch(kind: str) -> None:
+def test_a_custom_metric_returns_the_sum_over_a_batch(kind: str) -> None:
     class Wrong(tf.Metric):
-        """How many are wrong."""
+        """Counts wrong predictions."""
 
         def __compute__(self, prediction: Tensor, label: Tensor) -> Any:
             count = (prediction.argmax(1) != label).sum()
@@ -63,14 +63,14 @@ def test_a_metric_without_compute_says_what_is_missing() -> None:
 
 
 @pytest.mark.rows("B05", "B30")
-def test_the_errors_of_a_regression_are_means_over_the_samples() -> None:
-    predicted, wanted = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0, 4.0], [3.0, 1.0]])
-    assert value(tf.MSE(), (predicted, wanted)) == (4 + 9) / 4
-    assert value(tf.MAE(), (predicted, wanted)) == (2 + 3) / 4
-    assert value(tf.MSE(name="error"), (predicted[:1], wanted[:1]), (predicted[1:], wanted[1:])) == (4 + 9) / 4
+def test_regression_errors_are_means_over_the_samples() -> None:
+    predicted, targets = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0, 4.0], [3.0, 1.0]])
+    assert value(tf.MSE(), (predicted, targets)) == (4 + 9) / 4
+    assert value(tf.MAE(), (predicted, targets)) == (2 + 3) / 4
+    assert value(tf.MSE(name="error"), (predicted[:1], targets[:1]), (predicted[1:], targets[1:])) == (4 + 9) / 4
 
 
-def test_a_column_and_a_row_are_compared_one_by_one_and_never_all_with_all() -> None:
+def test_a_column_and_a_row_are_compared_elementwise_without_broadcasting() -> None:
     column, row = torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([1.0, 2.0, 5.0])
     assert value(tf.MSE(), (column, row)) == pytest.approx(4 / 3)
     with pytest.raises(tf.LearnerError, match=r"predictions are \[3, 1\] and the targets \[2\]"):
@@ -78,7 +78,7 @@ def test_a_column_and_a_row_are_compared_one_by_one_and_never_all_with_all() -> 
 
 
 @pytest.mark.rows("B30")
-def test_the_mean_confidence_is_that_of_the_right_class_where_it_is_among_the_first() -> None:
+def test_the_mean_confidence_counts_the_right_class_if_it_is_in_the_top_k() -> None:
     probabilities = SCORES.softmax(1)
     right = probabilities.gather(1, LABELS[:, None])[:, 0]
     expected = float(right[0] + right[2]) / 4
@@ -88,21 +88,21 @@ def test_the_mean_confidence_is_that_of_the_right_class_where_it_is_among_the_fi
 
 
 @pytest.mark.rows("B29")
-def test_several_outputs_count_as_so_many_samples() -> None:
+def test_each_of_several_outputs_counts_as_a_sample() -> None:
     assert value(tf.Accuracy(), ([SCORES, SCORES], (LABELS, LABELS.flip(0)))) == pytest.approx(
         (2 + float((SCORES.argmax(1) == LABELS.flip(0)).sum())) / 8
     )
     assert value(tf.MAE(), ((X, X), [X + 1, X + 3])) == pytest.approx(2, abs=1e-6)
 
 
-def test_what_cannot_be_compared_is_refused_with_its_sizes() -> None:
-    with pytest.raises(tf.LearnerError, match="topK=4, and the network answers with 3 classes"):
+def test_shapes_that_do_not_match_are_refused() -> None:
+    with pytest.raises(tf.LearnerError, match="topK=4 is out of range; the network has 3 classes"):
         tf.Accuracy(topK=4).update(SCORES, LABELS)
     with pytest.raises(tf.LearnerError, match=r"found \[4, 3\] and \[3\]"):
         tf.Accuracy().update(SCORES, LABELS[:3])
 
 
-def test_nothing_is_read_back_from_the_device_by_an_update(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_update_does_not_read_back_from_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise AssertionError("read back")
 
@@ -128,7 +128,7 @@ def test_nothing_is_read_back_from_the_device_by_an_update(monkeypatch: pytest.M
         (tf.Metric("Dice"), "max"),
     ],
 )
-def test_the_better_values_of_a_metric(metric: tf.Metric, expected: str) -> None:
+def test_the_direction_of_a_metric(metric: tf.Metric, expected: str) -> None:
     assert direction(metric) == expected
     assert is_better(metric, -5.0, None)
     assert is_better(metric, 1.0, 2.0) is (expected == "min")
@@ -138,20 +138,20 @@ def test_the_better_values_of_a_metric(metric: tf.Metric, expected: str) -> None
 
 @given(cut=st.integers(0, 12), sizes=st.lists(st.integers(1, 7), min_size=1, max_size=5))
 @settings(max_examples=30)
-def test_a_metric_whose_state_was_saved_goes_on_as_if_nothing_had_been(cut: int, sizes: list[int]) -> None:
+def test_a_metric_continues_from_its_saved_state(cut: int, sizes: list[int]) -> None:
     batches = [(torch.randn(size, 3), torch.randint(3, (size,))) for size in sizes]
-    whole, first, second = (tf.Accuracy(topK=2) for _ in range(3))
+    uninterrupted, first, second = (tf.Accuracy(topK=2) for _ in range(3))
     for number, batch in enumerate(batches):
-        whole.update(*batch)
+        uninterrupted.update(*batch)
         (first if number < cut else second).update(*batch)
         if number + 1 == cut:
             load_metric_state(second, metric_state(first))
     if cut <= len(batches) and cut:
-        assert second.getValue() == whole.getValue()
+        assert second.getValue() == uninterrupted.getValue()
 
 
 @pytest.mark.rows("B21", "BB8")
-def test_evaluate_begins_anew_builds_no_graph_and_leaves_the_network_as_it_was() -> None:
+def test_evaluate_resets_metrics_builds_no_graph_and_does_not_change_the_network() -> None:
     net = network().append(torch.nn.BatchNorm1d(3)).append(torch.nn.Dropout(0.5))
     net[3].eval()  # frozen
     before = {name: value.clone() for name, value in net.state_dict().items()}
@@ -170,7 +170,7 @@ def test_evaluate_begins_anew_builds_no_graph_and_leaves_the_network_as_it_was()
 
 
 class Named(tf.Metric):
-    """Any metric, by its name alone."""
+    """A metric whose direction follows only from its name."""
 
     def __compute__(self, predictions: Any, targets: Any) -> Any:
         return predictions.sum()
@@ -180,19 +180,19 @@ class Named(tf.Metric):
 @pytest.mark.parametrize(
     ("name", "expected"), [("Val RMSE", "min"), ("error rate", "min"), ("Perplexity", "min"), ("Top 5 Acc ", "max")]
 )
-def test_the_words_of_a_name_tell_which_values_are_better(name: str, expected: str) -> None:
+def test_the_words_of_a_name_determine_the_direction(name: str, expected: str) -> None:
     assert direction(Named(name)) == expected
 
 
 @pytest.mark.rows("BB4")
-def test_a_deciding_metric_of_unknown_direction_is_warned_of_with_the_repair(tmp_path: Path) -> None:
-    """As published it is better when higher; that is said once, and not of a metric that decides nothing."""
-    told = r"test_metrics: neither Named nor its name 'quality' says .* Set its attribute better to 'min' or 'max'"
-    first = {"test_loader": loader(shuffle=False), "test_metrics": [Named("quality"), Named("beauty")]}
-    with pytest.warns(UserWarning, match=told) as caught:
-        train(tf.StandardModel(network()), tmp_path / "a", 1, **first)
+def test_a_metric_of_unknown_direction_that_selects_models_warns_with_the_fix(tmp_path: Path) -> None:
+    """As published, higher is assumed to be better. It warns once, and not for a metric that selects nothing."""
+    message = r"test_metrics: neither Named nor its name 'quality' says .* Set its attribute better to 'min' or 'max'"
+    test_split = {"test_loader": loader(shuffle=False), "test_metrics": [Named("quality"), Named("beauty")]}
+    with pytest.warns(UserWarning, match=message) as caught:
+        train(tf.StandardModel(network()), tmp_path / "a", 1, **test_split)
     assert len(caught) == 1
     train(tf.StandardModel(network()), tmp_path / "b", 1, train_metrics=[Named("quality")])
     named = Named("quality")
     named.better = "min"
-    train(tf.StandardModel(network()), tmp_path / "c", 1, **(first | {"test_metrics": [named]}))
+    train(tf.StandardModel(network()), tmp_path / "c", 1, **(test_split | {"test_metrics": [named]}))

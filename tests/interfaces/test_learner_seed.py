@@ -1,5 +1,5 @@
-"""Every block of code of the learner's tutorial, read where the shared data has it, run on real digits: with the import
-line changed, and nothing else but what its own text says or what it promises to refuse."""
+"""Every block of code of the learner's tutorial, which is part of the shared data, run on real digits. Only the import
+line is changed, what the tutorial's text says to change, and mistakes that must be refused."""
 
 from __future__ import annotations
 
@@ -22,26 +22,27 @@ from helpers.learner_problem import files, same, weights
 from helpers.seed_documents import document
 from sightline.core.errors import DataError
 
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # four workers, on whatever there is
+# the tutorial uses four workers, also on machines with fewer CPUs
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 PROSE = [12]
-"""Blocks that are no code, but a list of arguments."""
+"""Blocks that are a list of arguments instead of code."""
 METHODS = [13, 14, 15, 16]
-"""Loose methods of one class."""
+"""Blocks that are methods of one class."""
 COUNT = 17
 
 
 @pytest.fixture
 def blocks(shared: Path) -> list[str]:
     """The tutorial's blocks, without the blank lines around them."""
-    found = re.findall(r"<pre>(.*?)</pre>", document(shared, "002"), re.DOTALL)
-    assert len(found) == COUNT
-    return [textwrap.dedent(block.strip("\n")) + "\n" for block in found]
+    contents = re.findall(r"<pre>(.*?)</pre>", document(shared, "002"), re.DOTALL)
+    assert len(contents) == COUNT
+    return [textwrap.dedent(block.strip("\n")) + "\n" for block in contents]
 
 
 @pytest.fixture(scope="session")
 def idx(mnist: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, int, int], None]:
-    """Puts the first and the last of the 10,000 digits where torchvision's MNIST looks for its files."""
+    """A function that writes the first and last of the 10,000 digits to the files that torchvision's MNIST reads."""
     with next(mnist.glob("*.csv")).open(newline="") as file:
         rows = [(row["file"], int(row["target"])) for row in csv.DictReader(file)]
 
@@ -59,7 +60,7 @@ def idx(mnist: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path
 
 
 class Script:
-    """One script made of blocks."""
+    """A script that is composed of blocks."""
 
     def __init__(self, blocks: list[str]):
         self.blocks = blocks
@@ -75,26 +76,26 @@ class Script:
 
 
 def with_import(code: str) -> str:
-    """The one line that changes."""
+    """Changes the import line."""
     assert code.count("import torchfusion as tf\n") == 1
     return code.replace("import torchfusion as tf\n", "import sightline.learner as tf\n")
 
 
 def without_heading(code: str) -> str:
-    """A block that begins with the heading of its own section."""
+    """Removes the section heading with which a block starts."""
     heading, _, rest = code.partition("\n")
     assert heading.startswith("Step2: ")
     return rest
 
 
 def for_one_channel(code: str) -> str:
-    """The repair that the error names."""
+    """Makes the change that the error message asks for."""
     assert code.count("(0.5,0.5,0.5)") == 2
     return without_heading(code.replace("(0.5,0.5,0.5)", "(0.5,)"))
 
 
 def epochs(count: int) -> Callable[[str], str]:
-    """As the tutorial's own `num_epochs`, but fewer."""
+    """Reduces the `num_epochs` of the tutorial."""
 
     def changed(code: str) -> str:
         assert code.count("num_epochs=20") == 1
@@ -104,13 +105,13 @@ def epochs(count: int) -> Callable[[str], str]:
 
 
 def two_epochs_in(directory: str) -> Callable[[str], str]:
-    """And in another directory."""
+    """Trains two epochs, in another directory."""
     return lambda code: epochs(2)(code).replace('"mnist_mlp_saved_models"', repr(directory))
 
 
 @pytest.fixture
 def script(blocks: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
-    """Run in a directory of its own."""
+    """The blocks as a script in an empty directory."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     return Script(blocks)
@@ -132,7 +133,7 @@ def test_the_tutorial_from_its_first_block_to_its_last(
     assert "Total Parameters: 99,710\nTotal Multiply Adds: 99,400\n" in capsys.readouterr().out
     with pytest.raises(DataError, match=r"write Normalize\(\(0\.5,\), \(0\.5,\)\)"):
         script.run(8, change=epochs(2))
-    # the directory holds its first checkpoint, and no epoch: it is gone on with
+    # the directory has the initial checkpoint and no epoch, so training resumes from it
     script.run(1, change=for_one_channel)
     script.run(2)
     script.run(8, change=epochs(2))
@@ -140,14 +141,14 @@ def test_the_tutorial_from_its_first_block_to_its_last(
     assert "all_models/model_1.pth" in files(models)
     assert "best_models/model_0.pth" in files(models)
     assert (tmp_path / "logs.txt").read_text().count("Epoch: ") == 2
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     script.run(9)
     assert [script.lr_schedule(epoch) for epoch in (0, 30, 31, 61, 91)] == [1e-3, 1e-3, 1e-4, 1e-5, 1e-6]
     assert "LR:  0.0001" in capsys.readouterr().out
-    script.run(10, change=epochs(4))  # goes on with the schedule
-    again = capsys.readouterr().out
-    assert again.count("LR:  0.001") == 2
-    assert again.count("Epoch: ") == told.count("Epoch: ") == 2
+    script.run(10, change=epochs(4))  # resumes, with the schedule
+    resumed = capsys.readouterr().out
+    assert resumed.count("LR:  0.001") == 2
+    assert resumed.count("Epoch: ") == output.count("Epoch: ") == 2
     script.run(10, change=epochs(4))
     assert "is already finished (4 epochs)" in capsys.readouterr().out
     script.run(11)
@@ -157,7 +158,7 @@ def test_the_tutorial_from_its_first_block_to_its_last(
 
 
 @pytest.mark.rows("B19", "B20", "BB2", "BB5")
-def test_the_loose_methods_make_a_trainer_that_trains_as_the_standard_one(
+def test_the_methods_of_the_tutorial_train_like_the_standard_model(
     script: Script, idx: Callable[[Path, int, int], None], tmp_path: Path
 ) -> None:
     idx(tmp_path, 320, 64)
@@ -168,8 +169,8 @@ def test_the_loose_methods_make_a_trainer_that_trains_as_the_standard_one(
     script.run(1, change=for_one_channel)
     script.run(2, 3, 4, 5, 6, 7)
     trained = []
-    for name, cls in (("standard", tf.StandardModel), ("own", script.StandardModel)):
-        script.run(3, 5, 6)  # a network of its own, beginning alike
+    for name, cls in (("standard", tf.StandardModel), ("custom", script.StandardModel)):
+        script.run(3, 5, 6)  # a new network with the same initial weights
         script.net.load_state_dict(
             {key: torch.full_like(value, 0.01) for key, value in script.net.state_dict().items()}
         )
@@ -183,7 +184,7 @@ def test_the_loose_methods_make_a_trainer_that_trains_as_the_standard_one(
     assert script.model.predict(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
 
 
-def test_what_is_no_code_names_the_arguments_that_there_are(blocks: list[str]) -> None:
+def test_the_listed_arguments_exist(blocks: list[str]) -> None:
     (text,) = (blocks[number] for number in PROSE)
     names = re.findall(r"^(\w+): ", text, re.MULTILINE)
     assert len(names) == 7

@@ -1,5 +1,5 @@
-"""What `train` does: that it learns, goes on where it was ended, calls whom it promised, and asks the device for
-nothing it need not know."""
+"""The learner's `train`: it learns, resumes where it ended, calls the documented callbacks, and reads back from the
+device only what it needs."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ BATCHES = -(-COUNT // SIZE)
 
 
 @pytest.mark.rows("B01", "B02", "B08", "B18")
-def test_training_gives_what_a_loop_by_hand_gives(tmp_path: Path) -> None:
-    """Over batches in a fixed order: the same weights to the bit, the same mean loss, the same accuracy."""
+def test_training_equals_a_hand_written_loop(tmp_path: Path) -> None:
+    """Over batches in a fixed order: bitwise equal weights, the same mean loss, the same accuracy."""
     batches = [(X[i : i + SIZE], Y[i : i + SIZE]) for i in range(0, COUNT, SIZE)]
     net, loss_fn = network(), nn.CrossEntropyLoss()
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
     for _ in range(3):
-        total, right = 0.0, 0
+        total, correct = 0.0, 0
         for x, y in batches:
             optimizer.zero_grad()
             output = net(x)
@@ -56,14 +56,14 @@ def test_training_gives_what_a_loop_by_hand_gives(tmp_path: Path) -> None:
             loss.backward()
             optimizer.step()
             total += loss.item() * len(y)
-            right += int((output.argmax(1) == y).sum())
+            correct += int((output.argmax(1) == y).sum())
     learner = tf.StandardModel(network(), use_cuda_if_available=False)
     adam = torch.optim.Adam(learner.model.parameters(), lr=0.01)
     metric = tf.Accuracy()
     train(learner, tmp_path, 3, train_loader=batches, optimizer=adam, train_metrics=[metric])
     assert same(net.state_dict(), learner.model.state_dict())
     assert learner.loss_history[-1] == pytest.approx(total / COUNT, rel=1e-6)
-    assert metric.getValue() == right / COUNT
+    assert metric.getValue() == correct / COUNT
     assert metric.history == learner.get_train_history()["train_Accuracy"]
     assert learner.iterations == 3 * len(batches)
 
@@ -79,9 +79,9 @@ def test_a_regression_learns_with_mse(tmp_path: Path) -> None:
 
 
 @pytest.mark.rows("B29")
-def test_several_inputs_and_outputs(tmp_path: Path) -> None:
+def test_training_with_several_inputs_and_outputs(tmp_path: Path) -> None:
     class Two(nn.Module):
-        """Two inputs, two outputs."""
+        """A network with two inputs and two outputs."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -95,8 +95,8 @@ def test_several_inputs_and_outputs(tmp_path: Path) -> None:
     def loss(outputs: Any, targets: Any) -> Tensor:
         return sum(nn.functional.cross_entropy(*pair) for pair in zip(outputs, targets, strict=True))
 
-    cuts = range(0, COUNT, SIZE)
-    batches = [([X[i : i + SIZE], -X[i : i + SIZE]], (Y[i : i + SIZE], Y[i : i + SIZE])) for i in cuts]
+    starts = range(0, COUNT, SIZE)
+    batches = [([X[i : i + SIZE], -X[i : i + SIZE]], (Y[i : i + SIZE], Y[i : i + SIZE])) for i in starts]
     learner = tf.StandardLearner(Two())
     metric = tf.Accuracy()
     train(learner, tmp_path, 20, train_loader=batches, loss_fn=loss, test_loader=batches, test_metrics=[metric])
@@ -108,7 +108,7 @@ def test_several_inputs_and_outputs(tmp_path: Path) -> None:
     assert "Total Parameters: 42" in table
 
 
-# --- ended and gone on with
+# --- ended and resumed
 
 
 KILLED = """
@@ -128,56 +128,58 @@ train(Killed(network()), Path(sys.argv[1]), 4, seed=11, train_loader=loader(num_
 
 
 @pytest.mark.rows("B16", "B25")
-def test_a_run_killed_in_mid_epoch_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    """At once, while the loader's worker processes of the killed one may still be there."""
+def test_a_run_killed_in_mid_epoch_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
+    """Resumes at once, while the loader's worker processes of the killed run may still exist."""
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
     }
-    with (tmp_path / "said").open("wb") as said:  # the end of a pipe would be the end of the workers, too
+    with (tmp_path / "output").open("wb") as output:  # with a pipe, its end would also end the workers
         command = [sys.executable, "-c", KILLED, tmp_path / "killed"]
-        killed = subprocess.run(command, env=environment, stdout=said, stderr=said, check=False)
-    assert killed.returncode == -signal.SIGKILL, (tmp_path / "said").read_text()
-    found, whole = tf.StandardModel(network()), tf.StandardModel(network())
-    train(whole, tmp_path / "whole", 4, seed=11, train_loader=loader(num_workers=2), **with_test_split())
+        killed = subprocess.run(command, env=environment, stdout=output, stderr=output, check=False)
+    assert killed.returncode == -signal.SIGKILL, (tmp_path / "output").read_text()
+    resumed, uninterrupted = tf.StandardModel(network()), tf.StandardModel(network())
+    train(
+        uninterrupted, tmp_path / "uninterrupted", 4, seed=11, train_loader=loader(num_workers=2), **with_test_split()
+    )
     metrics = with_test_split(seed=5)  # the run has a seed already
-    train(found, tmp_path / "killed", 4, train_loader=loader(num_workers=2), **metrics)
-    assert same(weights(tmp_path / "killed" / "all_models" / "model_3.pth"), whole.model.state_dict())
-    assert without_time(found.get_train_history()) == without_time(whole.get_train_history())
-    assert found.loss_history == whole.loss_history
-    assert metrics["test_metrics"][0].history == whole.get_train_history()["test_Top 1 Acc "]
-    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+    train(resumed, tmp_path / "killed", 4, train_loader=loader(num_workers=2), **metrics)
+    assert same(weights(tmp_path / "killed" / "all_models" / "model_3.pth"), uninterrupted.model.state_dict())
+    assert without_time(resumed.get_train_history()) == without_time(uninterrupted.get_train_history())
+    assert resumed.loss_history == uninterrupted.loss_history
+    assert metrics["test_metrics"][0].history == uninterrupted.get_train_history()["test_Top 1 Acc "]
+    assert files(tmp_path / "killed") == files(tmp_path / "uninterrupted")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_between_two_steps_and_no_batch_comes_twice(tmp_path: Path, number: int) -> None:
+def test_a_signal_ends_training_between_two_steps_and_no_batch_is_repeated(tmp_path: Path, number: int) -> None:
     batches = [(X[i : i + SIZE], Y[i : i + SIZE]) for i in range(0, COUNT, SIZE)]
     seen: list[tuple[int, int]] = []
 
-    def note(epoch: int, batch: int, data: dict[str, float]) -> None:
+    def record(epoch: int, batch: int, data: dict[str, float]) -> None:
         seen.append((epoch, batch))
         if len(seen) == BATCHES + 3:
             os.kill(os.getpid(), number)
 
     learner = tf.StandardModel(network())
-    learner.add_on_batch_end(note)
+    learner.add_on_batch_end(record)
     metric = tf.Accuracy()
     with pytest.raises(Terminated if number == signal.SIGTERM else KeyboardInterrupt):
         train(learner, tmp_path / "a", 3, train_loader=batches, train_metrics=[metric])
-    other, other_metric = tf.StandardModel(network()), tf.Accuracy()
-    other.add_on_batch_end(note)
-    train(other, tmp_path / "a", 3, train_loader=batches, train_metrics=[other_metric])
+    resumed, resumed_metric = tf.StandardModel(network()), tf.Accuracy()
+    resumed.add_on_batch_end(record)
+    train(resumed, tmp_path / "a", 3, train_loader=batches, train_metrics=[resumed_metric])
     assert seen == [(epoch, batch) for epoch in (1, 2, 3) for batch in range(1, BATCHES + 1)]
-    whole, whole_metric = tf.StandardModel(network()), tf.Accuracy()
-    train(whole, tmp_path / "b", 3, train_loader=batches, train_metrics=[whole_metric])
-    assert same(other.model.state_dict(), whole.model.state_dict())
-    assert other.loss_history == pytest.approx(whole.loss_history, rel=1e-12)
-    assert other_metric.history == whole_metric.history
+    uninterrupted, uninterrupted_metric = tf.StandardModel(network()), tf.Accuracy()
+    train(uninterrupted, tmp_path / "b", 3, train_loader=batches, train_metrics=[uninterrupted_metric])
+    assert same(resumed.model.state_dict(), uninterrupted.model.state_dict())
+    assert resumed.loss_history == pytest.approx(uninterrupted.loss_history, rel=1e-12)
+    assert resumed_metric.history == uninterrupted_metric.history
 
 
-def test_what_a_metric_of_ones_own_counted_before_an_end_still_counts(tmp_path: Path) -> None:
+def test_a_custom_metric_keeps_its_counts_over_an_interruption(tmp_path: Path) -> None:
     class Seen:
-        """How many samples of each class there were: no Metric, but one by its protocol."""
+        """Counts samples. It is not a `Metric`, but follows the protocol."""
 
         name = "seen"
 
@@ -194,7 +196,7 @@ def test_what_a_metric_of_ones_own_counted_before_an_end_still_counts(tmp_path: 
             return self.counts["all"]
 
     class Ended(tf.StandardModel):
-        """Once."""
+        """Interrupts training once."""
 
         ends = True
 
@@ -212,22 +214,22 @@ def test_what_a_metric_of_ones_own_counted_before_an_end_still_counts(tmp_path: 
 
 
 @pytest.mark.rows("B15")
-def test_train_again_goes_on_with_more_epochs_and_refuses_all_else(
+def test_another_call_resumes_with_more_epochs_and_refuses_other_changes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(tf.StandardModel(network()), tmp_path / "a", 2, **with_test_split())
     before = {name: (tmp_path / "a" / name).read_bytes() for name in files(tmp_path / "a")}
-    for how, told in (
-        ({"epochs": 1}, "has done 2 epochs, and num_epochs, the number of all epochs, is 1"),
-        ({"lr": 0.5}, r"optimizer's settings: \[0\]\.initial_lr was 0\.1; now it is 0\.5"),
-        ({"optimizer": torch.optim.Adam(network().parameters())}, "optimizer was SGD; now it is Adam"),
-        ({"loss_fn": nn.NLLLoss()}, "loss_fn was CrossEntropyLoss; now it is NLLLoss"),
-        ({"train_metrics": [tf.MSE()]}, "train_metrics was Accuracy; now it is MSE"),
-        ({"clip_grads": (-1, 1)}, r"clip_grads was None; now it is \(-1, 1\)"),
+    for changes, message in (
+        ({"epochs": 1}, r"num_epochs: expected an integer >= 2, .*, found 1\. Increase num_epochs, which is the total"),
+        ({"lr": 0.5}, r"optimizer's settings: \[0\]\.initial_lr was 0\.1 and is now 0\.5"),
+        ({"optimizer": torch.optim.Adam(network().parameters())}, "optimizer was SGD and is now Adam"),
+        ({"loss_fn": nn.NLLLoss()}, "loss_fn was CrossEntropyLoss and is now NLLLoss"),
+        ({"train_metrics": [tf.MSE()]}, "train_metrics was Accuracy and is now MSE"),
+        ({"clip_grads": (-1, 1)}, r"clip_grads was None and is now \(-1, 1\)"),
     ):
-        with pytest.raises(tf.LearnerError, match=told):
-            train(tf.StandardModel(network()), tmp_path / "a", **{"epochs": 3, **with_test_split(**how)})
-    with pytest.raises(tf.LearnerError, match=r"network: parameter 2\.weight was \[3, 16\]; now it is \[7, 16\]"):
+        with pytest.raises(tf.LearnerError, match=message):
+            train(tf.StandardModel(network()), tmp_path / "a", **{"epochs": 3, **with_test_split(**changes)})
+    with pytest.raises(tf.LearnerError, match=r"network: parameter 2\.weight was \[3, 16\] and is now \[7, 16\]"):
         train(tf.StandardModel(network(7)), tmp_path / "a", 3, **with_test_split())
     assert {name: (tmp_path / "a" / name).read_bytes() for name in files(tmp_path / "a")} == before
     learner, metric = tf.StandardModel(network()), tf.Accuracy()
@@ -238,14 +240,14 @@ def test_train_again_goes_on_with_more_epochs_and_refuses_all_else(
     assert learner.get_train_history()["epoch"] == [1, 2]
     assert metric.getValue() == metric.history[-1]
     train(learner, tmp_path / "a", 4, **with_test_split())
-    whole = tf.StandardModel(network())
-    train(whole, tmp_path / "b", 4, **with_test_split())
-    assert same(learner.model.state_dict(), whole.model.state_dict())
+    uninterrupted = tf.StandardModel(network())
+    train(uninterrupted, tmp_path / "b", 4, **with_test_split())
+    assert same(learner.model.state_dict(), uninterrupted.model.state_dict())
     assert {name: (tmp_path / "a" / name).read_bytes() for name in before} == before
 
 
-def test_a_loader_with_a_generator_of_its_own_gives_each_epoch_its_order(tmp_path: Path) -> None:
-    """Whatever process it is in: here a loader that is made anew for each call."""
+def test_a_loader_with_a_generator_gives_each_epoch_its_order(tmp_path: Path) -> None:
+    """It does so in any process: each call creates a new loader."""
     results = []
     for name, calls in (("a", (1, 3)), ("b", (3,))):
         learner = tf.StandardModel(network())
@@ -260,11 +262,11 @@ def test_a_loader_with_a_generator_of_its_own_gives_each_epoch_its_order(tmp_pat
     assert not same(results[0], other.model.state_dict())
 
 
-def test_what_is_measured_on_comes_in_the_same_order_each_time(tmp_path: Path) -> None:
+def test_evaluation_data_has_the_same_order_each_time(tmp_path: Path) -> None:
     seen: list[Tensor] = []
 
     class Watching(tf.StandardModel):
-        """Notes what it is measured on."""
+        """Records the evaluation inputs."""
 
         def __eval_function__(self, data: Any, metrics: Any) -> None:
             seen.append(data[0])
@@ -277,7 +279,7 @@ def test_what_is_measured_on_comes_in_the_same_order_each_time(tmp_path: Path) -
     assert not torch.equal(torch.cat(seen[:BATCHES]), X)
 
 
-def test_the_same_learner_goes_on_in_the_same_process_with_its_schedule(tmp_path: Path) -> None:
+def test_the_same_learner_resumes_in_the_same_process_with_its_schedule(tmp_path: Path) -> None:
     results = []
     for name, calls in (("a", (1, 3)), ("b", (3,))):
         learner = tf.StandardModel(network())
@@ -290,7 +292,7 @@ def test_the_same_learner_goes_on_in_the_same_process_with_its_schedule(tmp_path
     assert same(*results)
 
 
-def test_two_at_once_in_one_directory_are_refused(tmp_path: Path) -> None:
+def test_two_trainings_at_once_in_one_directory_are_refused(tmp_path: Path) -> None:
     def again(epoch: int) -> None:
         train(tf.StandardModel(network()), tmp_path)
 
@@ -300,7 +302,7 @@ def test_two_at_once_in_one_directory_are_refused(tmp_path: Path) -> None:
         train(learner, tmp_path)
 
 
-def test_a_loss_that_is_no_number_ends_it_with_the_step(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_a_number_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(NonFiniteLossError, match="training loss became nan"):
         train(tf.StandardModel(network()), tmp_path, lr=1e30, epochs=3)
 
@@ -317,7 +319,7 @@ def rates_of(learner: tf.BaseModel, optimizer: Any) -> list[float]:
 
 @pytest.mark.rows("B09", "BB3")
 @pytest.mark.parametrize(("late", "expected"), [(False, [1.0, 0.5, 0.25]), (True, [0.125, 1.0, 0.5])])
-def test_the_rate_of_an_epoch_is_set_before_it(tmp_path: Path, late: bool, expected: list[float]) -> None:
+def test_the_learning_rate_is_set_before_its_epoch(tmp_path: Path, late: bool, expected: list[float]) -> None:
     learner = tf.StandardModel(network())
     layers = list(learner.model)
     groups = [{"params": layers[0].parameters(), "lr": 9.0}, {"params": layers[2].parameters()}]
@@ -330,13 +332,13 @@ def test_the_rate_of_an_epoch_is_set_before_it(tmp_path: Path, late: bool, expec
 
 
 @pytest.mark.rows("B26")
-def test_a_plateau_watches_the_first_validation_metric(tmp_path: Path) -> None:
+def test_a_plateau_monitors_the_first_validation_metric(tmp_path: Path) -> None:
     learner = tf.StandardLearner(network())
     optimizer = torch.optim.SGD(learner.model.parameters(), lr=0.5)
     rates = rates_of(learner, optimizer)
 
     class Fixed(tf.Metric):
-        """Never better than in the first epoch."""
+        """A metric that never improves after the first epoch."""
 
         better = "max"
 
@@ -350,7 +352,7 @@ def test_a_plateau_watches_the_first_validation_metric(tmp_path: Path) -> None:
     assert rates[::BATCHES] == pytest.approx([0.5, 0.5, 0.5, 0.05, 0.05])
 
 
-def test_a_plateau_in_the_wrong_mode_is_warned_of(tmp_path: Path) -> None:
+def test_a_plateau_in_the_wrong_mode_warns(tmp_path: Path) -> None:
     learner = tf.StandardLearner(network())
     optimizer = torch.optim.SGD(learner.model.parameters(), lr=0.5)
     with pytest.warns(UserWarning, match="mode='max'"):
@@ -360,8 +362,8 @@ def test_a_plateau_in_the_wrong_mode_is_warned_of(tmp_path: Path) -> None:
 # --- callbacks
 
 
-class Noting(tf.StandardModel):
-    """Every published method."""
+class RecordsCalls(tf.StandardModel):
+    """Records the calls of every published method."""
 
     def __init__(self, net: nn.Module):
         super().__init__(net)
@@ -390,8 +392,8 @@ class Noting(tf.StandardModel):
 
 
 @pytest.mark.rows("B23")
-def test_the_published_methods_are_called_in_their_order(tmp_path: Path) -> None:
-    learner = Noting(network())
+def test_the_published_methods_are_called_in_order(tmp_path: Path) -> None:
+    learner = RecordsCalls(network())
     train(learner, tmp_path, **with_test_split())
     kinds = [call[0] for call in learner.calls]
     epoch = ["epoch_start", *["batch_start", "batch_end"] * BATCHES, "epoch_end"]
@@ -404,7 +406,7 @@ def test_the_published_methods_are_called_in_their_order(tmp_path: Path) -> None
 
 
 @pytest.mark.rows("B24", "B25")
-def test_added_functions_count_from_one_and_are_given_data(tmp_path: Path) -> None:
+def test_added_functions_count_from_one_and_receive_values(tmp_path: Path) -> None:
     learner = tf.StandardModel(network())
     calls: dict[str, list[Any]] = {}
     for name in ("epoch_start", "epoch_end", "batch_start", "batch_end", "training_completed"):
@@ -426,7 +428,7 @@ def test_added_functions_count_from_one_and_are_given_data(tmp_path: Path) -> No
 
 
 @pytest.mark.rows("B23")
-def test_an_input_hook_changes_what_is_trained_on_and_not_what_is_measured_on(tmp_path: Path) -> None:
+def test_an_input_hook_changes_training_inputs_and_not_evaluation_inputs(tmp_path: Path) -> None:
     learner = tf.StandardModel(network())
     seen: list[Tensor] = []
     learner.model.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
@@ -437,7 +439,7 @@ def test_an_input_hook_changes_what_is_trained_on_and_not_what_is_measured_on(tm
     assert torch.equal(torch.cat(seen[BATCHES:]), X)
 
 
-# --- what is asked of the device
+# --- reading back from the device
 
 
 class ReadBacks(TorchDispatchMode):
@@ -451,7 +453,7 @@ class ReadBacks(TorchDispatchMode):
 
 
 @pytest.mark.rows("B12")
-def test_the_device_is_not_read_back_for_every_batch_whatever_batch_log_says(
+def test_the_device_is_not_read_back_for_every_batch_even_with_batch_log(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     batches = [(X[i : i + 2], Y[i : i + 2]) for i in range(0, COUNT, 2)] * 10
@@ -463,7 +465,7 @@ def test_the_device_is_not_read_back_for_every_batch_whatever_batch_log_says(
 
 
 @pytest.mark.rows("B12")
-def test_a_line_now_and_then_where_there_is_no_terminal(
+def test_without_a_terminal_progress_is_occasional_lines(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sightline.learner.fitting.BatchLog", partial(BatchLog, every=0.0))
@@ -475,7 +477,7 @@ def test_a_line_now_and_then_where_there_is_no_terminal(
 
 
 @pytest.mark.rows("B12")
-def test_a_bar_on_a_terminal(
+def test_on_a_terminal_progress_is_a_bar(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sightline.learner.fitting.BatchLog", partial(BatchLog, every=0.0))
@@ -483,67 +485,67 @@ def test_a_bar_on_a_terminal(
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     train(tf.StandardModel(network()), tmp_path, 1, batch_log=True)
-    told = capsys.readouterr().out
-    assert "8/8 batches" in told
-    assert "Train Loss: " in told
-    assert "Epoch: 0, Duration: " in told
+    output = capsys.readouterr().out
+    assert "8/8 batches" in output
+    assert "Train Loss: " in output
+    assert "Epoch: 0, Duration: " in output
 
 
 # --- precision and clipping
 
 
 @pytest.mark.rows("B28", "BB6")
-def test_half_trains_in_mixed_precision_with_weights_in_full(tmp_path: Path) -> None:
-    inside: list[torch.dtype] = []
+def test_half_trains_in_mixed_precision_with_float32_weights(tmp_path: Path) -> None:
+    dtypes: list[torch.dtype] = []
     learner = tf.StandardModel(network())
-    learner.model[0].register_forward_hook(lambda module, args, output: inside.append(output.dtype))
+    learner.model[0].register_forward_hook(lambda module, args, output: dtypes.append(output.dtype))
     learner.half()
     metrics = with_test_split()
     train(learner, tmp_path, 20, lr=0.5, **metrics)
-    assert set(inside) == {torch.bfloat16}
+    assert set(dtypes) == {torch.bfloat16}
     assert {value.dtype for value in learner.model.state_dict().values()} == {torch.float32}
     assert metrics["test_metrics"][0].getValue() > 0.8
     assert learner.predict(X).dtype == torch.float32
     assert not learner.model._forward_pre_hooks
 
 
-class Answer(NamedTuple):
-    """As networks with an auxiliary head give it."""
+class Outputs(NamedTuple):
+    """Outputs of a network with an auxiliary head."""
 
     scores: Tensor
     aux: tuple[Tensor, Tensor]
 
 
 class TwoHeads(nn.Module):
-    """Answers with a named tuple, in which there is a tuple."""
+    """Returns a named tuple that contains a tuple."""
 
     def __init__(self) -> None:
         super().__init__()
         self.body = network()
 
-    def forward(self, x: Tensor) -> Answer:
+    def forward(self, x: Tensor) -> Outputs:
         if x.shape[1] != FEATURES:
             raise ValueError("not for me")
         scores = self.body(x)
-        return Answer(scores, (scores * 2, scores.argmax(1)))
+        return Outputs(scores, (scores * 2, scores.argmax(1)))
 
 
-def test_half_with_an_answer_of_several_parts_and_one_that_fails(tmp_path: Path) -> None:
+def test_half_with_nested_outputs_and_with_a_network_that_fails(tmp_path: Path) -> None:
     learner = tf.StandardModel(TwoHeads())
     learner.half()
     loss = nn.CrossEntropyLoss()
-    train(learner, tmp_path, 1, loss_fn=lambda answer, y: loss(answer.scores, y), train_metrics=[])
-    answer = learner.predict(X)
-    assert isinstance(answer, Answer)
-    assert answer.scores.dtype == answer.aux[0].dtype == torch.float32
-    assert answer.aux[1].dtype == torch.int64
+    train(learner, tmp_path, 1, loss_fn=lambda outputs, y: loss(outputs.scores, y), train_metrics=[])
+    outputs = learner.predict(X)
+    assert isinstance(outputs, Outputs)
+    assert outputs.scores.dtype == outputs.aux[0].dtype == torch.float32
+    assert outputs.aux[1].dtype == torch.int64
     with pytest.raises(ValueError, match="not for me"):
         train(learner, tmp_path / "other", 1, train_loader=[(X[:, :2], Y)], train_metrics=[])
     assert not torch.is_autocast_enabled("cpu")
 
 
 @pytest.mark.rows("B28", "BB7")
-def test_clip_grads_keeps_gradients_in_a_range_and_leaves_weights_alone(tmp_path: Path) -> None:
+def test_clip_grads_limits_gradients_and_not_weights(tmp_path: Path) -> None:
     low, high = -0.001, 0.002
     learner = tf.StandardModel(network())
     with torch.no_grad():
@@ -557,31 +559,31 @@ def test_clip_grads_keeps_gradients_in_a_range_and_leaves_weights_alone(tmp_path
 
 
 @pytest.mark.rows("BB7")
-def test_clip_params_is_the_name_for_keeping_weights_in_a_range(tmp_path: Path) -> None:
+def test_clip_params_limits_weights(tmp_path: Path) -> None:
     learner = tf.StandardModel(network())
     train(learner, tmp_path, 1, lr=1.0, clip_params=(-0.05, 0.05))
     assert max(float(value.abs().max()) for value in learner.model.state_dict().values()) == pytest.approx(0.05)
 
 
-class EndsAt(nn.CrossEntropyLoss):
-    """Fails at a step, as a network of one's own may."""
+class FailsAt(nn.CrossEntropyLoss):
+    """A loss that fails at a step."""
 
     def __init__(self, step: int):
         super().__init__()
-        self.left = step
+        self.remaining = step
 
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        self.left -= 1
-        if not self.left:
+        self.remaining -= 1
+        if not self.remaining:
             raise ZeroDivisionError("theirs")
         return super().forward(outputs, targets)
 
 
-def test_a_training_that_starts_over_leaves_no_log_of_the_one_before(tmp_path: Path) -> None:
-    """It ended before its first epoch did, so the next call with other arguments begins again in its directory."""
-    many = {"train_loader": loader(X.repeat(16, 1), Y.repeat(16))}
+def test_a_training_that_starts_over_deletes_the_log_of_the_previous_one(tmp_path: Path) -> None:
+    """The first call fails in its first epoch, so the next call starts over in its directory, with other arguments."""
+    data = {"train_loader": loader(X.repeat(16, 1), Y.repeat(16))}
     with pytest.raises(ZeroDivisionError):
-        train(tf.StandardModel(network()), tmp_path, 1, loss_fn=EndsAt(110), **many)
-    train(tf.StandardModel(network()), tmp_path, 1, lr=0.5, **many)
+        train(tf.StandardModel(network()), tmp_path, 1, loss_fn=FailsAt(110), **data)
+    train(tf.StandardModel(network()), tmp_path, 1, lr=0.5, **data)
     steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     assert steps == [50, 100, 120]

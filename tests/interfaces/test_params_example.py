@@ -1,4 +1,4 @@
-"""`examples/params_api` does what it says."""
+"""The scripts of `examples/params_api`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import pytest
 EXAMPLE = Path(__file__).parents[2] / "examples" / "params_api"
 
 
-def script(name: str, place: Path) -> str:
-    """What a script of the example prints."""
-    done = subprocess.run([sys.executable, str(EXAMPLE / name)], cwd=place, capture_output=True, text=True, check=False)
+def script(name: str, directory: Path) -> str:
+    """Runs a script of the example and returns its output."""
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLE / name)], cwd=directory, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return done.stdout
@@ -21,7 +23,7 @@ def script(name: str, place: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.rows("A28", "A29", "A37")
-def test_the_example_learns_and_a_second_call_leaves_it_alone(tmp_path: Path) -> None:
+def test_the_example_learns_and_a_second_call_does_not_train(tmp_path: Path) -> None:
     script("make_data.py", tmp_path)
     lines = script("run.py", tmp_path).splitlines()
     assert lines[-1] == "Training Done."

@@ -1,4 +1,4 @@
-"""What the params-dict trainer reaches on real digits."""
+"""The accuracy of the params-dict trainer on real digits."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from sightline.params import build_classifier, params, set_seeds, train
 def test_the_documents_parameters_learn_digits_in_ten_epochs(
     mnist: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], outputs: str, least: float
 ) -> None:
-    """8,000 to train, 2,000 to measure, not flipped. `benchmarks/interfaces.py --accuracy`
-    has the mean of three seeds."""
+    """Trains on 8,000 digits without flips and evaluates on 2,000. `benchmarks/interfaces.py --accuracy` measures the
+    mean of three seeds."""
     lay_out(mnist, tmp_path / "data", 8000, 2000)
     changes = {"flip_images": False, "num_epochs": 10, "eval_batch_size": 500, "device": "cpu"}
     settings = params | changes
     set_seeds(settings["manual_seed"])
-    # half as long again without; the arithmetic is the same
+    # without channels_last it takes 1.5 times as long; the arithmetic is the same
     model = build_classifier(settings, outputs=outputs).to(memory_format=torch.channels_last)
     with pytest.warns(UserWarning, match=r"1\.4612") if outputs == "probabilities" else nullcontext():
         done = train(

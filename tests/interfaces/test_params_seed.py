@@ -1,5 +1,5 @@
-"""The code of the document that the params-dict trainer comes from, block by block, with this interface in place of its
-own modules. What is broken in it fails here with the words for its repair."""
+"""The code of the document that describes the original params-dict trainer, block by block, with this interface in
+place of the document's modules. Broken blocks must fail with a message that names the fix."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sightline.core.errors import ModelError
 from sightline.params import load_checkpoint, torchmetrics
 
 PROSE = ("def train(", "def build_classifier(")
-"""Blocks that show a signature and no code."""
+"""Blocks that show a signature instead of code."""
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +29,13 @@ def blocks(shared: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def place(mnist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with `data/train` and `data/test`."""
-    folder = tmp_path_factory.mktemp("seed")
-    lay_out(mnist, folder / "data", 600, 120)
-    return folder
+    directory = tmp_path_factory.mktemp("seed")
+    lay_out(mnist, directory / "data", 600, 120)
+    return directory
 
 
 def namespace() -> dict[str, Any]:
-    """What the import lines of such a script give: `from sightline.params import …` in place of the original's."""
+    """The names that such a script imports, from `sightline.params` instead of the original modules."""
     return {name: getattr(interface, name) for name in interface.__all__} | {
         "torch": torch,
         "torchmetrics": torchmetrics,
@@ -44,7 +44,7 @@ def namespace() -> dict[str, Any]:
 
 @pytest.fixture
 def script(blocks: list[str], place: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The document's dict, loss and steps in one namespace, run where the data is."""
+    """The document's dict, loss and steps in one namespace, run in the directory with the data."""
     monkeypatch.chdir(place)
     names = namespace()
     for part in (r"^params = \{", r"^def loss_func", r"^def train_step", r"^def test_step"):
@@ -73,38 +73,38 @@ def test_the_shorter_document_has_the_same_blocks(shared: Path, blocks: list[str
 
 
 @pytest.mark.rows("A01", "A23", "AB5")
-def test_our_dict_is_the_documents_but_for_what_cannot_be_built_or_is_gone(script: dict[str, Any]) -> None:
+def test_our_dict_equals_the_documents_except_for_broken_or_removed_parts(script: dict[str, Any]) -> None:
     theirs, ours = script["params"], copy.deepcopy(interface.params)
     assert list(theirs) == list(ours)
     for entry in theirs["learning_rate_schedule"]:
         entry["kwargs"].pop("verbose", None)
     assert {k: v for k, v in theirs.items() if k != "net_arch"} == {k: v for k, v in ours.items() if k != "net_arch"}
-    # the document says the second block twice
+    # the document has the second block twice
     assert [*theirs["net_arch"][:4], *theirs["net_arch"][8:]][4:] == [*ours["net_arch"][4:]]
     assert theirs["net_arch"][:8] + theirs["net_arch"][12:] == ours["net_arch"]
 
 
 @pytest.mark.rows("A17", "AB1", "AB2")
-def test_the_documents_network_is_refused_with_its_repair(script: dict[str, Any]) -> None:
-    with pytest.raises(ModelError) as told:
+def test_the_documents_network_is_refused_with_the_fix(script: dict[str, Any]) -> None:
+    with pytest.raises(ModelError) as error:
         script["build_classifier"](script["params"])
-    message = str(told.value)
+    message = str(error.value)
     for part in ("layer '8'", "got 64", "needs 32 channels", "set in_channels: 64", "35 x 35"):
         assert part in message
 
 
 @pytest.mark.rows("A28", "A30", "A31", "A32", "A33", "A37", "AB5", "AB6", "AB7")
-def test_the_documents_use_case_trains(
+def test_the_documents_example_trains(
     script: dict[str, Any], blocks: list[str], place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One epoch of the document's own dict, with the network that can be built."""
+    """Trains one epoch with the document's dict and a network that can be built."""
     script["params"] |= {"net_arch": interface.params["net_arch"], "num_epochs": 1, "batch_size": 64, "device": "cpu"}
     with pytest.warns(UserWarning, match="verbose|softmax") as warned:
         exec(one_with(blocks, r"^set_seeds"), script)
-    told = [str(warning.message) for warning in warned]
-    assert sum("torch has taken 'verbose' away" in line for line in told) == 1
-    assert sum("cannot fall below 1.4612 for 10 classes" in line for line in told) == 1
-    assert len(told) == 2, told
+    messages = [str(warning.message) for warning in warned]
+    assert sum("torch has removed 'verbose'" in line for line in messages) == 1
+    assert sum("cannot fall below 1.4612 for 10 classes" in line for line in messages) == 1
+    assert len(messages) == 2, messages
     assert script["done"] is True
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "Training Done."

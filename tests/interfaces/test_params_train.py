@@ -1,4 +1,4 @@
-"""The params-dict trainer's runs: what the steps are given, what is left in `logdir`, and how a run goes on."""
+"""Runs of the params-dict trainer: what the steps receive, the files in `logdir`, and how a run resumes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def weights(model: nn.Module) -> str:
-    """One text for all weights and buffers."""
+    """A digest of all weights and buffers."""
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         digest.update(name.encode() + value.cpu().numpy().tobytes())
@@ -43,7 +43,7 @@ def weights(model: nn.Module) -> str:
 
 
 def curves(logdir: Path) -> dict[str, list[tuple[int, float]]]:
-    """Every scalar that TensorBoard shows: tag -> (step, value)."""
+    """The scalars that TensorBoard shows: tag -> [(step, value), …]."""
     events = EventAccumulator(str(logdir), size_guidance={"scalars": 0})
     events.Reload()
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
@@ -67,7 +67,7 @@ def stopping_at(step: int, kind: int = signal.SIGINT) -> Callable[..., tuple[Any
 
 
 @pytest.mark.rows("A20", "A21", "A28", "A29", "A30", "A31", "A32", "A33", "A37", "A40", "A41", "A42", "AB11", "AB14")
-def test_a_run_leaves_the_documented_files_keys_curves_and_lines(
+def test_a_run_has_the_documented_files_keys_curves_and_lines(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     done, model = run(small(num_epochs=4), data, tmp_path / "logs")
@@ -81,7 +81,7 @@ def test_a_run_leaves_the_documented_files_keys_curves_and_lines(
         expected.append(rf"Epoch {epoch} done\. Average Epoch Loss {NUMBER}")
         expected += evaluation if epoch != 1 else []
     assert len(lines) == len(expected)
-    assert all(re.fullmatch(form, line) for form, line in zip(expected, lines, strict=True)), lines
+    assert all(re.fullmatch(pattern, line) for pattern, line in zip(expected, lines, strict=True)), lines
     assert [line.split()[1] for line in lines if line.startswith("Evaluation")] == ["0", "1", "2"]
 
     assert sorted(file.name for file in (tmp_path / "logs").glob("*.pt")) == [f"model_epoch_{e}.pt" for e in (0, 2, 3)]
@@ -95,21 +95,21 @@ def test_a_run_leaves_the_documented_files_keys_curves_and_lines(
     assert weights(fresh) == weights(model)
     assert (saved["epoch"], saved["step"]) == (3, 12)
 
-    found = curves(tmp_path / "logs")
+    scalars = curves(tmp_path / "logs")
     by_step = {f"{name}/train" for name in ("loss", *METRICS)}
     by_evaluation = {f"{name}/test" for name in ("loss", *METRICS)}
-    assert set(found) == by_step | by_evaluation | {"avg_loss/train"}
-    assert all([step for step, _ in found[tag]] == list(range(1, 13)) for tag in by_step)
-    assert all([step for step, _ in found[tag]] == [3, 9, 12] for tag in by_evaluation)
-    assert [step for step, _ in found["avg_loss/train"]] == [0, 1, 2, 3]
-    steps = [value for _, value in found["loss/train"]]
+    assert set(scalars) == by_step | by_evaluation | {"avg_loss/train"}
+    assert all([step for step, _ in scalars[tag]] == list(range(1, 13)) for tag in by_step)
+    assert all([step for step, _ in scalars[tag]] == [3, 9, 12] for tag in by_evaluation)
+    assert [step for step, _ in scalars["avg_loss/train"]] == [0, 1, 2, 3]
+    steps = [value for _, value in scalars["loss/train"]]
     means = [sum(steps[i : i + 3]) / 3 for i in range(0, 12, 3)]
-    assert [value for _, value in found["avg_loss/train"]] == pytest.approx(means, rel=1e-5)
+    assert [value for _, value in scalars["avg_loss/train"]] == pytest.approx(means, rel=1e-5)
     assert float(lines[0].split()[-1]) == pytest.approx(means[0], rel=1e-5)
 
 
 @pytest.mark.rows("A31", "A32", "AB9", "AB10")
-def test_the_steps_get_every_picture_once_and_the_test_ones_as_they_are(data: Path, tmp_path: Path) -> None:
+def test_the_steps_get_every_image_once_and_test_images_unchanged(data: Path, tmp_path: Path) -> None:
     settings = small(num_epochs=1, flip_images=True, flip_probability=1.0)
     plain = {kind: FashionMNIST(small(), kind, data) for kind in ("train", "test")}
     seen: dict[str, list[tuple[Tensor, Tensor]]] = {"train": [], "test": []}
@@ -142,15 +142,15 @@ def test_the_steps_get_every_picture_once_and_the_test_ones_as_they_are(data: Pa
 
 
 @pytest.mark.rows("A11")
-def test_each_epoch_has_an_order_of_its_own_unless_the_dict_says_no(data: Path, tmp_path: Path) -> None:
+def test_each_epoch_has_a_different_order_unless_the_dict_forbids_it(data: Path, tmp_path: Path) -> None:
     def orders(**changes: Any) -> list[list[int]]:
         labels: list[int] = []
 
-        def noting(x: Tensor, y: Tensor, *rest: Any, **kwargs: Any) -> tuple[Any, Any]:
+        def recording(x: Tensor, y: Tensor, *rest: Any, **kwargs: Any) -> tuple[Any, Any]:
             labels.extend(y.tolist())
             return train_step(x, y, *rest, **kwargs)
 
-        run(small(num_epochs=2, **changes), data, tmp_path / f"logs-{len(changes)}", step=noting)
+        run(small(num_epochs=2, **changes), data, tmp_path / f"logs-{len(changes)}", step=recording)
         return [labels[:96], labels[96:]]
 
     first, second = orders()
@@ -169,32 +169,32 @@ def test_an_evaluation_of_the_same_weights_gives_the_same_numbers(data: Path, tm
         return 1.0, None
 
     run(settings, data, tmp_path / "logs", step=idle)
-    found = curves(tmp_path / "logs")
+    scalars = curves(tmp_path / "logs")
     for tag in ("loss/test", *(f"{name}/test" for name in METRICS)):
-        values = [value for _, value in found[tag]]
+        values = [value for _, value in scalars[tag]]
         assert len(values) == 3
         assert len(set(values)) == 1, tag
 
 
 @pytest.mark.rows("A26")
-def test_metrics_are_those_of_the_whole_evaluation_or_the_means_of_its_batches(data: Path, tmp_path: Path) -> None:
+def test_metrics_are_over_all_samples_or_the_means_of_batches(data: Path, tmp_path: Path) -> None:
     def measured(frequency: str) -> tuple[float, float]:
-        answers = []
+        outputs = []
 
-        def keeping(x: Tensor, y: Tensor, model: nn.Module, **kwargs: Any) -> tuple[Any, Any]:
-            answers.append((model(x).argmax(1), y))
+        def recording(x: Tensor, y: Tensor, model: nn.Module, **kwargs: Any) -> tuple[Any, Any]:
+            outputs.append((model(x).argmax(1), y))
             return test_step_for(settings)(x, y, model, **kwargs)
 
         settings = small(num_epochs=1, eval_metric_compute_freq=frequency)
-        run(settings, data, tmp_path / frequency, test=keeping)
-        predicted, labels = (torch.cat(part) for part in zip(*answers, strict=True))
+        run(settings, data, tmp_path / frequency, test=recording)
+        predicted, labels = (torch.cat(part) for part in zip(*outputs, strict=True))
         recalls = [float((predicted[labels == c] == c).float().mean()) for c in labels.unique()]
         return curves(tmp_path / frequency)["Accuracy/test"][0][1], sum(recalls) / len(recalls)
 
-    found, whole = measured("epoch")
-    assert found == pytest.approx(whole)
-    found, whole = measured("batch")
-    assert found != pytest.approx(whole)
+    reported, exact = measured("epoch")
+    assert reported == pytest.approx(exact)
+    reported, exact = measured("batch")
+    assert reported != pytest.approx(exact)
 
 
 @pytest.mark.rows("A23", "AB12")
@@ -217,24 +217,24 @@ def test_a_plateau_steps_with_every_evaluation(data: Path, tmp_path: Path, frequ
 
 
 @pytest.mark.rows("A23")
-def test_a_plateau_that_watches_what_is_not_measured_is_refused(data: Path, tmp_path: Path) -> None:
+def test_a_plateau_that_monitors_an_unknown_metric_is_refused(data: Path, tmp_path: Path) -> None:
     plateau = {"class": torch.optim.lr_scheduler.ReduceLROnPlateau, "monitor": "test_Recal", "kwargs": {"mode": "max"}}
     with pytest.raises(ConfigError, match=r"watches 'test_Recal'.* Did you mean 'test_Recall'\?"):
         run(small(learning_rate_schedule=[plateau]), data, tmp_path / "logs")
 
 
 @pytest.mark.rows("AB7")
-def test_probabilities_in_cross_entropy_are_warned_of_once(data: Path, tmp_path: Path) -> None:
+def test_probabilities_in_cross_entropy_warn_once(data: Path, tmp_path: Path) -> None:
     settings = small(num_epochs=2)
     model = build_classifier(settings)
-    with pytest.warns(UserWarning, match=r"cannot fall below 1\.4612 for 10 classes.*outputs='logits'") as told:
+    with pytest.warns(UserWarning, match=r"cannot fall below 1\.4612 for 10 classes.*outputs='logits'") as warned:
         train(settings, model, train_step, test_step_for(settings), data, tmp_path / "logs")
-    assert len(told) == 1
+    assert len(warned) == 1
 
 
 @pytest.mark.rows("A15", "A16")
-def test_colour_trains(tmp_path: Path) -> None:
-    """Red and blue of the same brightness: whoever looks at gray levels learns nothing."""
+def test_colour_images_train(tmp_path: Path) -> None:
+    """Trains on red and blue images of the same brightness, which gray levels cannot separate."""
     from helpers.images import noise, write_image, write_table
 
     for split, count in (("train", 64), ("test", 32)):
@@ -255,7 +255,7 @@ def test_colour_trains(tmp_path: Path) -> None:
 
 
 def accuracy_step(x: Tensor, y: Tensor, model: nn.Module) -> tuple[float, dict[str, float]]:
-    """A test step with a metric of its own."""
+    """A test step with a custom metric."""
     output = model(x)
     return loss_func(output, y).item(), {"accuracy": (output.argmax(1) == y).float().mean().item()}
 
@@ -264,7 +264,7 @@ def accuracy_step(x: Tensor, y: Tensor, model: nn.Module) -> tuple[float, dict[s
 
 
 @pytest.mark.parametrize(
-    ("returned", "told"),
+    ("returned", "message"),
     [
         (None, r"train_step returned None; expected \(loss, metrics\)"),
         (1.0, r"train_step returned 1.0; expected \(loss, metrics\)"),
@@ -273,74 +273,76 @@ def accuracy_step(x: Tensor, y: Tensor, model: nn.Module) -> tuple[float, dict[s
         ((1.0, [0.5]), r"train_step returned a tuple of 2; expected"),
     ],
 )
-def test_a_step_that_returns_something_else_is_told(data: Path, tmp_path: Path, returned: Any, told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_a_step_that_returns_something_else_is_an_error(
+    data: Path, tmp_path: Path, returned: Any, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
         run(small(), data, tmp_path / "logs", step=lambda *args, **kwargs: returned)
 
 
-def test_a_loss_that_is_no_number_ends_the_run_with_its_step(data: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_a_number_ends_the_run_with_its_step(data: Path, tmp_path: Path) -> None:
     calls = iter(range(100))
 
     def failing(*args: Any, **kwargs: Any) -> tuple[float, None]:
         return (float("nan") if next(calls) == 4 else 1.0), None
 
-    with pytest.raises(NonFiniteLossError, match=r"became nan at step 5 \(epoch 1, batch 1\)") as told:
+    with pytest.raises(NonFiniteLossError, match=r"became nan at step 5 \(epoch 1, batch 1\)") as error:
         run(small(learning_rate_schedule=None), data, tmp_path / "logs", step=failing)
-    assert "The last good checkpoint, of step 3" in told.value.__notes__[0]
+    assert "The last good checkpoint, of step 3" in error.value.__notes__[0]
 
 
-def test_an_error_of_a_step_comes_as_it_is_and_says_where_to_go_on(data: Path, tmp_path: Path) -> None:
+def test_an_error_in_a_step_is_raised_unchanged_with_its_position(data: Path, tmp_path: Path) -> None:
     def failing(*args: Any, **kwargs: Any) -> tuple[float, None]:
         raise KeyError("mine")
 
-    with pytest.raises(KeyError, match="mine") as told:
+    with pytest.raises(KeyError, match="mine") as error:
         run(small(), data, tmp_path / "logs", step=failing)
-    assert "epoch 0, batch 0 (step 1)" in told.value.__notes__[0]
+    assert "epoch 0, batch 0 (step 1)" in error.value.__notes__[0]
 
 
-def test_what_is_no_function_and_no_place_is_told(data: Path, tmp_path: Path) -> None:
+def test_a_step_that_is_not_callable_and_an_unusable_logdir_are_errors(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="train_step: expected a function, found int"):
         run(small(), data, tmp_path / "logs", step=3)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="logdir: cannot make the directory"):
+    with pytest.raises(ConfigError, match="logdir: cannot create the directory"):
         run(small(), data, tmp_path / "file")
-    with pytest.raises(ConfigError, match=r"params\['device'\]: 'gpu' is no torch device"):
+    with pytest.raises(ConfigError, match=r"params\['device'\]: 'gpu' is not a torch device"):
         run(small(device="gpu"), data, tmp_path / "logs")
 
 
-# --- going on
+# --- resuming
 
 
 @pytest.mark.rows("AB14")
-def test_a_run_that_was_interrupted_goes_on_bit_for_bit(
+def test_an_interrupted_run_resumes_bitwise_equal(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With flips, an additional transform that draws, dropout, momentum."""
+    """With flips, a random additional transform, dropout, momentum."""
     from torchvision.transforms import v2
 
     settings = small(
         num_epochs=3, flip_images=True, additional_transforms=[v2.RandomRotation(20)], optim_kwargs={"momentum": 0.9},
         learning_rate=0.01, net_arch=[*small()["net_arch"], {"class": nn.Dropout, "kwargs": {"p": 0.3}}],
     )  # fmt: skip
-    done, straight = run(settings, data, tmp_path / "straight")
+    done, uninterrupted = run(settings, data, tmp_path / "uninterrupted")
     assert done
     done, _ = run(settings, data, tmp_path / "logs", step=stopping_at(5))
     assert done is False
-    assert "Stopped after step 5; the same call of train resumes from there." in capsys.readouterr().out
+    assert "Stopped after step 5; the same call to train resumes from there." in capsys.readouterr().out
     done, model = run(settings, data, tmp_path / "logs")
     assert done is True
     assert "Resuming" in capsys.readouterr().out
-    assert weights(model) == weights(straight)
-    assert curves(tmp_path / "logs") == curves(tmp_path / "straight")
+    assert weights(model) == weights(uninterrupted)
+    assert curves(tmp_path / "logs") == curves(tmp_path / "uninterrupted")
     rows = [
         [{k: v for k, v in json.loads(line).items() if k not in ("seconds", "images_per_second")} for line in lines]
-        for lines in ((tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("logs", "straight"))
+        for lines in ((tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("logs", "uninterrupted"))
     ]
     assert rows[0] == rows[1]
 
 
 @pytest.mark.rows("A41", "AB14")
-def test_curves_that_were_drawn_after_the_last_checkpoint_are_drawn_once(data: Path, tmp_path: Path) -> None:
+def test_points_logged_after_the_last_checkpoint_appear_once(data: Path, tmp_path: Path) -> None:
     def failing(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
         if next(calls) == 7:
             raise RuntimeError
@@ -351,9 +353,9 @@ def test_curves_that_were_drawn_after_the_last_checkpoint_are_drawn_once(data: P
         run(small(), data, tmp_path / "logs", step=failing)
     assert curves(tmp_path / "logs")["loss/train"][-1][0] == 7  # the checkpoint is of step 6
     _, model = run(small(), data, tmp_path / "logs")
-    _, straight = run(small(), data, tmp_path / "straight")
-    assert weights(model) == weights(straight)
-    assert curves(tmp_path / "logs") == curves(tmp_path / "straight")
+    _, uninterrupted = run(small(), data, tmp_path / "uninterrupted")
+    assert weights(model) == weights(uninterrupted)
+    assert curves(tmp_path / "logs") == curves(tmp_path / "uninterrupted")
 
 
 SCRIPT = """
@@ -368,54 +370,54 @@ print(done, weights(model))
 
 
 @pytest.mark.rows("AB14")
-def test_a_run_that_was_killed_goes_on_bit_for_bit(data: Path, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_bitwise_equal(data: Path, tmp_path: Path) -> None:
     def process(logdir: Path, kill: int) -> subprocess.CompletedProcess[str]:
-        words = [sys.executable, "-c", SCRIPT, str(data), str(logdir), str(kill)]
+        command = [sys.executable, "-c", SCRIPT, str(data), str(logdir), str(kill)]
         paths = os.pathsep.join(path for path in sys.path if path)
         environment = {**os.environ, "PYTHONPATH": paths}
-        return subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
     killed = process(tmp_path / "logs", kill=8)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     again = process(tmp_path / "logs", kill=0)
     assert "Resuming" in again.stdout, again.stderr
-    _, straight = run(small(), data, tmp_path / "straight")
-    assert again.stdout.splitlines()[-1] == f"True {weights(straight)}"
+    _, uninterrupted = run(small(), data, tmp_path / "uninterrupted")
+    assert again.stdout.splitlines()[-1] == f"True {weights(uninterrupted)}"
 
 
-def test_a_run_that_is_done_is_left_alone_and_gives_its_weights_back(
+def test_a_finished_run_is_not_changed_and_its_weights_are_loaded(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, trained = run(small(), data, tmp_path / "logs")
     before = {file: file.read_bytes() for file in (tmp_path / "logs").rglob("*") if file.is_file()}
-    done, model = run(small(), data, tmp_path / "logs", step=stopping_at(1))  # which is never called
+    done, model = run(small(), data, tmp_path / "logs", step=stopping_at(1))  # this step is never called
     assert done is True
     assert weights(model) == weights(trained)
     assert {file: file.read_bytes() for file in (tmp_path / "logs").rglob("*") if file.is_file()} == before
     assert "is already finished (3 epochs)" in capsys.readouterr().out
 
 
-def test_more_epochs_go_on(data: Path, tmp_path: Path) -> None:
-    _, straight = run(small(num_epochs=5), data, tmp_path / "straight")
+def test_more_epochs_resume_the_run(data: Path, tmp_path: Path) -> None:
+    _, uninterrupted = run(small(num_epochs=5), data, tmp_path / "uninterrupted")
     run(small(num_epochs=2), data, tmp_path / "logs")
     done, model = run(small(num_epochs=5, save_freq=1, mode="script"), data, tmp_path / "logs")
     assert done
-    assert weights(model) == weights(straight)
+    assert weights(model) == weights(uninterrupted)
 
 
-def test_another_dict_or_other_pictures_are_refused(data: Path, tmp_path: Path) -> None:
+def test_another_dict_or_other_images_are_refused(data: Path, tmp_path: Path) -> None:
     run(small(), data, tmp_path / "logs")
-    with pytest.raises(ArtifactError, match=r"another training: learning_rate was 0\.1; now it is 0\.2\. Restore"):
+    with pytest.raises(ArtifactError, match=r"another training: learning_rate was 0\.1 and is now 0\.2\. Restore"):
         run(small(learning_rate=0.2), data, tmp_path / "logs")
     shutil.copytree(data, tmp_path / "data")
     table = tmp_path / "data" / "train" / "info.csv"
     lines = table.read_text().splitlines()
     table.write_text("\n".join([lines[0], "digit_0.png,9", *lines[2:]]))
-    with pytest.raises(ArtifactError, match="other images or labels: the train images: the content is not the same"):
+    with pytest.raises(ArtifactError, match="other images or labels: the content of the train split is not the same"):
         run(small(), tmp_path / "data", tmp_path / "logs")
 
 
-def test_a_directory_of_somebody_elses_run_is_refused(data: Path, tmp_path: Path) -> None:
+def test_a_directory_of_another_program_is_refused(data: Path, tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "model_epoch_995.pt").write_bytes(b"theirs")
     with pytest.raises(
@@ -431,17 +433,17 @@ def test_a_directory_that_another_process_trains_in_is_refused(data: Path, tmp_p
         run(small(), data, tmp_path / "logs")
 
 
-def test_a_damaged_checkpoint_is_put_aside(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_checkpoint_is_skipped(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, trained = run(small(), data, tmp_path / "logs")
     last = tmp_path / "logs" / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:-100])
     done, model = run(small(), data, tmp_path / "logs")
     assert done
     assert weights(model) == weights(trained)
-    assert "going on from 'last-1.ckpt'" in capsys.readouterr().err
+    assert "Resuming from the previous one, 'last-1.ckpt'" in capsys.readouterr().err
 
 
-def test_data_that_is_not_there_leaves_no_run(data: Path, tmp_path: Path) -> None:
+def test_missing_data_creates_no_run(data: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="datadir:"):
         run(small(), tmp_path / "nowhere", tmp_path / "logs")
     assert not any((tmp_path / "logs").iterdir())
@@ -450,13 +452,13 @@ def test_data_that_is_not_there_leaves_no_run(data: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.rows("AB8")
-def test_the_training_metrics_begin_anew_with_each_epoch(data: Path, tmp_path: Path) -> None:
+def test_the_training_metrics_are_reset_in_each_epoch(data: Path, tmp_path: Path) -> None:
     settings, metrics, counts = small(), collection(), []
 
     def counting(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        found = train_step(*args, **kwargs)
+        result = train_step(*args, **kwargs)
         counts.append(metrics["Accuracy"].update_count)
-        return found
+        return result
 
     set_seeds(0)
     model = build_classifier(settings, outputs="logits")

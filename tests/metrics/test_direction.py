@@ -1,4 +1,4 @@
-"""A metric whose direction is not known is asked about before the first step; one whose name tells goes its way."""
+"""Whether lower or higher values of a metric are better: known from its name, set by a key, or an error."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ QUICK: dict[str, Any] = {
 
 
 class Measures(SupervisedTask):
-    """Reports, beside the loss, one value an epoch under a name of the test's."""
+    """Reports the loss and one metric, `name`, with one of `values` per epoch."""
 
     def __init__(self, name: str, values: tuple[float, ...]):
         super().__init__(nn.CrossEntropyLoss())
@@ -59,11 +59,11 @@ def assembled(folder: Path, name: str, values: tuple[float, ...], **changes: Any
         ("MulticlassAUROC", 5.0),
     ],
 )
-def test_the_best_epoch_of_a_metric_whose_name_tells(name: str, best: float, tmp_path: Path) -> None:
+def test_the_best_epoch_of_a_metric_with_a_known_name(name: str, best: float, tmp_path: Path) -> None:
     assembly = assembled(tmp_path, name, (3.0, 1.0, 5.0, 2.0))
     assert assembly.fit().best == best
-    (keeper,) = [callback for callback in assembly.trainer.callbacks if isinstance(callback, Checkpointer)]
-    assert torch.load(keeper.best, weights_only=True)["epoch"] == (2 if best == 1.0 else 3)
+    (checkpointer,) = [callback for callback in assembly.trainer.callbacks if isinstance(callback, Checkpointer)]
+    assert torch.load(checkpointer.best, weights_only=True)["epoch"] == (2 if best == 1.0 else 3)
 
 
 @pytest.mark.parametrize(
@@ -92,18 +92,16 @@ def test_the_best_epoch_of_a_metric_whose_name_tells(name: str, best: float, tmp
     ],
     ids=["best", "early stopping", "plateau"],
 )
-def test_a_metric_whose_direction_nobody_knows_is_asked_about(
-    changes: dict[str, Any], key: str, tmp_path: Path
-) -> None:
-    told = f"^{key}: the name 'val_quality' does not tell whether lower or higher values are better. Set {key}=min or"
-    with pytest.raises(ConfigError, match=told.replace(".", r"\.")):
+def test_a_metric_with_an_unknown_direction_is_an_error(changes: dict[str, Any], key: str, tmp_path: Path) -> None:
+    message = f"^{key}: it is not known whether lower or higher values of 'val_quality' are better. Set {key}=min or"
+    with pytest.raises(ConfigError, match=message.replace(".", r"\.")):
         assembled(tmp_path, "quality", (1.0, 2.0, 3.0, 4.0), **changes)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("mode", "best"), [("min", 1.0), ("max", 5.0)])
-def test_monitor_mode_is_the_answer(mode: str, best: float, tmp_path: Path) -> None:
-    """For the best checkpoint, for what reads the run later, and for what watches the same metric."""
+def test_monitor_mode_sets_the_direction(mode: str, best: float, tmp_path: Path) -> None:
+    """For the best checkpoint, for reports on the run, and for a plateau and early stopping on the same metric."""
     plateau = {"_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau"}
     assembly = assembled(
         tmp_path,
@@ -121,7 +119,7 @@ def test_monitor_mode_is_the_answer(mode: str, best: float, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])
-def test_each_watcher_has_a_mode_of_its_own(mode: str, tmp_path: Path) -> None:
+def test_plateau_and_early_stopping_have_separate_modes(mode: str, tmp_path: Path) -> None:
     plateau = {"_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau", "monitor": "val_quality", "mode": mode}
     stopping = {"patience": 1, "monitor": "val_quality", "monitor_mode": mode}
     assembly = assembled(
@@ -137,7 +135,7 @@ def test_each_watcher_has_a_mode_of_its_own(mode: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("monitor", "mode"), [("val_loss", "max"), ("val_accuracy", "min")])
-def test_a_plateau_that_watches_another_metric_than_the_run_is_held_to_its_direction(
+def test_a_plateau_on_another_metric_must_have_the_direction_of_that_metric(
     monitor: str, mode: str, tmp_path: Path
 ) -> None:
     plateau = {"_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau", "monitor": monitor, "mode": mode}
@@ -146,8 +144,8 @@ def test_a_plateau_that_watches_another_metric_than_the_run_is_held_to_its_direc
         assembled(tmp_path, "quality", (1.0,), module={"monitor": other, "lr_scheduler": plateau})
 
 
-def test_a_run_of_an_earlier_version_is_resumed_with_the_direction_it_had(tmp_path: Path) -> None:
-    """auto was max for every name that did not tell; to say so is no other training."""
+def test_a_run_of_an_earlier_version_is_resumed_with_its_direction(tmp_path: Path) -> None:
+    """`auto` was max for every unknown name; to set max is therefore not a change."""
     assembled(
         tmp_path, "quality", (3.0, 5.0, 4.0, 1.0), module={"monitor_mode": "max"}, trainer={"max_epochs": 2}
     ).fit()
@@ -160,15 +158,15 @@ def test_a_run_of_an_earlier_version_is_resumed_with_the_direction_it_had(tmp_pa
             content["config"]["module"]["monitor_mode"] = "auto"
             save_checksummed(file, content)
     task = Measures("quality", (3.0, 5.0, 4.0, 1.0))
-    with pytest.raises(ConfigError, match="does not tell whether lower or higher"):
+    with pytest.raises(ConfigError, match="it is not known whether lower or higher"):
         sightline.resume(run, {"trainer": {"max_epochs": 4}}, task=task)
     changes = {"trainer": {"max_epochs": 4}, "module": {"monitor_mode": "max"}}
     assert sightline.resume(run, changes, task=task).fit().best == 5.0
     assert not json.loads((run / "environment.json").read_text()).get("drift")
 
 
-def test_a_plateau_of_an_error_goes_down(tmp_path: Path) -> None:
-    """Its correct mode was refused when an unknown metric was taken for one that is better when higher."""
+def test_a_plateau_on_an_error_metric_has_mode_min(tmp_path: Path) -> None:
+    """Earlier versions took every unknown metric as better when higher and refused the correct mode."""
     plateau = {"_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau", "monitor": "val_rmse", "mode": "min"}
     with pytest.raises(ConfigError, match=r"module\.lr_scheduler\.mode: 'max' contradicts the metric it watches"):
         assembled(tmp_path, "rmse", (1.0,), module={"lr_scheduler": {**plateau, "mode": "max"}})

@@ -1,4 +1,4 @@
-"""The meter: exact counts, however they come in."""
+"""`Meter`: exact metrics that do not depend on batches and flushes."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ from sightline.metrics.scores import class_metric_names, scores_by_class
 def steps(draw: st.DrawFn) -> list[StepOutput]:
     classes = draw(st.integers(2, 6))
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    made = []
+    outs = []
     for size in draw(st.lists(st.integers(1, 12), min_size=1, max_size=6)):
         output = torch.from_numpy(random.standard_normal((size, classes)).astype(np.float32))
         target = torch.from_numpy(random.integers(0, draw(st.integers(1, classes)), size))
-        made.append(StepOutput(torch.tensor(random.uniform(0, 5)), size, output, target))
-    return made
+        outs.append(StepOutput(torch.tensor(random.uniform(0, 5)), size, output, target))
+    return outs
 
 
 @st.composite
 def values(draw: st.DrawFn) -> list[StepOutput]:
-    """Steps of a regression, of one number a sample or several, some far from zero."""
+    """Steps of a regression with one to three values per sample, some far from zero."""
     width, middle = draw(st.integers(1, 3)), draw(st.sampled_from([0.0, 1e4]))
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    made = []
+    outs = []
     for size in draw(st.lists(st.integers(1, 12), min_size=1, max_size=6)):
         target = torch.from_numpy((middle + random.standard_normal((size, width))).astype(np.float32))
         output = target + torch.from_numpy(random.standard_normal((size, width)).astype(np.float32))
-        made.append(StepOutput(torch.tensor(random.uniform(0, 5)), size, output, target))
-    return made
+        outs.append(StepOutput(torch.tensor(random.uniform(0, 5)), size, output, target))
+    return outs
 
 
 def measured(outs: list[StepOutput], flush_after: set[int] | None = None, **options: object) -> Meter:
@@ -70,10 +70,10 @@ def joined(outs: list[StepOutput]) -> tuple[np.ndarray, np.ndarray]:
 
 @settings(max_examples=80)
 @given(outs=steps())
-def test_every_metric_is_scikit_learns(outs: list[StepOutput]) -> None:
+def test_every_metric_equals_that_of_scikit_learn(outs: list[StepOutput]) -> None:
     target, predicted = joined(outs)
-    found = measured(outs).compute()
-    assert tuple(found) == CLASSIFICATION_METRICS
+    metrics = measured(outs).compute()
+    assert tuple(metrics) == CLASSIFICATION_METRICS
     losses = np.concatenate([[out.loss.item()] * out.n for out in outs])
     expected = {
         "loss": losses.mean(),
@@ -82,18 +82,18 @@ def test_every_metric_is_scikit_learns(outs: list[StepOutput]) -> None:
         "recall": recall_score(target, predicted, average="macro", zero_division=0),
         "f1": f1_score(target, predicted, average="macro", zero_division=0),
     }
-    assert found == pytest.approx(expected, rel=1e-12)
+    assert metrics == pytest.approx(expected, rel=1e-12)
 
 
 @settings(max_examples=40)
 @given(outs=steps(), flushes=st.sets(st.integers(0, 6)))
-def test_when_it_is_flushed_does_not_matter(outs: list[StepOutput], flushes: set[int]) -> None:
+def test_metrics_do_not_depend_on_flushes(outs: list[StepOutput], flushes: set[int]) -> None:
     assert measured(outs, flushes).compute() == measured(outs).compute()
 
 
 @settings(max_examples=40)
 @given(outs=steps(), cut=st.integers(0, 6))
-def test_a_saved_meter_goes_on_where_it_was(outs: list[StepOutput], cut: int) -> None:
+def test_a_restored_meter_continues(outs: list[StepOutput], cut: int) -> None:
     first = measured(outs[:cut])
     state = json.loads(json.dumps(first.state_dict()))
     other = Meter()
@@ -114,7 +114,7 @@ def test_a_saved_state_does_not_change_with_the_meter() -> None:
     assert state == before
 
 
-def test_looking_twice_gives_the_same_and_a_new_meter_starts_from_nothing() -> None:
+def test_compute_can_be_called_twice_and_a_new_meter_is_empty() -> None:
     out = StepOutput(torch.tensor(1.5), 4, torch.eye(4), torch.tensor([0, 1, 2, 2]))
     meter = measured([out, out])
     assert meter.compute() == meter.compute() == measured([out]).compute()
@@ -138,7 +138,7 @@ def test_the_mean_loss_is_over_samples_and_not_over_batches() -> None:
     assert meter.compute() == {"loss": 2.0}
 
 
-def test_nothing_is_kept_of_the_graph() -> None:
+def test_no_tensor_is_kept_after_a_flush() -> None:
     weight = torch.ones(2, requires_grad=True)
     loss = (weight * 2).sum()
     meter = measured([StepOutput(loss.detach(), 1, torch.eye(2)[:1], torch.tensor([0]))])
@@ -146,7 +146,7 @@ def test_nothing_is_kept_of_the_graph() -> None:
     assert not any(isinstance(value, Tensor) for value in vars(meter).values())
 
 
-def test_a_steps_own_metrics_are_averaged_over_samples() -> None:
+def test_custom_metrics_of_a_step_are_averaged_over_samples() -> None:
     meter = measured(
         [
             StepOutput(torch.tensor(1.0), 3, metrics={"mine": 1.0}),
@@ -166,12 +166,12 @@ def test_a_steps_own_metrics_are_averaged_over_samples() -> None:
         (None, None),
     ],
 )
-def test_outputs_that_are_neither_scores_nor_values_are_left_alone(output: Tensor | None, target: object) -> None:
+def test_outputs_that_are_neither_scores_nor_values_are_ignored(output: Tensor | None, target: object) -> None:
     out = StepOutput(torch.tensor(2.0), 3, output, target)  # type: ignore[arg-type]
     assert measured([out, out]).compute() == {"loss": 2.0}
 
 
-def test_shares_of_classes_are_no_values_to_a_meter_that_knows_the_classes() -> None:
+def test_soft_labels_are_not_regression_targets_if_the_classes_are_known() -> None:
     soft = StepOutput(torch.tensor(2.0), 3, torch.zeros(3, 2), torch.full((3, 2), 0.5))
     assert measured([soft], classes=("cat", "dog")).compute() == {"loss": 2.0}
     assert "mse" in measured([soft]).compute()
@@ -191,41 +191,43 @@ def test_per_class_by_hand() -> None:
 
 @settings(max_examples=60)
 @given(outs=steps(), ks=st.sets(st.integers(1, 6), min_size=1), flushes=st.sets(st.integers(0, 6)))
-def test_top_k_is_scikit_learns_however_it_is_flushed(outs: list[StepOutput], ks: set[int], flushes: set[int]) -> None:
+def test_top_k_equals_that_of_scikit_learn_with_any_flushes(
+    outs: list[StepOutput], ks: set[int], flushes: set[int]
+) -> None:
     classes = outs[0].output.shape[1]
     ks = {min(k, classes) for k in ks}
     target, scores = (torch.cat([getattr(out, key) for out in outs]).numpy() for key in ("target", "output"))
-    found = measured(outs, flushes, top_k=sorted(ks)).compute()
-    assert found["accuracy"] == found.get("top1", found["accuracy"])
+    metrics = measured(outs, flushes, top_k=sorted(ks)).compute()
+    assert metrics["accuracy"] == metrics.get("top1", metrics["accuracy"])
     for k in ks:
-        if classes > 2 and k < classes:  # scikit-learn warns of the rest
-            assert found[f"top{k}"] == top_k_accuracy_score(target, scores, k=k, labels=range(classes))
+        if classes > 2 and k < classes:  # scikit-learn warns about the other cases
+            assert metrics[f"top{k}"] == top_k_accuracy_score(target, scores, k=k, labels=range(classes))
         if k == classes:
-            assert found[f"top{k}"] == 1.0
-    assert found == measured(outs, top_k=sorted(ks)).compute()
+            assert metrics[f"top{k}"] == 1.0
+    assert metrics == measured(outs, top_k=sorted(ks)).compute()
 
 
-def test_a_network_that_says_the_same_of_every_class_is_right_by_chance_alone() -> None:
+def test_equal_scores_for_every_class_give_chance_accuracy() -> None:
     outs = [StepOutput(torch.tensor(1.0), 10, torch.zeros(10, 10), torch.arange(10))] * 3
-    found = measured(outs, top_k=[1, 3]).compute()
-    assert (found["top1"], found["top3"]) == (0.1, 0.3)
+    metrics = measured(outs, top_k=[1, 3]).compute()
+    assert (metrics["top1"], metrics["top3"]) == (0.1, 0.3)
 
 
 @settings(max_examples=40)
 @given(outs=steps(), ks=st.sets(st.integers(1, 6), min_size=1))
 def test_of_equal_scores_the_lower_index_comes_first(outs: list[StepOutput], ks: set[int]) -> None:
     outs = [out._replace(output=out.output.round()) for out in outs]  # many are equal
-    found = measured(outs, top_k=[1, *ks]).compute()
-    assert found["top1"] == found["accuracy"]
+    metrics = measured(outs, top_k=[1, *ks]).compute()
+    assert metrics["top1"] == metrics["accuracy"]
     scores, target = (torch.cat([getattr(out, key) for out in outs]) for key in ("output", "target"))
     order = scores.sort(dim=1, descending=True, stable=True).indices
     for k in ks:
-        assert found[f"top{k}"] == (order[:, :k] == target[:, None]).any(1).double().mean().item()
+        assert metrics[f"top{k}"] == (order[:, :k] == target[:, None]).any(1).double().mean().item()
 
 
 @settings(max_examples=40)
 @given(outs=steps(), size=st.integers(1, 30))
-def test_how_samples_are_batched_does_not_matter(outs: list[StepOutput], size: int) -> None:
+def test_metrics_do_not_depend_on_batches(outs: list[StepOutput], size: int) -> None:
     output, target = torch.cat([out.output for out in outs]), torch.cat([out.target for out in outs])
     pairs = zip(output.split(size), target.split(size), strict=True)
     again = [StepOutput(None, len(part), part, labels) for part, labels in pairs]
@@ -237,34 +239,36 @@ def test_how_samples_are_batched_does_not_matter(outs: list[StepOutput], size: i
 
 @settings(max_examples=40)
 @given(outs=steps())
-def test_the_metrics_of_single_classes_are_scikit_learns(outs: list[StepOutput]) -> None:
+def test_the_metrics_of_single_classes_equal_those_of_scikit_learn(outs: list[StepOutput]) -> None:
     target, predicted = joined(outs)
     names = [f"class {i}" for i in range(outs[0].output.shape[1])]
-    found = measured(outs, classes=names, by_class=True).compute()
+    metrics = measured(outs, classes=names, by_class=True).compute()
     labels = range(len(names))
     report = classification_report(
         target, predicted, labels=labels, target_names=names, output_dict=True, zero_division=0
     )
-    assert list(found) == [*CLASSIFICATION_METRICS, *class_metric_names(names)]
+    assert list(metrics) == [*CLASSIFICATION_METRICS, *class_metric_names(names)]
     for name in names:
         for key, theirs in (("precision", "precision"), ("recall", "recall"), ("f1", "f1-score")):
-            assert found[f"{key}/{name}"] == pytest.approx(report[name][theirs], rel=1e-12)
+            assert metrics[f"{key}/{name}"] == pytest.approx(report[name][theirs], rel=1e-12)
 
 
 @settings(max_examples=60)
 @given(outs=values(), flushes=st.sets(st.integers(0, 6)), size=st.integers(1, 30))
-def test_the_errors_of_a_regression_are_scikit_learns(outs: list[StepOutput], flushes: set[int], size: int) -> None:
+def test_the_errors_of_a_regression_equal_those_of_scikit_learn(
+    outs: list[StepOutput], flushes: set[int], size: int
+) -> None:
     output, target = (torch.cat([getattr(out, key) for out in outs]).double() for key in ("output", "target"))
-    found = measured(outs, flushes).compute()
-    assert tuple(found) == REGRESSION_METRICS
-    assert found["mse"] == pytest.approx(mean_squared_error(target, output), rel=1e-10)
-    assert found["mae"] == pytest.approx(mean_absolute_error(target, output), rel=1e-10)
+    metrics = measured(outs, flushes).compute()
+    assert tuple(metrics) == REGRESSION_METRICS
+    assert metrics["mse"] == pytest.approx(mean_squared_error(target, output), rel=1e-10)
+    assert metrics["mae"] == pytest.approx(mean_absolute_error(target, output), rel=1e-10)
     if len(target) > 1:
-        assert found["r2"] == pytest.approx(r2_score(target, output), rel=1e-8, abs=1e-8)
-    assert found == measured(outs).compute()
+        assert metrics["r2"] == pytest.approx(r2_score(target, output), rel=1e-8, abs=1e-8)
+    assert metrics == measured(outs).compute()
     pairs = zip(output.float().split(size), target.float().split(size), strict=True)
     again = measured([StepOutput(None, len(part), part, labels) for part, labels in pairs]).compute()
-    assert again == pytest.approx({key: found[key] for key in REGRESSION_METRICS[1:]}, rel=1e-8, abs=1e-8)
+    assert again == pytest.approx({key: metrics[key] for key in REGRESSION_METRICS[1:]}, rel=1e-8, abs=1e-8)
 
 
 def test_r2_of_targets_that_are_all_the_same() -> None:
@@ -274,7 +278,7 @@ def test_r2_of_targets_that_are_all_the_same() -> None:
     assert measured([right, wrong]).compute()["r2"] == 0.0
 
 
-def test_a_regression_keeps_nothing_that_the_network_may_write_over() -> None:
+def test_a_regression_output_may_be_overwritten_after_the_update() -> None:
     output = torch.ones(2, 1)
     meter = measured([StepOutput(None, 2, output, torch.ones(2, 1))])
     output.fill_(7)
@@ -283,7 +287,7 @@ def test_a_regression_keeps_nothing_that_the_network_may_write_over() -> None:
 
 @settings(max_examples=30)
 @given(outs=st.one_of(steps(), values()), cut=st.integers(0, 6))
-def test_a_saved_meter_of_more_metrics_goes_on_where_it_was(outs: list[StepOutput], cut: int) -> None:
+def test_a_restored_meter_with_top_k_continues(outs: list[StepOutput], cut: int) -> None:
     first = measured(outs[:cut], top_k=[2])
     other = Meter(top_k=[2])
     other.load_state_dict(json.loads(json.dumps(first.state_dict())))
@@ -292,7 +296,7 @@ def test_a_saved_meter_of_more_metrics_goes_on_where_it_was(outs: list[StepOutpu
     assert other.compute() == measured(outs, top_k=[2]).compute()
 
 
-def test_a_meter_saved_by_the_first_version_goes_on() -> None:
+def test_a_meter_saved_by_the_first_version_continues() -> None:
     old = {"loss_sum": 3.0, "loss_n": 2, "mark": [0.0, 0], "n": 2, "counts": [[1, 0], [2, 0], [1, 1]], "sums": {}}
     meter = Meter()
     meter.load_state_dict(old)
@@ -374,9 +378,9 @@ def test_the_names_a_monitor_can_have() -> None:
         ("", None),
     ],
 )
-def test_which_direction_is_better_is_known_from_the_name(monitor: str, better: str | None) -> None:
+def test_the_better_direction_is_known_from_the_name(monitor: str, better: str | None) -> None:
     assert metric_mode(monitor) == better
 
 
-def test_a_metric_that_knows_its_direction_is_believed() -> None:
+def test_the_direction_of_a_metric_object_is_used() -> None:
     assert metric_mode("val_calibration", {"calibration": "min"}) == "min"

@@ -1,4 +1,4 @@
-"""Metrics of torchmetrics, and the keys about metrics, through the config and a run."""
+"""Metrics of torchmetrics and the config keys about metrics, in the adapter and in a run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def auroc(**more: Any) -> dict[str, Any]:
     return {"_target_": "torchmetrics.AUROC", "task": "multiclass", "num_classes": "auto", **more}
 
 
-def made(**metrics: Any) -> TorchmetricsAdapter:
+def make_adapter(**metrics: Any) -> TorchmetricsAdapter:
     return TorchmetricsAdapter(metrics, "logits", CLASSES)
 
 
@@ -43,55 +43,55 @@ def multiclass(name: str, **more: Any) -> Any:
     return getattr(torchmetrics, name)(task="multiclass", num_classes=3, **more)
 
 
-def test_one_number_one_a_class_and_a_collection() -> None:
-    further = made(
+def test_a_metric_may_be_one_number_one_per_class_or_a_collection() -> None:
+    adapter = make_adapter(
         auroc=multiclass("AUROC"),
         recall=multiclass("Recall", average="none"),
         both=torchmetrics.MetricCollection({"f1": multiclass("F1Score"), "kappa": multiclass("CohenKappa")}),
         spec=multiclass("SpecificityAtSensitivity", min_sensitivity=0.5),
     ).fresh()
     output, target = torch.randn(30, 3), torch.arange(30) % 3
-    further.update(output, target)
-    found = further.compute()
-    assert list(found) == [
+    adapter.update(output, target)
+    values = adapter.compute()
+    assert list(values) == [
         "auroc",
         *(f"recall/{name}" for name in CLASSES),
         "both_f1",
         "both_kappa",
         *(f"spec/{part}/{name}" for part in (0, 1) for name in CLASSES),
     ]
-    assert found["auroc"] == multiclass("AUROC")(output.softmax(1), target).item()
-    assert found["recall/bee"] == multiclass("Recall", average="none")(output, target)[1].item()
+    assert values["auroc"] == multiclass("AUROC")(output.softmax(1), target).item()
+    assert values["recall/bee"] == multiclass("Recall", average="none")(output, target)[1].item()
 
 
 @settings(max_examples=25)
 @given(seed=st.integers(0, 2**31), size=st.integers(3, 20), scale=st.sampled_from([0.1, 1.0, 20.0]))
-def test_batches_give_what_the_whole_gives(seed: int, size: int, scale: float) -> None:
-    """Small positive logits, too, which torchmetrics by itself takes for probabilities where a batch has no others."""
+def test_metrics_do_not_depend_on_batches(seed: int, size: int, scale: float) -> None:
+    """Includes small positive logits, which torchmetrics takes for probabilities if a batch has no others."""
     random = torch.Generator().manual_seed(seed)
     output, target = torch.rand((40, 3), generator=random) * scale, torch.arange(40) % 3
     metrics = {"auroc": multiclass("AUROC"), "ece": multiclass("CalibrationError"), "kappa": multiclass("CohenKappa")}
-    further = made(**metrics).fresh()
+    adapter = make_adapter(**metrics).fresh()
     for part, labels in zip(output.split(size), target.split(size), strict=True):
-        further.update(part, labels)
+        adapter.update(part, labels)
     expected = {name: metric(output.softmax(1), target).item() for name, metric in metrics.items()}
-    assert further.compute() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert adapter.compute() == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
-def test_each_evaluation_begins_anew_and_looking_twice_gives_the_same() -> None:
-    further = made(auroc=multiclass("AUROC"))
+def test_each_evaluation_starts_empty_and_compute_can_be_called_twice() -> None:
+    adapter = make_adapter(auroc=multiclass("AUROC"))
     output, target = torch.randn(12, 3), torch.arange(12) % 3
     results = []
     for _ in range(2):
-        meter = Meter(CLASSES, extra_metrics=further.fresh())
+        meter = Meter(CLASSES, extra_metrics=adapter.fresh())
         with torch.inference_mode():  # as the trainer evaluates
             meter.update(StepOutput(torch.tensor(1.0), 12, output, target))
         results += [meter.compute(), meter.compute()]
     assert results == [results[0]] * 4
 
 
-class Shy(torchmetrics.Metric):
-    """Counts samples, and those that came under deterministic algorithms; its forward must not be called."""
+class NoForward(torchmetrics.Metric):
+    """Counts all samples and those under deterministic algorithms; its `forward` must not be called."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,40 +107,40 @@ class Shy(torchmetrics.Metric):
         return {"all": self.n[0], "slowly": self.n[1]}
 
 
-def test_forward_is_never_called_nor_anything_counted_the_deterministic_way() -> None:
-    """Under deterministic algorithms torchmetrics compares each value with each bin: gigabytes for a curve."""
-    further = made(seen=Shy()).fresh()
+def test_forward_is_not_called_and_deterministic_algorithms_are_off() -> None:
+    """Under deterministic algorithms torchmetrics compares each value with each bin, which takes gigabytes."""
+    adapter = make_adapter(seen=NoForward()).fresh()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        further.update(torch.randn(5, 3), torch.zeros(5, dtype=torch.int64))
+        adapter.update(torch.randn(5, 3), torch.zeros(5, dtype=torch.int64))
         assert torch.are_deterministic_algorithms_enabled()
         assert torch.is_deterministic_algorithms_warn_only_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
-    assert further.compute() == {"seen_all": 5.0, "seen_slowly": 0.0}
+    assert adapter.compute() == {"seen_all": 5.0, "seen_slowly": 0.0}
 
 
-def test_numbers_are_compared_as_they_are() -> None:
-    further = TorchmetricsAdapter(
+def test_regression_values_are_compared_unchanged() -> None:
+    adapter = TorchmetricsAdapter(
         {"mse": torchmetrics.MeanSquaredError(), "r": torchmetrics.PearsonCorrCoef()}, "values"
     )
-    names, better = further.probe(1, torch.device("cpu"))
+    names, better = adapter.probe(1, torch.device("cpu"))
     assert (names, better) == (["mse", "r"], {"mse": "min"})
-    fresh = further.fresh()
+    fresh = adapter.fresh()
     fresh.update(torch.tensor([[3.0], [5.0]]), torch.tensor([[1.0], [2.0]]))
     assert fresh.compute() == {"mse": 6.5, "r": pytest.approx(1.0)}
 
 
-def test_what_fails_later_names_the_metric() -> None:
-    further = made(auroc=multiclass("AUROC")).fresh()
+def test_a_later_failure_names_the_metric() -> None:
+    adapter = make_adapter(auroc=multiclass("AUROC")).fresh()
     with pytest.raises(
         RunFailedError,
-        match=r"^module\.metrics\.auroc: MulticlassAUROC cannot compare answers float32 \[2, 5\] with targets int64",
+        match=r"^module\.metrics\.auroc: MulticlassAUROC cannot compare outputs float32 \[2, 5\] with targets int64",
     ):
-        further.update(torch.randn(2, 5), torch.tensor([0, 1]))
+        adapter.update(torch.randn(2, 5), torch.tensor([0, 1]))
 
 
-def test_what_is_no_metric_is_told() -> None:
+def test_an_object_that_is_not_a_metric_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"^here: expected a torchmetrics.Metric or MetricCollection, found a ReLU"):
         check_metric(torch.nn.ReLU(), "here")
 
@@ -150,7 +150,7 @@ def fit(folder: Path, **module: Any) -> Any:
     return package.fit(config)
 
 
-def test_a_run_records_them_all_and_evaluate_measures_them_again(
+def test_a_run_records_all_metrics_and_evaluate_measures_them_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = {
@@ -182,16 +182,16 @@ def test_a_run_records_them_all_and_evaluate_measures_them_again(
     assert extra <= set(manifest["metrics"]["test"])
     log = [json.loads(line) for line in (result.run / "log.jsonl").read_text().splitlines()]
     assert log[-1]["val_recall/7"] == record["val_recall/7"]
-    shown = capsys.readouterr().out
-    assert re.search(r"^test  359 images .* top2 0\.\d{4}  top5 .*  auroc 0\.\d{4}  calibration", shown, re.M)
-    assert "recall/7" not in shown
-    # its name does not say that lower is better: the run's config does, for those who know no metrics
+    output = capsys.readouterr().out
+    assert re.search(r"^test  359 images .* top2 0\.\d{4}  top5 .*  auroc 0\.\d{4}  calibration", output, re.M)
+    assert "recall/7" not in output
+    # the name does not say that lower is better, so the config of the run stores it for reports
     assert yaml.safe_load((result.run / "config.yaml").read_text())["module"]["monitor_mode"] == "min"
     assert evaluate.main([str(result.run), "--split", "test"]) == 0
     assert f"auroc {result.metrics['test']['auroc']:.4f}" in capsys.readouterr().out
 
 
-def test_metrics_change_nothing_in_the_training(tmp_path: Path) -> None:
+def test_metrics_do_not_change_the_training(tmp_path: Path) -> None:
     plain = fit(tmp_path)
     more = fit(tmp_path, top_k=[3], per_class=True, metrics={"auroc": auroc()}, monitor="val_top3")
     assert more.best == more.history[-1]["val_top3"]
@@ -200,17 +200,17 @@ def test_metrics_change_nothing_in_the_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "told"),
+    ("module", "message"),
     [
         ({"top_k": [11]}, "module.top_k: expected at most 10, the number of classes, found 11."),
-        ({"top_k": [0]}, "module.top_k: expected a number of at least 1, found 0."),
-        ({"monitor": "val_top5"}, "module.monitor: there will be no metric 'val_top5'."),
-        ({"monitor": "train_recall/7", "per_class": True}, "module.monitor: there will be no metric 'train_recall/7'."),
-        ({"monitor": "val_auroc"}, "module.monitor: there will be no metric 'val_auroc'."),
+        ({"top_k": [0]}, "module.top_k: expected an integer >= 1, found 0."),
+        ({"monitor": "val_top5"}, "module.monitor: there is no metric 'val_top5'."),
+        ({"monitor": "train_recall/7", "per_class": True}, "module.monitor: there is no metric 'train_recall/7'."),
+        ({"monitor": "val_auroc"}, "module.monitor: there is no metric 'val_auroc'."),
         ({"metrics": {"a": {"task": "x"}}}, "module.metrics.a: expected a node with '_target_'"),
         (
             {"metrics": {"a": auroc(_target_="torchmetrics.AUROCK")}},
-            "module.metrics.a._target_: 'torchmetrics' has no 'AUROCK'. Did you mean 'AUROC'?",
+            "module.metrics.a._target_: 'torchmetrics' has no attribute 'AUROCK'. Did you mean 'AUROC'?",
         ),
         (
             {"metrics": {"a": {"_target_": "torch.nn.ReLU"}}},
@@ -218,11 +218,11 @@ def test_metrics_change_nothing_in_the_training(tmp_path: Path) -> None:
         ),
         (
             {"metrics": {"a": auroc(num_classes=5)}},
-            "module.metrics.a: MulticlassAUROC cannot compare answers float32 [20, 10] with targets int64 [20]",
+            "module.metrics.a: MulticlassAUROC cannot compare outputs float32 [20, 10] with targets int64 [20]",
         ),
-        ({"metrics": {"a": auroc(average="auto")}}, "module.metrics.a.average: auto is known for num_classes"),
-        ({"metrics": {"accuracy": auroc()}}, "module.metrics: Sightline measures accuracy itself"),
-        ({"metrics": {"a/b": auroc()}}, "module.metrics.a/b: '/' stands between a metric and a class"),
+        ({"metrics": {"a": auroc(average="auto")}}, "module.metrics.a.average: auto is supported only for num_classes"),
+        ({"metrics": {"accuracy": auroc()}}, "module.metrics: Sightline itself measures accuracy"),
+        ({"metrics": {"a/b": auroc()}}, "module.metrics.a/b: '/' is reserved for the metrics of single classes"),
         (
             {"metrics": {"a": {**auroc(), "_target_": "torchmetrics.ROC"}}},
             "module.metrics.a: expected a number, or one for each class, found a tensor [",
@@ -233,18 +233,18 @@ def test_metrics_change_nothing_in_the_training(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_mistake_is_told_before_the_first_step(module: dict[str, Any], told: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as error:
+def test_a_mistake_is_an_error_before_the_first_step(module: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
         fit(tmp_path, **module)
-    assert str(error.value).startswith(told)
+    assert str(caught.value).startswith(message)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_plateau_and_early_stopping_go_the_metrics_own_way() -> None:
+def test_the_direction_is_that_of_the_metric_unless_it_is_set() -> None:
     config = TrainConfig.from_dict({"module": {"monitor": "val_loss"}})
     assert better_direction(config, "val_calibration", {"calibration": "min"}) == "min"
-    given = TrainConfig.from_dict({"module": {"monitor": "val_calibration", "monitor_mode": "max"}})
-    assert better_direction(given, "val_calibration", {"calibration": "min"}) == "max"
+    explicit = TrainConfig.from_dict({"module": {"monitor": "val_calibration", "monitor_mode": "max"}})
+    assert better_direction(explicit, "val_calibration", {"calibration": "min"}) == "max"
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_a_plateau_and_early_stopping_go_the_metrics_own_way() -> None:
         "torch.nn.ReLU",
     ],
 )
-def test_a_run_from_elsewhere_may_name_metrics_alone(
+def test_a_stored_run_may_name_only_metrics(
     target: str, digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = Path(shutil.copytree(digits_run, tmp_path / "run"))

@@ -1,4 +1,4 @@
-"""The named networks: what they promise beside their shapes."""
+"""Properties of the named networks beyond their shapes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from sightline.core.errors import ModelError
 from sightline.models.networks import FastCNN
 
 
-def pictures(n: int = 300, channels: int = 3) -> Tensor:
-    """Smooth noise, in which neighbours are alike, as in photographs."""
+def smooth_images(n: int = 300, channels: int = 3) -> Tensor:
+    """Smooth noise, in which neighbouring pixels are similar, as in photographs."""
     noise = torch.randn(n, channels, 16, 16, generator=torch.Generator().manual_seed(0))
     return torch.nn.functional.avg_pool2d(noise, 3, stride=1, padding=1) * 3
 
@@ -25,48 +25,48 @@ def pictures(n: int = 300, channels: int = 3) -> Tensor:
 def test_the_first_convolution_decorrelates_patches(channels: int) -> None:
     torch.manual_seed(0)
     model = FastCNN(in_channels=channels, widths=(8, 8))
-    shown = pictures(channels=channels)
-    model.initialize_from(shown)
+    images = smooth_images(channels=channels)
+    model.initialize_from(images)
     with torch.no_grad():
-        answers = torch.nn.functional.conv2d(shown, model.whiten.weight)
-    kept = 4 * channels
-    flat = answers[:, :kept].transpose(0, 1).flatten(1)
+        output = torch.nn.functional.conv2d(images, model.whiten.weight)
+    count = 4 * channels
+    flat = output[:, :count].transpose(0, 1).flatten(1)
     covariance = flat @ flat.T / flat.shape[1]
     off = covariance - torch.diag(covariance.diag())
     assert off.abs().max() < 1e-3
     assert (covariance.diag() <= 1.001).all()
-    assert covariance.diag().max() > 0.95  # what varies much has a variance of one; 0.01 damps what hardly varies
-    torch.testing.assert_close(answers[:, kept:], -answers[:, :kept])
+    assert covariance.diag().max() > 0.95  # components that vary much have a variance of 1; 0.01 damps the others
+    torch.testing.assert_close(output[:, count:], -output[:, :count])
     assert not model.whiten.weight.requires_grad
     assert model.whiten.bias is not None
     assert model.whiten.bias.requires_grad
 
 
-def test_the_other_convolutions_begin_as_the_identity() -> None:
+def test_the_other_convolutions_start_as_the_identity() -> None:
     model = FastCNN(widths=(32, 8))
     first = model.features[1]
-    shown = torch.randn(2, 24, 6, 6)
-    torch.testing.assert_close(first(shown)[:, :24], shown)
+    x = torch.randn(2, 24, 6, 6)
+    torch.testing.assert_close(first(x)[:, :24], x)
 
 
-def test_with_mirror_a_picture_and_its_mirror_image_have_one_answer() -> None:
+def test_with_mirror_an_image_and_its_mirror_image_have_the_same_output() -> None:
     torch.manual_seed(0)
     plain, mirrored = FastCNN(widths=(8, 8)), FastCNN(widths=(8, 8), mirror=True)
     mirrored.load_state_dict(plain.state_dict())
-    shown = pictures(4)
+    images = smooth_images(4)
     plain.eval()
     mirrored.eval()
     with torch.no_grad():
-        expected = (plain(shown) + plain(shown.flip(3))) / 2
-        torch.testing.assert_close(mirrored(shown), expected)
-        torch.testing.assert_close(mirrored(shown.flip(3)), expected)
+        expected = (plain(images) + plain(images.flip(3))) / 2
+        torch.testing.assert_close(mirrored(images), expected)
+        torch.testing.assert_close(mirrored(images.flip(3)), expected)
         plain.train()
         mirrored.train()
-        torch.testing.assert_close(mirrored(shown), plain(shown))  # training has the flips of its augmentation
+        torch.testing.assert_close(mirrored(images), plain(images))  # in training, the augmentation flips images
 
 
 def config(place: Path, name: str) -> dict[str, Any]:
-    """One epoch of a small one."""
+    """One epoch with a small network."""
     return {
         "run": {"dir": str(place), "name": name},
         "data": {"val": 0.2, "test": 0.2, "cache": False},
@@ -80,21 +80,21 @@ def config(place: Path, name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_a_run_fits_it_to_its_training_images_in_any_order(tmp_path: Path) -> None:
+def test_a_run_initializes_it_from_its_training_images_in_any_order(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     images = generator.integers(0, 255, (60, 16, 16, 3), np.uint8)
     labels = np.arange(60) % 3
-    turned = generator.permutation(60)
+    permutation = generator.permutation(60)
     weights = []
-    for name, order in (("a", np.arange(60)), ("b", turned)):
-        made = sightline.assemble(config(tmp_path, name), source=(images[order], labels[order]))
-        model = made.trainer.state.model
+    for name, order in (("a", np.arange(60)), ("b", permutation)):
+        assembly = sightline.assemble(config(tmp_path, name), source=(images[order], labels[order]))
+        model = assembly.trainer.state.model
         assert isinstance(model, FastCNN)
         weights.append(model.whiten.weight.clone())
         before = model.whiten.weight.clone()
-        made.fit()
+        assembly.fit()
         assert torch.equal(before, model.whiten.weight)  # it is not trained
-        predictor = sightline.load(made.run.path)
+        predictor = sightline.load(assembly.run.path)
         assert isinstance(predictor.model, FastCNN)
         assert torch.equal(predictor.model.whiten.weight, before)
     assert torch.equal(*weights)
@@ -103,16 +103,16 @@ def test_a_run_fits_it_to_its_training_images_in_any_order(tmp_path: Path) -> No
 
 
 class Picky(FastCNN):
-    """Cannot begin with what it is shown."""
+    """Cannot be initialized from images."""
 
     def initialize_from(self, images: Tensor) -> None:
         raise RuntimeError("too few colours")
 
 
-def test_a_network_that_cannot_begin_is_named(tmp_path: Path) -> None:
-    made = config(tmp_path / "runs", "a")
-    made["module"]["network"]["_target_"] = f"{__name__}.Picky"
+def test_a_network_that_cannot_be_initialized_is_named(tmp_path: Path) -> None:
+    settings = config(tmp_path / "runs", "a")
+    settings["module"]["network"]["_target_"] = f"{__name__}.Picky"
     images = np.random.default_rng(0).integers(0, 255, (60, 16, 16, 3), np.uint8)
     with pytest.raises(ModelError, match=r"Picky\.initialize_from failed on .* RuntimeError: too few colours"):
-        sightline.assemble(made, source=(images, np.arange(60) % 3))
+        sightline.assemble(settings, source=(images, np.arange(60) % 3))
     assert not (tmp_path / "runs").exists()

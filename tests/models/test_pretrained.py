@@ -1,4 +1,4 @@
-"""Starting from weights: what is read, what must fit, what pictures they expect, and the whole job by one command."""
+"""Starting from weights: files, tensors that must fit, expected preprocessing, and fine-tuning by one command."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TIMM = {"_target_": "timm.create_model", "model_name": "test_resnet", "num_class
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """A copy, with every value its own: a tensor that went elsewhere would be seen."""
+    """A state dict with random values, so that a tensor loaded in the wrong place is noticed."""
     return {name: torch.randn_like(value) if value.is_floating_point() else value.clone() + 3
             for name, value in model.state_dict().items()}  # fmt: skip
 
@@ -61,70 +61,70 @@ def test_every_kind_of_file_is_read(tmp_path: Path, suffix: str) -> None:
     assert str(loaded) == f"weights: 26 of 26 tensors from weights{suffix}"
 
 
-def wrapped(tensors: dict[str, Tensor], how: str) -> dict[str, Any]:
-    """The state dict as a checkpoint of one kind or another keeps it."""
-    if how.endswith("."):
-        return {f"{how}{name}": value for name, value in tensors.items()}
-    if how == "timm":
+def wrapped(tensors: dict[str, Tensor], layout: str) -> dict[str, Any]:
+    """The state dict within a checkpoint of this layout."""
+    if layout.endswith("."):
+        return {f"{layout}{name}": value for name, value in tensors.items()}
+    if layout == "timm":
         old = {name: torch.zeros_like(value) for name, value in tensors.items()}
         return {"epoch": 3, "arch": "x", "args": argparse.Namespace(lr=1), "state_dict": old, "state_dict_ema": tensors}
-    if how == "lightning":
+    if layout == "lightning":
         return {"epoch": 3, "state_dict": wrapped(tensors, "model."), "optimizer_states": []}
-    if how == "averaged":
+    if layout == "averaged":
         return {"ema": {"n_averaged": torch.tensor(3), **wrapped(tensors, "module.")}, "model": None}
-    return {how: tensors}
+    return {layout: tensors}
 
 
 @pytest.mark.parametrize(
-    "how", ["module.", "_orig_mod.module.", "model", "state_dict", "ema", "timm", "lightning", "averaged"]
+    "layout", ["module.", "_orig_mod.module.", "model", "state_dict", "ema", "timm", "lightning", "averaged"]
 )
-def test_weights_are_found_where_others_keep_them(tmp_path: Path, how: str) -> None:
+def test_weights_are_found_in_checkpoints_of_other_trainers(tmp_path: Path, layout: str) -> None:
     tensors = weights_of(SmallCNN())
-    torch.save(wrapped(tensors, how), tmp_path / "a.pth")
+    torch.save(wrapped(tensors, layout), tmp_path / "a.pth")
     model = SmallCNN()
     load_weights_into(model, read_weights(tmp_path / "a.pth"), (1, 8, 8))
     assert same(model, tensors)
 
 
 class Code:
-    """What a pickle may hold that is no plain value."""
+    """An object that a pickle may contain and that is not a plain value."""
 
 
 @pytest.mark.parametrize(
-    ("write", "told"),
+    ("write", "message"),
     [
         (lambda file: None, r"there is no file or run '.*weights\.pt'"),
-        (lambda file: file.write_bytes(b""), "is damaged, or no file of weights"),
-        (lambda file: file.write_bytes(b"no weights at all"), r"' is damaged, or no file of weights\.$"),
-        (lambda file: Image.new("RGB", (4, 4)).save(file, "PNG"), r"' is damaged, or no file of weights\.$"),
+        (lambda file: file.write_bytes(b""), "is damaged or not a weights file"),
+        (lambda file: file.write_bytes(b"no weights at all"), r"' is damaged or not a weights file\.$"),
+        (lambda file: Image.new("RGB", (4, 4)).save(file, "PNG"), r"' is damaged or not a weights file\.$"),
         (
             lambda file: torch.save({"a": Code()}, file),
-            "holds Python objects beside its weights, and loading those runs",
+            "contains Python objects besides its weights, and loading these would",
         ),
-        (lambda file: torch.save([1, 2], file), r"holds no weights by name, but a list\. Save model\.state_dict\(\)"),
-        (lambda file: torch.save({"epoch": 1}, file), r"holds no weights by name, but the keys epoch"),
-        (lambda file: file.mkdir(), r"the directory '.*' is no run with a checkpoint and no exported model"),
+        (lambda file: torch.save([1, 2], file), r"expected tensors by name, found a list\. Save model\.state_dict\(\)"),
+        (lambda file: torch.save({"epoch": 1}, file), r"expected tensors by name, found the keys epoch"),
+        (lambda file: file.mkdir(), r"the directory '.*' is neither a run with a checkpoint nor an exported model"),
     ],
 )
-def test_a_file_that_is_none_is_told(tmp_path: Path, write: Any, told: str) -> None:
+def test_a_file_without_weights_is_an_error(tmp_path: Path, write: Any, message: str) -> None:
     file = tmp_path / "weights.pt"
     write(file)
     config = TrainConfig.from_dict({"module": {"weights": str(file)}})
-    with pytest.raises(ConfigError, match=rf"^module\.weights: .*{told}"):
+    with pytest.raises(ConfigError, match=rf"^module\.weights: .*{message}"):
         build_from_weights(config.module, (1, 8, 8), 10, "auto")
 
 
-def test_a_cut_file_of_safetensors_is_told_and_a_slip_of_the_name(tmp_path: Path) -> None:
+def test_a_truncated_safetensors_file_and_a_misspelt_name_are_errors(tmp_path: Path) -> None:
     save_file(weights_of(SmallCNN()), tmp_path / "small.safetensors")
-    whole = (tmp_path / "small.safetensors").read_bytes()
-    (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    content = (tmp_path / "small.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(content[: len(content) // 2])
     with pytest.raises(ConfigError, match=r"^module\.weights: '.*cut\.safetensors' is damaged"):
         read_weights(tmp_path / "cut.safetensors")
     with pytest.raises(ConfigError, match=r"Did you mean 'small\.safetensors'\?"):
         read_weights(tmp_path / "smal.safetensors")
 
 
-# --- what must fit
+# --- tensors that must fit
 
 
 def test_a_head_for_other_classes_stays_new(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_head_for_other_classes_stays_new(tmp_path: Path) -> None:
     loaded = load_weights_into(model, Weights(tensors, "x.pth"), (1, 8, 8))
     assert same(model, {**tensors, **{name: torch.zeros(()) for name in loaded.new}}, but=loaded.new)
     assert str(loaded) == "weights: 24 of 26 tensors from x.pth; new: head.weight, head.bias"
-    del tensors["head.bias"]  # a head is taken whole or not at all
+    del tensors["head.bias"]  # a head is loaded completely or stays new
     assert load_weights_into(SmallCNN(num_classes=1000), Weights(tensors, ""), (1, 8, 8)).new == (
         "head.weight",
         "head.bias",
@@ -145,12 +145,12 @@ def test_the_first_convolution_is_adapted_as_timm_does(before: int, after: int) 
     tensors = weights_of(SmallCNN(before))
     model = SmallCNN(after)
     assert load_weights_into(model, Weights(tensors, ""), (after, 8, 8)).new == ()
-    found = model.state_dict()["features.0.weight"]
+    weight = model.state_dict()["features.0.weight"]
     if before == 3:
         adapt = importlib.import_module("timm.models").adapt_input_conv
-        torch.testing.assert_close(found, adapt(after, tensors["features.0.weight"]))
-    else:  # the same gray in every channel gives what gray gave
-        torch.testing.assert_close(found.sum(1, keepdim=True), tensors["features.0.weight"])
+        torch.testing.assert_close(weight, adapt(after, tensors["features.0.weight"]))
+    else:  # equal channels give the same output as one gray channel
+        torch.testing.assert_close(weight.sum(1, keepdim=True), tensors["features.0.weight"])
 
 
 def test_other_differences_than_channels_are_not_adapted() -> None:
@@ -158,7 +158,7 @@ def test_other_differences_than_channels_are_not_adapted() -> None:
     assert adapt_channels(torch.zeros(8, 3), (8, 1)) is None
 
 
-def test_a_count_of_batches_may_be_missing() -> None:
+def test_counts_of_batches_may_be_missing() -> None:
     tensors = {name: value for name, value in weights_of(SmallCNN()).items() if "num_batches" not in name}
     model = SmallCNN()
     load_weights_into(model, Weights(tensors, ""), (1, 8, 8))
@@ -166,37 +166,37 @@ def test_a_count_of_batches_may_be_missing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"features.4.weight": None}, r"25 of its 26 tensors.*Not in the file: features\.4\.weight\."),
         ({"more.weight": torch.zeros(1)}, r"Not in the network: more\.weight\."),
         ({"features.4.weight": torch.zeros(3)}, r"shape: features\.4\.weight \(3 in the file, 32 in the network\)"),
     ],
 )
-def test_what_does_not_fit_is_named_and_nothing_is_half_loaded(change: dict[str, Any], told: str) -> None:
+def test_tensors_that_do_not_fit_are_named_and_nothing_is_loaded(change: dict[str, Any], message: str) -> None:
     tensors = weights_of(SmallCNN()) | change
     tensors = {name: value for name, value in tensors.items() if value is not None}
     model = SmallCNN()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(ConfigError, match=rf"^module\.weights: 'a\.pt' does not fit the network: .*{told}"):
+    with pytest.raises(ConfigError, match=rf"^module\.weights: 'a\.pt' does not fit the network: .*{message}"):
         load_weights_into(model, Weights(tensors, "a.pt"), (1, 8, 8))
     assert same(model, before)
 
 
-def test_a_head_that_takes_something_else_does_not_fit() -> None:
+def test_a_head_with_another_input_size_does_not_fit() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Linear(8, 3))
     tensors = weights_of(nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Linear(9, 5)))
     with pytest.raises(ConfigError, match=r"shape: 2\.weight \(5 x 9 in the file, 3 x 8 in the network\)"):
         load_weights_into(model, Weights(tensors, "a.pt"), (1, 4, 4))
 
 
-def test_a_load_of_nothing_is_an_error() -> None:
+def test_loading_no_tensor_is_an_error() -> None:
     tensors = weights_of(nn.Sequential(nn.Flatten(), nn.Linear(16, 5)))
-    with pytest.raises(ConfigError, match=r"'a\.pt' does not fit the network: 0 of its 2 .*Nothing of it would be"):
+    with pytest.raises(ConfigError, match=r"'a\.pt' does not fit the network: 0 of its 2 .*No tensor would be loaded"):
         load_weights_into(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), Weights(tensors, "a.pt"), (1, 4, 4))
 
 
-def test_a_network_that_asks_for_its_version_is_filled_and_exported(tmp_path: Path) -> None:
+def test_a_network_with_a_versioned_state_dict_is_loaded_and_exported(tmp_path: Path) -> None:
     model = importlib.import_module("torchvision").models.mnasnet0_5(num_classes=3)
     tensors = weights_of(model)
     network = {"_target_": "torchvision.models.mnasnet0_5", "num_classes": 3}
@@ -207,7 +207,7 @@ def test_a_network_that_asks_for_its_version_is_filled_and_exported(tmp_path: Pa
     assert same(load(tmp_path / "exported").model, tensors)
 
 
-def test_an_exported_model_must_fit_the_network_that_is_handed_over(tmp_path: Path) -> None:
+def test_an_exported_model_must_fit_the_network_that_is_passed(tmp_path: Path) -> None:
     def tied(tie: bool = True) -> nn.Sequential:
         model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
         if tie:
@@ -219,21 +219,21 @@ def test_an_exported_model_must_fit_the_network_that_is_handed_over(tmp_path: Pa
     export_model(tmp_path / "exported", model, spec, Preprocess(2, 2, 1, (0.5,), (0.5,)), "ab", {})
     again = load(tmp_path / "exported", model=tied()).model
     assert same(again, model.state_dict())
-    with pytest.raises(ArtifactError, match=r"does not fit the network: it has no [12]\.weight"):
+    with pytest.raises(ArtifactError, match=r"does not fit the network: missing tensors [12]\.weight"):
         load(tmp_path / "exported", model=tied(False))
     bigger = nn.Sequential(*tied(), nn.Identity(), nn.Linear(2, 2))
-    with pytest.raises(ArtifactError, match=r"does not fit the network: it has no 5\.weight, 5\.bias"):
+    with pytest.raises(ArtifactError, match=r"does not fit the network: missing tensors 5\.weight, 5\.bias"):
         load(tmp_path / "exported", model=bigger)
 
 
 def renamed(tensors: dict[str, Tensor], pairs: dict[str, str]) -> dict[str, Tensor]:
-    """With each text in the names replaced."""
+    """The tensors, with each text in their names replaced."""
     for new, old in pairs.items():
         tensors = {name.replace(new, old): value for name, value in tensors.items()}
     return tensors
 
 
-def test_old_names_of_torchvision_are_todays() -> None:
+def test_old_tensor_names_of_torchvision_are_converted() -> None:
     models = importlib.import_module("torchvision").models
     dense = models.DenseNet(4, (1, 1), 8, num_classes=3)
     tensors = weights_of(dense)
@@ -249,34 +249,35 @@ def test_old_names_of_torchvision_are_todays() -> None:
     assert same(vit, tensors)
 
 
-def test_the_arguments_are_told_in_which_a_network_of_the_same_class_is_another(tmp_path: Path) -> None:
+def test_weights_of_the_same_class_with_other_arguments_name_the_arguments(tmp_path: Path) -> None:
     network = {"_target_": "sightline.models.networks.SmallCNN", "width": 8, "num_classes": 10, "in_channels": "auto"}
     stored = {"module": {"network": network}, "data": {"preprocess": {"size": "auto"}}}
     torch.save({"model": SmallCNN(width=8).state_dict(), "config": stored}, tmp_path / "a.ckpt")
     config = TrainConfig.from_dict({"weights": str(tmp_path / "a.ckpt"), "module": {"network": {"width": 16}}})
-    with pytest.raises(ConfigError, match=r"with sightline\.models\.networks\.SmallCNN too, with width=8 \(here 16"):
+    message = r"is from sightline\.models\.networks\.SmallCNN too, but with width=8 \(here 16"
+    with pytest.raises(ConfigError, match=message):
         build_from_weights(config.module, (1, 8, 8), 10, "auto")
 
 
-def test_the_network_of_a_checkpoint_of_timm_is_told_as_model_takes_it(tmp_path: Path) -> None:
+def test_the_network_of_a_timm_checkpoint_is_named_as_a_value_of_model(tmp_path: Path) -> None:
     content = {"arch": "resnet18", "state_dict": {"a": torch.zeros(1)}}
     torch.save({**content, "args": argparse.Namespace(lr=1)}, tmp_path / "a.pth")
     assert read_weights(tmp_path / "a.pth").network == "timm/resnet18"
-    torch.save(content, tmp_path / "a.pth")  # as torch's own example for ImageNet writes it
+    torch.save(content, tmp_path / "a.pth")  # as the ImageNet example of torch writes it
     assert read_weights(tmp_path / "a.pth").network == "timm/resnet18 or torchvision/resnet18"
 
 
-def test_weights_of_another_network_are_told_with_its_name(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"0 of its 26 tensors.*was made with resnet18: name that as model="):
+def test_weights_of_another_network_are_an_error_with_its_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"0 of its 26 tensors.*is from resnet18: set model= to that"):
         load_weights_into(SmallCNN(), Weights({"a": torch.zeros(1)}, "a.pth", "resnet18"), (1, 8, 8))
     import timm
 
     model = timm.create_model("test_resnet", num_classes=3)
-    with pytest.raises(ConfigError, match=r"By its name the file is of timm/resnet34\."):
+    with pytest.raises(ConfigError, match=r"The file name suggests timm/resnet34\."):
         load_weights_into(model, Weights({"a": torch.zeros(1)}, "resnet34-b627a593.pth"), (3, 32, 32))
 
 
-def test_tied_weights_need_be_there_once() -> None:
+def test_tied_weights_may_be_stored_once() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
     model[2].weight = model[1].weight
     tensors = weights_of(model)
@@ -285,40 +286,45 @@ def test_tied_weights_need_be_there_once() -> None:
     assert torch.equal(model[2].weight, tensors["1.weight"])
 
 
-# --- what pictures they expect
+# --- expected preprocessing
 
 
-def filled(**values: Any) -> Any:
+def resolved(**values: Any) -> Any:
     return resolve_preprocess_keys(TrainConfig.from_dict(values))
 
 
-def test_published_weights_say_what_pictures_they_expect() -> None:
-    found = filled(model="timm/resnet18", pretrained=True)
-    assert (found.size, found.channels, found.interpolation) == ([224, 224], 3, "bicubic")
-    assert (found.mean, found.std) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    other = filled(model="torchvision/resnet18", pretrained=True)
-    assert (other.size, other.mean, other.interpolation) == ([224, 224], found.mean, "bilinear")
+def test_published_weights_set_the_preprocessing_they_expect() -> None:
+    preprocess = resolved(model="timm/resnet18", pretrained=True)
+    assert (preprocess.size, preprocess.channels, preprocess.interpolation) == ([224, 224], 3, "bicubic")
+    assert (preprocess.mean, preprocess.std) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    other = resolved(model="torchvision/resnet18", pretrained=True)
+    assert (other.size, other.mean, other.interpolation) == ([224, 224], preprocess.mean, "bilinear")
 
 
-def test_what_the_user_says_is_not_changed() -> None:
-    own = {"size": 64, "mean": [0.5], "interpolation": "nearest", "resize": "crop"}
-    found = filled(model="timm/resnet18", pretrained=True, data={"preprocess": own})
-    assert (found.size, found.mean, found.interpolation, found.resize) == (64, [0.5], "nearest", "crop")
-    assert (found.channels, found.std) == (3, [0.229, 0.224, 0.225])
+def test_preprocessing_set_by_the_user_is_not_changed() -> None:
+    values = {"size": 64, "mean": [0.5], "interpolation": "nearest", "resize": "crop"}
+    preprocess = resolved(model="timm/resnet18", pretrained=True, data={"preprocess": values})
+    assert (preprocess.size, preprocess.mean, preprocess.interpolation, preprocess.resize) == (
+        64,
+        [0.5],
+        "nearest",
+        "crop",
+    )
+    assert (preprocess.channels, preprocess.std) == (3, [0.229, 0.224, 0.225])
 
 
-def test_gray_pictures_are_normalised_as_the_gray_of_the_colours() -> None:
-    found = filled(model="timm/resnet18", pretrained=True, data={"preprocess": {"channels": 1}})
-    assert found.mean == pytest.approx([0.299 * 0.485 + 0.587 * 0.456 + 0.114 * 0.406])
-    assert len(found.std) == 1
+def test_gray_images_are_normalised_as_the_gray_of_the_colours() -> None:
+    preprocess = resolved(model="timm/resnet18", pretrained=True, data={"preprocess": {"channels": 1}})
+    assert preprocess.mean == pytest.approx([0.299 * 0.485 + 0.587 * 0.456 + 0.114 * 0.406])
+    assert len(preprocess.std) == 1
 
 
 @pytest.mark.parametrize("values", [{}, {"model": "timm/resnet18"}])
 def test_without_weights_auto_stays(values: dict[str, Any]) -> None:
-    assert filled(**values) == TrainConfig().data.preprocess
+    assert resolved(**values) == TrainConfig().data.preprocess
 
 
-def test_networks_for_which_nothing_is_published_expect_nothing() -> None:
+def test_networks_without_published_weights_expect_no_preprocessing() -> None:
     assert expected_preprocess({"_target_": "timm.create_model", "model_name": "nonsense"}) == {}
     assert expected_preprocess({"_target_": "torchvision.models.nonsense"}) == {}
     assert expected_preprocess({"_target_": "sightline.models.networks.SmallCNN"}) == {}
@@ -326,37 +332,41 @@ def test_networks_for_which_nothing_is_published_expect_nothing() -> None:
     assert expected_preprocess({**TIMM, "img_size": 96})["size"] == 96
 
 
-def test_a_run_of_ours_says_what_pictures_it_expects(digits_run: Path) -> None:
+def test_a_run_of_sightline_sets_the_preprocessing_it_expects(digits_run: Path) -> None:
     manifest = json.loads((digits_run / "exported" / "sightline.json").read_text())["preprocess"]
     for place in (digits_run, digits_run / "exported", digits_run / "exported" / "model.safetensors"):
-        found = filled(weights=str(place))
-        assert (found.size, found.channels) == ([8, 8], 1)
-        assert (found.mean, found.std, found.interpolation) == (manifest["mean"], manifest["std"], "bilinear")
+        preprocess = resolved(weights=str(place))
+        assert (preprocess.size, preprocess.channels) == ([8, 8], 1)
+        assert (preprocess.mean, preprocess.std, preprocess.interpolation) == (
+            manifest["mean"],
+            manifest["std"],
+            "bilinear",
+        )
 
 
-def test_a_checkpoint_of_ours_says_what_pictures_it_expects(digits_run: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_sightline_sets_the_preprocessing_it_expects(digits_run: Path, tmp_path: Path) -> None:
     manifest = json.loads((digits_run / "exported" / "sightline.json").read_text())["preprocess"]
-    words = {"model": "timm/resnet18", "weights": str(digits_run / "checkpoints" / "best.ckpt")}
-    found = filled(**words)
-    assert (found.size, found.channels, found.mean) == ([8, 8], 1, manifest["mean"])
-    run = tmp_path / "run"  # one that was not finished: what its config says, and nothing of the publisher's
+    values = {"model": "timm/resnet18", "weights": str(digits_run / "checkpoints" / "best.ckpt")}
+    preprocess = resolved(**values)
+    assert (preprocess.size, preprocess.channels, preprocess.mean) == ([8, 8], 1, manifest["mean"])
+    run = tmp_path / "run"  # an unfinished run: the values in its config, and none of the published weights
     (run / "checkpoints").mkdir(parents=True)
     shutil.copy(digits_run / "checkpoints" / "best.ckpt", run / "checkpoints")
     content = torch.load(run / "checkpoints" / "best.ckpt", weights_only=False)
     content["config"]["data"]["preprocess"] |= {"size": 48, "mean": [0.25], "std": "auto"}
     torch.save(content, run / "checkpoints" / "best.ckpt")
     for place in (run, run / "checkpoints" / "best.ckpt"):
-        found = filled(model="timm/resnet18", weights=str(place))
-        assert (found.size, found.mean, found.std) == (48, [0.25], "auto")
+        preprocess = resolved(model="timm/resnet18", weights=str(place))
+        assert (preprocess.size, preprocess.mean, preprocess.std) == (48, [0.25], "auto")
 
 
-def test_a_slip_in_the_weights_is_told_before_decoding_though_all_else_is_given() -> None:
-    whole = {"size": 8, "channels": 1, "mean": [0.5], "std": [0.5], "interpolation": "bilinear"}
+def test_missing_weights_are_an_error_before_decoding_even_if_preprocessing_is_set() -> None:
+    complete = {"size": 8, "channels": 1, "mean": [0.5], "std": [0.5], "interpolation": "bilinear"}
     with pytest.raises(ConfigError, match=r"^module\.weights: there is no file or run 'nowhere\.pth'"):
-        filled(weights="nowhere.pth", data={"preprocess": whole})
+        resolved(weights="nowhere.pth", data={"preprocess": complete})
 
 
-# --- what a network is made of
+# --- the structure of a network
 
 
 def test_a_normalisation_after_the_last_layer_belongs_to_the_head() -> None:
@@ -365,11 +375,11 @@ def test_a_normalisation_after_the_last_layer_belongs_to_the_head() -> None:
     assert find_head(nn.Sequential(*body), (1, 4, 4)) == ("1", "2")
     assert find_head(nn.Sequential(*body[:2], nn.Unflatten(1, (2, 4)), nn.Flatten()), (1, 4, 4)) == ("1",)
     wide = nn.Sequential(nn.Conv2d(1, 7, 3, padding=1), nn.AdaptiveAvgPool2d((1, 4)), nn.Flatten(), nn.AvgPool1d(7))
-    assert find_head(wide, (1, 4, 4)) == ()  # 4 answers, and 4 is the width of the map and no number of channels
+    assert find_head(wide, (1, 4, 4)) == ()  # 4 outputs, but 4 is the width of the map, not a number of channels
 
 
 def test_only_a_network_of_timm_is_asked_for_its_classifier() -> None:
-    class Own(nn.Module):
+    class Custom(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.body, self.top = nn.Linear(16, 8), nn.Linear(8, 3)
@@ -378,10 +388,10 @@ def test_only_a_network_of_timm_is_asked_for_its_classifier() -> None:
             raise AssertionError(name)
 
         def forward(self, x: Tensor) -> Tensor:
-            answer: Tensor = self.top(self.body(x.flatten(1)))
-            return answer
+            output: Tensor = self.top(self.body(x.flatten(1)))
+            return output
 
-    assert find_head(Own(), (1, 4, 4)) == ("top",)
+    assert find_head(Custom(), (1, 4, 4)) == ("top",)
 
 
 @pytest.mark.parametrize(
@@ -401,14 +411,14 @@ def test_head_and_depths(name: str, head: tuple[str, ...], first: str, top: int)
     shape = (3, 64, 64)
     assert find_head(model, shape) == head
     assert find_first_convolution(model, shape) == first
-    found = parameter_depths(model, shape)
-    assert found[f"{head[0]}.weight"] == top == max(found.values())
-    assert found[f"{first}.weight"] == 0
-    assert set(found) == {item for item, _ in model.named_parameters()}
+    depths = parameter_depths(model, shape)
+    assert depths[f"{head[0]}.weight"] == top == max(depths.values())
+    assert depths[f"{first}.weight"] == 0
+    assert set(depths) == {item for item, _ in model.named_parameters()}
 
 
-def test_the_blocks_of_a_network_of_ones_own() -> None:
-    class Own(nn.Module):
+def test_the_depths_of_a_custom_network() -> None:
+    class Custom(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.scale = nn.Parameter(torch.ones(1))
@@ -416,19 +426,19 @@ def test_the_blocks_of_a_network_of_ones_own() -> None:
             self.second, self.norm, self.first = nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(4, 8)
 
         def forward(self, x: Tensor) -> Tensor:
-            answer: Tensor = self.top(self.norm(self.second(self.first(x.flatten(1) * self.scale))))
-            return answer
+            output: Tensor = self.top(self.norm(self.second(self.first(x.flatten(1) * self.scale))))
+            return output
 
-    found = parameter_depths(Own(), (1, 2, 2))
-    assert [found[f"{name}.weight"] for name in ("first", "second", "norm", "top")] == [0, 1, 1, 2]
-    assert found["scale"] == 0
-
-
-# --- by command
+    depths = parameter_depths(Custom(), (1, 2, 2))
+    assert [depths[f"{name}.weight"] for name in ("first", "second", "norm", "top")] == [0, 1, 1, 2]
+    assert depths["scale"] == 0
 
 
-def pictures(folder: Path, count: int = 201, side: int = 40) -> Path:
-    """Three classes that a colour tells apart."""
+# --- on the command line
+
+
+def write_colour_images(folder: Path, count: int = 201, side: int = 40) -> Path:
+    """Writes images of three classes that differ in colour."""
     rng = np.random.default_rng(0)
     for number in range(count):
         pixels = rng.integers(0, 120, (side, side, 3), dtype=np.uint8)
@@ -441,29 +451,29 @@ def pictures(folder: Path, count: int = 201, side: int = 40) -> Path:
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `pictures`, a file of weights for 1000 classes, and the run that one command made of them."""
+    """A folder with `images`, weights for 1000 classes in `w.safetensors`, and the run `tuned` of one command."""
     timm = importlib.import_module("timm")
     folder = tmp_path_factory.mktemp("tuned")
-    pictures(folder / "pictures")
+    write_colour_images(folder / "images")
     torch.manual_seed(7)
     save_file(timm.create_model("test_resnet", num_classes=1000).state_dict(), folder / "w.safetensors")
     done = run_command(
-        "train", "data=folder", "data.root=pictures", "model=timm/test_resnet", "weights=w.safetensors",
+        "train", "data=folder", "data.root=images", "model=timm/test_resnet", "weights=w.safetensors",
         "module.freeze_epochs=1", "module.layer_decay=0.7", "module.decay_1d=false", "lr_scheduler=cosine",
         "trainer.max_epochs=2", "data.preprocess.size=32", "run.name=tuned", cwd=folder,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (folder / "stdout").write_text(done.stdout)
+    (folder / "stderr").write_text(done.stderr)
     return folder
 
 
-def test_one_command_tunes_a_network_of_timm(tuned: Path) -> None:
-    told = (tuned / "stdout").read_text().splitlines()
-    line = next(line for line in told if line.startswith("weights: "))
+def test_one_command_fine_tunes_a_network_of_timm(tuned: Path) -> None:
+    lines = (tuned / "stderr").read_text().splitlines()
+    line = next(line for line in lines if line.startswith("weights: "))
     assert line.endswith("tensors from w.safetensors; new: fc.weight, fc.bias")
-    assert told.index(line) < next(number for number, text in enumerate(told) if text.startswith("epoch 1/2"))
     manifest = json.loads((tuned / "runs/tuned/exported/sightline.json").read_text())
-    assert manifest["preprocess"]["mean"] == manifest["preprocess"]["std"] == [0.5, 0.5, 0.5]  # the network's own
+    assert manifest["preprocess"]["mean"] == manifest["preprocess"]["std"] == [0.5, 0.5, 0.5]  # those of the network
     assert manifest["preprocess"]["interpolation"] == "bilinear"
     assert "pretrained" not in manifest["model"]["network"]
     groups = torch.load(tuned / "runs/tuned/checkpoints/last.ckpt", weights_only=True)["optimizer"]["param_groups"]
@@ -471,49 +481,49 @@ def test_one_command_tunes_a_network_of_timm(tuned: Path) -> None:
     assert groups[0]["initial_lr"] * 0.7 == pytest.approx(groups[2]["initial_lr"])
 
 
-def test_frozen_layers_are_those_of_the_file_to_the_bit_and_then_all_are_trained(tuned: Path) -> None:
-    given = load_file(tuned / "w.safetensors")
+def test_frozen_layers_equal_the_file_and_are_trained_afterwards(tuned: Path) -> None:
+    weights = load_file(tuned / "w.safetensors")
     config = {
-        "data": {"source": "folder", "root": str(tuned / "pictures"), "preprocess": {"size": 32}},
+        "data": {"source": "folder", "root": str(tuned / "images"), "preprocess": {"size": 32}},
         "model": "timm/test_resnet", "weights": str(tuned / "w.safetensors"),
         "module": {"freeze_epochs": 1}, "trainer": {"max_epochs": 2, "progress": False},
         "run": {"dir": str(tuned / "other")},
     }  # fmt: skip
     after: list[dict[str, Tensor]] = []
 
-    class Look(sightline.Callback):
+    class Record(sightline.Callback):
         def on_epoch_end(self, trainer: Any, record: dict[str, float]) -> None:
             after.append({name: value.clone() for name, value in trainer.state.model.state_dict().items()})
 
-    sightline.fit(config, callbacks=[Look()])
-    body = [name for name in given if not name.startswith("fc.")]
-    assert all(torch.equal(after[0][name], given[name]) for name in body)
-    assert not any(torch.equal(after[1][name], given[name]) for name in body)
+    sightline.fit(config, callbacks=[Record()])
+    body = [name for name in weights if not name.startswith("fc.")]
+    assert all(torch.equal(after[0][name], weights[name]) for name in body)
+    assert not any(torch.equal(after[1][name], weights[name]) for name in body)
 
 
-def test_the_model_answers_without_its_data_its_weights_and_a_network(
+def test_the_model_predicts_without_its_data_its_weights_and_internet_access(
     tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any, **__: Any) -> None:
-        raise AssertionError("a network was asked for")
+        raise AssertionError("the network was used")
 
     for name in ("create_connection", "getaddrinfo"):
         monkeypatch.setattr(socket, name, refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     run = shutil.copytree(tuned / "runs/tuned", tmp_path / "run")
-    picture = shutil.copy(tuned / "pictures/b/001.png", tmp_path)
-    for name in ("pictures", "w.safetensors"):
+    image = shutil.copy(tuned / "images/b/001.png", tmp_path)
+    for name in ("images", "w.safetensors"):
         (tuned / name).rename(tuned / f"{name}.away")
     try:
         predictor = sightline.load(run)
-        assert predictor.predict([picture])[0].label in ("a", "b", "c")
+        assert predictor.predict([image])[0].label in ("a", "b", "c")
         assert predictor.preprocess.shape == (3, 32, 32)
     finally:
-        for name in ("pictures", "w.safetensors"):
+        for name in ("images", "w.safetensors"):
             (tuned / f"{name}.away").rename(tuned / name)
 
 
-def test_an_interrupted_run_needs_its_weights_no_more(tuned: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_does_not_need_its_weights_file(tuned: Path, tmp_path: Path) -> None:
     save_file(weights_of(SmallCNN(num_classes=5)), tmp_path / "w.safetensors")
     config = {
         "weights": str(tmp_path / "w.safetensors"), "module": {"freeze": ["features.0"]},
@@ -543,8 +553,8 @@ def test_a_run_starts_from_another_run(digits_run: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_without_a_network_the_two_ways_out_are_told_at_once(tmp_path: Path, sightline: Command) -> None:
-    # an address that refuses at once stands for a network that is not there, wherever the test runs
+def test_without_internet_access_the_error_names_two_alternatives_at_once(tmp_path: Path, sightline: Command) -> None:
+    # an address that refuses connections at once simulates a missing network on any machine
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     nowhere |= {"HF_HOME": str(tmp_path / "cache"), "no_proxy": "", "NO_PROXY": ""}
     for seed, name in enumerate(("cat", "dog")):
@@ -553,13 +563,13 @@ def test_without_a_network_the_two_ways_out_are_told_at_once(tmp_path: Path, sig
     done = sightline("train", "model=timm/resnet10t", "pretrained=true", root, env=nowhere)
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert done.stderr.startswith("sightline: module.pretrained: the weights timm/resnet10t.c3_in1k are not on this ")
-    assert "and could not be fetched: " in done.stderr
-    assert "weights=FILE, or run this once on a machine with a network" in done.stderr
+    assert "and could not be downloaded: " in done.stderr
+    assert "weights=FILE, or run this once on a machine with internet access" in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "runs").exists()
 
 
-def test_what_torchvision_cannot_fetch_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_of_torchvision_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     models = importlib.import_module("torchvision").models
 
     def fail(*_: Any, **__: Any) -> None:
@@ -567,46 +577,48 @@ def test_what_torchvision_cannot_fetch_is_told_too(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(models.SqueezeNet1_1_Weights, "get_state_dict", fail)
     module = TrainConfig.from_dict({"model": "torchvision/squeezenet1_1", "pretrained": True}).module
-    told = (
+    message = (
         r"^module\.pretrained: the weights torchvision/squeezenet1_1 \(IMAGENET1K_V1\) .*: <urlopen error no such host>"
     )
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         build_from_weights(module, (3, 64, 64), 3, "auto")
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "message"),
     [
-        ({}, r"published for the networks of timm and torchvision .*alone.*weights=FILE"),
+        ({}, r"published only for networks of timm and torchvision .*weights=FILE"),
         ({"model": "timm/test_mambaout"}, "timm publishes no weights for 'test_mambaout'"),
         ({"model": "timm/resnt18"}, r"timm publishes no weights for 'resnt18'\. Did you mean 'resnet18"),
-        ({"model": "torchvision/googlenet"}, r"of torchvision/googlenet are .*Choose another network, such as torchv"),
+        ({"model": "torchvision/googlenet"}, r"of torchvision/googlenet need .*Choose another network, such as torchv"),
         ({"model": "torchvision/inception_v3"}, r"of torchvision/inception_v3 .*such as timm/inception_v3"),
     ],
 )
-def test_networks_without_published_weights_are_told(values: dict[str, Any], told: str) -> None:
+def test_pretrained_without_published_weights_is_an_error(values: dict[str, Any], message: str) -> None:
     config = TrainConfig.from_dict({"pretrained": True, **values})
-    with pytest.raises(ConfigError, match=rf"^module\.pretrained: .*{told}"):
+    with pytest.raises(ConfigError, match=rf"^module\.pretrained: .*{message}"):
         build_from_weights(config.module, (3, 64, 64), 3, "auto")
 
 
-def test_a_wrong_tag_of_timm_gets_the_nearest() -> None:
+def test_a_wrong_tag_of_timm_is_an_error_with_the_nearest() -> None:
     values = {"model": "timm/resnet18.a9_in1k", "pretrained": True}
-    told = r"^module\.network: timm .* 'resnet18\.a9_in1k'\. Did you mean 'resnet18\.a\d_in1k'\? There are: resnet18\."
-    with pytest.raises(ConfigError, match=told):
-        filled(**values)
-    with pytest.raises(ConfigError, match=told):
+    expected = (
+        r"^module\.network: timm .* 'resnet18\.a9_in1k'\. Did you mean 'resnet18\.a\d_in1k'\? There are: resnet18\."
+    )
+    with pytest.raises(ConfigError, match=expected):
+        resolved(**values)
+    with pytest.raises(ConfigError, match=expected):
         build_from_weights(TrainConfig.from_dict(values).module, (3, 64, 64), 3, "auto")
 
 
-def test_an_answer_of_several_heads_in_training_is_told(tmp_path: Path) -> None:
+def test_several_outputs_in_training_are_an_error(tmp_path: Path) -> None:
     config = {
         "model": "torchvision/googlenet", "data": {"preprocess": {"size": 32, "channels": 3}},
         "module": {"network": {"init_weights": False, "aux_logits": True}}, "run": {"dir": str(tmp_path)},
     }  # fmt: skip
-    with pytest.raises(ModelError, match=r"^module\.network: while it is trained.* GoogLeNetOutputs.*aux_logits: fal"):
+    with pytest.raises(ModelError, match=r"^module\.network: in training mode.* GoogLeNetOutputs.*aux_logits: false"):
         sightline.assemble(config)
-    config["module"] = {"network": {"init_weights": False}}  # named by one word, it has none
+    config["module"] = {"network": {"init_weights": False}}  # `model` turns the auxiliary heads off by default
     sightline.assemble(config)
 
 
@@ -617,40 +629,42 @@ def test_a_head_is_not_trained_on_random_weights(network: dict[str, Any]) -> Non
         build_from_weights(config.module, (3, 64, 64), 3, "auto")
 
 
-def test_a_network_that_begins_with_weights_of_its_own_may_be_frozen() -> None:
+def test_a_custom_network_may_be_frozen_without_weights() -> None:
     config = TrainConfig.from_dict({"model": "test_pretrained.SmallCNN", "module": {"freeze_epochs": 1}})
     assert build_from_weights(config.module, (1, 8, 8), 10, "auto")[2] is None
 
 
 @pytest.mark.parametrize("key", [{"pretrained": True}, {"weights": "w.pt"}])
-def test_a_network_that_is_handed_over_has_weights_of_its_own(key: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=rf"^module\.{next(iter(key))}: the model was handed over in Python"):
+def test_a_network_that_is_passed_takes_no_other_weights(key: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"^module\.{next(iter(key))}: the model was passed in from Python"):
         sightline.assemble({**key, "run": {"dir": str(tmp_path)}}, model=SmallCNN())
 
 
 @pytest.mark.parametrize("command", ["train", "summary", "show"])
-def test_weights_that_are_not_there_are_told_before_the_data_is_read(
+def test_missing_weights_are_an_error_before_the_data_is_read(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    pictures(tmp_path / "pictures", 6)
-    with pytest.raises(SystemExit) as left:
-        cli.main([command, "data=folder", "data.root=pictures", "weights=nowhere.pth"])
-    assert left.value.code == 2
+    write_colour_images(tmp_path / "images", 6)
+    with pytest.raises(SystemExit) as caught:
+        cli.main([command, "data=folder", "data.root=images", "weights=nowhere.pth"])
+    assert caught.value.code == 2
     assert "module.weights: there is no file or run 'nowhere.pth'." in capsys.readouterr().err
 
 
-def test_fetched_weights_arrive_and_the_head_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchvision's own way of fetching, answered by a state dict made here."""
+def test_downloaded_weights_are_loaded_and_the_head_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The download of torchvision is replaced by a function that returns a state dict."""
     models = importlib.import_module("torchvision").models
     state = weights_of(models.squeezenet1_1(num_classes=1000))
-    asked: dict[str, Any] = {}
-    monkeypatch.setattr(models.SqueezeNet1_1_Weights, "get_state_dict", lambda _, **words: asked.update(words) or state)
+    passed: dict[str, Any] = {}
+    monkeypatch.setattr(
+        models.SqueezeNet1_1_Weights, "get_state_dict", lambda _, **options: passed.update(options) or state
+    )
     module = TrainConfig.from_dict({"model": "torchvision/squeezenet1_1", "pretrained": True}).module
     model, spec, loaded = build_from_weights(module, (3, 64, 64), 3, "auto")
     assert loaded is not None
     assert loaded.new == ("classifier.1.weight", "classifier.1.bias")
     assert torch.equal(model.state_dict()["features.0.weight"], state["features.0.weight"])
     assert spec.network == {"_target_": "torchvision.models.squeezenet1_1", "num_classes": 3}
-    assert asked["weights_only"] is True  # or the file could bring code to run
-    assert asked["check_hash"] is True
+    assert passed["weights_only"] is True  # otherwise the file could run code
+    assert passed["check_hash"] is True

@@ -1,4 +1,4 @@
-"""Networks as data: what is built, what is said of their shapes, and what is refused before a weight is used."""
+"""Building networks from a config: their shapes, their size, and networks that are refused before training."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ HEAD: Layers = [
     {"_target_": "torch.nn.Linear", "in_features": "auto", "out_features": "auto"},
 ]
 FOUR_BLOCKS: Layers = [*block(1, 32, 5, 2), *block(32, 64, 4), *block(64, 128, 3), *block(128, 256, 3)]
-# the published list says the second block twice, so that its third takes 32 channels where 64 arrive
+# the published list repeats the second block, so that the third block expects 32 channels and gets 64
 FIVE_BLOCKS: Layers = [
     *block(1, 32, 5, 2), *block(32, 64, 4), *block(32, 64, 4), *block(64, 128, 3), *block(128, 256, 3)
 ]  # fmt: skip
@@ -70,28 +70,28 @@ def mlp() -> nn.Sequential:
 @pytest.mark.rows("A17", "AB3")
 def test_the_four_block_network_has_its_published_shapes_and_size() -> None:
     model = built([*FOUR_BLOCKS, *HEAD])
-    found = trace(model, DIGIT)
-    sides = [row.shape[1] for row in found.layers if row.kind in ("Conv2d", "MaxPool2d")]
+    traced = trace(model, DIGIT)
+    sides = [row.shape[1] for row in traced.layers if row.kind in ("Conv2d", "MaxPool2d")]
     assert sides == [12, 11, 8, 7, 5, 4, 2, 1]
-    flat = next(row for row in found.layers if row.kind == "Flatten")
+    flat = next(row for row in traced.layers if row.kind == "Flatten")
     assert flat.shape == (256,)
-    assert found.output == (10,)
-    assert found.parameters == sum(parameter.numel() for parameter in model.parameters()) == 406_218
+    assert traced.output == (10,)
+    assert traced.parameters == sum(parameter.numel() for parameter in model.parameters()) == 406_218
     assert model(torch.zeros(2, *DIGIT)).shape == (2, 10)
 
 
 @pytest.mark.rows("AB1")
-def test_the_duplicated_block_is_refused_with_its_layer_and_the_repair() -> None:
+def test_the_duplicated_block_is_refused_with_its_layer_and_the_fix() -> None:
     with pytest.raises(ModelError) as caught:
         built([*FIVE_BLOCKS, *GLOBAL_HEAD])
     message = str(caught.value)
     assert "layer '8', Conv2d, got 64 x 7 x 7 but needs 32 channels" in message
     assert "set in_channels: 64, or auto" in message
-    assert "smallest square image" not in message  # no size of image would help
+    assert "smallest square image" not in message  # no other image size would help
 
 
 @pytest.mark.rows("AB2")
-def test_the_repaired_list_says_which_image_it_needs() -> None:
+def test_the_repaired_list_names_the_smallest_image() -> None:
     with pytest.raises(ModelError) as caught:
         built([*REPAIRED, *GLOBAL_HEAD])
     message = str(caught.value)
@@ -119,15 +119,15 @@ def test_the_summary_of_the_tutorials_network() -> None:
 
 
 def test_multiply_adds_are_those_of_one_image() -> None:
-    found = trace(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False)), (3, 10, 6))
-    assert found.multiply_adds == 10 * 6 * 8 * 3 * 9
-    assert found.layers[0].multiply_adds == found.multiply_adds
+    traced = trace(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False)), (3, 10, 6))
+    assert traced.multiply_adds == 10 * 6 * 8 * 3 * 9
+    assert traced.layers[0].multiply_adds == traced.multiply_adds
     grouped = trace(nn.Sequential(nn.Conv2d(4, 8, 3, groups=2)), (4, 5, 5))
     assert grouped.multiply_adds == 3 * 3 * 8 * 2 * 9
 
 
 class ClassToken(nn.Module):
-    """A layer that is given a parameter by itself, expanded to the batch, as in the transformers of CaiT and PiT."""
+    """A layer whose input is a parameter expanded to the batch, as in the transformers CaiT and PiT."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,48 +135,48 @@ class ClassToken(nn.Module):
         self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        answer: Tensor = self.head(self.norm(self.token.expand(len(x), -1, -1))[:, 0] + x.mean((1, 2, 3))[:, None])
-        return answer
+        output: Tensor = self.head(self.norm(self.token.expand(len(x), -1, -1))[:, 0] + x.mean((1, 2, 3))[:, None])
+        return output
 
 
-def test_a_layer_that_is_given_an_expanded_parameter_is_no_reason_to_refuse() -> None:
-    """Before: "Expected gradient function to be set"."""
+def test_a_layer_with_an_expanded_parameter_as_input_is_accepted() -> None:
+    """Earlier versions failed with "Expected gradient function to be set"."""
     model, _ = build_model({"_target_": "test_spec.ClassToken"}, (1, 8, 8), 10)
-    found = trace(model, (1, 8, 8))
-    assert (found.output, found.multiply_adds) == ((10,), 80)
+    traced = trace(model, (1, 8, 8))
+    assert (traced.output, traced.multiply_adds) == ((10,), 80)
 
 
 @pytest.mark.parametrize("name", ["cait_xxs24_224", "pit_ti_224", "vit_base_patch16_siglip_gap_224"])
-def test_transformers_that_were_refused(name: str) -> None:
-    """Before, all of CaiT, PiT and SigLIP were."""
+def test_transformers_that_earlier_versions_refused_are_traced(name: str) -> None:
+    """Earlier versions refused all of CaiT, PiT and SigLIP."""
     with torch.device("meta"):
         model = importlib.import_module("timm").create_model(name, num_classes=7)
-    found = trace(model, (3, 224, 224))
-    assert found.output == (7,)
-    assert found.multiply_adds > 10**8
+    traced = trace(model, (3, 224, 224))
+    assert traced.output == (7,)
+    assert traced.multiply_adds > 10**8
 
 
-def test_a_formula_that_fails_counts_as_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_formula_that_fails_counts_as_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> int:
         raise AssertionError("Expected gradient function to be set")
 
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 5))
-    whole = trace(model, (1, 4, 4)).multiply_adds
+    total = trace(model, (1, 4, 4)).multiply_adds
     monkeypatch.setitem(flop_registry, torch.ops.aten.convolution, fail)
-    assert trace(model, (1, 4, 4)).multiply_adds == 40 < whole
+    assert trace(model, (1, 4, 4)).multiply_adds == 40 < total
 
 
 def test_a_network_that_cannot_be_counted_is_traced() -> None:
     class Closed(nn.Module):
-        """Refuses to run where its operations are watched."""
+        """Raises an error if its operations are watched."""
 
         def forward(self, x: Tensor) -> Tensor:
             if torch.utils._python_dispatch._get_current_dispatch_mode() is not None:
                 raise RuntimeError("not here")
             return x.flatten(1)
 
-    found = trace(nn.Sequential(Closed(), nn.Linear(16, 3)), (1, 4, 4))
-    assert (found.output, found.multiply_adds) == ((3,), 0)
+    traced = trace(nn.Sequential(Closed(), nn.Linear(16, 3)), (1, 4, 4))
+    assert (traced.output, traced.multiply_adds) == ((3,), 0)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "vit_b_16", "swin_t"])
@@ -201,10 +201,10 @@ def test_a_batch_that_fits(channels: int, side: int) -> None:
 
 def test_a_layer_that_is_called_twice_has_two_rows_and_its_weights_count_once() -> None:
     shared = nn.Linear(4, 4)
-    found = trace(nn.Sequential(nn.Flatten(), shared, shared), (1, 2, 2))
-    assert [row.kind for row in found.layers] == ["Flatten", "Linear", "Linear"]
-    assert found.parameters == 20
-    assert found.multiply_adds == 32
+    traced = trace(nn.Sequential(nn.Flatten(), shared, shared), (1, 2, 2))
+    assert [row.kind for row in traced.layers] == ["Flatten", "Linear", "Linear"]
+    assert traced.parameters == 20
+    assert traced.multiply_adds == 32
 
 
 def test_layers_are_in_the_order_they_run_with_their_dotted_names() -> None:
@@ -227,7 +227,7 @@ def test_a_network_that_is_one_layer_is_named_by_its_kind() -> None:
 
 
 @pytest.mark.parametrize(
-    ("layers", "told", "smallest"),
+    ("layers", "expected", "smallest"),
     [
         ([nn.Conv2d(3, 4, 3)], "layer '0', Conv2d, got 1 x 6 x 6 but needs 3 channels; set in_channels: 1", 0),
         ([nn.Conv2d(1, 4, 9)], "layer '0', Conv2d, got 1 x 6 x 6 but needs at least 9 x 9 pixels", 9),
@@ -244,15 +244,15 @@ def test_a_network_that_is_one_layer_is_named_by_its_kind() -> None:
         ([nn.MaxPool2d(200)], "at least 200 x 200 pixels", 200),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_told_with_layer_found_expected_and_repair(
-    layers: list[nn.Module], told: str, smallest: int
+def test_a_mismatch_is_an_error_with_layer_found_expected_and_fix(
+    layers: list[nn.Module], expected: str, smallest: int
 ) -> None:
     model = nn.Sequential(*layers)
     with pytest.raises(ModelError, match="the network does not fit images of 6 x 6 with 1 channel") as caught:
         trace(model, (1, 6, 6))
     message = str(caught.value)
-    assert told in message
-    if smallest == 0:  # no size of image would help
+    assert expected in message
+    if smallest == 0:  # no other image size would help
         assert "smallest" not in message
     else:
         assert f"The smallest square image this network takes is {smallest} x {smallest}." in message
@@ -261,8 +261,8 @@ def test_what_does_not_fit_is_told_with_layer_found_expected_and_repair(
             model(torch.zeros(2, 1, smallest - 1, smallest - 1))
 
 
-def test_an_error_between_the_layers_is_told_as_the_networks_own() -> None:
-    class Fussy(nn.Module):
+def test_an_error_outside_the_layers_is_reported_as_an_error_of_forward() -> None:
+    class OneSizeOnly(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.head = nn.Linear(1, 10)
@@ -273,15 +273,15 @@ def test_an_error_between_the_layers_is_told_as_the_networks_own() -> None:
             return self.head(x.mean((2, 3)))
 
     with pytest.raises(ModelError, match=r"its forward\(\) raised ValueError: only 32 pixels.*is 32 x 32\."):
-        trace(Fussy(), (1, 28, 28))
-    assert trace(Fussy(), (1, 32, 32)).output == (10,)
+        trace(OneSizeOnly(), (1, 28, 28))
+    assert trace(OneSizeOnly(), (1, 32, 32)).output == (10,)
 
 
-# --- probing leaves no trace
+# --- probing changes nothing
 
 
 class Watched(nn.Module):
-    """With everything a probe could disturb: batch statistics, dropout, a frozen layer, its own buffer."""
+    """A network with all state that a probe could change: batch statistics, dropout, a frozen layer, a buffer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -296,7 +296,7 @@ class Watched(nn.Module):
         return self.head(self.frozen(self.features(x)).mean((2, 3)))
 
 
-def refused(model: nn.Module, shape: tuple[int, int, int]) -> None:
+def assert_refused(model: nn.Module, shape: tuple[int, int, int]) -> None:
     with pytest.raises(ModelError):
         make_model_spec(model, {"object": "x"}, shape, 10)
 
@@ -304,10 +304,10 @@ def refused(model: nn.Module, shape: tuple[int, int, int]) -> None:
 PROBES: dict[str, Callable[[nn.Module], object]] = {
     "trace": lambda model: trace(model, DIGIT),
     "summary": lambda model: summary(model, DIGIT),
-    "describe_model": lambda model: make_model_spec(model, {"object": "x"}, DIGIT, 10),
-    "answers_probabilities": lambda model: outputs_probabilities(model, DIGIT),
+    "make_model_spec": lambda model: make_model_spec(model, {"object": "x"}, DIGIT, 10),
+    "outputs_probabilities": lambda model: outputs_probabilities(model, DIGIT),
     "meta_copy": meta_copy,
-    "a refusal": lambda model: refused(model, (1, 2, 2)),
+    "a refusal": lambda model: assert_refused(model, (1, 2, 2)),
 }
 
 
@@ -341,11 +341,11 @@ def test_a_copy_on_the_meta_device_keeps_shared_weights_shared() -> None:
     assert not copied.training
 
 
-# --- networks that only run on real numbers
+# --- networks that do not run on the meta device
 
 
 class PlainTensor(nn.Module):
-    """Holds a tensor that is no buffer, as much code does."""
+    """Has a tensor that is not a buffer, which is common."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -356,8 +356,8 @@ class PlainTensor(nn.Module):
         return self.head(x.flatten(1)) * self.scale
 
 
-class LooksAtNumbers(nn.Module):
-    """Branches on what it sees."""
+class BranchesOnValues(nn.Module):
+    """Branches on the values of its input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -369,18 +369,18 @@ class LooksAtNumbers(nn.Module):
         return self.head(x.flatten(1))
 
 
-@pytest.mark.parametrize("kind", [PlainTensor, LooksAtNumbers])
+@pytest.mark.parametrize("kind", [PlainTensor, BranchesOnValues])
 def test_a_network_that_runs_is_accepted(kind: type[nn.Module]) -> None:
     assert kind()(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
     assert make_model_spec(kind(), {"object": "x"}, (1, 8, 8), 10).outputs == "logits"
 
 
-def test_a_lazy_layer_is_built_or_refused_in_words() -> None:
+def test_a_lazy_layer_is_built_or_refused_with_a_message() -> None:
     layers = [{"_target_": "torch.nn.Flatten"}, {"_target_": "torch.nn.LazyLinear", "out_features": 10}]
     try:
         model = built(layers)
     except SightlineError as error:
-        assert "LazyLinear" in str(error)  # noqa: PT017 either answer is a good one, a traceback is not
+        assert "LazyLinear" in str(error)  # noqa: PT017 either result is right, another exception is not
     else:
         assert model(torch.zeros(2, *DIGIT)).shape == (2, 10)
 
@@ -389,7 +389,7 @@ def test_a_lazy_layer_is_built_or_refused_in_words() -> None:
 
 
 @pytest.mark.rows("A17")
-def test_both_forms_of_a_layer_and_classes_themselves_may_be_mixed() -> None:
+def test_both_forms_of_a_layer_and_class_objects_may_be_mixed() -> None:
     model = built(
         [
             {"class": nn.Conv2d, "kwargs": {"in_channels": 1, "out_channels": 4, "kernel_size": 3}},
@@ -402,7 +402,7 @@ def test_both_forms_of_a_layer_and_classes_themselves_may_be_mixed() -> None:
     assert [type(layer) for layer in model] == [nn.Conv2d, nn.ReLU, nn.Conv2d, nn.Flatten, nn.Linear]
 
 
-def test_auto_is_what_the_layer_before_gives() -> None:
+def test_auto_is_the_output_size_of_the_previous_layer() -> None:
     model = built(
         [
             {"_target_": "torch.nn.BatchNorm2d", "num_features": "auto"},
@@ -426,18 +426,21 @@ def test_auto_is_what_the_layer_before_gives() -> None:
 
 
 @pytest.mark.parametrize(
-    ("layer", "told"),
+    ("layer", "message"),
     [
         ({"_target_": "torch.nn.ReLU6", "inplce": True}, r"layers\[1\]\.inplce: .*Did you mean 'inplace'\?"),
-        ({"_target_": "torch.nn.Relu"}, r"layers\[1\]\._target_: 'torch\.nn' has no 'Relu'\. Did you mean 'ReLU'\?"),
-        ({"_target_": "torch.nn.Dropout", "p": "auto"}, r"layers\[1\]\.p: auto is known for in_channels"),
+        (
+            {"_target_": "torch.nn.Relu"},
+            r"layers\[1\]\._target_: 'torch\.nn' has no attribute 'Relu'\. Did you mean 'ReLU'\?",
+        ),
+        ({"_target_": "torch.nn.Dropout", "p": "auto"}, r"layers\[1\]\.p: auto is supported only for in_channels"),
         ({"_target_": "builtins.dict"}, r"layers\[1\].*: 'builtins\.dict' made a dict, not a torch"),
         ({"kind": "conv"}, r"layers\[1\]: expected '_target_'"),
         ({"_target_": "torch.nn.Conv2d", "in_channels": "auto", "out_channels": 3}, r"layers\[1\]: .*'kernel_size'"),
     ],
 )
-def test_a_wrong_layer_is_told_with_its_place(layer: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^module\.network\.{told}"):
+def test_a_wrong_layer_is_an_error_with_its_index(layer: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^module\.network\.{message}"):
         built([{"_target_": "torch.nn.Identity"}, layer, *HEAD])
 
 
@@ -460,12 +463,13 @@ def test_auto_fills_classes_channels_and_size() -> None:
     assert model(torch.zeros(2, 3, 16, 12)).shape == (2, 7)
     assert spec.network == {**network, "in_channels": 3, "num_classes": 7}
     assert network["in_channels"] == "auto"
-    with pytest.raises(ConfigError, match=r"^module\.network\.width: auto is known for num_classes, .*give 'width'"):
+    message = r"^module\.network\.width: auto is supported only for num_classes, .*Set 'width' to a value"
+    with pytest.raises(ConfigError, match=message):
         build_model({**network, "width": "auto"}, (3, 16, 12), 7)
 
 
 @pytest.mark.parametrize("form", ["class object", "class name", "target object"])
-def test_the_network_itself_may_be_given_by_class(form: str) -> None:
+def test_the_network_may_be_set_by_class(form: str) -> None:
     kwargs = {"in_channels": "auto", "num_classes": "auto", "width": 4}
     networks: dict[str, dict[str, Any]] = {
         "class object": {"class": SmallCNN, "kwargs": kwargs},
@@ -479,10 +483,10 @@ def test_the_network_itself_may_be_given_by_class(form: str) -> None:
     again.load_state_dict(model.state_dict())
 
 
-def test_what_is_no_network_is_refused() -> None:
+def test_an_object_that_is_not_a_network_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^module\.network.*: 'builtins\.dict' made a dict"):
         build_model({"_target_": "builtins.dict"}, DIGIT, 10)
-    with pytest.raises(ModelError, match=r"'mine\.Net' was handed over ready-made; pass the same network as model="):
+    with pytest.raises(ModelError, match=r"'mine\.Net' was passed in as an object; pass the same network as model="):
         build_model({"object": "mine.Net"}, DIGIT, 10)
 
 
@@ -492,10 +496,10 @@ def test_networks_of_torchvision(name: str) -> None:
     model, spec = build_model(network, (3, 32, 32), 5)
     assert spec.num_classes == 5
     assert spec.outputs == "logits"
-    found = trace(model, (3, 32, 32))
-    assert found.output == (5,)
-    assert found.parameters == sum(parameter.numel() for parameter in model.parameters())
-    assert found.multiply_adds == sum(row.multiply_adds for row in found.layers)
+    traced = trace(model, (3, 32, 32))
+    assert traced.output == (5,)
+    assert traced.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert traced.multiply_adds == sum(row.multiply_adds for row in traced.layers)
 
 
 def test_a_vision_transformer_of_torchvision_takes_the_size_from_the_data() -> None:
@@ -528,39 +532,39 @@ def test_a_misspelt_network_of_a_library_is_a_config_error(library: str, network
         build_model(network, (3, 32, 32), 2)
 
 
-def test_a_network_whose_package_is_missing_says_so() -> None:
+def test_a_network_from_a_missing_package_names_the_package() -> None:
     with pytest.raises(MissingExtraError, match=r"^module\.network\._target_: .*'nets_that_are_not'"):
         build_model({"_target_": "nets_that_are_not.Net"}, DIGIT, 10)
 
 
-def test_a_network_for_other_images_says_the_smallest() -> None:
+def test_a_network_for_other_images_names_the_smallest() -> None:
     network = {"_target_": "sightline.models.networks.SmallCNN", "width": 4}
     with pytest.raises(ModelError, match=r"images of 3 x 3 with 1 channel.*smallest square image .* is 4 x 4\."):
         build_model(network, (1, 3, 3), 10)
-    with pytest.raises(ModelError, match=r"layer 'features\.0', Conv2d, got 3 x 8 x 8 but needs 1 channels"):
+    with pytest.raises(ModelError, match=r"layer 'features\.0', Conv2d, got 3 x 8 x 8 but needs 1 channel"):
         build_model(network, (3, 8, 8), 10)
 
 
-# --- the answer
+# --- the output
 
 
-def test_a_network_with_another_number_of_answers_is_refused() -> None:
+def test_a_network_with_another_number_of_outputs_is_refused() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 1000))
-    with pytest.raises(ModelError, match="answers with 1000 for each image, the data has 10 classes"):
+    with pytest.raises(ModelError, match="outputs a tensor of size 1000 for each image, but the data has 10 classes"):
         make_model_spec(model, {"object": "x"}, DIGIT, 10)
 
 
 @pytest.mark.parametrize(
-    ("model", "found"),
+    ("model", "description"),
     [
-        (nn.Conv2d(1, 10, 3), "10 x 26 x 26"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.Unflatten(1, (10, 1))), "10 x 1"),
+        (nn.Conv2d(1, 10, 3), "a tensor of size 10 x 26 x 26"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.Unflatten(1, (10, 1))), "a tensor of size 10 x 1"),
         (nn.LSTM(28, 10), "no tensor"),
     ],
 )
-def test_an_answer_that_is_no_list_of_scores_is_refused(model: nn.Module, found: str) -> None:
+def test_an_output_that_is_not_a_list_of_scores_is_refused(model: nn.Module, description: str) -> None:
     shape = (28, 28) if isinstance(model, nn.LSTM) else DIGIT
-    with pytest.raises(ModelError, match=f"answers with {found} for each image"):
+    with pytest.raises(ModelError, match=f"outputs {description} for each image"):
         make_model_spec(model, {"object": "x"}, shape, 10)  # type: ignore[arg-type]
 
 
@@ -574,16 +578,16 @@ def test_an_answer_that_is_no_list_of_scores_is_refused(model: nn.Module, found:
         (nn.ReLU(), "logits"),
     ],
 )
-def test_probabilities_are_told_from_logits(last: nn.Module, outputs: str) -> None:
+def test_probabilities_are_distinguished_from_logits(last: nn.Module, outputs: str) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10), last)
     assert make_model_spec(model, {"object": "x"}, DIGIT, 10).outputs == outputs
     assert make_model_spec(model, {"object": "x"}, DIGIT, 10, outputs="logits").outputs == "logits"
 
 
-def test_an_answer_without_a_dimension_of_its_own_is_told() -> None:
+def test_an_output_without_a_class_dimension_is_an_error() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 1), nn.Flatten(0))
-    told = r"answers with one number without a dimension of its own for each image, .*Leave out squeeze\(\)"
-    with pytest.raises(ModelError, match=told):
+    message = r"outputs a tensor without a class dimension for each image, .*Leave out squeeze\(\)"
+    with pytest.raises(ModelError, match=message):
         make_model_spec(model, {"object": "x"}, DIGIT, 1, "values")
 
 
@@ -602,12 +606,12 @@ def test_a_spec_survives_to_dict_and_json_and_builds_the_same_network() -> None:
     assert torch.equal(model.eval()(x), again.eval()(x))
 
 
-def test_auto_is_settled_in_what_is_stored() -> None:
+def test_a_stored_spec_contains_no_auto() -> None:
     _, spec = build_model({"layers": [*REPAIRED, *GLOBAL_HEAD]}, (1, 35, 35), 10)
     assert "auto" not in json.dumps(spec.to_dict())
 
 
-def test_a_stored_network_fetches_no_weights() -> None:
+def test_a_stored_network_downloads_no_weights() -> None:
     node = {"_target_": "timm.create_model", "model_name": "resnet18", "pretrained": True, "num_classes": 3}
     assert without_downloads(node) == {**node, "pretrained": False}
     node = {"_target_": "torchvision.models.resnet18", "weights": "DEFAULT"}

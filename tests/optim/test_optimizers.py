@@ -20,7 +20,7 @@ from sightline.optim import WarmupCosineLR
 from sightline.optim.optimizers import build_optimizer
 from sightline.optim.schedules import build_schedule
 
-# LBFGS takes a closure that it calls several times a step, which a step of ours never is
+# LBFGS needs a closure that it calls several times per step; our steps pass none
 EXCLUDED = {"LBFGS", "Optimizer"}
 NAMES = sorted(
     name
@@ -42,12 +42,12 @@ def schedule_of(target: Any, better: str = "min", **arguments: Any) -> Schedule:
 
 
 def rates(schedule: Schedule, steps: int) -> list[float]:
-    found = []
+    values = []
     for _ in range(steps):
-        found.append(schedule.scheduler.optimizer.param_groups[0]["lr"])
+        values.append(schedule.scheduler.optimizer.param_groups[0]["lr"])
         schedule.scheduler.optimizer.step()
         schedule.scheduler.step()
-    return found
+    return values
 
 
 # --- optimisers
@@ -81,35 +81,35 @@ def test_frozen_parameters_are_left_out() -> None:
     model[0].requires_grad_(requires_grad=False)
     optimizer = build_optimizer(torch.optim.SGD, {"lr": 0.1}, model, "k")
     assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(p) for p in model[1].parameters()]
-    with pytest.raises(ConfigError, match=r"^module\.optimizer: the network has no parameter to train"):
+    with pytest.raises(ConfigError, match=r"^module\.optimizer: the network has no trainable parameter"):
         build_optimizer(torch.optim.SGD, {"lr": 0.1}, model.requires_grad_(requires_grad=False), "module.optimizer")
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "told"),
+    ("name", "arguments", "message"),
     [
         ("SGD", {"momentun": 0.9}, r"module\.optimizer\.momentun: .*SGD has no argument .*Did you mean 'momentum'\?"),
         ("AdamW", {"weightdecay": 0.9}, r"Did you mean 'weight_decay'\?"),
-        ("Adam", {"lr": -1}, r"module\.optimizer: .*Adam does not take these arguments: Invalid learning rate"),
+        ("Adam", {"lr": -1}, r"module\.optimizer: .*Adam does not accept these arguments: Invalid learning rate"),
         ("SGD", {"nesterov": True}, r"module\.optimizer: .*[Nn]esterov"),
     ],
 )
-def test_a_wrong_argument_is_told_with_the_nearest(name: str, arguments: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_a_wrong_argument_is_an_error_with_the_nearest(name: str, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         optimizer_of(name, **arguments)
 
 
-def test_what_is_no_optimiser_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"^k\._target_: made a list, not a torch\.optim\.Optimizer"):
+def test_an_object_that_is_not_an_optimiser_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^k\._target_: expected a torch\.optim\.Optimizer, found a list"):
         build_optimizer(list, {}, nn.Linear(1, 1), "k")
 
 
 # --- groups
 
 
-def groups_of(model: nn.Module, target: Any = torch.optim.AdamW, **how: Any) -> list[dict[str, Any]]:
-    """As the optimiser has them."""
-    groups = parameter_groups(model, target, {"lr": 0.1}, **how)
+def groups_of(model: nn.Module, target: Any = torch.optim.AdamW, **options: Any) -> list[dict[str, Any]]:
+    """The parameter groups of an optimiser that was built with them."""
+    groups = parameter_groups(model, target, {"lr": 0.1}, **options)
     return build_optimizer(target, {"lr": 0.1}, model, "k", groups).param_groups
 
 
@@ -150,11 +150,11 @@ def test_biases_and_scales_need_no_decay() -> None:
     assert all(parameter.ndim == 1 for parameter in bare["params"])
 
 
-def test_the_first_entry_that_matches_a_parameter_counts_and_is_taken_as_it_stands() -> None:
+def test_the_first_entry_that_matches_a_parameter_is_used_unchanged() -> None:
     model = SmallCNN()
     overrides = [{"match": "head.*", "lr": 0.5, "weight_decay": 0.3}, {"match": "*.bias", "lr": 0.7}]
-    how: dict[str, Any] = {"overrides": overrides, "decay_1d": False}
-    groups = {group["name"]: group for group in groups_of(model, **how)}
+    options: dict[str, Any] = {"overrides": overrides, "decay_1d": False}
+    groups = {group["name"]: group for group in groups_of(model, **options)}
     assert set(groups) == {"head.*", "head.*, no decay", "*.bias, no decay", "rest", "no decay"}
     assert names_in(model, groups["head.*, no decay"]) == ["head.bias"]
     assert groups["head.*, no decay"]["weight_decay"] == 0.3
@@ -169,30 +169,30 @@ def test_the_first_entry_that_matches_a_parameter_counts_and_is_taken_as_it_stan
     assert next(group["lr"] for group in slow if group["name"].startswith("features.0")) == 1.0
 
 
-def test_the_optimisers_own_rate_is_what_decays_where_none_is_set() -> None:
+def test_the_default_rate_of_the_optimiser_decays_if_none_is_set() -> None:
     model = SmallCNN()
     groups = parameter_groups(model, torch.optim.AdamW, {}, depths=parameter_depths(model, (1, 8, 8)), layer_decay=0.5)
     assert groups[1]["lr"] == 0.0005
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ({"match": "haed", "lr": 1.0}, r"module\.param_groups\[0\]\.match: 'haed' matches no .*mean 'head'\?"),
         ({"match": "head", "momentun": 1.0}, r"module\.param_groups\[0\]: .*SGD has no argument .*mean 'momentum'\?"),
     ],
 )
-def test_a_group_that_would_do_nothing_is_refused(override: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_a_group_without_an_effect_is_refused(override: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         groups_of(SmallCNN(), torch.optim.SGD, overrides=[override])
 
 
-def test_an_optimiser_without_decay_cannot_be_told_where_to_leave_it_out() -> None:
+def test_decay_1d_needs_an_optimiser_with_weight_decay() -> None:
     with pytest.raises(ConfigError, match=r"module\.decay_1d: the optimiser Rprop has no argument 'weight_decay'"):
         groups_of(SmallCNN(), torch.optim.Rprop, decay_1d=False)
 
 
-def test_one_cycle_takes_each_groups_own_rate() -> None:
+def test_one_cycle_takes_the_rate_of_each_group() -> None:
     model = SmallCNN()
     groups = parameter_groups(model, torch.optim.SGD, {"lr": 0.1}, overrides=[{"match": "head", "lr": 1.0}])
     optimizer = build_optimizer(torch.optim.SGD, {"lr": 0.1}, model, "k", groups)
@@ -205,19 +205,24 @@ def test_one_cycle_takes_each_groups_own_rate() -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "arguments", "told"),
+    ("target", "arguments", "message"),
     [
-        (lr_scheduler.OneCycleLR, {"max_lr": 0.5, "total_steps": "auto"}, r"k\.max_lr: .* would undo\. Set it to auto"),
+        (
+            lr_scheduler.OneCycleLR, {"max_lr": 0.5, "total_steps": "auto"},
+            r"k\.max_lr: .* would replace\. Set it to auto",
+        ),
         (lr_scheduler.CyclicLR, {"base_lr": 0.1, "max_lr": [0.2, 2.0]}, r"k\.base_lr: .* Give a list of 2 numbers"),
     ],
 )  # fmt: skip
-def test_one_rate_for_groups_of_several_is_refused(target: Any, arguments: dict[str, Any], told: str) -> None:
+def test_one_rate_for_groups_with_several_rates_is_refused(
+    target: Any, arguments: dict[str, Any], message: str
+) -> None:
     model = SmallCNN()
     groups = parameter_groups(model, torch.optim.SGD, {"lr": 0.1}, overrides=[{"match": "head", "lr": 1.0}])
     optimizer = build_optimizer(torch.optim.SGD, {"lr": 0.1}, model, "k", groups)
-    how: dict[str, Any] = {"steps_per_epoch": 7, "epochs": 5, "monitor": "val_loss", "better": "min", "key": "k"}
-    with pytest.raises(ConfigError, match=told):
-        build_schedule(target, arguments, optimizer, **how)
+    options: dict[str, Any] = {"steps_per_epoch": 7, "epochs": 5, "monitor": "val_loss", "better": "min", "key": "k"}
+    with pytest.raises(ConfigError, match=message):
+        build_schedule(target, arguments, optimizer, **options)
 
 
 # --- schedules
@@ -228,9 +233,9 @@ def test_one_cycle_knows_the_length_of_the_run() -> None:
     assert schedule.interval == "step"
     assert schedule.monitor is None
     assert schedule.scheduler.total_steps == 35
-    found = rates(schedule, 34)
-    assert max(found) == pytest.approx(0.5, rel=1e-2)
-    assert schedule.scheduler.optimizer.param_groups[0]["lr"] < found[0] < 0.05
+    values = rates(schedule, 34)
+    assert max(values) == pytest.approx(0.5, rel=1e-2)
+    assert schedule.scheduler.optimizer.param_groups[0]["lr"] < values[0] < 0.05
     by_epoch = schedule_of(lr_scheduler.OneCycleLR, max_lr=0.5, total_steps="auto", interval="epoch")
     assert by_epoch.interval == "epoch"
     assert by_epoch.scheduler.total_steps == 5
@@ -244,7 +249,7 @@ def test_auto_is_in_the_unit_of_the_interval() -> None:
     assert rates(cosine, 6)[5] == pytest.approx(0, abs=1e-12)
     assert schedule_of(lr_scheduler.CosineAnnealingLR, T_max="auto", interval="step").scheduler.T_max == 35
     assert schedule_of(lr_scheduler.LinearLR, total_iters="auto").scheduler.total_iters == 5
-    with pytest.raises(ConfigError, match=r"^k\.step_size: auto is known for total_steps, T_max"):
+    with pytest.raises(ConfigError, match=r"^k\.step_size: auto is supported only for total_steps, T_max"):
         schedule_of(lr_scheduler.StepLR, step_size="auto")
 
 
@@ -260,7 +265,7 @@ def test_auto_is_in_the_unit_of_the_interval() -> None:
         (lr_scheduler.CyclicLR, {"base_lr": 0.1, "max_lr": 1.0}, "step"),
     ],
 )
-def test_each_schedule_steps_when_torch_says_and_otherwise_when_told(
+def test_each_schedule_has_the_interval_of_torch_unless_it_is_set(
     target: Any, arguments: dict[str, Any], interval: str
 ) -> None:
     assert schedule_of(target, **arguments).interval == interval
@@ -272,21 +277,21 @@ def test_each_schedule_steps_when_torch_says_and_otherwise_when_told(
         schedule_of(target, **arguments, interval="batch")
 
 
-def test_the_rates_are_the_schedules_own() -> None:
+def test_the_rates_are_those_of_the_schedule() -> None:
     assert rates(schedule_of(lr_scheduler.StepLR, step_size=2, gamma=0.1), 5) == pytest.approx(
         [0.1, 0.1, 0.01, 0.01, 0.001]
     )
 
 
 @pytest.mark.parametrize("better", ["min", "max"])
-@pytest.mark.parametrize("given", [{}, {"mode": "same"}, {"mode": "auto"}])
-def test_a_plateau_watches_the_metric_in_its_own_direction(better: str, given: dict[str, str]) -> None:
-    arguments = {"mode": better} if given.get("mode") == "same" else given
+@pytest.mark.parametrize("options", [{}, {"mode": "same"}, {"mode": "auto"}])
+def test_a_plateau_watches_the_metric_in_its_direction(better: str, options: dict[str, str]) -> None:
+    arguments = {"mode": better} if options.get("mode") == "same" else options
     schedule = schedule_of(lr_scheduler.ReduceLROnPlateau, better, factor=0.5, patience=0, **arguments)
     assert schedule.interval == "epoch"
     assert schedule.monitor == ("val_loss" if better == "min" else "val_accuracy")
     sign = 1 if better == "max" else -1
-    for value in (1.0, 2.0, 3.0):  # ever better
+    for value in (1.0, 2.0, 3.0):  # each better than the one before
         schedule.scheduler.step(sign * value)
     assert schedule.scheduler.optimizer.param_groups[0]["lr"] == 0.1
     schedule.scheduler.step(sign * 1.0)
@@ -294,7 +299,7 @@ def test_a_plateau_watches_the_metric_in_its_own_direction(better: str, given: d
 
 
 @pytest.mark.parametrize(("better", "wrong", "word"), [("min", "max", "lower"), ("max", "min", "higher")])
-def test_a_plateau_that_would_punish_progress_is_refused(better: str, wrong: str, word: str) -> None:
+def test_a_plateau_with_the_opposite_direction_is_refused(better: str, wrong: str, word: str) -> None:
     with pytest.raises(ConfigError, match=rf"^k\.mode: '{wrong}' contradicts .*better when {word}\. Set mode={better}"):
         schedule_of(lr_scheduler.ReduceLROnPlateau, better, mode=wrong)
 
@@ -304,7 +309,7 @@ def test_a_plateau_cannot_step_with_every_batch() -> None:
         schedule_of(lr_scheduler.ReduceLROnPlateau, interval="step")
 
 
-def test_a_wrong_argument_of_a_schedule_is_told_with_the_nearest() -> None:
+def test_a_wrong_argument_of_a_schedule_is_an_error_with_the_nearest() -> None:
     with pytest.raises(
         ConfigError, match=r"^k\.stepsize: .*StepLR has no argument 'stepsize'\. Did you mean 'step_size"
     ):
@@ -313,12 +318,12 @@ def test_a_wrong_argument_of_a_schedule_is_told_with_the_nearest() -> None:
         schedule_of(lr_scheduler.StepLR)
 
 
-def test_what_is_no_schedule_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"^k\._target_: made a list, not a torch learning-rate scheduler"):
+def test_an_object_that_is_not_a_schedule_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^k\._target_: expected a torch learning-rate scheduler, found a list"):
         schedule_of(lambda optimizer: [optimizer])
 
 
-def test_the_arguments_given_are_not_changed() -> None:
+def test_the_arguments_are_not_changed() -> None:
     arguments = {"max_lr": 0.5, "total_steps": "auto", "interval": "step"}
     before = dict(arguments)
     build_schedule(
@@ -352,16 +357,16 @@ def test_every_argument_auto_is_known_for_exists_in_torch() -> None:
     assert {"total_steps", "T_max", "total_iters", "epochs", "steps_per_epoch"} <= parameters
 
 
-# --- warm-up and half a cosine
+# --- warmup and cosine
 
 
 def cosine(step: int, total: int, warmup: int, least: float) -> float:
-    """The formula, written a second time."""
+    """The formula, independent of the implementation."""
     if step < warmup:
         return (step + 1) / warmup
     top = warmup - 1 if warmup else 0
-    share = (step - top) / (total - 1 - top)
-    return least + (1 - least) * 0.5 * (1 + math.cos(math.pi * share))
+    progress = (step - top) / (total - 1 - top)
+    return least + (1 - least) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 @pytest.mark.parametrize(
@@ -370,11 +375,11 @@ def cosine(step: int, total: int, warmup: int, least: float) -> float:
 def test_warm_up_and_cosine_are_the_formula(warmup: float, steps: int, least: float) -> None:
     schedule = schedule_of(WarmupCosineLR, total_steps="auto", warmup=warmup, min_factor=least)
     assert schedule.interval == "step"
-    found = rates(schedule, 36)
-    assert found[:35] == pytest.approx([0.1 * cosine(t, 35, steps, least) for t in range(35)], rel=1e-12, abs=1e-15)
-    assert found[max(steps - 1, 0)] == 0.1
-    assert found[34] == pytest.approx(0.1 * least, abs=1e-15)
-    assert found[35] == pytest.approx(0.1 * least, abs=1e-15)  # beyond the end nothing happens
+    values = rates(schedule, 36)
+    assert values[:35] == pytest.approx([0.1 * cosine(t, 35, steps, least) for t in range(35)], rel=1e-12, abs=1e-15)
+    assert values[max(steps - 1, 0)] == 0.1
+    assert values[34] == pytest.approx(0.1 * least, abs=1e-15)
+    assert values[35] == pytest.approx(0.1 * least, abs=1e-15)  # constant after the end
 
 
 def test_golden_rates_of_ten_steps() -> None:
@@ -394,16 +399,16 @@ def test_golden_rates_of_ten_steps() -> None:
     assert rates(schedule, 10) == pytest.approx(expected, abs=1e-10)
 
 
-def test_a_resumed_cosine_goes_on_exactly() -> None:
-    whole, first, second = (schedule_of(WarmupCosineLR, total_steps=20, warmup=4) for _ in range(3))
-    expected = rates(whole, 20)
-    begun = rates(first, 7)
+def test_a_resumed_cosine_continues_exactly() -> None:
+    uninterrupted, first, second = (schedule_of(WarmupCosineLR, total_steps=20, warmup=4) for _ in range(3))
+    expected = rates(uninterrupted, 20)
+    before = rates(first, 7)
     second.scheduler.load_state_dict(first.scheduler.state_dict())
     second.scheduler.optimizer.load_state_dict(first.scheduler.optimizer.state_dict())
-    assert begun + rates(second, 13) == expected
+    assert before + rates(second, 13) == expected
 
 
-def test_a_run_of_one_step_has_the_whole_rate() -> None:
+def test_a_run_of_one_step_has_the_full_rate() -> None:
     assert rates(schedule_of(WarmupCosineLR, total_steps=1), 1) == [0.1]
 
 
@@ -412,6 +417,6 @@ def test_a_run_of_one_step_has_the_whole_rate() -> None:
 )
 def test_a_cosine_out_of_its_range_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(
-        ConfigError, match=rf"^k: .*WarmupCosineLR does not take these arguments: .*{next(iter(wrong))}"
+        ConfigError, match=rf"^k: .*WarmupCosineLR does not accept these arguments: .*{next(iter(wrong))}"
     ):
         schedule_of(WarmupCosineLR, **{"total_steps": 35, **wrong})

@@ -1,5 +1,5 @@
-"""Runs side by side: what is listed of a run in whatever state, what differs between two, and that a damaged run is
-named and ends nothing."""
+"""`sightline runs` and `sightline diff`: what is listed of a run in any state, what differs between two runs, and that
+a damaged run is named and does not stop the command."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Make = Callable[..., Path]
 @pytest.fixture
 def make(digits_run: Path, tmp_path: Path) -> Make:
     """`make("b", config={"trainer.max_epochs": 9}, data=…)` copies the trained run below `runs` and changes its files;
-    a function is given what is in the file."""
+    a function gets the content of the file."""
 
     def copy(name: str, **changes: Any) -> Path:
         run = tmp_path / "runs" / name
@@ -54,7 +54,7 @@ def make(digits_run: Path, tmp_path: Path) -> Make:
 
 
 def accuracy(value: float) -> Callable[[dict[str, Any]], None]:
-    """A change of the manifest: what the model measured on the test split."""
+    """A change of the manifest: the accuracy on the test split."""
 
     def change(manifest: dict[str, Any]) -> None:
         manifest["metrics"]["test"]["accuracy"] = value
@@ -63,7 +63,7 @@ def accuracy(value: float) -> Callable[[dict[str, Any]], None]:
 
 
 def unfinished(run: Path, epochs: int = 1) -> Path:
-    """The run as a kill after some epochs leaves it."""
+    """Changes a run to the state after it was killed during an epoch."""
     shutil.rmtree(run / "exported")
     lines = (run / "log.jsonl").read_text().splitlines(keepends=True)
     ends = [number for number, line in enumerate(lines, start=1) if "train_loss" in line]
@@ -79,7 +79,7 @@ def table(text: str) -> list[dict[str, str]]:
 # ---- runs ----
 
 
-def test_runs_lists_every_run_as_a_pipe_needs_it(make: Make, here: Command) -> None:
+def test_runs_prints_every_run_as_a_row_for_a_pipe(make: Make, here: Command) -> None:
     make("a")
     long = "a-name-" * 20
     make(f"2026-11-20/{long}", manifest=accuracy(0.5))
@@ -98,7 +98,7 @@ def test_runs_lists_every_run_as_a_pipe_needs_it(make: Make, here: Command) -> N
     assert float(killed["best_val_loss"]) > float(rows["a"]["best_val_loss"])
 
 
-def test_metrics_sort_the_best_first_and_the_best_stands_out(make: Make, tmp_path: Path) -> None:
+def test_metrics_sort_the_best_first_and_mark_it(make: Make, tmp_path: Path) -> None:
     make("low", manifest=accuracy(0.2))
     make("high", manifest=accuracy(0.9))
     unfinished(make("none"))
@@ -110,64 +110,65 @@ def test_metrics_sort_the_best_first_and_the_best_stands_out(make: Make, tmp_pat
     assert names(sort="test_accuracy", reverse=True) == ["low", "high", "none"]
     assert names(sort="name") == ["high", "low", "none"]
     assert names(sort="best_val_loss")[-1] == "none"
-    found = list_runs(tmp_path / "runs", sort="test_accuracy")
-    assert (0, "test_accuracy") in found.best
-    assert not {(1, "test_accuracy"), (0, "name")} & found.best
-    assert {row for row, column in found.best if column == "best_val_loss"} == {0, 1}
+    listing = list_runs(tmp_path / "runs", sort="test_accuracy")
+    assert (0, "test_accuracy") in listing.best
+    assert not {(1, "test_accuracy"), (0, "name")} & listing.best
+    assert {row for row, column in listing.best if column == "best_val_loss"} == {0, 1}
 
 
-def test_keys_of_the_config_are_columns_and_orders(make: Make, tmp_path: Path) -> None:
+def test_config_keys_can_be_columns_and_sort_keys(make: Make, tmp_path: Path) -> None:
     make("a", config={"module.optimizer.lr": 0.1})
     make("b", config={"module.optimizer.lr": 1e-5})
     make("c", config={"module.optimizer": {"_target_": "torch.optim.Rprop"}})
-    found = list_runs(tmp_path / "runs", sort="module.optimizer.lr", columns=["module.optimizer._target_", "test_f1"])
-    assert found.columns[-3:] == ("module.optimizer._target_", "test_f1", "module.optimizer.lr")
-    assert [row[-1] for row in found.cells()] == ["1e-05", "0.1", ""]
-    assert [row[-3] for row in found.cells()] == ["torch.optim.AdamW", "torch.optim.AdamW", "torch.optim.Rprop"]
+    listing = list_runs(tmp_path / "runs", sort="module.optimizer.lr", columns=["module.optimizer._target_", "test_f1"])
+    assert listing.columns[-3:] == ("module.optimizer._target_", "test_f1", "module.optimizer.lr")
+    assert [row[-1] for row in listing.cells()] == ["1e-05", "0.1", ""]
+    assert [row[-3] for row in listing.cells()] == ["torch.optim.AdamW", "torch.optim.AdamW", "torch.optim.Rprop"]
 
 
 def test_a_column_that_no_run_has_is_refused(make: Make, tmp_path: Path) -> None:
     make("a")
-    with pytest.raises(ConfigError, match=r"--sort: no run here has 'test_acuracy'. Did you mean 'test_accuracy'\?"):
+    message = r"--sort: no run has the column 'test_acuracy'. Did you mean 'test_accuracy'\?"
+    with pytest.raises(ConfigError, match=message):
         list_runs(tmp_path / "runs", sort="test_acuracy")
-    with pytest.raises(ConfigError, match=r"--columns: 'module.loss' is a group of keys; .* module.loss._target_"):
+    with pytest.raises(ConfigError, match=r"--columns: 'module.loss' is a group of keys\. .* module.loss._target_"):
         list_runs(tmp_path / "runs", columns=["module.loss"])
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "told"),
+    ("file", "content", "problem"),
     [
         ("config.yaml", "a: [", "config.yaml' cannot be read as YAML"),
         ("config.yaml", None, "config.yaml' is missing"),
         ("data.json", '{"name": "dig', "data.json' cannot be read"),
-        ("environment.json", "[]", "environment.json' is damaged: expected an object, found a list"),
+        ("environment.json", "[]", "environment.json' is damaged: expected an object, found list"),
         ("exported/sightline.json", "{", "sightline.json' is damaged"),
         ("log.jsonl", '{"step": 1}\nx\n{"step": 3}\n', "log.jsonl', line 2: expected a JSON object with 'step'"),
     ],
 )
-def test_a_damaged_run_is_listed_with_what_is_wrong(
-    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, content: str | None, told: str
+def test_a_damaged_run_is_listed_with_its_problem(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, content: str | None, problem: str
 ) -> None:
     make("good")
     path = make("bad") / file
     path.unlink() if content is None else path.write_text(content)
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as exit_info:
         cli.main(["runs", str(tmp_path / "runs")])
-    shown = capsys.readouterr()
-    assert left.value.code == 0
-    states = {row["name"]: row["state"] for row in table(shown.out)}
+    output = capsys.readouterr()
+    assert exit_info.value.code == 0
+    states = {row["name"]: row["state"] for row in table(output.out)}
     assert states == {"good": "finished", "bad": "damaged"}
-    assert told in shown.err
-    assert shown.err.count("\n") == 1
-    with pytest.raises(SystemExit) as left:
+    assert problem in output.err
+    assert output.err.count("\n") == 1
+    with pytest.raises(SystemExit) as exit_info:
         cli.main(["runs", str(tmp_path / "runs"), "--json"])
     problems = {row["name"]: row["problems"] for row in json.loads(capsys.readouterr().out)}
     assert problems["good"] == []
-    assert told in problems["bad"][0]
+    assert problem in problems["bad"][0]
 
 
 @pytest.mark.parametrize("content", ["trainer: 3\nmodule: [1]\ndata: x\nname: 5\n", "module: {network: 7}\n", ""])
-def test_a_config_of_another_shape_is_no_crash(make: Make, tmp_path: Path, content: str) -> None:
+def test_a_config_of_another_shape_does_not_crash(make: Make, tmp_path: Path, content: str) -> None:
     (make("odd") / "config.yaml").write_text(content)
     (row,) = list_runs(tmp_path / "runs").rows
     assert (row["name"], row["epochs"], row["state"]) == ("odd", 2, "unfinished")
@@ -182,28 +183,28 @@ def test_only_runs_are_listed_each_once_and_none_inside_another(make: Make, tmp_
     (tmp_path / "runs" / "other" / "config.yaml").write_text("a: 1\n")
     (tmp_path / "runs" / "A-link").symlink_to(run)
     (tmp_path / "runs" / "loop").symlink_to(tmp_path / "runs")
-    assert [found.path for found in find_runs(tmp_path / "runs")] == [run]
+    assert [each.path for each in find_runs(tmp_path / "runs")] == [run]
     assert [row["name"] for row in list_runs(run).rows] == ["a"]
 
 
-def test_a_run_that_was_made_longer_is_not_finished(make: Make) -> None:
+def test_a_run_with_increased_epochs_is_not_finished(make: Make) -> None:
     assert read_record(Run(make("a", config={"trainer.max_epochs": 5}))).state == "unfinished"
 
 
-def test_when_a_run_began_outlives_a_copy(make: Make) -> None:
-    began = read_record(Run(make("a"))).began
-    assert began is not None
+def test_a_copy_keeps_the_start_time_of_its_run(make: Make) -> None:
+    start = read_record(Run(make("a"))).began
+    assert start is not None
     run = make("digits-20240229-133700-2")
-    (run / "environment.json").write_text("{}")  # as an older version left it
-    named = read_record(Run(run)).began
-    assert named is not None
-    assert began - named > 3600 * 24 * 300
+    (run / "environment.json").write_text("{}")  # as an older version wrote it
+    from_name = read_record(Run(run)).began
+    assert from_name is not None
+    assert start - from_name > 3600 * 24 * 300
     ((run := make("b")) / "environment.json").write_text("{}")
     assert read_record(Run(run)).began is None
 
 
 @pytest.mark.parametrize(
-    ("node", "told"),
+    ("node", "name"),
     [
         ({"_target_": "torchvision.models.resnet18"}, "resnet18"),
         ({"_target_": "timm.create_model", "model_name": "vit_tiny_patch16_224"}, "vit_tiny_patch16_224"),
@@ -211,20 +212,20 @@ def test_when_a_run_began_outlives_a_copy(make: Make) -> None:
         ({"class": "mynets.Tiny"}, "Tiny"),
     ],
 )
-def test_the_network_in_a_word(make: Make, node: dict[str, Any], told: str) -> None:
-    assert read_record(Run(make("a", config={"module.network": node}))).network == told
+def test_the_short_name_of_a_network(make: Make, node: dict[str, Any], name: str) -> None:
+    assert read_record(Run(make("a", config={"module.network": node}))).network == name
 
 
-def test_a_place_without_runs(here: Command, tmp_path: Path) -> None:
+def test_a_directory_without_runs(here: Command, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     done = here("runs", "empty")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "sightline: no runs in 'empty'\n")
     done = here("runs", "emtpy")
     assert done.returncode == 2
-    assert done.stderr == "sightline: there is no directory 'emtpy'. Did you mean 'empty'?\n"
+    assert done.stderr == "sightline: The directory 'emtpy' does not exist. Did you mean 'empty'?\n"
 
 
-def test_on_a_terminal_a_table_with_the_best_in_bold(
+def test_a_terminal_shows_a_table_with_the_best_in_bold(
     make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make("low", manifest=accuracy(0.2))
@@ -236,11 +237,11 @@ def test_on_a_terminal_a_table_with_the_best_in_bold(
         monkeypatch.setenv("COLUMNS", columns)
         with pytest.raises(SystemExit):
             cli.main(["runs", str(tmp_path / "runs")])
-        shown = capsys.readouterr().out
-        assert "\x1b[1m  0.9000\x1b[0m" in shown
-        assert "  0.2000" in shown
-        assert "unfinished" not in shown
-        assert "finished" in shown  # narrow or not, no word is taken apart
+        output = capsys.readouterr().out
+        assert "\x1b[1m  0.9000\x1b[0m" in output
+        assert "  0.2000" in output
+        assert "unfinished" not in output
+        assert "finished" in output  # no word is split, however narrow the terminal is
 
 
 # ---- diff ----
@@ -285,7 +286,7 @@ def changed(make: Make) -> tuple[Path, Path]:
     return make("a", manifest=accuracy(0.5)), b
 
 
-def test_what_differs_is_told_section_by_section(make: Make, here: Command) -> None:
+def test_differences_are_listed_by_section(make: Make, here: Command) -> None:
     changed(make)
     done = here("diff", "runs/a", "runs/b")
     assert done.returncode == 0, done.stderr
@@ -297,8 +298,8 @@ def test_what_differs_is_told_section_by_section(make: Make, here: Command) -> N
         "classes added: ten",
         "classes removed: 9",
         "train 1258 images, the same",
-        "val 180 images, other pictures or labels",
-        "test 359 -> 300 images, other pictures or labels",
+        "val 180 images, different images or labels",
+        "test 359 -> 300 images, different images or labels",
         "torch.threads 1 -> 64",
         "packages.new.package (none) -> 1",
         "training",
@@ -309,21 +310,21 @@ def test_what_differs_is_told_section_by_section(make: Make, here: Command) -> N
     assert lines[lines.index("training") + 1] == "same"
 
 
-def test_diff_for_machines(make: Make, here: Command) -> None:
+def test_diff_as_json(make: Make, here: Command) -> None:
     a, b = changed(make)
     done = here("diff", a, b, "--json", "--exit-code")
     assert done.returncode == 1, done.stderr
-    found = json.loads(done.stdout, parse_constant=pytest.fail)
-    assert found["config"]["module.optimizer.lr"] == {"a": 0.003, "b": 1e-5}
-    assert found["config"]["module.network.layers[0]._target_"] == {"b": "torch.nn.Flatten"}
-    assert found["splits"]["val"] == {"a": 180, "b": 180, "same": False}
-    assert found["environment"]["git.commit"]["b"] == "abc"
-    assert found["environment"]["git.diff"]["b"].startswith("sha256 ")
-    assert found["metrics"]["test_accuracy"]["change"] == pytest.approx(0.49999)
-    assert found["training"] == {}
+    content = json.loads(done.stdout, parse_constant=pytest.fail)
+    assert content["config"]["module.optimizer.lr"] == {"a": 0.003, "b": 1e-5}
+    assert content["config"]["module.network.layers[0]._target_"] == {"b": "torch.nn.Flatten"}
+    assert content["splits"]["val"] == {"a": 180, "b": 180, "same": False}
+    assert content["environment"]["git.commit"]["b"] == "abc"
+    assert content["environment"]["git.diff"]["b"].startswith("sha256 ")
+    assert content["metrics"]["test_accuracy"]["change"] == pytest.approx(0.49999)
+    assert content["training"] == {}
 
 
-def test_the_exit_code_tells_of_config_and_data_alone(make: Make) -> None:
+def test_the_exit_code_depends_only_on_config_and_data(make: Make) -> None:
     a = open_record(make("a"))
     metrics = compare(a, open_record(make("b", manifest=accuracy(0.1))))
     assert metrics.same_input
@@ -342,17 +343,17 @@ def point(step: int, loss: float, **more: Any) -> dict[str, Any]:
     return {"step": step, "epoch": step // 10, "loss": loss, "images_per_second": step, "lr": 0.1, **more}
 
 
-def test_the_first_step_that_differs_is_told(make: Make, here: Command) -> None:
+def test_the_first_different_step_is_reported(make: Make, here: Command) -> None:
     run = make("b")
     make("a")
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     write_log(run, rows[0], {**rows[1], "train_accuracy": 0.5, "val_loss": 7.0})
     done = here("diff", "runs/a", "runs/b")
     step, before = rows[1]["step"], rows[1]["train_accuracy"]
-    told = done.stdout[done.stdout.index("\ntraining\n") :].splitlines()
-    assert told[2] == f"  first difference: step {step} (epoch 1): train_accuracy {before:.4g} -> 0.5"
-    found = json.loads(here("diff", "runs/a", "runs/b", "--json").stdout)
-    assert found["first_difference"] == {
+    lines = done.stdout[done.stdout.index("\ntraining\n") :].splitlines()
+    assert lines[2] == f"  first difference: step {step} (epoch 1): train_accuracy {before:.4g} -> 0.5"
+    content = json.loads(here("diff", "runs/a", "runs/b", "--json").stdout)
+    assert content["first_difference"] == {
         "step": step,
         "epoch": 1,
         "quantity": "train_accuracy",
@@ -360,25 +361,25 @@ def test_the_first_step_that_differs_is_told(make: Make, here: Command) -> None:
         "b": 0.5,
         "agreed": rows[0]["step"],
     }
-    assert found["log"] == {"points": 2, "only_a": 0, "only_b": 0}
+    assert content["log"] == {"points": 2, "only_a": 0, "only_b": 0}
 
 
-def test_the_shorter_of_two_equal_logs_is_the_others_beginning(
+def test_a_log_that_is_the_start_of_the_other_is_the_same_so_far(
     make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     a, b = make("a"), unfinished(make("b"))
-    for words, told in (((a, b), "where B ends; A goes on"), ((b, a), "where A ends; B goes on")):
+    for runs, end in (((a, b), "where B ends; A continues"), ((b, a), "where A ends; B continues")):
         with pytest.raises(SystemExit):
-            cli.main(["diff", *map(str, words)])
-        assert f"  the same up to step {read_record(Run(b)).steps}, {told}\n" in capsys.readouterr().out
+            cli.main(["diff", *map(str, runs)])
+        assert f"  the same up to step {read_record(Run(b)).steps}, {end}\n" in capsys.readouterr().out
 
 
-def test_logs_are_compared_at_the_points_both_have(tmp_path: Path) -> None:
+def test_logs_are_compared_at_their_common_points(tmp_path: Path) -> None:
     end = {"step": 10, "epoch": 0, "train_loss": 1.0}
     often = write_log(tmp_path / "a", point(2, 4.0), point(4, 3.0), point(8, 2.0), end)
-    rarely = write_log(tmp_path / "b", point(4, 3.5), point(8, 2.0), end)  # a mean over more steps is no difference
-    found = compare_logs(often, rarely)
-    assert (found.first, found.points, found.alone) == (None, 3, (1, 0))
+    rarely = write_log(tmp_path / "b", point(4, 3.5), point(8, 2.0), end)  # a mean over more steps is not a difference
+    comparison = compare_logs(often, rarely)
+    assert (comparison.first, comparison.points, comparison.alone) == (None, 3, (1, 0))
     write_log(tmp_path / "b", point(4, 3.5, lr=0.2), point(8, 2.0), end)
     first = compare_logs(often, rarely).first
     assert first is not None
@@ -390,7 +391,7 @@ def test_logs_are_compared_at_the_points_both_have(tmp_path: Path) -> None:
     assert compare_logs(Run(tmp_path / "none"), Run(tmp_path / "none")).same
 
 
-def test_pictures_that_differ_are_told_by_name(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_that_differ_are_listed_by_name(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = make("a"), make("b", data=lambda content: content["fingerprint"].update(val="1" * 64))
     head = "split,id,label,bytes,pixels,content\n"
     for run, text in ((a, "val,3.png,1,9,aa,\nval,4.png,1,9,bb,\n"), (b, "val,3.png,2,9,aa,\nval,5.png,1,9,cc,\n")):
@@ -398,36 +399,34 @@ def test_pictures_that_differ_are_told_by_name(make: Make, capsys: pytest.Captur
     with pytest.raises(SystemExit):
         cli.main(["diff", str(a), str(b)])
     lines = capsys.readouterr().out.splitlines()
-    for line in ("  with another label: 3.png (val, 1 -> 2)", "  added: 5.png (val)", "  removed: 4.png (val)"):
+    for line in ("  relabelled: 3.png (val, 1 -> 2)", "  added: 5.png (val)", "  removed: 4.png (val)"):
         assert line in lines
-    (a / "images.csv.gz").unlink()  # an older version kept none
-    found = compare(open_record(a), open_record(b))
-    assert found.pictures is None
-    assert found.data["fingerprint.val"][1] == "1" * 64
+    (a / "images.csv.gz").unlink()  # an older version wrote none
+    comparison = compare(open_record(a), open_record(b))
+    assert comparison.images is None
+    assert comparison.data["fingerprint.val"][1] == "1" * 64
 
 
-def test_an_unfinished_run_is_compared_by_what_there_is(
-    make: Make, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_an_unfinished_run_can_be_compared(make: Make, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     a, b = make("a"), unfinished(make("b"))
-    found = compare(open_record(a), open_record(b))
-    assert found.training["state"] == ("finished", "unfinished")
-    assert found.training["epochs"] == (2, 1)
-    assert found.metrics["test_loss"][1] is MISSING
+    comparison = compare(open_record(a), open_record(b))
+    assert comparison.training["state"] == ("finished", "unfinished")
+    assert comparison.training["epochs"] == (2, 1)
+    assert comparison.metrics["test_loss"][1] is MISSING
     unfinished(make("c"))
     with pytest.raises(SystemExit):
         cli.main(["diff", str(b), str(tmp_path / "runs" / "c")])
-    assert "neither run has measured an exported model yet" in capsys.readouterr().out
+    assert "neither run has evaluated an exported model yet" in capsys.readouterr().out
 
 
-def test_what_is_no_run_or_cannot_be_read_is_an_error(make: Make, here: Command) -> None:
+def test_a_missing_or_unreadable_run_is_an_error(make: Make, here: Command) -> None:
     make("digits")
-    (make("torn") / "data.json").write_text("{")
+    (make("truncated") / "data.json").write_text("{")
     done = here("diff", "runs/digits", "runs/digist")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "sightline: there is no run 'runs/digist'. Did you mean 'digits'?\n"
-    with pytest.raises(ArtifactError, match=r"torn' cannot be compared: '.*data.json' cannot be read"):
-        open_record(make("x").parent / "torn")
+    with pytest.raises(ArtifactError, match=r"truncated' cannot be compared: '.*data.json' cannot be read"):
+        open_record(make("x").parent / "truncated")
 
 
 # ---- both ----
@@ -435,29 +434,29 @@ def test_what_is_no_run_or_cannot_be_read_is_an_error(make: Make, here: Command)
 
 def test_neither_command_loads_torch(make: Make, tmp_path: Path) -> None:
     changed(make)
-    for words in (["runs"], ["runs", "--json"], ["diff", "runs/a", "runs/b"]):
-        code = f"import sys\nfrom sightline.cli import main\ntry:\n    main({words!r})\nexcept SystemExit:\n    pass\n"
-        told = python(f"{code}print({{'torch', 'numpy', 'PIL', 'hydra'}} & set(sys.modules))", cwd=tmp_path)
-        assert told.splitlines()[-1] == "set()"
+    for arguments in (["runs"], ["runs", "--json"], ["diff", "runs/a", "runs/b"]):
+        code = (
+            f"import sys\nfrom sightline.cli import main\ntry:\n    main({arguments!r})\nexcept SystemExit:\n    pass\n"
+        )
+        output = python(f"{code}print({{'torch', 'numpy', 'PIL', 'hydra'}} & set(sys.modules))", cwd=tmp_path)
+        assert output.splitlines()[-1] == "set()"
 
 
 @pytest.mark.parametrize(
     "metric", ["val_loss", "test_accuracy", "val_f1", "test_nll", "val_ece", "error", "top5", "mae"]
 )
-def test_the_direction_of_a_metric_is_that_of_training(metric: str) -> None:
+def test_the_direction_of_a_metric_is_the_same_as_in_training(metric: str) -> None:
     assert lower_is_better(metric) == (metric_mode(metric) == "min")
     assert lower_is_better(metric, "min")
     assert not lower_is_better(metric, "max")
 
 
-def test_flat_keeps_every_leaf() -> None:
+def test_flatten_keeps_every_value() -> None:
     nested = {"a": {"b": 1, "c": {}}, "d": [{"e": [1, 2]}, 3], "f": []}
     assert flatten(nested) == {"a.b": 1, "a.c": {}, "d[0].e": [1, 2], "d[1]": 3, "f": []}
 
 
-def test_a_manifest_that_the_system_does_not_give_out_is_told(
-    digits_run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreadable_manifest_is_an_error_with_its_reason(digits_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(path: Path) -> Any:
         raise PermissionError(13, "Permission denied", str(path))
 

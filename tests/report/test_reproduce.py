@@ -1,5 +1,5 @@
-"""A finished run trained again from its own record: identical to the bit, or where it parts and why; and what a run
-knows of its single pictures."""
+"""`sightline reproduce`: a finished run trained again from its record is bitwise identical, or the first difference and
+its likely cause are reported. Also the manifest of a run's images."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from sightline.runs.images import IMAGES, ImageRecord, compare_images, list_imag
 LAYERS = [{"_target_": "torch.nn.Flatten"}, {"_target_": "torch.nn.Linear", "in_features": 64, "out_features": 2}]
 
 
-def pictures(root: Path) -> Path:
-    """Two classes, with splits of their own; no two pictures alike."""
+def write_image_folders(root: Path) -> Path:
+    """Writes images of two classes into folders for the splits, all different."""
     for number, (split, count) in enumerate({"train": 20, "val": 6, "test": 6}.items()):
         for label, name in enumerate(("cat", "dog")):
             for i in range(count):
@@ -41,36 +41,36 @@ def pictures(root: Path) -> Path:
     return root
 
 
-def trained(folder: Path, **given: Any) -> Path:
-    """A finished run on such pictures, with a log point every two steps."""
+def trained(folder: Path, **options: Any) -> Path:
+    """A finished run on these images, with a log point every two steps."""
     config = {
-        "data": {"root": str(pictures(folder / "data")), "batch_size": 8},
+        "data": {"root": str(write_image_folders(folder / "data")), "batch_size": 8},
         "module": {"network": {"layers": LAYERS}},
         "trainer": {"max_epochs": 2, "log_every": 2, "progress": False},
         "run": {"dir": str(folder / "runs"), "name": "first"},
     }
-    run = sightline.fit(config, **given).run
+    run = sightline.fit(config, **options).run
     assert run is not None
     return run
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run with its data beside it, for tests that change neither."""
+    """A finished run with its data beside it, for tests that change neither of them."""
     return trained(tmp_path_factory.mktemp("made"))
 
 
 @pytest.fixture
 def pair(made: Path, tmp_path: Path) -> tuple[Path, Path]:
-    """Two copies of it: the run, and what it would be when trained again."""
+    """Two copies of it, for the run and for the run trained again."""
     return Path(shutil.copytree(made, tmp_path / "a")), Path(shutil.copytree(made, tmp_path / "b"))
 
 
-def alter(picture: Path) -> None:
-    """One pixel, by one level."""
-    pixels = np.asarray(Pillow.open(picture)).copy()
+def alter(path: Path) -> None:
+    """Changes one pixel by one level."""
+    pixels = np.asarray(Pillow.open(path)).copy()
     pixels[3, 4] ^= 1
-    Pillow.fromarray(pixels).save(picture)
+    Pillow.fromarray(pixels).save(path)
 
 
 def edit(path: Path, change: Callable[[Any], None]) -> None:
@@ -80,29 +80,29 @@ def edit(path: Path, change: Callable[[Any], None]) -> None:
 
 
 def edit_log(run: Path, number: int, **values: Any) -> dict[str, Any]:
-    """Changes one line of a log; the line as it was."""
+    """Changes one line of a log and returns the line before."""
     lines = (run / "log.jsonl").read_text().splitlines()
-    was: dict[str, Any] = json.loads(lines[number])
-    lines[number] = json.dumps({**was, **values})
+    before: dict[str, Any] = json.loads(lines[number])
+    lines[number] = json.dumps({**before, **values})
     (run / "log.jsonl").write_text("".join(f"{line}\n" for line in lines))
-    return was
+    return before
 
 
-def held(run: Path) -> dict[str, tuple[str, int]]:
-    """Every file of a run with its content and when it was changed."""
+def file_states(run: Path) -> dict[str, tuple[str, int]]:
+    """The digest and the modification time of every file of a run."""
     return {
         path.relative_to(run).as_posix(): (sha256(path) if path.is_file() else "", path.stat().st_mtime_ns)
         for path in sorted([run, *run.rglob("*")])
     }
 
 
-def reproduce(*words: str | Path, code: int, capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
-    """The command in this process: what it said on standard output and on standard error."""
-    with pytest.raises(SystemExit) as left:
-        cli.main(["reproduce", *map(str, words)])
-    told = capsys.readouterr()
-    assert left.value.code == code, told.err + told.out
-    return told.out, told.err
+def reproduce(*arguments: str | Path, code: int, capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    """Runs the command in this process: (standard output, standard error)."""
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(["reproduce", *map(str, arguments)])
+    output = capsys.readouterr()
+    assert exit_info.value.code == code, output.err + output.out
+    return output.out, output.err
 
 
 def certified(a: Path, b: Path) -> Certificate:
@@ -114,18 +114,18 @@ def certified(a: Path, b: Path) -> Certificate:
 
 
 @pytest.mark.rows("X07")
-def test_an_untouched_run_is_identical_and_stays_untouched(
+def test_an_unchanged_run_is_identical_and_is_not_changed(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = held(made)
+    before = file_states(made)
     out, _ = reproduce(made, "--json", "--dir", tmp_path / "again", code=0, capsys=capsys)
-    found = json.loads(out)
-    assert found["identical"]
-    assert (found["differ"], found["first_difference"], found["causes"]) == ({}, None, [])
-    again = Path(found["again"])
+    certificate = json.loads(out)
+    assert certificate["identical"]
+    assert (certificate["differ"], certificate["first_difference"], certificate["causes"]) == ({}, None, [])
+    again = Path(certificate["again"])
     assert sha256(again / "predictions" / "test.csv") == sha256(made / "predictions" / "test.csv")
     assert sha256(again / IMAGES) == sha256(made / IMAGES)
-    assert held(made) == before
+    assert file_states(made) == before
     with pytest.raises(SystemExit):
         cli.main(["diff", str(made), str(again)])
     sections = dict(part.split("\n", 1) for part in capsys.readouterr().out.strip().split("\n\n")[1:])
@@ -133,7 +133,7 @@ def test_an_untouched_run_is_identical_and_stays_untouched(
 
 
 @pytest.mark.rows("X07")
-def test_one_altered_pixel_names_the_picture(sightline: Command, tmp_path: Path) -> None:
+def test_an_image_with_one_changed_pixel_is_named(sightline: Command, tmp_path: Path) -> None:
     run = trained(tmp_path)
     images = read_images(run / IMAGES)
     assert images is not None
@@ -142,66 +142,68 @@ def test_one_altered_pixel_names_the_picture(sightline: Command, tmp_path: Path)
     done = sightline("reproduce", run)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
-    told = f"the pictures, changed: {name} (train)"
-    assert told in done.stderr.partition("training all the same")[0]
+    cause = f"images changed: {name} (train)"
+    assert cause in done.stderr.partition("training continues")[0]
     lines = done.stdout.splitlines()
-    assert lines[0] == f"not identical: '{run}', trained again from its record, is not the same"
+    assert lines[0] == f"not identical: training '{run}' again gave another result"
     assert lines[1].startswith("first difference: step 2 (epoch 0): loss ")
-    assert f"likeliest cause: {told}" in lines
+    assert f"likeliest cause: {cause}" in lines
     assert list(tmp_path.glob("**/*-again")) == []
 
 
-def test_what_is_identical_is_told_in_lines_and_leaves_nothing(
+def test_an_identical_result_is_summarised_and_deleted(
     made: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     out, _ = reproduce(made, code=0, capsys=capsys)
     lines = out.splitlines()
-    assert lines[0] == f"identical: '{made}', trained again from its record, is the same to the bit"
+    assert lines[0] == f"identical: training '{made}' again gave the same bits"
     assert [line.split()[0] for line in lines[1:]] == ["log", "weights", "metrics", "predictions"]
     assert "2 tensors" in lines[2]
     assert list(tmp_path.iterdir()) == []
     out, _ = reproduce(made, "--keep", code=0, capsys=capsys)
-    kept = Path(out.splitlines()[-1].removeprefix("kept: "))
-    assert open_record(kept).state == "finished"
+    directory = Path(out.splitlines()[-1].removeprefix("kept: "))
+    assert open_record(directory).state == "finished"
 
 
-def test_a_run_that_parts_from_its_log_says_where(
+def test_the_first_difference_to_the_log_is_reported(
     tmp_path: Path, made: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = Path(shutil.copytree(made, tmp_path / "runs" / "first"))
-    was = edit_log(run, 3, loss=9.25, seconds=1e9, images_per_second=1.0)
+    before = edit_log(run, 3, loss=9.25, seconds=1e9, images_per_second=1.0)
     out, _ = reproduce(run, code=1, capsys=capsys)
     lines = out.splitlines()
-    first = f"step {was['step']} (epoch {was['epoch']}): loss {was['loss']:.4g} here, 9.25 in the run; "
+    first = f"step {before['step']} (epoch {before['epoch']}): loss {before['loss']:.4g} here, 9.25 in the run; "
     assert lines[1].startswith(f"first difference: {first}the same up to step 5")
     assert "weights      the same" in out
     assert lines[-1].startswith("likeliest cause: a kernel that is not deterministic")
 
 
-def test_data_that_is_gone_is_named_and_data_that_has_moved_is_taken(
+def test_missing_data_is_named_and_a_new_location_can_be_passed(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = Path(shutil.copytree(made, tmp_path / "first"))
-    data, gone = made.parents[1] / "data", tmp_path / "gone"
+    data, missing = made.parents[1] / "data", tmp_path / "missing"
     config = (run / "config.yaml").read_text()
     assert str(data) in config
-    (run / "config.yaml").write_text(config.replace(str(data), str(gone)))
+    (run / "config.yaml").write_text(config.replace(str(data), str(missing)))
     out, err = reproduce(run, code=2, capsys=capsys)
     assert out == ""
-    assert f"data.root: '{gone}' does not exist" in err
+    assert f"data.root: '{missing}' does not exist" in err
     out, _ = reproduce(run, f"data.root={data}", code=0, capsys=capsys)
     assert out.startswith("identical")
 
 
-def test_where_it_may_not_be_trained_again(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_directories_and_keys_that_reproduce_refuses(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _, err = reproduce(made, "--dir", made / "exported", code=2, capsys=capsys)
-    assert "is in the run itself, which is not touched" in err
+    assert "is inside the run, which is only read" in err
     (tmp_path / "first-again").mkdir()
     _, err = reproduce(made, "--dir", tmp_path, code=2, capsys=capsys)
-    assert f"--dir: '{tmp_path / 'first-again'}' exists" in err
+    assert f"--dir: '{tmp_path / 'first-again'}' already exists" in err
     _, err = reproduce(made, "trainer.max_epochs=3", code=2, capsys=capsys)
-    assert "not 'trainer.max_epochs'" in err
+    assert "trainer.max_epochs: reproduce cannot change this key" in err
 
 
 # ---- what is refused ----
@@ -211,7 +213,7 @@ def unfinished(run: Path) -> None:
     shutil.rmtree(run / "exported")
 
 
-def handed_over(run: Path) -> None:
+def passed_in_python(run: Path) -> None:
     edit(run / "environment.json", lambda content: content.update(given=["model", "loss"]))
 
 
@@ -229,22 +231,22 @@ def other_weights(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "message"),
     [
         (unfinished, r"is not finished \(2 of 2 epochs\).*sightline resume"),
-        (handed_over, r"made with parts handed over in Python: model, loss"),
+        (passed_in_python, r"created with objects passed in Python: model, loss"),
         (without_predictions, r"test\.csv' is missing, so there is nothing to compare with"),
         (without_log, r"log\.jsonl' is missing, so there is nothing to compare with"),
         (other_weights, r"model\.safetensors' is not the file the model was exported with"),
     ],
 )
-def test_a_run_without_a_record_to_repeat_is_refused(
-    spoil: Callable[[Path], None], told: str, pair: tuple[Path, Path]
+def test_a_run_that_cannot_be_repeated_is_refused(
+    spoil: Callable[[Path], None], message: str, pair: tuple[Path, Path]
 ) -> None:
     run, _ = pair
     check_reproducible(open_record(run))
     spoil(run)
-    with pytest.raises(ArtifactError, match=told):
+    with pytest.raises(ArtifactError, match=message):
         check_reproducible(open_record(run))
 
 
@@ -259,36 +261,40 @@ def test_the_first_difference_is_the_earliest_part_that_differs(pair: tuple[Path
     cells = rows[2].split(",")
     rows[2] = ",".join([*cells[:3], "0.25", *cells[4:]])
     table.write_text("\n".join([*rows, ""]))
-    found = certified(a, b)
-    assert not found.identical
-    assert set(found.differ) == {"predictions"}
-    assert found.differ["predictions"] == f"val.csv, row 2 ({cells[0]}): confidence 0.25 here, {cells[3]} in the run"
+    certificate = certified(a, b)
+    assert not certificate.identical
+    assert set(certificate.differ) == {"predictions"}
+    assert (
+        certificate.differ["predictions"] == f"val.csv, row 2 ({cells[0]}): confidence 0.25 here, {cells[3]} in the run"
+    )
     path = b / "exported" / "model.safetensors"
     tensors = {name: value.clone() for name, value in load_file(path).items()}
     name = next(iter(tensors))
     tensors[name].view(-1)[0] += 1e-6
     save_file(tensors, path)
-    found = certified(a, b)
-    assert found.first == f"after step 10, weights: 1 of 2 tensors: {name}"
-    was = edit_log(b, -1, val_loss=0.5)
-    assert str(certified(a, b).first).startswith(f"step 10 (epoch 1): val_loss 0.5 here, {was['val_loss']:.4g} in the")
+    certificate = certified(a, b)
+    assert certificate.first == f"after step 10, weights: 1 of 2 tensors: {name}"
+    before = edit_log(b, -1, val_loss=0.5)
+    assert str(certified(a, b).first).startswith(
+        f"step 10 (epoch 1): val_loss 0.5 here, {before['val_loss']:.4g} in the"
+    )
 
 
-def test_a_log_with_more_or_other_quantities_is_not_the_same(pair: tuple[Path, Path]) -> None:
+def test_a_log_with_other_quantities_or_points_is_not_the_same(pair: tuple[Path, Path]) -> None:
     a, b = pair
     edit_log(b, 1, momentum=0.9)
     assert "momentum 0.9 here, none in the run" in certified(a, b).differ["log"]
     shutil.copy(a / "log.jsonl", b / "log.jsonl")
     lines = (b / "log.jsonl").read_text().splitlines(keepends=True)
     (b / "log.jsonl").write_text("".join(lines[:-1]))
-    assert "0 are here alone and 1 in the run alone" in certified(a, b).differ["log"]
+    assert "0 log points are only here and 1 only in the run" in certified(a, b).differ["log"]
 
 
 DIFF = "diff --git a/{0} b/{0}\n--- a/{0}\n+++ b/{0}\n@@ -1 +1 @@\n-a\n+{1}\n"
 
 
 @pytest.mark.parametrize(
-    ("file", "change", "kind", "told"),
+    ("file", "change", "kind", "description"),
     [
         ("environment", {"packages": {"numpy": "0.1", "zzz": "1"}}, "versions", "numpy 0.1 -> "),
         ("environment", {"python": "3.0.1"}, "versions", "Python 3.0.1 -> "),
@@ -306,7 +312,9 @@ DIFF = "diff --git a/{0} b/{0}\n--- a/{0}\n+++ b/{0}\n@@ -1 +1 @@\n-a\n+{1}\n"
         ),
     ],
 )
-def test_the_likeliest_cause(file: str, change: dict[str, Any], kind: str, told: str, pair: tuple[Path, Path]) -> None:
+def test_the_likeliest_cause(
+    file: str, change: dict[str, Any], kind: str, description: str, pair: tuple[Path, Path]
+) -> None:
     a, b = pair
     git = {"commit": "fedcba9876543210", "diff": DIFF.format("README.md", "b"), "diff_cut": False, "untracked": []}
     for run in pair:
@@ -320,11 +328,11 @@ def test_the_likeliest_cause(file: str, change: dict[str, Any], kind: str, told:
     edit(a / f"{file}.json", merge)
     (cause,) = certified(a, b).causes
     assert cause.kind == kind
-    assert told in cause.description
+    assert description in cause.description
     assert "zzz" not in cause.description
 
 
-def test_causes_come_in_the_order_of_their_likelihood(pair: tuple[Path, Path]) -> None:
+def test_causes_are_ordered_by_likelihood(pair: tuple[Path, Path]) -> None:
     a, b = pair
 
     def change(content: dict[str, Any]) -> None:
@@ -333,36 +341,37 @@ def test_causes_come_in_the_order_of_their_likelihood(pair: tuple[Path, Path]) -
 
     edit(a / "environment.json", change)
     edit(a / "data.json", lambda content: content["fingerprint"].update(val="0" * 64))
-    (a / IMAGES).unlink()  # as an older version left it
+    (a / IMAGES).unlink()  # as an older version wrote it
     causes = certified(a, b).causes
     assert [cause.kind for cause in causes] == ["data", "versions", "threads"]
-    assert causes[0].description == "the val split of the data; the run is older than its record of single pictures"
-    assert [words.split()[0] for words in causes[1].description.split(", ")] == ["torch", "pillow", "Python"]
+    older = "the run is from an earlier version that did not record single images"
+    assert causes[0].description == f"the val split of the data; {older}"
+    assert [part.split()[0] for part in causes[1].description.split(", ")] == ["torch", "pillow", "Python"]
 
 
-def test_threads_and_device_are_those_of_the_run(pair: tuple[Path, Path]) -> None:
+def test_threads_and_device_are_the_same_as_in_the_run(pair: tuple[Path, Path]) -> None:
     a, _ = pair
     assert pinned_settings(open_record(a))["threads"] == 1
     edit(a / "environment.json", lambda content: content["torch"].update(threads=3, cuda_devices=["H100"]))
     assert pinned_settings(open_record(a)) == {"threads": 3}
 
 
-# ---- the pictures of a run ----
+# ---- the images of a run ----
 
 
 def rows(**names: str) -> list[ImageRecord]:
-    """`rows(a="train cat 1")`: a picture of a name, with its split, label and what it shows."""
+    """`rows(a="train cat 1")`: records of images, each with a name, split, label and pixels."""
     return [
         ImageRecord(*(text.split()[0], name, text.split()[1]), "9", text.split()[2], "") for name, text in names.items()
     ]
 
 
-def test_what_became_of_pictures_is_told_by_name() -> None:
+def test_changes_of_images_are_listed_by_name() -> None:
     before = rows(a="train cat 1", b="train cat 2", c="val dog 3", d="train dog 4", e="train dog 5", f="train dog 6")
     after = rows(a="train cat 9", b="train dog 2", c="train dog 3", new="train dog 5", g="val cat 7", f="train dog 6")
     after[-1] = after[-1]._replace(bytes="10")
-    found = compare_images(before, after)
-    assert found.to_dict() == {
+    changes = compare_images(before, after)
+    assert changes.to_dict() == {
         "changed": ["a (train)"],
         "relabelled": ["b (train, cat -> dog)"],
         "added": ["g (val)"],
@@ -370,20 +379,20 @@ def test_what_became_of_pictures_is_told_by_name() -> None:
         "moved": ["c (val -> train)"],
         "rewritten": ["f (train)"],
     }
-    assert found.words()[:2] == ["changed: a (train)", "with another label: b (train, cat -> dog)"]
+    assert changes.words()[:2] == ["changed: a (train)", "relabelled: b (train, cat -> dog)"]
     many = compare_images([], rows(**{f"p{i}": "train cat 1" for i in range(20)}))
     assert many.words() == ["added: p0 (train), p1 (train), p2 (train), p3 (train), p4 (train), … (15 more)"]
 
 
-def test_a_changed_picture_that_is_drawn_into_another_split_is_still_found() -> None:
-    found = compare_images(rows(a="train cat 1"), rows(a="val cat 2"))
-    assert (found.changed, found.added, found.removed) == (("a (train -> val)",), (), ())
+def test_a_changed_image_that_moved_to_another_split_is_still_found() -> None:
+    changes = compare_images(rows(a="train cat 1"), rows(a="val cat 2"))
+    assert (changes.changed, changes.added, changes.removed) == (("a (train -> val)",), (), ())
 
 
-def test_what_was_lost_in_bringing_it_to_size_counts_as_changed() -> None:
+def test_a_change_that_resizing_hides_counts_as_changed() -> None:
     before = ImageRecord("train", "a.png", "cat", "100", "f" * 32, "00000001")
     assert compare_images([before], [before._replace(content="00000002")]).changed == ("a.png (train)",)
-    assert not compare_images([before], [before._replace(content="")])  # not known
+    assert not compare_images([before], [before._replace(content="")])  # unknown content
 
 
 names = st.text(max_size=6)
@@ -403,11 +412,11 @@ images = st.lists(
 
 @settings(max_examples=60)
 @given(images, st.randoms())
-def test_the_same_pictures_in_another_order_are_the_same(found: list[ImageRecord], random: Any) -> None:
-    found = list({(image.split, image.id): image for image in found}.values())
-    other = list(found)
-    random.shuffle(other)
-    assert not compare_images(found, other)
+def test_the_order_of_images_does_not_matter(records: list[ImageRecord], random: Any) -> None:
+    records = list({(image.split, image.id): image for image in records}.values())
+    shuffled = list(records)
+    random.shuffle(shuffled)
+    assert not compare_images(records, shuffled)
 
 
 def packed(root: Path) -> Any:
@@ -415,21 +424,21 @@ def packed(root: Path) -> Any:
     return pack_splits(source, {"size": 8})[0]
 
 
-def test_the_record_of_pictures_is_the_same_bytes_each_time(tmp_path: Path) -> None:
-    data = packed(pictures(tmp_path / "data"))
+def test_the_image_manifest_has_the_same_bytes_each_time(tmp_path: Path) -> None:
+    data = packed(write_image_folders(tmp_path / "data"))
     for name in ("a", "b"):
         write_images(tmp_path / name, data, {data["train"].ids[0]: 77})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    found = read_images(tmp_path / "a")
-    assert found == list(list_images(data, {data["train"].ids[0]: 77}))
-    assert found is not None
-    assert len({image.pixels for image in found}) == len(found) == 64
-    assert (found[0].bytes, found[1].bytes) == ("77", "")
-    assert {image.label for image in found} == {"cat", "dog"}
+    records = read_images(tmp_path / "a")
+    assert records == list(list_images(data, {data["train"].ids[0]: 77}))
+    assert records is not None
+    assert len({image.pixels for image in records}) == len(records) == 64
+    assert (records[0].bytes, records[1].bytes) == ("77", "")
+    assert {image.label for image in records} == {"cat", "dog"}
     assert read_images(tmp_path / "none") is None
 
 
-def test_names_of_any_kind_come_back(tmp_path: Path) -> None:
+def test_image_names_with_any_characters_are_read_back(tmp_path: Path) -> None:
     root = tmp_path / "data"
     for i, name in enumerate(['a,"b".png', "two\nlines.png", " é ü.png"]):
         write_image(root / "x" / name, noise(4, 4, seed=i))
@@ -437,23 +446,23 @@ def test_names_of_any_kind_come_back(tmp_path: Path) -> None:
     data = packed(root)
     data["train"] = replace(data["train"], ids=("\udcff.png", *data["train"].ids[1:]))  # from another source
     write_images(tmp_path / IMAGES, data)
-    found = read_images(tmp_path / IMAGES)
-    assert found is not None
-    assert [image.id for image in found] == [name for split in data.values() for name in split.ids]
+    records = read_images(tmp_path / IMAGES)
+    assert records is not None
+    assert [image.id for image in records] == [name for split in data.values() for name in split.ids]
 
 
 @pytest.mark.parametrize("content", [b"", b"no gzip", None, b"\x1f\x8b\x08\0"])
-def test_a_damaged_record_of_pictures_is_named(content: bytes | None, pair: tuple[Path, Path]) -> None:
+def test_a_damaged_image_manifest_is_named(content: bytes | None, pair: tuple[Path, Path]) -> None:
     a, b = pair
-    whole = (a / IMAGES).read_bytes()
-    (a / IMAGES).write_bytes(whole[: len(whole) // 2] if content is None else content)
-    with pytest.raises(ArtifactError, match=r"images\.csv\.gz' is damaged, or cannot be read"):
+    complete = (a / IMAGES).read_bytes()
+    (a / IMAGES).write_bytes(complete[: len(complete) // 2] if content is None else content)
+    with pytest.raises(ArtifactError, match=r"images\.csv\.gz' is damaged or cannot be read"):
         certified(a, b)
 
 
 @pytest.mark.rows("X01")
-def test_a_resumed_run_names_the_picture_that_has_changed(tmp_path: Path) -> None:
+def test_a_resumed_run_names_the_image_that_has_changed(tmp_path: Path) -> None:
     run = trained(tmp_path)
     alter(tmp_path / "data" / "train" / "dog" / "3.png")
-    with pytest.raises(ArtifactError, match=r"the train images: the content is not.* changed: \S*dog/3\.png \(train\)"):
+    with pytest.raises(ArtifactError, match=r"other images or labels\. Images changed: \S*dog/3\.png \(train\)"):
         sightline.resume(run)

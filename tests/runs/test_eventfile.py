@@ -1,4 +1,4 @@
-"""TensorBoard's file without a thread: what TensorBoard reads out of it."""
+"""Event files that are written without a thread, as TensorBoard reads them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sightline.runs.recorders import JsonlRecorder
 
 
 def curves(directory: Path) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard shows."""
+    """The points (step, value) of each scalar, as TensorBoard reads them."""
     events = EventAccumulator(str(directory), size_guidance={"scalars": 0})
     events.Reload()
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
@@ -22,18 +22,18 @@ def curves(directory: Path) -> dict[str, list[tuple[int, float]]]:
 
 def test_tensorboard_reads_every_point(tmp_path: Path) -> None:
     file = EventFile(tmp_path / "logs")
-    assert not (tmp_path / "logs").exists()  # begun at the first point
+    assert not (tmp_path / "logs").exists()  # created with the first point
     for step in range(1, 2001):
         file.add(step, {"loss/train": 1 / step, "Ümlaut/train": float(step)})
     file.add(2000, {"loss/test": float("nan")})
     file.close()
-    found = curves(tmp_path / "logs")
-    assert found["loss/train"] == [(step, pytest.approx(1 / step, rel=1e-6)) for step in range(1, 2001)]
-    assert found["Ümlaut/train"][-1] == (2000, 2000.0)
-    assert found["loss/test"][0][0] == 2000
+    points = curves(tmp_path / "logs")
+    assert points["loss/train"] == [(step, pytest.approx(1 / step, rel=1e-6)) for step in range(1, 2001)]
+    assert points["Ümlaut/train"][-1] == (2000, 2000.0)
+    assert points["loss/test"][0][0] == 2000
 
 
-def test_a_later_file_takes_back_what_came_after_its_step(tmp_path: Path) -> None:
+def test_a_later_file_replaces_the_points_from_its_purge_step_on(tmp_path: Path) -> None:
     first = EventFile(tmp_path)
     for step in range(10):
         first.add(step, {"loss": 1.0})
@@ -44,7 +44,7 @@ def test_a_later_file_takes_back_what_came_after_its_step(tmp_path: Path) -> Non
     assert curves(tmp_path)["loss"] == [(step, 1.0) for step in range(6)] + [(6, 2.0)]
 
 
-def test_what_is_flushed_can_be_read_while_the_file_is_written(tmp_path: Path) -> None:
+def test_flushed_points_can_be_read_while_the_file_is_open(tmp_path: Path) -> None:
     file = EventFile(tmp_path)
     file.add(1, {"loss": 1.0})
     file.add(2, {"loss": 2.0})
@@ -57,12 +57,12 @@ def test_what_is_flushed_can_be_read_while_the_file_is_written(tmp_path: Path) -
 
 
 def log_much(log: Callable[[int, dict[str, float]], None]) -> None:
-    """More than a small disk has room for."""
+    """Logs more points than a small disk has space for."""
     for step in range(2, 5000):
         log(step, {"loss": 1.0})
 
 
-def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error_with_the_file_name(tmp_path: Path) -> None:
     with small_disk(tmp_path / "small", "64k") as place:
         board, log = EventFile(place), JsonlRecorder()
         log.start(place, {}, None)

@@ -1,5 +1,5 @@
-"""The heartbeat: what a watcher reads of a run at each moment, that no reader sees a part of it, that it can harm
-nothing, and what `sightline runs` makes of it."""
+"""The heartbeat file: its content at each moment of a run, complete for every reader; failures to write it do not end
+the run; `is_alive` and `sightline runs` read it."""
 
 from __future__ import annotations
 
@@ -37,24 +37,24 @@ KEYS = (
 
 
 class Batches:
-    """Four batches of two images; `do` is called before the one with this number, counted over all epochs."""
+    """Four batches of two images; `do` is called before batch `number`, counted over all epochs."""
 
     def __init__(self, number: int = -1, do: Callable[[], None] = lambda: None):
         self.number, self.do = number, do
-        self.given = 0
+        self.count = 0
 
     def __len__(self) -> int:
         return 4
 
     def __iter__(self) -> Iterator[Batch]:
         for _ in range(4):
-            if self.given == self.number:
+            if self.count == self.number:
                 self.do()
-            self.given += 1
+            self.count += 1
             yield Batch(torch.randn(2, 4), torch.tensor([0, 1]))
 
 
-def trainer(beat: Heartbeat, train: Any = None, val: Any = None, *callbacks: Callback) -> Trainer:
+def trainer(heartbeat: Heartbeat, train: Any = None, val: Any = None, *callbacks: Callback) -> Trainer:
     """Three epochs of four steps."""
     model = nn.Linear(4, 2)
     state = TrainState(model, torch.optim.SGD(model.parameters(), lr=0.1))
@@ -65,59 +65,61 @@ def trainer(beat: Heartbeat, train: Any = None, val: Any = None, *callbacks: Cal
         {"val": val or Batches()},
         max_epochs=3,
         log_every=2,
-        callbacks=(*callbacks, beat),
+        callbacks=(*callbacks, heartbeat),
     )
 
 
-def awaited(run: Path, found: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    """The first heartbeat that is as it should be; read as fast as can be, so a part of a file would be met."""
+def wait_for(run: Path, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """The first heartbeat that satisfies `condition`. Reads without a pause, to notice a partly written file."""
     for _ in range(1_000_000):
-        beat = json.loads((run / HEARTBEAT).read_text())
-        if found(beat):
-            return beat
-    raise AssertionError(beat)
+        heartbeat = json.loads((run / HEARTBEAT).read_text())
+        if condition(heartbeat):
+            return heartbeat
+    raise AssertionError(heartbeat)
 
 
 def test_a_run_that_finishes(tmp_path: Path) -> None:
-    beat = Heartbeat(tmp_path)
-    trainer(beat).fit()
-    assert read_heartbeat(tmp_path)["state"] == "evaluating"  # it is not finished before its model is measured
-    with beat.measuring():
+    heartbeat = Heartbeat(tmp_path)
+    trainer(heartbeat).fit()
+    assert read_heartbeat(tmp_path)["state"] == "evaluating"  # finished only after the evaluation
+    with heartbeat.measuring():
         pass
-    found = read_heartbeat(tmp_path)
-    assert tuple(sorted(found)) == tuple(sorted(KEYS))
-    assert (found["state"], found["pid"], found["host"]) == ("finished", os.getpid(), socket.gethostname())
-    assert (found["epoch"], found["max_epochs"], found["batch"], found["batches"]) == (3, 3, 0, 4)
-    assert (found["step"], found["eta_seconds"], found["error"]) == (12, 0.0, None)
-    assert found["loss"] > 0
-    assert found["images_per_second"] > 0
+    content = read_heartbeat(tmp_path)
+    assert tuple(sorted(content)) == tuple(sorted(KEYS))
+    assert (content["state"], content["pid"], content["host"]) == ("finished", os.getpid(), socket.gethostname())
+    assert (content["epoch"], content["max_epochs"], content["batch"], content["batches"]) == (3, 3, 0, 4)
+    assert (content["step"], content["eta_seconds"], content["error"]) == (12, 0.0, None)
+    assert content["loss"] > 0
+    assert content["images_per_second"] > 0
     for key in ("time", "last_step"):
-        assert datetime.fromisoformat(found[key]).utcoffset() == timedelta(0)
+        assert datetime.fromisoformat(content[key]).utcoffset() == timedelta(0)
     assert [entry.name for entry in tmp_path.iterdir()] == [HEARTBEAT]
     assert not any(thread.name == "heartbeat" for thread in threading.enumerate())
 
 
 def test_a_watcher_sees_it_start_train_and_evaluate(tmp_path: Path) -> None:
-    """The thread looks; the training and the evaluation wait here until it has."""
+    """Training and evaluation wait until the heartbeat thread has written the expected state."""
     seen: dict[str, dict[str, Any]] = {}
 
     def train() -> None:
-        # whole, since the counters may be looked at while a step ends; and the second there, since one has no rate
+        # all three counters, since the thread may read them while a step ends; batch 2, since batch 1 has no rate
         at_step_6 = {"step": 6, "batch": 2, "epoch": 1}.items()
-        seen["training"] = awaited(
-            tmp_path, lambda beat: at_step_6 <= beat.items() and beat["images_per_second"] is not None
+        seen["training"] = wait_for(
+            tmp_path, lambda heartbeat: at_step_6 <= heartbeat.items() and heartbeat["images_per_second"] is not None
         )
 
     def evaluate() -> None:
-        # by its step, too: a thread that did not get to beat since has left that of the last evaluation
-        seen["evaluating"] = awaited(tmp_path, lambda beat: (beat["state"], beat["step"]) == ("evaluating", 12))
+        # also the step: if the thread has not written since, the file is from the previous evaluation
+        seen["evaluating"] = wait_for(
+            tmp_path, lambda heartbeat: (heartbeat["state"], heartbeat["step"]) == ("evaluating", 12)
+        )
 
     class First(Callback):
         def on_epoch_start(self, trainer: Trainer) -> None:
             seen.setdefault("start", json.loads((tmp_path / HEARTBEAT).read_text()))
 
-    beat = Heartbeat(tmp_path, seconds=0.001)
-    trainer(beat, Batches(6, train), Batches(9, evaluate), First()).fit()
+    heartbeat = Heartbeat(tmp_path, seconds=0.001)
+    trainer(heartbeat, Batches(6, train), Batches(9, evaluate), First()).fit()
     first = seen["start"]
     assert (first["state"], first["epoch"], first["step"], first["last_step"]) == ("training", 0, 0, None)
     assert (first["loss"], first["eta_seconds"]) == (None, None)
@@ -132,51 +134,51 @@ def test_a_watcher_sees_it_start_train_and_evaluate(tmp_path: Path) -> None:
 
 def test_a_run_that_is_interrupted(tmp_path: Path) -> None:
     trainer(Heartbeat(tmp_path), None, None, StopAt(5)).fit()
-    found = read_heartbeat(tmp_path)
-    assert (found["state"], found["epoch"], found["batch"], found["step"]) == ("interrupted", 1, 1, 5)
-    assert found["eta_seconds"] is None
+    content = read_heartbeat(tmp_path)
+    assert (content["state"], content["epoch"], content["batch"], content["step"]) == ("interrupted", 1, 1, 5)
+    assert content["eta_seconds"] is None
 
 
-def test_a_run_that_fails_and_one_that_is_broken_off(tmp_path: Path) -> None:
+def test_a_run_that_fails_and_one_that_is_stopped_by_ctrl_c(tmp_path: Path) -> None:
     def fail() -> None:
         raise RuntimeError("the disk\nis gone")
 
     with pytest.raises(RuntimeError):
         trainer(Heartbeat(tmp_path), Batches(5, fail)).fit()
-    found = read_heartbeat(tmp_path)
-    assert (found["state"], found["error"], found["step"]) == ("failed", "RuntimeError: the disk", 5)
+    content = read_heartbeat(tmp_path)
+    assert (content["state"], content["error"], content["step"]) == ("failed", "RuntimeError: the disk", 5)
 
     def stop() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         trainer(Heartbeat(tmp_path), Batches(5, stop)).fit()
-    found = read_heartbeat(tmp_path)
-    assert (found["state"], found["error"]) == ("interrupted", None)
+    content = read_heartbeat(tmp_path)
+    assert (content["state"], content["error"]) == ("interrupted", None)
     assert not any(thread.name == "heartbeat" for thread in threading.enumerate())
 
 
-def test_what_fails_before_training_is_told_too(tmp_path: Path) -> None:
+def test_a_failure_before_training_is_recorded(tmp_path: Path) -> None:
     class Fails(Callback):
         def on_fit_start(self, trainer: Trainer) -> None:
             raise OSError("no room")
 
     with pytest.raises(OSError, match="no room"):
         trainer(Heartbeat(tmp_path), None, None, Fails()).fit()
-    found = read_heartbeat(tmp_path)
-    assert (found["state"], found["error"], found["step"]) == ("failed", "OSError: no room", None)
+    content = read_heartbeat(tmp_path)
+    assert (content["state"], content["error"], content["step"]) == ("failed", "OSError: no room", None)
 
 
 @pytest.mark.parametrize(
     ("error", "state"), [(None, "finished"), (ValueError("no"), "failed"), (KeyboardInterrupt(), "interrupted")]
 )
-def test_what_comes_after_training(error: BaseException | None, state: str, tmp_path: Path) -> None:
-    beat = Heartbeat(tmp_path, seconds=0.001)
-    trainer(beat).fit()
+def test_the_evaluation_after_training_sets_the_state(error: BaseException | None, state: str, tmp_path: Path) -> None:
+    heartbeat = Heartbeat(tmp_path, seconds=0.001)
+    trainer(heartbeat).fit()
 
     def measure() -> None:
-        with beat.measuring():
-            during = awaited(tmp_path, lambda found: found["state"] == "evaluating")
+        with heartbeat.measuring():
+            during = wait_for(tmp_path, lambda content: content["state"] == "evaluating")
             assert (during["step"], during["eta_seconds"]) == (12, 0.0)
             assert is_alive(tmp_path)
             if error is not None:
@@ -192,7 +194,7 @@ def test_what_comes_after_training(error: BaseException | None, state: str, tmp_
 
 
 @pytest.mark.parametrize("how", ["gone", "full", "in the way"])
-def test_a_write_that_fails_ends_nothing(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_does_not_end_the_run(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     if how == "in the way":
         (run / HEARTBEAT / "x").mkdir(parents=True)
@@ -209,7 +211,7 @@ def test_a_write_that_fails_ends_nothing(how: str, tmp_path: Path, monkeypatch: 
         assert [entry.name for entry in run.iterdir()] == ([HEARTBEAT] if how == "in the way" else [])
 
 
-def test_counters_of_somebodys_own_end_nothing(tmp_path: Path) -> None:
+def test_invalid_counters_of_a_callback_do_not_end_the_run(tmp_path: Path) -> None:
     class Odd(Callback):
         def on_step_end(self, trainer: Trainer, output: StepOutput) -> None:
             trainer.last_log["loss"] = {1, 2}  # type: ignore[assignment]
@@ -222,7 +224,7 @@ def test_counters_of_somebodys_own_end_nothing(tmp_path: Path) -> None:
     assert read_heartbeat(tmp_path)["loss"] is None
 
 
-# --- who reads it
+# --- readers
 
 
 def alive(**changes: Any) -> dict[str, Any]:
@@ -231,7 +233,7 @@ def alive(**changes: Any) -> dict[str, Any]:
 
 
 def ended() -> int:
-    """The id of a process that is no more."""
+    """The id of a process that has ended."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return process.pid
@@ -255,7 +257,7 @@ def ago(seconds: float) -> str:
         ({"time": "2026-11-20T16:38:00"}, False),
         ({"time": 5}, False),
         ({"time": "soon"}, False),
-        ({"pid": 1}, True),  # somebody else's, or ours
+        ({"pid": 1}, True),  # a process of another user or of this one
         ({"pid": None}, False),
         ({"pid": True}, False),
         ({"pid": -1}, False),
@@ -264,19 +266,19 @@ def ago(seconds: float) -> str:
         ({"host": "another", "seconds ago": 61}, False),
     ],
 )
-def test_whether_a_run_is_at_work(changes: dict[str, Any], expected: bool, tmp_path: Path) -> None:
+def test_whether_a_run_is_alive(changes: dict[str, Any], expected: bool, tmp_path: Path) -> None:
     if "seconds ago" in changes:
         changes = {**changes, "time": ago(changes["seconds ago"])}
     (tmp_path / HEARTBEAT).write_text(json.dumps(alive(**changes)))
     assert is_alive(tmp_path) == expected
 
 
-def test_a_process_that_has_ended_is_not_at_work(tmp_path: Path) -> None:
+def test_a_run_whose_process_has_ended_is_not_alive(tmp_path: Path) -> None:
     (tmp_path / HEARTBEAT).write_text(json.dumps(alive(pid=ended())))
     assert not is_alive(tmp_path)
 
 
-def test_without_a_heartbeat_nothing_is_at_work(tmp_path: Path) -> None:
+def test_a_directory_without_a_heartbeat_is_not_alive(tmp_path: Path) -> None:
     assert not is_alive(tmp_path)
     assert not is_alive(tmp_path / "nowhere")
     (tmp_path / HEARTBEAT).mkdir()
@@ -291,19 +293,19 @@ def test_without_a_heartbeat_nothing_is_at_work(tmp_path: Path) -> None:
         max_leaves=8,
     ).map(lambda value: json.dumps(value).encode())
 )
-def test_whatever_is_in_the_file_is_answered(content: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_file_with_any_other_content_is_not_alive(content: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     run = tmp_path_factory.mktemp("run")
     (run / HEARTBEAT).write_bytes(content)
     assert not is_alive(run)
     shutil.rmtree(run)
 
 
-def test_a_file_that_is_too_deep_is_answered(tmp_path: Path) -> None:
+def test_a_file_with_deeply_nested_json_is_not_alive(tmp_path: Path) -> None:
     (tmp_path / HEARTBEAT).write_text("[" * 100_000)
     assert not is_alive(tmp_path)
 
 
-def test_a_run_at_work_is_listed_as_running(digits_run: Path, here: Command, tmp_path: Path) -> None:
+def test_a_run_that_is_alive_is_listed_as_running(digits_run: Path, here: Command, tmp_path: Path) -> None:
     ignored = shutil.ignore_patterns("*.ckpt", "exported", "predictions", "tensorboard")
     runs = tmp_path / "runs"
     for name in ("trained", "working", "killed", "elsewhere"):
@@ -313,13 +315,13 @@ def test_a_run_at_work_is_listed_as_running(digits_run: Path, here: Command, tmp
     expected = {"trained": "finished", "working": "running", "killed": "unfinished", "elsewhere": "running"}
     done = here("runs", "--json")
     assert {row["name"]: row["state"] for row in json.loads(done.stdout)} == expected
-    found = list_runs(runs, sort="state")
-    assert {row["name"]: row["state"] for row in found.rows} == expected
+    listing = list_runs(runs, sort="state")
+    assert {row["name"]: row["state"] for row in listing.rows} == expected
     lines = [line.split("\t") for line in here("runs").stdout.splitlines()]
     assert {line[0]: line[2] for line in lines[1:]} == expected
 
 
-def test_looking_needs_no_torch(tmp_path: Path) -> None:
+def test_is_alive_does_not_import_torch(tmp_path: Path) -> None:
     (tmp_path / HEARTBEAT).write_text(json.dumps(alive()))
     code = (
         "import sys; from pathlib import Path; from sightline.runs.alive import is_alive; "

@@ -1,2 +1,3 @@
-"""The command line, one small module a command. Each has `main(words) -> exit code` and imports torch only to
-compute."""
+"""The subcommands of the `sightline` command line, one module each.
+
+Every module defines `main(argv)`, which returns the exit code, and imports torch only when it computes something."""

@@ -1,46 +1,71 @@
-"""`sightline cache`: what decoded images are kept, and how to be rid of them."""
+"""`sightline cache`: lists or deletes the entries of the image cache."""
+
+from __future__ import annotations
 
 import argparse
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from sightline.core.errors import ConfigError
 
+if TYPE_CHECKING:
+    from sightline.data.cache.directory import CacheEntry
+
 
 def main(argv: Sequence[str]) -> int:
-    """Lists the entries, or deletes them."""
-    options = argparse.ArgumentParser("sightline cache", description="List or clear the packed data sets.")
-    options.add_argument("--dir", metavar="PATH", help="the cache directory; default: $SIGHTLINE_CACHE or the user's")
-    doing = options.add_mutually_exclusive_group()
-    doing.add_argument("--clear", action="store_true", help="delete all entries")
-    doing.add_argument(
-        "--limit", type=_gib, metavar="GIB", help="delete what was unused for longest until so much is left"
+    """Lists the cache entries, most recently used first; with `--clear` or `--limit`, deletes entries. Returns 0."""
+    options = argparse.ArgumentParser(
+        "sightline cache",
+        description="List or delete the cached images, which training stores so that later runs need not read and "
+        "decode the files again. Prints one line per cache entry with its number of images, size, format, last use "
+        "and source.",
+        epilog="Example: sightline cache --limit 20",
     )
-    found = options.parse_args(argv)
+    options.add_argument(
+        "--dir", metavar="PATH", help="the cache directory; default: $SIGHTLINE_CACHE, else the user's cache directory"
+    )
+    actions = options.add_mutually_exclusive_group()
+    actions.add_argument("--clear", action="store_true", help="delete all entries")
+    actions.add_argument(
+        "--limit", type=_gib, metavar="GIB", help="delete the least recently used entries until at most GIB GiB remain"
+    )
+    options.add_argument("--json", action="store_true", help="print the entries as JSON")
+    args = options.parse_args(argv)
+    from sightline.commands.table import print_json
+    from sightline.core.console import plain_console
     from sightline.data.cache.directory import GIB, Cache
-    from sightline.engine.progress import plain_console
 
-    cache = Cache(found.dir, float("inf") if found.limit is None else found.limit * GIB)
+    cache = Cache(args.dir, float("inf") if args.limit is None else args.limit * GIB)
     if cache.folder.exists() and not cache.folder.is_dir():
         raise ConfigError(f"--dir: '{cache.folder}' is a file; expected a directory.")
-    console = plain_console()
-    if found.clear:
-        console.print(f"{format_size(cache.clear())} freed in {cache.folder}")
-        return 0
-    if found.limit is not None:
-        console.print(f"{format_size(cache.trim())} freed in {cache.folder}")
+    console = plain_console(quiet=False)
+    freed = cache.clear() if args.clear else 0 if args.limit is None else cache.trim()
     entries = cache.entries()
-    rows = [("images", "size", "kept as", "used", "from")] if entries else []
+    if args.json:
+        print_json({"directory": str(cache.folder), "freed": freed, "entries": [_describe(entry) for entry in entries]})
+        return 0
+    if args.clear or args.limit is not None:
+        console.print(f"{format_size(freed)} freed in {cache.folder}")
+    if args.clear:
+        return 0
+    rows = [("images", "size", "format", "last used", "source")] if entries else []
     for entry in entries:
         count, channels, height, width = entry.meta["shape"]
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.last_used))
-        kind = f"{entry.meta['store']} {height} x {width} x {channels}"
-        rows.append((f"{count:,}", format_size(entry.size), kind, used, entry.meta["origin"]))
-    for images, size, kind, used, origin in rows:  # a path is never broken into lines, so it comes last
-        console.print(f"{images:>12}  {size:>10}  {kind:<22}  {used:<16}  {origin}")
+        layout = f"{entry.meta['store']} {height} x {width} x {channels}"
+        rows.append((f"{count:,}", format_size(entry.size), layout, used, entry.meta["origin"]))
+    for images, size, layout, used, origin in rows:  # a path may be long and is never wrapped, so it comes last
+        console.print(f"{images:>12}  {size:>10}  {layout:<22}  {used:<16}  {origin}")
     total = format_size(sum(entry.size for entry in entries))
-    console.print(f"{len(entries)} data set{'s' * (len(entries) != 1)}, {total} in {cache.folder}")
+    console.print(f"{len(entries)} {'entry' if len(entries) == 1 else 'entries'}, {total} in {cache.folder}")
     return 0
+
+
+def _describe(entry: CacheEntry) -> dict[str, Any]:
+    """Returns an entry as plain values: sizes in bytes, the last use in seconds since 1970."""
+    meta = {name: entry.meta[name] for name in ("origin", "store", "shape")}
+    return {"path": str(entry.path), "bytes": entry.size, "last_used": entry.last_used, **meta}
 
 
 def _gib(text: str) -> float:
@@ -49,12 +74,12 @@ def _gib(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number of at least 0, found {text}")
+        raise argparse.ArgumentTypeError(f"expected a number >= 0, found {text}")
     return value
 
 
 def format_size(count: int) -> str:
-    """A number of bytes for people."""
+    """Returns a number of bytes as text with a binary unit, such as `1.5 MiB`."""
     value = float(count)
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if value < 1024 or unit == "GiB":

@@ -1,70 +1,104 @@
-"""`sightline lr-find`: which learning rate to train with."""
+"""`sightline lr-find`: suggests a learning rate from a short training with a growing one."""
 
 from __future__ import annotations
 
 import argparse
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sightline.commands.hydra_config import add_cwd_to_path, compose_config
-from sightline.commands.table import print_table
+from sightline.commands.table import print_json, print_table
 from sightline.commands.train import parser
+from sightline.core.console import is_quiet
 from sightline.core.errors import ConfigError, MissingExtraError
 from sightline.core.files import expand_user
+from sightline.core.log import logger
 from sightline.report.lr_plot import FORMATS, draw_curve, write_curve
 
 if TYPE_CHECKING:
     from sightline.config.schema import TrainConfig
     from sightline.engine.tools.lr_finder import LRCurve
 
-_ROWS = 10
-_WEAK = 0.1
+_ROWS = 10  # learning rates that the printed table shows
+_WEAK = 0.1  # relative fall of the loss below which the suggestion is unreliable
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints the loss over the learning rate and the suggestion; writes a plot and a CSV. 1 when there is none."""
-    options = parser("lr-find", "Find a learning rate: a short training with one that grows, of which nothing stays.")
-    options.usage = "sightline lr-find [key=value …] [--out FILE] [--steps N] [--low LR] [--high LR]"
+    """Prints the loss over the learning rate and a suggestion, and writes a plot and a CSV file.
+
+    Returns 0, or 1 if there is no suggestion. Raises ConfigError if one of the files exists."""
+    options = parser(
+        "lr-find",
+        "Find a learning rate for a config: train a few batches while the learning rate grows, and discard the result. "
+        "Prints the loss at ten learning rates, the suggested learning rate and the override that sets it. Writes a "
+        "plot and a CSV file of all steps. The exit code is 1 if there is no suggestion. Example: sightline lr-find "
+        "experiment=mnist data.root=PATH",
+    )
+    options.usage = (
+        "sightline lr-find [key=value …] [--out FILE] [--steps N] [--low LR] [--high LR] [--config-dir DIR] "
+        "[--config-name NAME]"
+    )
     options.add_argument(
         "--out",
         metavar="FILE",
         default="lr-find.png",
-        help="the plot, with a CSV of the same name beside it; default: %(default)s",
+        help=f"the plot file ({', '.join(FORMATS)}); a CSV file of the same name is written beside it; "
+        "default: %(default)s",
     )
     options.add_argument(
-        "--steps", type=_steps, default=100, metavar="N", help="batches to train; default: %(default)s"
+        "--steps", type=_steps, default=100, metavar="N", help="number of batches to train, >= 20; default: %(default)s"
     )
-    options.add_argument("--low", type=_rate, default=1e-7, metavar="LR", help="where to begin; default: %(default)s")
-    options.add_argument("--high", type=_rate, default=10.0, metavar="LR", help="where to end; default: %(default)s")
-    found = options.parse_intermixed_args(argv)
-    config = compose_config(found.overrides, found.config_dir, found.config_name)
-    if not found.low < found.high:
-        raise ConfigError(f"--low: {found.low:g} is not below --high, {found.high:g}.")
-    plot = expand_user(found.out)
+    options.add_argument(
+        "--low", type=_rate, default=1e-7, metavar="LR", help="learning rate of the first step; default: %(default)s"
+    )
+    options.add_argument(
+        "--high", type=_rate, default=10.0, metavar="LR", help="learning rate of the last step; default: %(default)s"
+    )
+    options.add_argument("--json", action="store_true", help="print every step and the suggestion as JSON")
+    args = options.parse_intermixed_args(argv)
+    config = compose_config(args.overrides, args.config_dir, args.config_name)
+    if not args.low < args.high:
+        raise ConfigError(f"--low: {args.low:g} is not below --high, {args.high:g}.")
+    plot = expand_user(args.out)
     if plot.suffix.lower() not in FORMATS:
-        raise ConfigError(f"--out: '{plot}' is no name of a plot ({', '.join(FORMATS)}); call it '{plot.stem}.png'.")
-    _free(plot)
-    values = _free(plot.with_suffix(".csv"))
+        raise ConfigError(
+            f"--out: '{plot}' does not have the suffix of a plot ({', '.join(FORMATS)}). Use '{plot.stem}.png'."
+        )
+    _check_writable(plot)
+    values = _check_writable(plot.with_suffix(".csv"))
     add_cwd_to_path()
     from sightline.compose.lr_find import lr_find
 
-    with _bar(found.steps, config.trainer.progress) as advance:
-        curve = lr_find(config, low=found.low, high=found.high, steps=found.steps, on_step=advance)
-    _print(curve, config, found.steps)
-    _write(curve, plot, values)
+    with _bar(args.steps, config.trainer.progress) as advance:
+        curve = lr_find(config, low=args.low, high=args.high, steps=args.steps, on_step=advance)
+    written = _write(curve, plot, values)
+    if args.json:
+        _print_json(curve, config, written)
+    else:
+        _print(curve, config, args.steps)
+        for name, file in written.items():
+            print(f"{name:<11} {file}")
     return 1 if curve.suggestion is None else 0
 
 
-def _free(path: Path) -> Path:
+def _check_writable(path: Path) -> Path:
     if path.exists():
-        raise ConfigError(f"--out: '{path}' exists; choose another name.")
+        raise ConfigError(f"--out: '{path}' already exists. Choose another name.")
     if not path.parent.is_dir():
-        raise ConfigError(f"--out: there is no directory '{path.parent}'.")
+        raise ConfigError(f"--out: the directory '{path.parent}' does not exist.")
     return path
+
+
+def _print_json(curve: LRCurve, config: TrainConfig, written: Mapping[str, Path]) -> None:
+    from sightline.compose.lr_find import lr_key
+
+    found = {"suggestion": curve.suggestion, "key": lr_key(config), **asdict(curve)}
+    print_json(found | {name: str(file) for name, file in written.items()})
 
 
 def _print(curve: LRCurve, config: TrainConfig, steps: int) -> None:
@@ -75,11 +109,11 @@ def _print(curve: LRCurve, config: TrainConfig, steps: int) -> None:
     rows = [(f"{curve.lrs[i]:.2e}", f"{curve.losses[i]:.4f}", f"{curve.smoothed[i]:.4f}") for i in shown]
     print_table(("lr", "loss", "smoothed"), rows, right=("lr", "loss", "smoothed"))
     if curve.diverged and count < steps:
-        print(f"stopped after {count} of {steps} steps, where the loss had left its lowest far behind")
+        print(f"stopped after {count} of {steps} steps: the loss diverged")
     if curve.suggestion is None:
         print(
-            f"sightline: no suggestion: of {count} losses hardly any is below the one before. Try more --steps, or "
-            f"another --low and --high; else check labels, network and loss.",
+            f"sightline: no suggestion: the loss hardly ever fell in {count} steps. Increase --steps, or change --low "
+            f"and --high; if that does not help, check labels, network and loss.",
             file=sys.stderr,
         )
         return
@@ -88,45 +122,50 @@ def _print(curve: LRCurve, config: TrainConfig, steps: int) -> None:
     key = lr_key(config)
     print(f"use it      {key}={curve.suggestion:.3g}")
     if "[" in key:
-        print("note: that is an entry of a list, which is given whole, or in a preset")
+        print("note: this key is an entry of a list; set the complete list, or change the entry in a preset")
     if any("lr" in group for group in config.module.param_groups):
-        print("note: the learning rates in module.param_groups kept their ratio to this one; change them alike")
+        print(
+            "note: the learning rates in module.param_groups kept their ratio to this one; multiply them by the same "
+            "factor"
+        )
     if config.module.head_lr is not None:
         other = "module.optimizer.lr" if key == "module.head_lr" else "module.head_lr"
         print(f"note: {other} kept its ratio to this one; multiply it by the same factor")
     if config.module.freeze_epochs:
-        print("note: it is that of the first epochs, in which module.freeze_epochs trains the head alone")
+        print("note: this is for the first epochs, in which module.freeze_epochs trains only the head")
     if curve.fall < _WEAK:
-        print(f"note: the loss fell by {curve.fall:.1%} at most, so this means little; try more --steps")
+        print(f"note: the loss fell by {curve.fall:.1%} at most, so the suggestion is unreliable; increase --steps")
 
 
-def _write(curve: LRCurve, plot: Path, values: Path) -> None:
+def _write(curve: LRCurve, plot: Path, values: Path) -> dict[str, Path]:
+    """Writes both files and returns them by what they are; without matplotlib there is no plot."""
+    written = {}
     try:
         write_curve(curve, values)
         try:
             draw_curve(curve, plot)
-            print(f"plot        {plot}")
+            written["plot"] = plot
         except MissingExtraError as error:
-            print(f"note: no plot: {error}", file=sys.stderr)
+            logger.warning(f"no plot: {error}")
     except OSError as error:
-        raise ConfigError(f"--out: cannot write beside '{plot}': {error}.") from error
-    print(f"values      {values}")
+        raise ConfigError(f"--out: cannot write '{plot}' or '{values}': {error}.") from error
+    return written | {"values": values}
 
 
 @contextmanager
 def _bar(total: int, shown: bool) -> Iterator[Callable[[int, float, float], None]]:
-    """A function for each step done; it moves a bar, if there is a terminal to draw on."""
+    """Yields a function to call after each step, which advances a progress bar if standard error is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=is_quiet())
     disable = not (shown and console.is_terminal and not console.is_dumb_terminal)
-    columns = (TextColumn("finding"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    columns = (TextColumn("lr-find"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     bar = Progress(*columns, console=console, transient=True, disable=disable)
     task = bar.add_task("", total=total)
 
     def advance(done: int, lr: float, loss: float) -> None:
-        bar.start()  # after the data's own bar
+        bar.start()  # only now, because the data is decoded first, with its own bar
         bar.update(task, completed=done, description=f"lr {lr:.1e}  loss {loss:.4f}")
 
     try:
@@ -137,7 +176,7 @@ def _bar(total: int, shown: bool) -> Iterator[Callable[[int, float, float], None
 
 def _steps(text: str) -> int:
     if not text.isdecimal() or int(text) < 20:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 20, found {text}")
+        raise argparse.ArgumentTypeError(f"expected an integer >= 20, found {text}")
     return int(text)
 
 
@@ -147,5 +186,5 @@ def _rate(text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, such as 1e-6, found {text}")
+        raise argparse.ArgumentTypeError(f"expected a number > 0, such as 1e-6, found {text}")
     return value

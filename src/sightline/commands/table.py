@@ -1,9 +1,18 @@
-"""What a command lists: a table on a terminal, lines with tabs for another program. Imports no torch."""
+"""Prints tables, sections and JSON: formatted on a terminal, as plain text otherwise. Does not import torch."""
 
+import json
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
-_NARROW = 10
+from sightline.core.files import replace_non_finite
+
+_NARROW = 10  # characters to which a text column may shrink
 _ESCAPED = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
+
+
+def print_json(value: Any) -> None:
+    """Prints a value as indented JSON. NaN and infinite numbers become null, other objects their text."""
+    print(json.dumps(replace_non_finite(value), indent=2, ensure_ascii=False, default=str))
 
 
 def print_table(
@@ -13,8 +22,9 @@ def print_table(
     right: Collection[str] = (),
     bold: Collection[tuple[int, str]] = (),
 ) -> None:
-    """On a terminal a table with the columns `right` aligned so and the cells `bold`, (row, column), highlighted; else
-    one line a row, with tabs and nothing cut."""
+    """Prints a table on a terminal, and otherwise one line per row with tab-separated, complete cells.
+
+    `right` names the right-aligned columns, `bold` the cells to highlight as (row index, column name)."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -26,14 +36,13 @@ def print_table(
             print("\t".join(cell.translate(_ESCAPED) for cell in row))
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    least = 2 * len(header) + 2
+    min_width = 2 * len(header) + 2
     for name, *cells in zip(header, *rows, strict=True):
         is_right = name in right
-        title = (
-            name.replace("_", "\n", 1) if is_right and "." not in name else name
-        )  # val_loss, but a config's key whole
+        # a metric such as val_loss is split into two lines, a config key is not
+        title = name.replace("_", "\n", 1) if is_right and "." not in name else name
         longest = max(map(len, (*cells, *title.split("\n"))))
-        least += longest if is_right else min(longest, _NARROW)
+        min_width += longest if is_right else min(longest, _NARROW)
         table.add_column(
             Text(title),
             overflow="fold",
@@ -41,16 +50,18 @@ def print_table(
             no_wrap=is_right,
             min_width=min(longest, _NARROW),
         )
-    for number, row in enumerate(rows):
-        styles = ("bold" if (number, name) in bold else "" for name in header)
+    for index, row in enumerate(rows):
+        styles = ("bold" if (index, name) in bold else "" for name in header)
         table.add_row(*(Text(cell, style=style) for cell, style in zip(row, styles, strict=True)))
-    console.width = max(console.width, least)  # better a line that goes on below than columns of single letters
+    # on a narrow terminal, wrapped lines are more readable than columns of single letters
+    console.width = max(console.width, min_width)
     console.print(table)
 
 
 def print_sections(heads: Sequence[str], sections: Mapping[str, Sequence[str]]) -> None:
-    """The lines of `heads`, then each section under its name, indented; one without lines is `same`. On a terminal the
-    names stand out; nothing is broken into lines."""
+    """Prints the lines of `heads`, then the indented lines of each section under its name.
+
+    A section without lines is printed as `same`. Section names are bold on a terminal. Long lines are not wrapped."""
     from rich.console import Console
     from rich.text import Text
 

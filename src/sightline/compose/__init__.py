@@ -1,2 +1,3 @@
-"""From a config to a run: the parts a config describes, the session around them, and what is written. The only package
-that knows every part below it."""
+"""Builds training runs from configs: the parts, the session that trains them, and the run's files.
+
+This is the only package that depends on all packages below it."""

@@ -1,46 +1,23 @@
-"""What a person sees before and after training: a bar while images are decoded, the table at the end."""
+"""The table of results that training prints at its end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from sightline.core.console import plain_console
 from sightline.data.cache.dataset import PackedDataset
-from sightline.engine.progress import plain_console
 from sightline.inference.evaluate import SplitResult
 from sightline.runs.directory import Run
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-_SHOWN = 20
-
-
-@contextmanager
-def decoding_bar(total: int, shown: bool = True) -> Iterator[Callable[[int], None]]:
-    """A function to call with the number of images just decoded; it moves a bar, if there is a terminal to draw on."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    disable = not (shown and console.is_terminal and not console.is_dumb_terminal)
-    bar = Progress(*columns, console=console, transient=True, disable=disable)
-    task = bar.add_task("decoding", total=total)
-
-    def advance(count: int) -> None:
-        bar.start()  # at the first image: where the cache has them all, there is no bar
-        bar.advance(task, count)
-
-    try:
-        yield advance
-    finally:
-        bar.stop()
+_SHOWN = 20  # unreadable images that are listed
 
 
 def unreadable_images(data: Mapping[str, PackedDataset]) -> list[tuple[str, str]]:
-    """(split, reason) of every image that could not be read."""
+    """Returns (split, reason) for every image that was left out because it could not be read."""
     return [(split, reason) for split, packed in data.items() for _, reason in packed.left_out]
 
 
@@ -50,7 +27,10 @@ def show_results(
     missing: Sequence[tuple[str, str]] = (),
     console: Console | None = None,
 ) -> None:
-    """The metrics of each split, the last split class by class, what was left out, and where everything is."""
+    """Prints the metrics of each split, the last split's metrics by class, unreadable images, and the run's paths.
+
+    `results` are the evaluated splits by name, `missing` the unreadable images as `unreadable_images` returns them.
+    `console` defaults to standard output."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -58,8 +38,8 @@ def show_results(
     console = console or plain_console()
     for position, (split, result) in enumerate(results.items()):
         last = position == len(results) - 1
-        whole = {name: value for name, value in result.metrics.items() if "/" not in name}  # not of single classes
-        values = "  ".join(f"{name} {value:.4f}" for name, value in whole.items())
+        overall = {name: value for name, value in result.metrics.items() if "/" not in name}  # no per-class metrics
+        values = "  ".join(f"{name} {value:.4f}" for name, value in overall.items())
         title = Text.assemble("\n", (split, "bold"), f"  {len(result.ids):,} images  {values}")
         console.print(title, soft_wrap=True)
         if last and result.classes:
@@ -76,7 +56,7 @@ def show_results(
         for split, reason in missing[:_SHOWN]:
             console.print(f"  {split:<6} {reason}", soft_wrap=True)
         if len(missing) > _SHOWN:
-            console.print(f"  … and {len(missing) - _SHOWN:,} more, all of them in {run.data}", soft_wrap=True)
+            console.print(f"  … and {len(missing) - _SHOWN:,} more; the complete list is in {run.data}", soft_wrap=True)
         console.print()
     splits = list(results)
     files = {

@@ -1,4 +1,4 @@
-"""The learning-rate finder on a config: every part as a run has it, and no run."""
+"""Runs the learning-rate finder on a config, with the parts that a run would have but without creating a run."""
 
 from __future__ import annotations
 
@@ -29,12 +29,14 @@ def lr_find(
     on_step: Callable[[int, float, float], None] | None = None,
     **given: Any,
 ) -> LRCurve:
-    """The loss over growing learning rates, and the one it suggests, for what the config describes: its network, data,
-    optimiser, precision and augmentation. Makes no run and writes nothing but the data cache.
+    """Measures the loss over growing learning rates for a config, and returns the curve with a suggested learning rate.
 
-    `given` are parts as `assemble` takes them; a network and an optimiser that are handed over come back as they were,
-    down to device, memory format and learning rate. Callbacks and a recorder are not called. See `find_lr` for the
-    rest."""
+    It trains `steps` batches from learning rate `low` to `high`, with the config's network, data, optimiser, precision
+    and augmentation. It creates no run and writes only the data cache. `given` are parts as in `assemble`; a model and
+    an optimiser are restored afterwards, including device, memory format and learning rate. Callbacks and a recorder
+    are not called. `stop_factor`, `on_step` and the suggestion are described in `find_lr`.
+
+    Raises as `assemble` and `find_lr` do, and RunFailedError if a step fails."""
     check_range(low, high, steps, stop_factor)
     config = as_config(config)
     check_given(given)
@@ -47,7 +49,7 @@ def lr_find(
             on_step(number, lr, smoothed)
 
     options: dict[str, Any] = {"low": low, "high": high, "steps": steps, "stop_factor": stop_factor, "on_step": count}
-    # making the parts moves and compiles a network, and a schedule sets its optimiser's learning rates
+    # building the parts moves and compiles the network, and a schedule sets the optimiser's learning rates
     before = Snapshot(TrainState(given.get("model"), given.get("optimizer")))  # type: ignore[arg-type]
     try:
         parts = build_parts(config, given)
@@ -56,22 +58,23 @@ def lr_find(
                 return find_lr(parts.task, parts.state, parts.train, runtime=parts.runtime, **options)
         except SightlineError:
             raise
-        except Exception as error:  # the network's or the loss's own code
-            message = f"step {done + 1} of the learning-rate finder failed with {type(error).__name__}: {error}"
+        except Exception as error:  # custom code of the network or the loss may raise anything
+            message = f"Step {done + 1} of the learning-rate finder failed with {type(error).__name__}: {error}"
             raise RunFailedError(message) from error
     finally:
         before.restore()
 
 
 def lr_key(config: TrainConfig) -> str:
-    """The key to set to the learning rate found: the optimiser's, unless a schedule has a `max_lr` of its own, or no
-    layer has that of the optimiser itself and the head a larger one."""
+    """Returns the config key to set to the suggested learning rate.
+
+    It is the optimiser's `lr`, except that a schedule's own `max_lr` or a larger `module.head_lr` takes precedence."""
     module = config.module
     for where, node in nodes_of("module.lr_scheduler", module.lr_scheduler):
         arguments = node.get("kwargs") or {} if "class" in node else node
         if arguments.get("max_lr", "auto") != "auto":
             return f"{where}{'.kwargs' if 'class' in node else ''}.max_lr"
-    own = module.optimizer.get("lr", 0)
-    if module.head_lr is not None and module.layer_decay != 1 and isinstance(own, int | float) and module.head_lr > own:
-        return "module.head_lr"  # the largest, to which the others keep their ratios
+    lr = module.optimizer.get("lr", 0)
+    if module.head_lr is not None and module.layer_decay != 1 and isinstance(lr, int | float) and module.head_lr > lr:
+        return "module.head_lr"  # the largest learning rate; the others keep their ratio to it
     return f"module.optimizer{'.kwargs' if 'class' in module.optimizer else ''}.lr"

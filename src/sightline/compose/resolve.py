@@ -1,4 +1,4 @@
-"""What a config leaves open, decided once: from the data, the network, and a few timed steps."""
+"""Resolves the `auto` values of a config from the data, the network and a few timed steps."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,8 +23,10 @@ from sightline.models.spec import ModelSpec
 
 @dataclass(frozen=True)
 class Data:
-    """The open data of a run: the packed `splits` by name, how each image is preprocessed, the keys of
-    `data.preprocess` that this was made from (`preprocess_config`), and what data.json will say (`record`)."""
+    """The opened data of a run.
+
+    `splits` are the packed splits by name, `preprocess` is the preprocessing of every image, `preprocess_config` the
+    `data.preprocess` keys that it was built from, and `record` the content of data.json."""
 
     source: DataSource
     splits: dict[str, PackedDataset]
@@ -35,7 +37,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Network:
-    """The network of a run, on its device, and the same as data."""
+    """The network of a run, on the run's device, and its description."""
 
     model: nn.Module
     spec: ModelSpec
@@ -43,9 +45,10 @@ class Network:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A config with the keys filled in that `resolve` names. Nothing changes it later: the run is made from it,
-    config.yaml holds it, and a resumed run is compared with it. `chosen` says which settings were chosen by timing
-    them; empty where none was."""
+    """A config in which `resolve` has filled in the open keys.
+
+    The run is built from it, config.yaml stores it, and a resumed run is compared with it. `chosen` describes the
+    settings that were chosen by timing them; it is empty if none was."""
 
     config: TrainConfig
     chosen: str = ""
@@ -54,15 +57,16 @@ class Resolved:
 def resolve(
     config: TrainConfig, data: Data, network: Network, meters: Meters, timed: TuneResult | None = None
 ) -> Resolved:
-    """The config with these keys filled in: `data.root` as an absolute path, `data.preprocess` as pretrained weights
-    expect it, `data.eval_batch_size`, `module.class_weights` and `module.monitor_mode`; and, as `time_settings` chose
-    them, `trainer.channels_last`, `threads` and `compile`.
+    """Returns the config with the open keys filled in.
 
-    Raises ConfigError for class weights that are not one for each class."""
+    These are `data.root` as an absolute path, `data.preprocess` as pretrained weights expect it,
+    `data.eval_batch_size`, `module.class_weights`, `module.monitor_mode`, and with `timed`, the result of
+    `time_settings`, also `trainer.channels_last`, `threads` and `compile`. Raises ConfigError if the number of class
+    weights is not the number of classes."""
     root, batch_size = config.data.root, config.data.eval_batch_size
     filled = replace(
         config.data,
-        # a run may be resumed or measured from another directory, where a relative path may be other data
+        # absolute, because a run may be resumed or evaluated from another directory
         root=None if root is None else str(expand_user(root).absolute()),
         preprocess=data.preprocess_config,
         eval_batch_size=batch_that_fits(network.model, network.spec.shape) if batch_size == "auto" else batch_size,
@@ -82,9 +86,10 @@ def resolve(
 
 
 def class_weights(module: ModuleConfig, counts: Mapping[str, int]) -> list[float] | None:
-    """`module.class_weights` as numbers: with `auto`, for each class, images / (classes * images of it) in the training
-    split, so that each class counts the same in all (scikit-learn's "balanced"); a class without images counts as one
-    with a single image. Raises ConfigError for a list of another length than the classes."""
+    """Returns `module.class_weights` as numbers, one per class, or None if it is not set.
+
+    `counts` are the training images per class. `auto` is scikit-learn's "balanced": images / (classes * images of the
+    class), with at least one image per class assumed. Raises ConfigError for a list of the wrong length."""
     weights = module.class_weights
     if weights is None:
         return None
@@ -93,7 +98,7 @@ def class_weights(module: ModuleConfig, counts: Mapping[str, int]) -> list[float
         return [total / (len(counts) * max(count, 1)) for count in counts.values()]
     if len(weights) != len(counts):
         raise ConfigError(
-            f"module.class_weights: {len(weights)} numbers for {len(counts)} classes; give one for each, in this "
+            f"module.class_weights: found {len(weights)} numbers for {len(counts)} classes. Set one per class, in this "
             f"order: {join_names(counts)}."
         )
     return weights
@@ -102,8 +107,9 @@ def class_weights(module: ModuleConfig, counts: Mapping[str, int]) -> list[float
 def time_settings(
     config: TrainConfig, model: nn.Module, loss: Any, train: BatchLoader, runtime: Runtime
 ) -> TuneResult | None:
-    """What a few timed steps choose for those of the trainer's speed settings that are `auto`; None when there is
-    nothing to choose. Raises RunFailedError where a step fails."""
+    """Times a few steps to choose `channels_last`, `threads` and `compile` where they are `auto`.
+
+    Returns None if none of them is `auto`. Raises RunFailedError if a step fails."""
     trainer = config.trainer
     if "auto" not in (trainer.channels_last, trainer.compile, trainer.threads):
         return None
@@ -121,14 +127,15 @@ def time_settings(
             )
     except SightlineError:
         raise
-    except Exception as error:  # the network's or the loss's own code
-        raise RunFailedError(f"timing the settings failed with {type(error).__name__}: {error}") from error
+    except Exception as error:  # custom code of the network or the loss may raise anything
+        raise RunFailedError(f"Timing the trainer settings failed with {type(error).__name__}: {error}") from error
 
 
 def _monitor_mode(module: ModuleConfig, meters: Meters) -> Any:
-    """The direction of the monitored metric where the metric itself knows it and its name does not say it: those who
-    read the run's config later have no metric to ask."""
-    found = metric_mode(module.monitor, meters.better)
-    if module.monitor_mode != "auto" or found is None or found == metric_mode(module.monitor):
+    """Returns `module.monitor_mode`, or the metric object's own direction where `auto` would not find it by name.
+
+    Later readers of the run's config do not have the metric object."""
+    mode = metric_mode(module.monitor, meters.better)
+    if module.monitor_mode != "auto" or mode is None or mode == metric_mode(module.monitor):
         return module.monitor_mode
-    return found
+    return mode

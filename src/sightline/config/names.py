@@ -1,4 +1,4 @@
-"""What a config calls the arguments that the parts below know by a neutral name."""
+"""The config keys of the arguments that lower packages know by a neutral name, see `core.errors`."""
 
 _DATA = (
     *("root", "source", "val", "test", "batch_size", "eval_batch_size", "classes", "on_bad", "store", "csv"),
@@ -8,7 +8,7 @@ _DATA = (
 _PREPROCESS = ("size", "channels", "mean", "std", "resize", "crop_pct")
 _MODULE = (
     *("network", "pretrained", "weights", "weights_by", "optimizer", "layer_decay", "head_lr", "param_groups"),
-    *("decay_1d", "freeze", "freeze_epochs", "loss", "ema", "metrics", "monitor"),
+    *("decay_1d", "freeze", "freeze_epochs", "loss", "ema", "metrics", "monitor", "class_weights"),
 )
 NAMES: dict[str, str | None] = {
     **{name: f"data.{name}" for name in _DATA},
@@ -22,4 +22,4 @@ NAMES: dict[str, str | None] = {
     "run_name": "run.name",
     "requeue": "run.requeue",
 }
-"""Neutral name -> key of the config."""
+"""Neutral argument name -> config key."""

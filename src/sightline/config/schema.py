@@ -1,7 +1,8 @@
-"""The whole configuration as dataclasses: every key, its type, its default, and the line the configuration reference
-prints. Nothing here imports torch, so a typo is answered at once."""
+"""The complete configuration as dataclasses: every key with its type, default, range and documentation.
 
-from __future__ import annotations  # the types of fields are texts, which `hydra_config` compares
+The configuration reference is made from it. It does not import torch, so a typo is reported at once."""
+
+from __future__ import annotations  # `hydra_config` compares the types of fields as strings
 
 import dataclasses
 import typing
@@ -31,114 +32,122 @@ Auto = Literal["auto"]
 
 @dataclass(frozen=True)
 class PreprocessConfig:
-    """How an image file becomes the numbers a network sees; stored with the model and used wherever it answers."""
+    """How an image file becomes the input of the network. Stored with the model, and used for every prediction."""
 
     size: Auto | int | list[int] = key_field(
         "auto",
-        "Height and width in pixels, one number for a square; `auto` takes the first training image's and asks every "
-        "other to have it, or, with pretrained weights, the size these were trained with.",
+        "Height and width in pixels, or one number for a square. `auto` is the size of the first training image, "
+        "which all others must have, or with pretrained weights the size they were trained with.",
         IMAGE_SIZE,
     )
     channels: Auto | Literal[1, 3] = key_field(
-        "auto", "1 for gray, 3 for RGB; `auto` takes the first training image's, or what pretrained weights take."
+        "auto",
+        "1 for gray, 3 for RGB. `auto` is the number of channels of the first training image or of the pretrained "
+        "weights.",
     )
     resize: Literal["auto", "stretch", "crop", "pad"] = key_field(
         "auto",
-        "How another shape becomes `size`: `stretch` ignores the aspect ratio, `crop` scales the shorter side and cuts "
-        "the centre, `pad` scales the longer side and fills with `background`; `auto` is what pretrained weights were "
-        "measured with, else `stretch`.",
+        "How an image of another shape is brought to `size`: `stretch` ignores the aspect ratio, `crop` scales the "
+        "shorter side and cuts out the centre, `pad` scales the longer side and fills with `background`. `auto` is "
+        "the mode that pretrained weights were evaluated with, else `stretch`.",
     )
     crop_pct: Auto | float | None = key_field(
         "auto",
-        "Scale to `size` / `crop_pct`, rounded down, and cut `size` out of the centre (0.875 scales to 256 for 224); "
-        "null cuts first and scales once. `auto` is what pretrained weights were measured with, else null.",
-        between(0.1, 2, "a share of 0.1 to 2, such as 0.875, or null"),
+        "Scale to `size` / `crop_pct`, rounded down, and cut `size` out of the centre (0.875 scales to 256 for "
+        "224); null cuts first and scales once. `auto` is the value that pretrained weights were evaluated with, "
+        "else null.",
+        between(0.1, 2, "a number in [0.1, 2], such as 0.875, or null"),
     )
     interpolation: Literal["auto", "nearest", "bilinear", "bicubic", "lanczos"] = key_field(
         "auto",
-        "The resampling filter, antialiased (except `nearest`); `auto` is what pretrained weights were trained with, "
-        "else `bilinear`.",
+        "The resampling filter, antialiased except for `nearest`. `auto` is the filter that pretrained weights were "
+        "trained with, else `bilinear`.",
     )
     background: int = key_field(
         255,
         "The gray level, 0 to 255, behind transparent pixels and around padded images.",
         at_least(0),
-        between(0, 255, "a gray level of 0 to 255"),
+        between(0, 255),
     )
     mean: Auto | list[float] = key_field(
         "auto",
-        "Subtracted per channel, in units of 0..1; `auto` measures the training split, or takes the pretrained "
-        "weights' own.",
+        "Subtracted from each channel, in units of 0..1. `auto` is measured on the training split or comes with the "
+        "pretrained weights.",
         FINITE,
     )
     std: Auto | list[float] = key_field(
         "auto",
-        "Divided by per channel, in units of 0..1; `auto` measures the training split, or takes the pretrained "
-        "weights' own.",
-        finite_above(0, "numbers above 0"),
+        "Each channel is divided by it, in units of 0..1. `auto` is measured on the training split or comes with "
+        "the pretrained weights.",
+        finite_above(0, "numbers > 0"),
     )
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Random changes of the training images, drawn per sample and epoch; never applied to another split."""
+    """Random changes of the training images, drawn per sample and epoch. Never applied to other splits."""
 
     flip: float = key_field(0.0, "Probability of a horizontal flip.", PROBABILITY)
     vertical_flip: float = key_field(0.0, "Probability of a vertical flip.", PROBABILITY)
     shift: int = key_field(
-        1, "Shift by up to this many pixels in each direction, filled with black (pad and crop).", at_least(0)
+        1, "Shift by up to this many pixels in each direction and fill with black (pad and crop).", at_least(0)
     )
     crop: list[float] | None = key_field(
         None,
-        "Cut out a random part of this share of the picture's area, [least, most] (random resized crop; [0.08,1] for "
-        "large pictures), and bring it to `data.preprocess.size`.",
+        "Cut out a random part and scale it to `data.preprocess.size` (random resized crop). The value is the range "
+        "of its area as a fraction of the image, [min, max]; [0.08,1] suits large images.",
         positive_interval(most=1),
     )
     crop_ratio: list[float] = key_field(
-        [0.75, 4 / 3], "The aspect ratios, width to height, that such a part may have.", positive_interval()
+        [0.75, 4 / 3], "The range of the aspect ratio, width / height, of this part.", positive_interval()
     )
-    rotate: float = key_field(0.0, "Rotate by up to this many degrees either way.", between(0, 180))
-    translate: float = key_field(0.0, "Move by up to this share of each side.", between(0, 1))
-    scale: list[float] = key_field([1.0, 1.0], "Scale by a factor between these two.", positive_interval())
-    shear: float = key_field(0.0, "Shear by up to this many degrees either way.", between(0, 89))
-    brightness: float = key_field(0.0, "Brightness times 1 plus or minus up to this.", between(0, 10))
-    contrast: float = key_field(0.0, "The same for contrast.", between(0, 10))
-    saturation: float = key_field(0.0, "The same for saturation.", between(0, 10))
+    rotate: float = key_field(0.0, "Rotate by up to this many degrees in either direction.", between(0.0, 180.0))
+    translate: float = key_field(0.0, "Move by up to this fraction of each side.", between(0.0, 1.0))
+    scale: list[float] = key_field([1.0, 1.0], "Scale by a factor in this range, [min, max].", positive_interval())
+    shear: float = key_field(0.0, "Shear by up to this many degrees in either direction.", between(0.0, 89.0))
+    brightness: float = key_field(
+        0.0, "Multiply the brightness by a factor in [1 - value, 1 + value].", between(0.0, 10.0)
+    )
+    contrast: float = key_field(0.0, "The same for the contrast.", between(0.0, 10.0))
+    saturation: float = key_field(0.0, "The same for the saturation.", between(0.0, 10.0))
     policy: Literal["trivial", "rand"] | None = key_field(
-        None, "A published policy of many operations: `trivial` (TrivialAugment) or `rand` (RandAugment)."
+        None, "A published policy that combines many operations: `trivial` (TrivialAugment) or `rand` (RandAugment)."
     )
-    rand_ops: int = key_field(2, "Operations RandAugment applies to each image.", between(1, 20))
-    rand_magnitude: int = key_field(9, "Their strength, 0 to 30.", between(0, 30))
+    rand_ops: int = key_field(2, "The number of operations that RandAugment applies to each image.", between(1, 20))
+    rand_magnitude: int = key_field(9, "The strength of the operations of RandAugment, 0 to 30.", between(0, 30))
     erase: float = key_field(0.0, "Probability of blackening a random rectangle (random erasing).", PROBABILITY)
-    cutout: int = key_field(0, "Blacken a square of this many pixels anywhere.", at_least(0))
+    cutout: int = key_field(
+        0, "Blacken a square of this side length in pixels at a random position; 0 is off.", at_least(0)
+    )
     transforms: list[Node] = key_field(
         [],
-        "Nodes of further transforms, each called with one picture, a uint8 tensor [C,H,W]: torchvision's or your own. "
-        "Correct and slower than the above, which work by batch.",
+        "Nodes of further transforms, from torchvision or custom, each called with one image, a uint8 tensor "
+        "[C,H,W]. They are slower than the transforms above, which process batches.",
     )
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the images come from and how they are split and fed."""
+    """Where the images come from, and how they are split and loaded."""
 
     source: Literal["auto", "digits", "folder", "csv", "parquet", "idx", "npz", "torchvision"] = key_field(
         "auto",
         "`digits` (embedded), `folder` (one folder per class), `csv` (a table beside the images), `parquet` (tables "
-        "that hold them), `idx` (MNIST's files), `npz` (numpy arrays), `torchvision` (one of its data sets by name); "
-        "`auto` looks at `root`, and without a root takes the digits.",
+        "that contain the images), `idx` (the files of MNIST), `npz` (NumPy arrays), `torchvision` (one of its "
+        "datasets by name). `auto` detects the source from `root`; without a root it is `digits`.",
     )
     root: str | None = key_field(
         None,
-        "The data directory, or a zip or tar file of one, or a single table or array file. With folders named train, "
-        "val and test inside, those are the splits.",
+        "The data directory, a zip or tar file of one, or a single table or array file. Folders named train, val "
+        "and test in it are the splits.",
     )
-    dataset: str | None = key_field(None, "With `source=torchvision`: the data set's name, such as CIFAR10.")
-    download: bool = key_field(False, "With `source=torchvision`: fetch it into `root` where it is not there.")
-    csv: str | None = key_field(None, "The CSV file, relative to `root`; needed only where there is more than one.")
+    dataset: str | None = key_field(None, "With `source=torchvision`: the name of the dataset, such as CIFAR10.")
+    download: bool = key_field(False, "With `source=torchvision`: download the dataset to `root` if it is missing.")
+    csv: str | None = key_field(None, "The CSV file, relative to `root`; needed only if there are several.")
     images: str | None = key_field(
         None,
-        "The folder the CSV's file names are relative to, itself relative to `root`; by default the CSV's own folder.",
+        "The folder that the file names in the CSV are relative to, itself relative to `root`; by default the CSV's "
+        "own folder.",
     )
     image_column: str | None = key_field(
         None, "The CSV column of file names; by default `files`, `image name`, `file`, `filename` or `image`."
@@ -148,75 +157,83 @@ class DataConfig:
     )
     target: Literal["class", "number"] = key_field(
         "class",
-        "What a label is: the name or the index of a class, or a number to predict, such as an age or a share. With "
-        "numbers the network has one output, the loss is `torch.nn.MSELoss` unless another is chosen, and `mse` and "
-        "`mae` are measured.",
+        "What a label is: `class`, the name or index of a class, or `number`, a number to predict, such as an age "
+        "(regression). With `number` the network has one output, the default loss is `torch.nn.MSELoss`, and the "
+        "metrics include `mse` and `mae`.",
     )
     split_column: str | None = key_field(
-        None, "The column that says `train`, `val` or `test` for each row, where the table itself holds the splits."
+        None, "The column with `train`, `val` or `test` for each row, if the table defines the splits."
     )
     group_column: str | None = key_field(
-        None, "The column of what must not be torn apart, such as a patient or a scene: no group is in two splits."
+        None, "The column of groups, such as patients or scenes. All samples of a group are in the same split."
     )
     classes: int | list[str] | None = key_field(
         None,
-        "The class names in order (labels may then be these names or their numbers, from 0), or how many classes for "
-        "labels 0..n-1; by default the labels found, numeric ones sorted as numbers.",
+        "The class names in order (labels are then these names or their indices from 0), or the number of classes "
+        "for labels 0..n-1. By default the labels that occur, numeric ones sorted as numbers.",
     )
     val: int | float = key_field(
         0.1,
-        "Where the data has no validation split: the part of the training data to set aside (below 1), or how many "
-        "images (1 and above); 0 for none.",
-        at_least(0),
+        "How much of the training data to hold out if there is no validation split: a fraction (below 1) or a "
+        "number of images (1 and above); 0 for none.",
+        at_least(0.0),
         FRACTION_OR_COUNT,
     )
     test: int | float = key_field(
         0.2,
-        "The same for the test split, taken first. Both are stratified by class and a function of the seed.",
-        at_least(0),
+        "The same for the test split, which is taken first. Both are stratified by class and determined by the seed.",
+        at_least(0.0),
         FRACTION_OR_COUNT,
     )
     on_bad: Literal["error", "skip"] = key_field(
         "error",
-        "What to do about images that cannot be read: stop and name them, or leave them out and list them in the run "
-        "and at its end. None is ever replaced by another.",
+        "What to do with images that cannot be read: `error` stops and names them, `skip` skips them and lists them "
+        "in the run and at its end. An image is never replaced by another one.",
     )
     store: Literal["auto", "pixels", "encoded"] = key_field(
         "auto",
-        "How images are kept: decoded once (`pixels`), or as they are and decoded ahead of each step (`encoded`); "
-        "`auto` decodes once up to 4 GiB of pixels, but with `augment.crop` only pictures of at most 64 x 64 pixels.",
+        "How images are kept: decoded once (`pixels`), or encoded and decoded ahead of each step (`encoded`). "
+        "`auto` is `pixels` up to 4 GiB of them; with `augment.crop` only for images of at most 64 x 64 pixels.",
     )
-    cache: bool = key_field(True, "Keep them in the cache directory, so that the next run decodes nothing.")
+    cache: bool = key_field(
+        True, "Keep the images in the cache directory, so that the next run does not decode them again."
+    )
     cache_dir: str | None = key_field(
-        None, "The cache directory; by default `$SIGHTLINE_CACHE`, else the user's own. See `sightline cache`."
+        None,
+        "The cache directory; by default `$SIGHTLINE_CACHE`, else the user's cache directory. See `sightline cache`.",
     )
     cache_limit: float = key_field(
-        50.0, "GiB that the cache may hold; when a new entry is made, those unused for longest go.", at_least(0)
+        50.0,
+        "The maximum size of the cache in GiB. A new entry replaces those that have not been used for the longest "
+        "time.",
+        at_least(0.0),
     )
     workers: Auto | int = key_field(
         "auto",
-        "Threads that make batches ahead of the step; `auto` is one a core, 0 makes them when they are asked for.",
+        "Threads that prepare batches ahead of the step; `auto` is one per core, 0 prepares each batch when it is "
+        "needed.",
         at_least(0),
     )
-    prefetch: int = key_field(2, "How many batches ahead they may work.", at_least(0))
+    prefetch: int = key_field(2, "How many batches are prepared ahead.", at_least(0))
     sampler: Literal["shuffle", "balanced"] = key_field(
         "shuffle",
-        "Which training images an epoch shows: every one once, in random order, or as many of each class as of the "
-        "others (rare classes repeat, common ones take turns), as many in all.",
+        "Which training images an epoch contains: `shuffle`, each image once in random order, or `balanced`, as "
+        "many images in total but equally many of each class. Rare classes then repeat images, and common ones use "
+        "different images in each epoch.",
     )
     batch_size: int = key_field(
         64,
-        "Images per training step. The last step of an epoch has what is left, and a single image that is left joins "
-        "the step before it.",
+        "Images per training step. The last step of an epoch has the remaining images; a single remaining image is "
+        "added to the step before it.",
         at_least(1),
     )
     drop_last: bool = key_field(
-        False, "Leave out of each epoch what does not fill a step, which are other images in every epoch."
+        False, "Drop the images of an epoch that do not fill a step. They are different images in every epoch."
     )
     eval_batch_size: Auto | int = key_field(
         "auto",
-        "Images per step of evaluation and prediction; `auto` is the largest power of two, up to 256, whose images and "
-        "the largest activations of the network take no more than 256 MiB.",
+        "Images per step of evaluation and prediction. `auto` is the largest power of two, up to 256, for which the "
+        "images and the largest activations of the network take at most 256 MiB.",
         at_least(1),
     )
     preprocess: PreprocessConfig = key_field(PreprocessConfig(), "See `data.preprocess`.")
@@ -225,234 +242,242 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModuleConfig:
-    """What is trained and how: network, loss, optimiser, learning-rate schedule, and the metric that picks the best."""
+    """What is trained and how: network, loss, optimiser, learning-rate schedule, and metric of the best checkpoint."""
 
     network: Node = key_field(
         {"_target_": "sightline.models.networks.SmallCNN", "in_channels": "auto", "num_classes": "auto"},
-        "A `_target_` node (torch.nn, torchvision.models, timm.create_model, your own class), or `layers`: a list of "
-        "such nodes. The value `auto` stands for what the data has: classes, channels, image size, and in a layer list "
-        "the width of the layer before.",
+        "A `_target_` node (torch.nn, torchvision.models, timm.create_model, or a custom class), or `layers`: a "
+        "list of these nodes. `auto` stands for a value from the data: classes, channels, image size, and in a list "
+        "of layers the width of the previous layer.",
     )
     outputs: Literal["auto", "logits", "probabilities"] = key_field(
-        "auto", "What the network answers; `auto` looks at its answer to a test input."
+        "auto", "What the network outputs; `auto` checks its output for a test input."
     )
     loss: Node = key_field(
         {"_target_": "torch.nn.CrossEntropyLoss"},
-        "A node for the loss, called with (output [B,classes], target [B]); with `data.target=number` by default "
-        "`torch.nn.MSELoss`, called with (output [B,1], target [B,1]).",
+        "A node for the loss, called with (output [B,classes], target [B]). With `data.target=number` the default "
+        "is `torch.nn.MSELoss`, called with (output [B,1], target [B,1]).",
     )
     optimizer: Node = key_field(
         {"_target_": "torch.optim.AdamW", "lr": 0.003, "weight_decay": 0.01},
-        "A node for any torch optimiser; the parameters are given to it.",
+        "A node for any torch optimiser; the parameters are passed to it.",
     )
     lr_scheduler: Node | list[Node] | None = key_field(
         {"_target_": "torch.optim.lr_scheduler.OneCycleLR", "max_lr": "auto", "total_steps": "auto"},
-        "A node, or a list of nodes, for any torch scheduler; the optimiser is given to it. Beside its arguments: "
-        "`interval` (`step` or `epoch`) and, for a plateau, `monitor`. `total_steps`, `T_max` and `steps_per_epoch` "
-        "may be `auto` (the length of the run), `max_lr` too (the optimiser's `lr`).",
+        "A node, or a list of nodes, for any torch scheduler; the optimiser is passed to it. Additional keys are "
+        "`interval` (`step` or `epoch`) and, for ReduceLROnPlateau, `monitor`. `total_steps`, `T_max` and "
+        "`steps_per_epoch` may be `auto` (the length of the run), and so may `max_lr` (the optimiser's `lr`).",
     )
     weights: str | None = key_field(
         None,
-        "A file of weights to start from (`.safetensors`, or a checkpoint of torch or timm), or the directory of a "
-        "run: all but the head is loaded, the head where its classes fit.",
+        "A file of weights to start from (`.safetensors`, or a checkpoint of torch or timm), or a run directory. "
+        "All layers but the head are loaded, and the head if its classes match.",
     )
     weights_by: Literal["name", "order"] = key_field(
         "name",
-        "How the tensors of that file are found: by their names, or by their order, for a file of this very network "
-        "that has other names.",
+        "How the tensors of that file are matched: by their names, or by their order, for a file of the same "
+        "network with other names.",
     )
     pretrained: bool = key_field(
         False, "Start from the published weights of a timm or torchvision network, with a new head for these classes."
     )
-    freeze_epochs: int = key_field(0, "Train the head alone for so many epochs first; then everything.", at_least(0))
+    freeze_epochs: int = key_field(0, "Train only the head for this many epochs first, then all layers.", at_least(0))
     freeze: list[str] = key_field(
         [],
-        "Layers that are never trained, by name or pattern (`features.0`, `layer[12].*`); their running statistics "
-        "stay too.",
+        "Layers that are never trained, by name or pattern (`features.0`, `layer[12].*`). Their running statistics "
+        "do not change either.",
     )
     freeze_statistics: bool = key_field(
         False,
-        "Let batch normalisation use and keep the running statistics of the weights it starts from, in training too, "
-        "while its scales and shifts are trained; right for weights of another data set and small batches.",
+        "Use and keep the running statistics of the initial weights in batch normalisation, in training too; its "
+        "scales and shifts are trained. Suited to small batches and to weights from another dataset.",
     )
     layer_decay: float = key_field(
         1.0,
-        "The learning rate of each block is this times that of the block above it, from the head down: below 1 the "
-        "early layers of a pretrained network change less.",
-        Range(lambda value: 0 < value <= 1, "a factor above 0 and at most 1, such as 0.75"),
+        "The learning rate of each block is this factor times that of the block above it, starting at the head. A "
+        "factor below 1 changes the early layers of a pretrained network less.",
+        Range(lambda value: 0 < value <= 1, "a number in (0, 1], such as 0.75"),
     )
     head_lr: float | None = key_field(
         None,
-        "The learning rate of the head, where it is another than the optimiser's `lr`: a new head has further to go "
-        "than the weights below it.",
-        finite_above(0, "a number above 0, or null"),
+        "The learning rate of the head, if it differs from the optimiser's `lr`. A new head needs larger changes "
+        "than pretrained weights.",
+        finite_above(0, "a number > 0, or null"),
     )
     param_groups: list[Node] = key_field(
         [],
         "Arguments of the optimiser for parts of the network: `{match: 'head.*', lr: 0.01}`. The first entry that "
-        "matches a parameter counts.",
+        "matches a parameter applies.",
     )
     decay_1d: bool = key_field(
-        True, "Whether weight decay acts on biases and on the scales of normalisation layers, too."
+        True, "Whether weight decay also applies to biases and to the scales of normalisation layers."
     )
     class_weights: Auto | list[float] | None = key_field(
         None,
-        "How much each class counts in the loss, in class order; `auto` is inverse to its share of the training "
-        "images.",
-        at_least(0, "numbers of at least 0"),
+        "The weight of each class in the loss, in class order. `auto` is inversely proportional to the class's "
+        "share of the training images.",
+        at_least(0, "numbers >= 0"),
         FINITE,
     )
     mixup: float = key_field(
-        0.0, "Blend pairs of training images, by shares drawn from Beta(mixup, mixup); 0 is off.", at_least(0), FINITE
+        0.0,
+        "Blend pairs of training images, with weights drawn from Beta(mixup, mixup); 0 is off.",
+        at_least(0.0),
+        FINITE,
     )
     cutmix: float = key_field(
         0.0,
-        "Put a rectangle of one training image into another, its area from Beta(cutmix, cutmix); 0 is off.",
-        at_least(0),
+        "Paste a rectangle of one training image into another, with its area drawn from Beta(cutmix, cutmix); 0 is "
+        "off.",
+        at_least(0.0),
         FINITE,
     )
     mix_probability: float = key_field(
         1.0,
-        "The share of batches that are mixed; with both, each mixed batch takes one of the two at random.",
+        "The fraction of batches that are mixed. With both mixup and cutmix, each mixed batch uses one of them at "
+        "random.",
         PROBABILITY,
     )
     ema: float | None = key_field(
         None,
-        "Keep a moving average of the weights, of this decay per step (0.99 to 0.9999), and evaluate and export that.",
-        Range(lambda value: 0 < value < 1, "a decay between 0 and 1, such as 0.999, or null for none"),
+        "Keep an exponential moving average (EMA) of the weights with this decay per step (0.99 to 0.9999), and "
+        "evaluate and export it.",
+        Range(lambda value: 0 < value < 1, "a number in (0, 1), such as 0.999, or null"),
     )
     ema_warmup: bool = key_field(
-        True, "Let the average follow faster at first: a decay of at most (1 + step) / (10 + step)."
+        True, "Let the EMA follow the weights faster at first, with a decay of at most (1 + step) / (10 + step)."
     )
-    top_k: list[int] = key_field([], "Also measure how often the right class is among the first k.", at_least(1))
+    top_k: list[int] = key_field(
+        [], "Also measure how often the correct class is among the first k, for each of these k.", at_least(1)
+    )
     per_class: bool = key_field(False, "Also record precision, recall and F1 of every class at each evaluation.")
     metrics: dict[str, Node] = key_field(
         {},
-        "Further metrics by name: nodes of torchmetrics objects, such as "
-        "`{auroc: {_target_: torchmetrics.AUROC, task: multiclass, num_classes: auto}}`.",
+        "Extra metrics by name: nodes of torchmetrics objects, such as `{auroc: {_target_: torchmetrics.AUROC, "
+        "task: multiclass, num_classes: auto}}`.",
     )
-    monitor: str = key_field("val_loss", "The metric that picks the best checkpoint, `<split>_<metric>`.")
+    monitor: str = key_field("val_loss", "The metric that selects the best checkpoint, `<split>_<metric>`.")
     monitor_mode: Literal["auto", "min", "max"] = key_field(
         "auto",
-        "Whether lower or higher is better; `auto` knows from the metric or its name, and asks for this key where "
-        "neither says.",
+        "Whether lower or higher is better. `auto` derives it from the metric or its name; if that is not possible, "
+        "this key is required.",
     )
 
 
 @dataclass(frozen=True)
 class EarlyStoppingConfig:
-    """When to end a run that no longer gets better. What is exported is the best epoch in any case."""
+    """When to end a run that no longer improves. The best epoch is exported in any case."""
 
     patience: int | None = key_field(
-        None, "End after so many evaluations in a row without a better value; null never does.", at_least(1)
+        None, "End after this many evaluations in a row without an improvement; null never does.", at_least(1)
     )
-    min_delta: float = key_field(0.0, "What is better by no more than this is not better.", at_least(0))
-    monitor: str | None = key_field(None, "The metric to watch; by default `module.monitor`.")
+    min_delta: float = key_field(0.0, "An improvement must be larger than this.", at_least(0.0))
+    monitor: str | None = key_field(None, "The metric to monitor; by default `module.monitor`.")
     monitor_mode: Literal["auto", "min", "max"] = key_field(
-        "auto", "Whether lower or higher values of it are better; as `module.monitor_mode`."
+        "auto", "Whether lower or higher values are better, see `module.monitor_mode`."
     )
 
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """How long, how often, and on what."""
+    """How long to train, how often to evaluate, log and save, and on which device."""
 
-    max_epochs: int = key_field(30, "Passes over the training data.", at_least(1))
-    eval_every: int = key_field(1, "Evaluate after every so many epochs; the last is always evaluated.", at_least(1))
-    log_every: int = key_field(
-        50, "Write a log point, and check that the loss is finite, every so many steps.", at_least(1)
-    )
+    max_epochs: int = key_field(30, "The number of passes over the training data.", at_least(1))
+    eval_every: int = key_field(1, "Evaluate after every n epochs, and always after the last one.", at_least(1))
+    log_every: int = key_field(50, "Write a log point, and check that the loss is finite, every n steps.", at_least(1))
     checkpoint_every: int | None = key_field(
-        None, "Also write `last.ckpt` every so many steps, for epochs that last hours.", at_least(1)
+        None, "Also write `last.ckpt` every n steps, for epochs that last hours.", at_least(1)
     )
     checkpoint_minutes: float | None = key_field(
         10.0,
-        "Also write `last.ckpt` when the last one is so many minutes old; null for at the end of an epoch alone.",
-        finite_above(0, "a number above 0, or null for none"),
+        "Also write `last.ckpt` when the previous one is n minutes old; null writes it only at the end of an epoch.",
+        finite_above(0, "a number > 0, or null"),
     )
     keep_checkpoints: int = key_field(
-        2, "How many of the newest checkpoints stay: `last.ckpt`, `last-1.ckpt` before it, and so on.", at_least(1)
+        2, "How many of the newest checkpoints are kept: `last.ckpt`, `last-1.ckpt` before it, and so on.", at_least(1)
     )
     keep_every: int | None = key_field(
-        None, "Also keep the checkpoint of every so many epochs for good, as `epoch-0010.ckpt`.", at_least(1)
+        None, "Also keep the checkpoint of every n epochs permanently, as `epoch-0010.ckpt`.", at_least(1)
     )
     precision: Literal["fp32", "bf16", "fp16"] = key_field(
         "fp32",
-        "The type of the large products: `bf16` or `fp16` by automatic mixed precision (`fp16` with loss scaling); "
-        "weights, losses and what is exported stay float32.",
+        "The dtype of matrix products and convolutions: `bf16` and `fp16` use automatic mixed precision (`fp16` "
+        "with loss scaling). Weights, losses and the exported model stay float32.",
     )
     accumulate_grad_batches: int = key_field(
         1,
-        "Batches of `data.batch_size` that make one step, as if it were one batch so many times as large.",
+        "The number of batches of `data.batch_size` that make up one step, equivalent to one batch that many times "
+        "as large.",
         at_least(1),
     )
     gradient_clip_val: float | None = key_field(
-        None, "Limit the gradients of each step to this.", finite_above(0, "a number above 0, or null for none")
+        None, "Clip the gradients of each step to this value.", finite_above(0, "a number > 0, or null")
     )
     gradient_clip_algorithm: Literal["norm", "value"] = key_field(
-        "norm", "Whether it limits the norm of all gradients together, or each value."
+        "norm", "Whether to clip the norm of all gradients together, or each value."
     )
     divergence_threshold: float | None = key_field(
         None,
-        "End the run as failed when the training loss between two log points is above this; NaN and infinity always "
-        "do.",
-        finite_above(0, "a number above 0, or null for none"),
+        "End the run as failed if the training loss between two log points exceeds this. NaN and infinity always "
+        "end it.",
+        finite_above(0, "a number > 0, or null"),
     )
     early_stopping: EarlyStoppingConfig = key_field(EarlyStoppingConfig(), "See `trainer.early_stopping`.")
     device: str = key_field("auto", "`auto` (cuda, then mps, then cpu), or a torch device such as `cpu` or `cuda:1`.")
     channels_last: Auto | bool = key_field(
         False,
-        "Keep images and weights of convolutions with the channels last in memory: the same arithmetic, faster on most "
-        "hardware. `auto` times a few steps of both.",
+        "Store images and convolution weights in the channels-last memory format: the same arithmetic, faster on "
+        "most hardware. `auto` times a few steps of both.",
     )
     compile: Auto | bool = key_field(
         False,
-        "Compile the network with `torch.compile`; takes a minute at the start. `auto` tries it where the run is long "
-        "enough to pay for that.",
+        "Compile the network with `torch.compile`, which takes a minute at the start. `auto` tries it if the run is "
+        "long enough to save time.",
     )
     threads: Auto | int | None = key_field(
         None,
-        "CPU threads of torch; by default torch's own choice, `auto` times a few steps. The same number is needed for "
-        "the same bits.",
+        "CPU threads of torch; null is torch's own choice, `auto` times a few steps. Bit-identical results need the "
+        "same number.",
         at_least(1),
     )
-    progress: bool = key_field(True, "Show a bar on a terminal, a line an epoch elsewhere, and the tables at the end.")
+    progress: bool = key_field(
+        True, "Show a progress bar on a terminal, or one line per epoch elsewhere, and tables at the end."
+    )
     deterministic: bool = key_field(
-        True, "Choose operations that give the same bits every time; torch warns of one that has no such form."
+        True,
+        "Use operations that give the same bits every time; torch warns about one that has no deterministic version.",
     )
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Where the run's directory is."""
+    """The run directory, and the command to run when a scheduler ends the run."""
 
-    dir: str = key_field("runs", "The directory the runs are in.")
+    dir: str = key_field("runs", "The parent directory of the runs.")
     name: str | None = key_field(
-        None, "The run's own name; by default the data's name and the time. An existing run is never written over."
+        None, "The name of the run; by default the name of the data and the time. An existing run is never overwritten."
     )
     requeue: str | None = key_field(
         None,
-        "A shell command for schedulers that warn before they kill, such as `scontrol requeue $SLURM_JOB_ID`: run "
-        "after the checkpoint that SIGUSR1 or SIGTERM asked for, with the run's directory in `$SIGHTLINE_RUN`.",
+        "A shell command for schedulers that send a signal before they end a job, such as `scontrol requeue "
+        "$SLURM_JOB_ID`. It is run after the checkpoint that SIGUSR1 or SIGTERM requests, with the run directory in "
+        "`$SIGHTLINE_RUN`.",
     )
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything a training run is made from. `TrainConfig()` trains the embedded digits."""
+    """The complete configuration of a training run. `TrainConfig()` trains on the embedded digits."""
 
     model: str | None = key_field(
         None,
-        "A network by one word: `timm/resnet18`, `torchvision/resnet18`, or the dotted name of a class. It becomes "
-        "`module.network`, whose further arguments stay.",
+        "Short form of the network: `timm/resnet18`, `torchvision/resnet18`, or the dotted name of a class. It sets "
+        "`module.network` and keeps the other arguments that are set there.",
     )
     pretrained: bool | None = key_field(None, "Short for `module.pretrained`.")
     weights: str | None = key_field(None, "Short for `module.weights`.")
     seed: int = key_field(
-        0,
-        "All randomness is a function of it: initial weights, splits, order, augmentation, dropout.",
-        at_least(0),
-        BELOW_2_63,
+        0, "The seed of all randomness: initial weights, splits, order, augmentation, dropout.", at_least(0), BELOW_2_63
     )
     run: RunConfig = key_field(RunConfig(), "See `run`.")
     data: DataConfig = key_field(DataConfig(), "See `data`.")
@@ -461,20 +486,20 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], also: tuple[str, ...] = ()) -> TrainConfig:
-        """Checks a plain mapping against the schema. `also` are further names to suggest at the top level.
+        """Builds a config from a plain mapping. `also` are further names to suggest at the top level.
 
-        Raises ConfigError naming the key, what was found, what was expected and the nearest valid name."""
+        Raises ConfigError naming the key, what was found, what is expected and the closest valid name."""
         config: TrainConfig = build_config(cls, expand(values), also=also)
         _check(config)
         return config
 
     def to_dict(self) -> dict[str, Any]:
-        """A plain, YAML-ready dict that `from_dict` turns back into an equal config."""
+        """Returns a plain dict, ready for YAML, that `from_dict` converts back to an equal config."""
         return typing.cast(dict[str, Any], to_plain(self))
 
 
 def walk() -> list[tuple[str, dataclasses.Field[Any]]]:
-    """Every leaf of the schema as (dotted key, field), in order; the configuration reference is made from it."""
+    """Returns every leaf of the schema as (dotted key, field), in order."""
     return typed.walk(TrainConfig)
 
 
@@ -485,7 +510,7 @@ _CLASS_LOSSES = (
 
 
 def _check(config: TrainConfig) -> None:
-    """Raises ConfigError for a value out of its range, and for keys that contradict each other."""
+    """Raises ConfigError for a value out of its range and for keys that contradict each other."""
     for key, item in walk():
         value: Any = config
         for name in key.split(".") if item.metadata["ranges"] else ():
@@ -495,13 +520,13 @@ def _check(config: TrainConfig) -> None:
     data = config.data
     if data.source == "digits" and data.root is not None:
         raise ConfigError(
-            f"data.root: the embedded digits have no directory, found {data.root!r}. For your own images leave "
-            f"data.source at auto, or choose data=folder or data=csv."
+            f"data.root: data.source=digits has no directory, found {data.root!r}. For your own images set "
+            f"data.source=auto, or choose data=folder or data=csv."
         )
     if isinstance(data.preprocess.crop_pct, float) and data.preprocess.resize == "pad":
         raise ConfigError(
-            "data.preprocess.crop_pct: resize 'pad' keeps the whole image, so there is nothing to cut; set "
-            "data.preprocess.crop_pct=null, or resize=crop."
+            "data.preprocess.crop_pct: with data.preprocess.resize=pad nothing is cut. Set "
+            "data.preprocess.crop_pct=null or data.preprocess.resize=crop."
         )
     _check_source(config)
     if data.target == "number":
@@ -511,24 +536,25 @@ def _check(config: TrainConfig) -> None:
 
 
 def _check_training(config: TrainConfig) -> None:
-    """Keys of the training that contradict each other."""
+    """Raises ConfigError for keys of `module` and `trainer` that contradict each other."""
     module, trainer = config.module, config.trainer
     weights = module.class_weights
     if isinstance(weights, list) and weights and not any(weights):
-        raise ConfigError(f"module.class_weights: expected a number above 0 for some class, found {weights}.")
+        raise ConfigError(f"module.class_weights: expected a number > 0 for at least one class, found {weights}.")
     if module.weights_by != "name" and module.weights is None:
         raise ConfigError(
-            "module.weights_by: it is about the file that module.weights names, and there is none; leave it out."
+            "module.weights_by: it applies to the file in module.weights, which is not set. Set module.weights, or "
+            "remove this key."
         )
     if module.pretrained and module.weights is not None:
         raise ConfigError(
-            "module.weights: a network starts from one set of weights, and module.pretrained asks for the published "
-            "ones; leave one of the two out."
+            "module.weights: a network starts from one set of weights, but module.pretrained is set too. Set only one "
+            "of the two."
         )
     if module.freeze_epochs >= trainer.max_epochs and module.freeze_epochs:
         raise ConfigError(
-            f"module.freeze_epochs: the head alone would be trained for all {trainer.max_epochs} epochs; set it below "
-            f"trainer.max_epochs, or name what is never trained in module.freeze."
+            f"module.freeze_epochs: only the head would be trained in all {trainer.max_epochs} epochs. Set it below "
+            f"trainer.max_epochs, or name the layers that are never trained in module.freeze."
         )
     for position, group in enumerate(module.param_groups):
         if not isinstance(group.get("match"), str) or len(group) < 2:
@@ -538,8 +564,8 @@ def _check_training(config: TrainConfig) -> None:
             )
     if module.class_weights is not None and config.data.sampler == "balanced":
         raise ConfigError(
-            "module.class_weights: data.sampler=balanced shows every class equally often already; with both, rare "
-            "classes would count twice. Leave one of the two out."
+            "module.class_weights: data.sampler=balanced already shows every class equally often; with both, rare "
+            "classes would count twice. Set only one of the two."
         )
 
 
@@ -547,32 +573,32 @@ def _check_source(config: TrainConfig) -> None:
     data = config.data
     if (data.source == "torchvision") != (data.dataset is not None):
         raise ConfigError(
-            "data.dataset: data.source=torchvision needs the name of its data set, such as data.dataset=CIFAR10."
+            "data.dataset: data.source=torchvision needs the name of a dataset, such as data.dataset=CIFAR10."
             if data.dataset is None
-            else f"data.dataset: '{data.dataset}' is looked for with data.source=torchvision alone."
+            else f"data.dataset: '{data.dataset}' needs data.source=torchvision. Set that, or remove this key."
         )
 
 
 def _check_number(config: TrainConfig) -> None:
-    """What is about classes alone says nothing of numbers; left standing it would promise what nobody does."""
+    """Raises ConfigError for keys about classes, which would have no effect in a regression."""
     data, module = config.data, config.module
-    given: dict[str, tuple[bool, str]] = {
-        "data.classes": (data.classes is not None, "leave it out"),
-        "data.sampler": (data.sampler == "balanced", "set data.sampler=shuffle"),
-        "module.class_weights": (module.class_weights is not None, "leave it out"),
-        "module.top_k": (bool(module.top_k), "leave it out; mse and mae are measured"),
-        "module.per_class": (module.per_class, "leave it out; mse and mae are measured"),
-        "module.outputs": (module.outputs != "auto", "leave it at auto"),
+    class_keys: dict[str, tuple[bool, str]] = {
+        "data.classes": (data.classes is not None, "Remove this key"),
+        "data.sampler": (data.sampler == "balanced", "Set data.sampler=shuffle"),
+        "module.class_weights": (module.class_weights is not None, "Remove this key"),
+        "module.top_k": (bool(module.top_k), "Remove this key; mse and mae are measured"),
+        "module.per_class": (module.per_class, "Remove this key; mse and mae are measured"),
+        "module.outputs": (module.outputs != "auto", "Set module.outputs=auto"),
     }
-    for key, (wrong, advice) in given.items():
-        if wrong:
-            raise ConfigError(f"{key}: with data.target=number there are no classes; {advice}.")
+    for key, (is_set, advice) in class_keys.items():
+        if is_set:
+            raise ConfigError(f"{key}: with data.target=number there are no classes. {advice}.")
     target = module.loss.get("_target_", module.loss.get("class"))
     name = str(getattr(target, "__name__", target)).rpartition(".")[2]
     if name in _CLASS_LOSSES:
         raise ConfigError(
-            f"module.loss: {name} compares classes, and with data.target=number labels are numbers. Leave it out for "
-            f"torch.nn.MSELoss, or take torch.nn.L1Loss or torch.nn.SmoothL1Loss."
+            f"module.loss: {name} compares classes, but with data.target=number the labels are numbers. Remove this "
+            f"key to use torch.nn.MSELoss, or set torch.nn.L1Loss or torch.nn.SmoothL1Loss."
         )
 
 
@@ -588,7 +614,9 @@ def _check_nodes(config: TrainConfig) -> None:
         layers = module.network["layers"]
         extra = set(module.network) - {"layers"}
         if extra:
-            raise ConfigError(f"module.network: 'layers' stands alone; remove {join_names(sorted(extra))}.")
+            raise ConfigError(
+                f"module.network: no other key may be set beside 'layers'; remove {join_names(sorted(extra))}."
+            )
         if not isinstance(layers, list) or not layers:
             raise ConfigError(
                 f"module.network.layers: expected a list of nodes with '_target_', found {describe_found(layers)}."

@@ -1,5 +1,6 @@
-"""The words that stand for more: `model=timm/resnet18 pretrained=true weights=FILE` -> the keys of `module`; and the
-default that depends on another key."""
+"""Expands the short keys of a config, such as `model=timm/resnet18 pretrained=true weights=FILE`, to keys of `module`.
+
+Also sets the default loss, which depends on `data.target`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,28 +13,30 @@ _LIBRARIES = ("timm", "torchvision")
 _WITHOUT_AUXILIARY_HEADS = {
     name: {"aux_logits": False, "init_weights": True, "num_classes": "auto"} for name in ("googlenet", "inception_v3")
 }
-"""What torchvision's networks are built with whose further heads answer in training alone."""
+"""Arguments of the torchvision networks that have auxiliary heads with outputs in training only."""
 _NUMBER_LOSS = {"_target_": "torch.nn.MSELoss"}
-"""With `data.target=number`, the loss that stands in the place of the schema's, which is for classes."""
+"""The default loss with `data.target=number`; the one in the schema is for classes."""
 
 
 def expand(values: Any) -> Any:
-    """The config with its short words spelt out, ready to be checked; what is no mapping, or of a wrong type, is left
-    to that check. Raises ConfigError for a network that is named in no form, or twice."""
+    """Returns the config with its short keys expanded, ready to be checked against the schema.
+
+    Values of a wrong type are not changed; the schema check reports them. Raises ConfigError if `model` is not the name
+    of a network, or if `module.network` describes a network too."""
     if not isinstance(values, Mapping) or not isinstance(values.get("module", {}), Mapping):
         return values
     values, module = dict(values), dict(values.get("module", {}))
     for name, kind in (("pretrained", bool), ("weights", str)):
-        given = values.get(name)
-        if isinstance(given, kind) or (kind is str and hasattr(given, "__fspath__")):
-            module[name], values[name] = given, None
+        value = values.get(name)
+        if isinstance(value, kind) or (kind is str and hasattr(value, "__fspath__")):
+            module[name], values[name] = value, None
     if isinstance(values.get("model"), str):
         network = module.get("network", {})
         arguments = network if isinstance(network, Mapping) else {}
         if NAMING & set(arguments):
             raise ConfigError(
-                f"model: '{values['model']}' names the network, and module.network describes another; leave one of the "
-                f"two out."
+                f"model: '{values['model']}' names a network, but module.network describes another one. Set only one "
+                f"of the two."
             )
         module["network"] = {**network_node(values["model"]), **arguments}
         values["model"] = None
@@ -46,15 +49,17 @@ def expand(values: Any) -> Any:
 
 
 def network_node(name: str) -> dict[str, Any]:
-    """The node of `timm/NAME`, `torchvision/NAME` or a dotted class."""
+    """Returns the node of `timm/NAME`, `torchvision/NAME` or a dotted class. Raises ConfigError for any other name."""
     library, slash, inner = name.partition("/")
     if not slash and "." in name:
         return {"_target_": name}
     if not slash or not inner or library not in _LIBRARIES:
-        hint = did_you_mean(library, _LIBRARIES) if slash else f" Did you mean 'timm/{name}' or 'torchvision/{name}'?"
+        hint = f" Did you mean 'timm/{name}' or 'torchvision/{name}'?"
+        if slash:
+            hint = did_you_mean(library, _LIBRARIES).replace("'?", f"/{inner}'?") if inner else ""
         raise ConfigError(
-            f"model: '{name}' names no network.{hint} Expected timm/NAME, torchvision/NAME or a dotted class such as "
-            f"'{_SMALL}.SmallCNN'."
+            f"model: '{name}' is not the name of a network.{hint} Expected timm/NAME, torchvision/NAME or a dotted "
+            f"class such as '{_SMALL}.SmallCNN'."
         )
     if library == "timm":
         return {"_target_": "timm.create_model", "model_name": inner, "num_classes": "auto", "in_chans": "auto"}

@@ -1,7 +1,7 @@
-"""A plain dict -> frozen dataclasses, with words for everything that can be wrong with it.
+"""Converts a plain dict to frozen dataclasses, and reports unknown keys and values of a wrong type.
 
-An unknown key is an error with the nearest valid one; a wrong type says which was found and which is expected. The
-dataclasses themselves are in `schema.py`."""
+An unknown key is an error with the closest valid one; a wrong type is an error with the found and the expected type.
+The dataclasses themselves are in `schema.py`."""
 
 import dataclasses
 import types
@@ -14,12 +14,12 @@ from sightline.core.errors import ConfigError, did_you_mean, join_names, render_
 
 Node = dict[str, Any]
 NAMING = frozenset(("_target_", "class", "layers"))
-"""The keys that say what a node makes; the others are its arguments."""
+"""The keys that say what a node creates; its other keys are arguments."""
 
 
 def key_field(default: Any, doc: str, *ranges: Any) -> Any:
-    """A config field with its line of documentation and the `Range`s that its values must be in; dicts and lists are
-    copied for every config."""
+    """Returns a config field with its documentation and the `Range`s that its value must be in. A default that is a
+    dict or a list is copied for every config."""
     metadata = {"doc": doc, "ranges": ranges}
     if isinstance(default, dict | list):
         return field(default_factory=lambda: deep_copy(default), metadata=metadata)
@@ -29,48 +29,52 @@ def key_field(default: Any, doc: str, *ranges: Any) -> Any:
 
 
 def nodes_of(key: str, value: Any) -> list[tuple[str, Any]]:
-    """The nodes of a key that takes one, a list of them, or none, each with a key of its own: `key`, or `key[0]`,
-    `key[1]` and so on of a list."""
+    """Returns (key, node) for each node of a key that holds one node, a list of nodes, or none.
+
+    The key of a single node is `key`; those in a list are `key[0]`, `key[1]` and so on."""
     if isinstance(value, list | tuple):
         return [(f"{key}[{position}]", node) for position, node in enumerate(value)]
     return [(key, value)] if value else []
 
 
 def deep_copy(value: Any) -> Any:
-    """A deep copy of nested dicts and lists."""
+    """Returns a deep copy of nested dicts and lists, with tuples as lists and classes as their dotted names."""
     if isinstance(value, Mapping):
         return {key: deep_copy(item) for key, item in value.items()}
-    if isinstance(value, type):  # a class itself, in a config made in Python: kept by its name, as a file would
+    if isinstance(value, type):  # a class in a config made in Python
         return f"{value.__module__}.{value.__qualname__}"
     return [deep_copy(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def to_plain(value: Any) -> Any:
-    """Dataclasses, and all inside them, as plain dicts and lists."""
+    """Converts dataclasses, at any depth, to plain dicts and lists."""
     if dataclasses.is_dataclass(value):
         return {item.name: to_plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
     return deep_copy(value)
 
 
 def build_config(cls: Any, values: Any, path: str = "", also: tuple[str, ...] = (), root: Any = None) -> Any:
-    """An instance of a dataclass of the schema. `also` are further names to suggest at the top, `root` is the schema's
-    outermost class. Raises ConfigError naming the key, what was found, what was expected and the nearest name."""
+    """Builds an instance of a dataclass of the schema from a mapping.
+
+    `path` is the dotted key of the mapping, `also` are further names to suggest at the top level, and `root` is the
+    outermost class of the schema. Raises ConfigError naming the key, what was found, what is expected and the closest
+    valid name."""
     root = root or cls
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{path or 'the config'}: expected a group of keys, found {describe_found(values)}.")
+        raise ConfigError(f"{path or 'the config'}: expected a mapping, found {describe_found(values)}.")
     hints = typing.get_type_hints(cls)
     names = [item.name for item in dataclasses.fields(cls)]
-    made = {}
+    converted = {}
     for name, value in values.items():
         where = f"{path}.{name}" if path else str(name)
         if name not in names:
             inside = f" in '{path}'" if path else ""
             raise ConfigError(
                 f"unknown key '{where}'.{_suggestion(root, str(name), path, (*names, *also))} "
-                f"Valid keys{inside}: {join_names(names, 40)}."
+                f"Valid keys{inside}: {join_names(names)}."
             )
-        made[name] = _convert(_over_default(cls, name, value), hints[name], where, root)
-    return cls(**made)
+        converted[name] = _convert(_over_default(cls, name, value), hints[name], where, root)
+    return cls(**converted)
 
 
 def _default(cls: Any, name: str) -> Any:
@@ -79,8 +83,8 @@ def _default(cls: Any, name: str) -> Any:
 
 
 def _over_default(cls: Any, name: str, value: Any) -> Any:
-    """A node without a target of its own changes arguments of the default one; with one, it stands alone, so that no
-    argument of the default optimiser ever reaches another."""
+    """Merges a node without a target into the default node. A node with a target replaces the default node, so that its
+    arguments are never passed to another class."""
     default = _default(cls, name)
     if isinstance(default, dict) and isinstance(value, Mapping) and not NAMING & set(value):
         return {**default, **value}
@@ -88,10 +92,10 @@ def _over_default(cls: Any, name: str, value: Any) -> Any:
 
 
 def _suggestion(root: Any, name: str, path: str, options: tuple[str, ...]) -> str:
-    """The key that was meant: the same name in another group (`max_epochs` -> trainer.max_epochs), else the nearest."""
-    homes = [key for key in ("seed", *(key for key, _ in walk(root))) if key.rpartition(".")[2] == name]
-    if homes:
-        return f" Did you mean '{homes[0]}'?"
+    """Suggests a valid key: the same name in another group (`max_epochs` -> trainer.max_epochs), else the closest."""
+    keys = [key for key in ("seed", *(key for key, _ in walk(root))) if key.rpartition(".")[2] == name]
+    if keys:
+        return f" Did you mean '{keys[0]}'?"
     prefix = f"{path}." if path else ""
     return did_you_mean(name, options).replace("'", f"'{prefix}", 1)
 
@@ -109,10 +113,10 @@ def _convert(value: Any, hint: Any, where: str, root: Any) -> Any:
         for option in options
         for choice in (typing.get_args(option) if typing.get_origin(option) is Literal else ())
     ]
-    hint_ = did_you_mean(value, [str(choice) for choice in choices]) if isinstance(value, str) else ""
+    suggestion = did_you_mean(value, [str(choice) for choice in choices]) if isinstance(value, str) else ""
     raise ConfigError(
-        f"{render_argument(where)}: expected {' or '.join(_words(option) for option in options)}, found "
-        f"{describe_found(value)}.{hint_}"
+        f"{render_argument(where)}: expected {' or '.join(_type_name(option) for option in options)}, found "
+        f"{describe_found(value)}.{suggestion}"
     )
 
 
@@ -140,30 +144,30 @@ def _accept(value: Any, option: Any, where: str, root: Any) -> tuple[bool, Any]:
     return isinstance(option, type) and type(value) is option, value
 
 
-def _words(option: Any) -> str:
+def _type_name(option: Any) -> str:
     origin, args = typing.get_origin(option), typing.get_args(option)
     if origin is Literal:
-        return " or ".join(f"'{choice}'" if isinstance(choice, str) else str(choice) for choice in args)
+        choices = [f"'{choice}'" if isinstance(choice, str) else str(choice) for choice in args]
+        return f"one of: {', '.join(choices)}" if len(choices) > 2 else " or ".join(choices)
     if origin is list:
-        return f"a list of {'nodes' if args[0] == Node else _words(args[0]).removeprefix('a ') + 's'}"
+        item = "node" if args[0] == Node else _type_name(args[0]).removeprefix("an ").removeprefix("a ")
+        return f"a list of {item}s"
     if origin is dict:
-        return "a node with '_target_'"
-    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", types.NoneType: "null"}
+        return "a mapping of names to nodes" if args[1] == Node else "a node with '_target_'"
+    names = {int: "an integer", float: "a number", str: "a string", bool: "true or false", types.NoneType: "null"}
     return names.get(option, str(option))
 
 
 def describe_found(value: Any) -> str:
-    """A value as a message names it."""
+    """Describes a value and its type for a message."""
     if value is None:
         return "null"
-    kind = {dict: "a group of keys", list: "a list", str: "the text", bool: "the switch"}.get(
-        type(value), f"the {type(value).__name__}"
-    )
-    return f"{kind} {value!r}"
+    kinds: dict[type, str] = {dict: "mapping", str: "string", bool: "boolean", int: "integer", float: "number"}
+    return f"the {kinds.get(type(value), type(value).__name__)} {value!r}"
 
 
 def walk(cls: Any, prefix: str = "") -> list[tuple[str, dataclasses.Field[Any]]]:
-    """Every leaf of the schema as (dotted key, field), in order; the configuration reference is made from it."""
+    """Returns every leaf of a schema class as (dotted key, field), in order, for the configuration reference."""
     rows: list[tuple[str, dataclasses.Field[Any]]] = []
     hints = typing.get_type_hints(cls)
     for item in dataclasses.fields(cls):
@@ -175,32 +179,34 @@ def walk(cls: Any, prefix: str = "") -> list[tuple[str, dataclasses.Field[Any]]]
 
 
 def describe(cls: Any, name: str) -> tuple[str, Any, str]:
-    """(type in words, default, documentation) of one field."""
+    """Returns (description of the type, default, documentation) of one field."""
     hint = typing.get_type_hints(cls)[name]
     options = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
     item = next(item for item in dataclasses.fields(cls) if item.name == name)
-    return " or ".join(_words(option) for option in options), to_plain(_default(cls, name)), item.metadata["doc"]
+    return " or ".join(_type_name(option) for option in options), to_plain(_default(cls, name)), item.metadata["doc"]
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `changes` laid over it, group by group. Where `changes` names another class than a node of `base`,
-    its node replaces that one: arguments of one class are not those of another."""
+    """Returns `base` updated with `changes`, recursively.
+
+    If a node in `changes` names another class than the node in `base`, it replaces that node, because the arguments of
+    one class are not valid for another."""
     result = dict(base)
     for key, value in changes.items():
         old = result.get(key)
-        if isinstance(old, Mapping) and isinstance(value, Mapping) and not _names_another(old, value):
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and not _has_other_class(old, value):
             result[key] = merge(old, value)
         else:
             result[key] = value
     return result
 
 
-def _names_another(base: Mapping[str, Any], changes: Mapping[str, Any]) -> bool:
+def _has_other_class(base: Mapping[str, Any], changes: Mapping[str, Any]) -> bool:
     before, now = (
-        # a mapping is a node of its own, under a name such as `class`
+        # a mapping under a key such as `class` is a separate node
         {key: node[key] for key in NAMING & set(node) if not isinstance(node[key], Mapping)}
         for node in (base, changes)
     )
-    if "layers" in before and "layers" in now:  # a list of layers, or an argument of that name
+    if "layers" in before and "layers" in now:  # `layers` is a list of layers, or an argument of that name
         del before["layers"], now["layers"]
     return bool(before and now and before != now)

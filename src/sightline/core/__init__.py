@@ -1,1 +1,1 @@
-"""What every other package uses: errors, files, random numbers, names of objects, and the types the engine works on."""
+"""Shared building blocks: errors, files, random numbers, dotted names, and the core types of the engine."""

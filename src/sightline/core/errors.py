@@ -1,12 +1,12 @@
-"""Every error Sightline raises on purpose, and how its message names an argument.
+"""The exceptions that Sightline raises on purpose, and the names that their messages use for arguments.
 
-`exit_code` is what the command line leaves with: 2 where the user can put it right (config, data, paths), 1 where the
-run itself failed, 130 where it was interrupted.
+`exit_code` is the exit status of the command line: 2 if the user can fix the error (config, data, paths), 1 if the run
+itself failed.
 
-What a caller sets has another name in every interface: the size of a batch is `data.batch_size` in a config,
-`params['batch_size']` in the params dict, `batch_size=` in Python. Code below the interfaces knows the neutral name
-alone, `batch_size`. An interface says what it calls its arguments with `argument_names`, and messages that are made
-within it use these names: by `key=` of an error, or in a text as f"{arg.batch_size}"."""
+The same argument has a different name in each interface: the batch size is `data.batch_size` in a config,
+`params['batch_size']` in the params dict and `batch_size=` in Python. Code below the interfaces knows only the neutral
+name, `batch_size`. An interface sets its names with `argument_names`, and messages created within that block use them:
+through `key=` of an error, or in a text as f"{arg.batch_size}"."""
 
 import difflib
 import re
@@ -16,13 +16,14 @@ from contextvars import ContextVar
 from typing import Any
 
 _NOTHING = object()
-_names: ContextVar[Mapping[str, str | None]] = ContextVar("argument_names", default={})  # noqa: B039 never changed
+_names: ContextVar[Mapping[str, str | None]] = ContextVar("argument_names", default={})  # noqa: B039 never modified
 
 
 @contextmanager
 def argument_names(names: Mapping[str, str | None]) -> Iterator[None]:
-    """For the block, messages name arguments as `names` has them: neutral name -> what the caller writes, or None for
-    one that this interface does not have. May be used as a decorator."""
+    """Sets the argument names that messages use within the block. Also works as a decorator.
+
+    `names` maps a neutral name to what the caller writes, or to None for an argument this interface does not have."""
     token = _names.set(names)
     try:
         yield
@@ -31,18 +32,18 @@ def argument_names(names: Mapping[str, str | None]) -> Iterator[None]:
 
 
 def current_argument_names() -> Mapping[str, str | None]:
-    """The names in use. A new thread knows none: it takes them over with `adopt_argument_names`."""
+    """Returns the argument names in use. A new thread starts with none and sets them with `adopt_argument_names`."""
     return _names.get()
 
 
 def adopt_argument_names(names: Mapping[str, str | None]) -> None:
-    """Uses `names` for as long as this thread lives."""
+    """Sets the argument names of the current thread until it ends."""
     _names.set(names)
 
 
 def render_argument(name: str) -> str:
-    """An argument as the caller writes it. Of a place within one, such as `network.layers[2]`, the beginning is
-    looked up."""
+    """Returns an argument's name as the caller writes it. For a place inside an argument, such as `network.layers[2]`,
+    the longest known prefix is replaced."""
     names, head = _names.get(), name
     while head and not names.get(head):
         head = head[: max(head.rfind("."), head.rfind("["), 0)]
@@ -50,13 +51,13 @@ def render_argument(name: str) -> str:
 
 
 def render_setting(name: str, value: object) -> str:
-    """An argument with a value as the caller writes it, such as `data.preprocess.channels=3`. An interface may have a
-    text of its own for one value, as `names["channels=3"]`."""
+    """Returns an argument with a value as the caller writes it, such as `data.preprocess.channels=3`. An interface may
+    define a separate text for one value, as `names["channels=3"]`."""
     return _names.get().get(f"{name}={value}") or f"{render_argument(name)}={value}"
 
 
 class _Arguments:
-    """`arg.batch_size` is `render_argument("batch_size")`."""
+    """Renders argument names as attributes: `arg.batch_size` is `render_argument("batch_size")`."""
 
     def __getattr__(self, name: str) -> str:
         return render_argument(name)
@@ -66,8 +67,8 @@ arg = _Arguments()
 
 
 def render_hint(hint: str) -> str:
-    """A hint with {names} of arguments as the caller writes them; an empty string where the caller lacks one of
-    them."""
+    """Returns a hint with each {name} replaced by the argument's name as the caller writes it. Returns an empty string
+    if the interface does not have one of the arguments."""
     names = _names.get()
     used = re.findall(r"\{(\w+)\}", hint)
     if any(name in names and names[name] is None for name in used):
@@ -76,10 +77,10 @@ def render_hint(hint: str) -> str:
 
 
 class SightlineError(Exception):
-    """Base of all errors below; catching it catches every mistake Sightline reports.
+    """Base class of all exceptions that Sightline raises on purpose.
 
-    `key` is the neutral name of the argument that is wrong, `found` its value, `expected` what is allowed, `hint` what
-    to do; the message is made of those that are given, after `message`."""
+    `key` is the neutral name of the wrong argument, `found` its value, `expected` what is allowed and `hint` what to
+    do. The text consists of `message` followed by those of the others that are set."""
 
     exit_code = 2
 
@@ -108,60 +109,65 @@ class ConfigError(SightlineError):
 
 
 class DataError(SightlineError):
-    """The data set cannot be used as it is; names the file and the row."""
+    """The dataset cannot be used. The message names the file and the row."""
 
 
 class ImageError(DataError):
-    """One image is damaged, unreadable or too large; names it. What `data.on_bad=skip` leaves out."""
+    """An image is damaged, unreadable or too large. The message names it; `data.on_bad=skip` skips these images."""
 
 
 class ModelError(SightlineError):
-    """The network cannot take these images or does not answer with one number per class; names the layer."""
+    """The network cannot process these images or does not output one value per class. The message names the layer."""
 
 
 class ArtifactError(SightlineError):
-    """A run directory or an exported model is missing, damaged, or needs code it may not load."""
+    """A run directory or an exported model is missing or damaged, or needs code that it may not load."""
 
 
 class AnotherTrainingError(ArtifactError):
-    """The directory holds a training that is not the one asked for; nothing in it is overwritten."""
+    """The directory holds a different training from the one requested. Nothing in it is overwritten."""
 
 
 class MissingExtraError(SightlineError):
-    """An optional library is missing or broken; names the extra to install."""
+    """An optional library is missing or cannot be imported. The message says what to install."""
 
 
 class RunFailedError(SightlineError):
-    """Training itself failed; the last good checkpoint is kept."""
+    """The training failed. The last good checkpoint is kept."""
 
     exit_code = 1
 
 
 class DivergedError(RunFailedError):
-    """The loss rose above what was set as its limit; names the step."""
+    """The training loss exceeded `divergence_threshold`. The message names the step."""
 
 
 class NonFiniteLossError(DivergedError):
-    """The loss became NaN or infinite; names the step."""
+    """The loss became NaN or infinite. The message names the step."""
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:
-    """` Did you mean 'x'?` for the valid name closest to `name`, or an empty string when none is close."""
+    """Returns ` Did you mean 'x'?` for the option closest to `name`, or an empty string if none is close."""
     listed = sorted(set(options))
     match = difflib.get_close_matches(name, listed, n=5, cutoff=0.6)
-    match.sort(key=lambda option: sorted(option) != sorted(name))  # two letters exchanged is the likeliest slip
-    if not match:  # Adam for adam, BatchNorm2d for batchnorm2d
+    match.sort(key=lambda option: sorted(option) != sorted(name))  # swapped letters are the likeliest typo
+    if not match:  # names that differ in case only, such as BatchNorm2d and batchnorm2d
         match = [option for option in listed if option.lower() == name.lower()]
     return f" Did you mean '{match[0]}'?" if match else ""
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says that is not blank, or its kind where it says nothing."""
+    """Returns the first non-blank line of an error's message, or the name of its type if the message is empty."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
+def reason(error: BaseException) -> str:
+    """Returns an error's message without its full stop, and `the key 'x' is missing` for a KeyError."""
+    return f"the key {error} is missing" if isinstance(error, KeyError) else str(error).rstrip(".")
+
+
 def join_names(names: Iterable[str], limit: int = 12) -> str:
-    """`a, b, c` with at most `limit` names, and how many more there are."""
+    """Returns the names as `a, b, c`: at most `limit` of them, then how many more there are."""
     listed = list(names)
     more = f", … ({len(listed) - limit} more)" if len(listed) > limit else ""
     return ", ".join(listed[:limit]) + more

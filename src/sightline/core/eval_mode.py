@@ -1,4 +1,4 @@
-"""A network in evaluation mode for the length of a block."""
+"""A context manager that puts a model into evaluation mode."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[nn.Module]:
-    """`model.eval()`, and afterwards every submodule's own mode again: a layer the user has frozen stays frozen."""
+    """Puts `model` into evaluation mode for the block, then restores the mode of each submodule.
+
+    A layer that the user has frozen in evaluation mode stays frozen."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

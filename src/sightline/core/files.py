@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes, locks, checksums, JSON; and one that many threads read."""
+"""Atomic file writes, file locks, checksums and JSON, and a file that several threads read at once."""
 
 from __future__ import annotations
 
@@ -19,33 +19,35 @@ from typing import IO, Any
 MAX_JSON_BYTES = 32 * 2**20
 MAX_JSON_DEPTH = 100
 LONGEST = 128
-"""How large a JSON file may be, in bytes; how deep it may be nested; how long a number in it may be."""
+"""The limits of a JSON file: its size in bytes, its nesting depth, and the characters of a number in it."""
 
 
 @contextmanager
 def atomic_write(path: Path, before_rename: Callable[[], None] | None = None) -> Iterator[IO[bytes]]:
-    """A binary file that appears at `path` only when the block ends well: written beside it, synced to disk, renamed.
-    A reader sees the old file or the new one, never a part; a failure leaves the old one and no leftovers.
-    `before_rename` is called when the new file is whole and the old one still there."""
-    aside = temporary_sibling(path)
+    """Opens a binary file for writing that replaces `path` only if the block ends without an error.
+
+    The data goes to a temporary file in the same directory, which is synced to disk and then renamed. A reader sees the
+    old file or the complete new one. After an error the old file is unchanged and the temporary file is deleted.
+    `before_rename` is called when the new file is complete and the old one still exists."""
+    temporary = temporary_sibling(path)
     try:
         with ExitStack() as lock:
-            with aside.open("xb") as file:
-                lock.enter_context(locked(aside))  # a leftover that nobody has a lock on is cleared away
+            with temporary.open("xb") as file:
+                lock.enter_context(locked(temporary))  # unlocked temporary files are treated as stale and deleted
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
             if before_rename is not None:
                 before_rename()
-            aside.replace(path)
+            temporary.replace(path)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     _sync_directory(path.parent)
 
 
 def expand_user(path: str | Path) -> Path:
-    """`path` with a `~` at its beginning replaced; one of a user that there is not stays as it is."""
+    """Returns `path` with a leading `~` expanded; a path with an unknown user is returned unchanged."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -53,22 +55,24 @@ def expand_user(path: str | Path) -> Path:
 
 
 def temporary_sibling(path: Path) -> Path:
-    """A free hidden name in the same directory, to write at before a rename to `path`. What is made there with a plain
-    `open` or `mkdir` has the permissions the user's umask gives; with `tempfile`, only the owner could read it."""
+    """Returns an unused hidden path in the same directory, to write to before renaming it to `path`.
+
+    A file or directory created there with plain `open` or `mkdir` has the permissions that the user's umask gives; with
+    `tempfile`, only its owner could read it."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
 
 
 def stale_temporaries(directory: Path, name: str) -> list[Path]:
-    """What a killed process left of writing at names of this pattern (of `fnmatch`): what `temporary_sibling` made for
-    them. Only for who holds the lock on them."""
+    """Returns the temporary files that killed processes did not delete: paths from `temporary_sibling` for a name that
+    matches the `fnmatch` pattern `name`. Call it only while holding the lock that protects these files."""
     hidden = re.compile(r"\.(.+)\.[0-9a-f]{16}")
-    found = [(entry, hidden.fullmatch(entry.name)) for entry in directory.glob(".*")]
-    return [entry for entry, match in found if match is not None and fnmatch.fnmatchcase(match[1], name)]
+    entries = [(entry, hidden.fullmatch(entry.name)) for entry in directory.glob(".*")]
+    return [entry for entry, match in entries if match is not None and fnmatch.fnmatchcase(match[1], name)]
 
 
 @contextmanager
 def errors_name_path(path: Path) -> Iterator[None]:
-    """What the system says against writing to a file that is open is told with the file's name."""
+    """Adds the path to an OSError from the block. Errors from writing to an open file have no file name."""
     try:
         yield
     except OSError as error:
@@ -78,45 +82,47 @@ def errors_name_path(path: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[bool]:
-    """Holds a lock on a directory or file for the block; yields False when another process holds it. The lock ends with
-    the process, however it ends. Where the system or the file system has no such locks, it is always had."""
+    """Locks a file or directory for the block; yields False if another process holds the lock.
+
+    The system releases the lock when the process ends for any reason. If the system or the file system does not support
+    locks, it yields True."""
     try:
         import fcntl
     except ImportError:
         yield True
         return
     descriptor = os.open(path, os.O_RDONLY)
-    held, close = _locks, os.close  # where the block ends with the interpreter, this module's names are gone by then
-    held.add(descriptor)
+    locks, close = _locks, os.close  # local names, because module globals are gone when the interpreter exits
+    locks.add(descriptor)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            mine = True
+            acquired = True
         except BlockingIOError:
-            mine = False
+            acquired = False
         except OSError:
-            mine = True
-        yield mine
+            acquired = True
+        yield acquired
     finally:
-        if descriptor in held:  # else this is a process that was forked off, and has let go of it
-            held.discard(descriptor)
+        if descriptor in locks:  # not in a forked process, which has closed it already
+            locks.discard(descriptor)
             close(descriptor)
 
 
 @contextmanager
 def lock_if_free(path: Path) -> Iterator[bool]:
-    """Whether no living process holds a lock on a directory or file; for the block it is held here. Where there are no
-    locks, as a second one that is had shows, nobody can tell: False."""
-    with locked(path) as mine, locked(path) as again:
-        yield mine and not again
+    """Locks a file or directory for the block; yields whether no other process held the lock.
+
+    Yields False if locks are not supported, which shows in that a second lock succeeds too."""
+    with locked(path) as first, locked(path) as second:
+        yield first and not second
 
 
 _locks: set[int] = set()
 
 
 def _drop_locks_after_fork() -> None:
-    """In a process that was forked off: a lock is its parent's, and must not outlive it because a loader's worker is
-    still there."""
+    """Closes the parent's locks in a forked process: they must not outlive the parent because a worker still runs."""
     for descriptor in _locks:
         with suppress(OSError):
             os.close(descriptor)
@@ -128,7 +134,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class SharedFile:
-    """A file that threads read at positions of their own."""
+    """A file that several threads read at once. `size` is in bytes, and `token` changes when the file does."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -139,7 +145,7 @@ class SharedFile:
         self.token = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
 
     def read(self, offset: int, size: int) -> bytes:
-        """The bytes there; fewer where the file ends."""
+        """Returns `size` bytes from `offset`, or fewer at the end of the file."""
         if not hasattr(os, "pread"):  # Windows
             with self.path.open("rb") as file:
                 file.seek(offset)
@@ -151,15 +157,15 @@ class SharedFile:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`text` as UTF-8, atomically."""
+    """Writes `text` as UTF-8, atomically."""
     with atomic_write(path) as file:
         file.write(text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`value` as indented JSON, atomically; NaN and infinities, which JSON has no word for, become null."""
+    """Writes `value` as indented JSON, atomically. NaN and infinities, which JSON cannot express, become null."""
     text = json.dumps(replace_non_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
-    if not _is_unicode(text):  # a file name that is no UTF-8; escaped, it comes back as it was
+    if not _is_unicode(text):  # a file name that is not UTF-8; escaped, it is read back unchanged
         text = json.dumps(replace_non_finite(value), indent=2, allow_nan=False)
     write_text(path, text + "\n")
 
@@ -173,15 +179,15 @@ def _is_unicode(text: str) -> bool:
 
 
 def read_json(path: Path) -> Any:
-    """The parsed file, which may come from anywhere. Raises OSError when it cannot be read, ValueError when it is no
-    file, no JSON (see `parse_json`), or larger than `MAX_JSON_BYTES`."""
+    """Parses a JSON file, which need not be trusted. Raises OSError if it cannot be read, and ValueError if it is not a
+    regular file, is not valid JSON (see `parse_json`), or is larger than `MAX_JSON_BYTES`."""
 
     def without_waiting(name: str, flags: int) -> int:
-        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for somebody to write
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # opening a pipe would wait for a writer
 
     with open(path, "rb", opener=without_waiting) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ValueError("it is a pipe or a device, no file")
+            raise ValueError("it is a pipe or a device, not a file")
         data = file.read(MAX_JSON_BYTES + 1)
     if len(data) > MAX_JSON_BYTES:
         raise ValueError(f"it is larger than {MAX_JSON_BYTES // 2**20} MiB")
@@ -189,9 +195,10 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text. Raises ValueError for what is none, and for what a reader could be harmed or misled by:
-    nesting beyond `MAX_JSON_DEPTH` levels, numbers of more than `LONGEST` digits or too large for a float, NaN, a key
-    that is there twice."""
+    """Parses a JSON text, with limits that protect the reader.
+
+    Raises ValueError for invalid JSON, nesting beyond `MAX_JSON_DEPTH` levels, numbers of more than `LONGEST`
+    characters or too large for a float, NaN, and duplicate keys."""
     try:
         value = json.loads(
             text, parse_int=_integer, parse_float=_real, parse_constant=_real, object_pairs_hook=_reject_duplicate_keys
@@ -212,30 +219,30 @@ def _items(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
 
 def _integer(text: str) -> int:
     if len(text) > LONGEST:
-        raise ValueError(f"it has a number of {len(text)} digits")
+        raise ValueError(f"it contains a number of {len(text)} digits; at most {LONGEST} are allowed")
     return int(text)
 
 
 def _real(text: str) -> float:
     if len(text) > LONGEST:
-        raise ValueError(f"it has a number of {len(text)} digits")
+        raise ValueError(f"it contains a number of {len(text)} digits; at most {LONGEST} are allowed")
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"it has the number {text}, which JSON has no word for")
+        raise ValueError(f"it contains the number {text}, which JSON cannot express")
     return value
 
 
 def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
         seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key '{twice}' is there twice")
-    return made
+        duplicate = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key '{duplicate}' appears twice")
+    return mapping
 
 
 def replace_non_finite(value: Any) -> Any:
-    """`value` with every NaN or infinite float inside it replaced by None."""
+    """Returns `value` with every NaN or infinite float in it, at any depth, replaced by None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -246,13 +253,13 @@ def replace_non_finite(value: Any) -> Any:
 
 
 def sha256(path: Path) -> str:
-    """The hexadecimal SHA-256 of a file's bytes."""
+    """Returns the hexadecimal SHA-256 digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync_directory(path: Path) -> None:
-    with suppress(OSError):  # not every file system can open a directory; the rename is atomic all the same
+    with suppress(OSError):  # some file systems cannot open a directory; the rename is atomic anyway
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

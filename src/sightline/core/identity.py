@@ -1,4 +1,4 @@
-"""Whether a training is the one that a directory holds: what is compared, and how a difference is described."""
+"""Compares the settings of a training with those saved in a run directory, and describes the differences."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,8 +11,10 @@ _LONG = 8
 
 @dataclass(frozen=True)
 class Change:
-    """One value that is not as it was: `path` leads to it through mappings and lists, its first part is the name of the
-    setting. `free` says that it may change when a run is resumed. `str()` of it is a clause without a full stop."""
+    """A value that differs from the saved one.
+
+    `path` leads to it through mappings and lists; its first part is the name of the setting. `free` means that the
+    setting may change when a run is resumed. `str()` describes the change as a clause without a full stop."""
 
     path: Path
     was: Any
@@ -21,7 +23,7 @@ class Change:
 
     @property
     def key(self) -> str:
-        """The name of the setting that it is in."""
+        """The name of the setting that contains the value."""
         return str(self.path[0])
 
     def __str__(self) -> str:
@@ -30,52 +32,54 @@ class Change:
 
 @dataclass(frozen=True)
 class Identity:
-    """What makes a training the one it is: settings by name, as plain values, lists and mappings of them. A mapping
-    may describe an object, see `differences`. `is_free` says of a name whether that setting may change."""
+    """The settings that identify a training, by name, as nested plain values, lists and mappings.
+
+    A mapping may describe an object, see `differences`. `is_free(name)` returns whether that setting may change when
+    the run is resumed."""
 
     values: Mapping[str, Any]
     is_free: Callable[[str], bool] = lambda name: False
 
     def compare(self, saved: Mapping[str, Any]) -> list[Change]:
-        """What has changed since `saved` was written, in the order of the values."""
-        found = differences(dict(saved), dict(self.values))
-        nothing = (MISSING, None)  # a setting that is null, and one that is not there
+        """Returns what has changed since `saved` was written. A setting that is None equals a missing one."""
+        absent = (MISSING, None)
         return [
             Change(path, was, now, self.is_free(str(path[0])))
-            for path, was, now in found
-            if len(path) > 1 or was not in nothing or now not in nothing
+            for path, was, now in differences(dict(saved), dict(self.values))
+            if len(path) > 1 or was not in absent or now not in absent
         ]
 
 
 def data_values(fingerprints: Mapping[str, str]) -> dict[str, str]:
-    """The fingerprints of a run's splits, as values to compare: a difference is that of a content."""
-    return {f"the {split} images": f"content sha256:{digest}" for split, digest in fingerprints.items()}
+    """Returns the fingerprints of a run's splits as values to compare; a difference is reported as other content."""
+    return {f"the {split} split": f"content sha256:{digest}" for split, digest in fingerprints.items()}
 
 
 def differences(was: Any, now: Any, path: Path = (), code: bool = True) -> Iterator[tuple[Path, Any, Any]]:
-    """(path, was, now) wherever two descriptions differ; what only one has is `MISSING` in the other.
+    """Yields (path, was, now) for each difference between two descriptions; a value that one side lacks is `MISSING`.
 
-    In a mapping that describes an object, `@class` is its class, `@code` the code of a function, `@settings` and
-    `@uses` the attributes of installed code: one that only one side has is another version's. Without `code`, that of
-    functions is not compared."""
+    In a mapping that describes an object, `@class` is its class, `@code` the digests of its code, `@uses` the values
+    that its code uses, and `@settings` the attributes of an object of an installed library. A name in `@settings` that
+    only one side has is ignored, because it belongs to another version of the library. Without `code`, `@code` is not
+    compared, and such names in `@uses` are ignored too."""
     if isinstance(was, dict) and isinstance(now, dict):
         if was.get("@class") != now.get("@class"):
             yield (*path, "@class"), was.get("@class", MISSING), now.get("@class", MISSING)
             return
-        either = path[-1:] == ("@settings",) or (path[-1:] == ("@uses",) and not code)
+        ignore_missing = path[-1:] == ("@settings",) or (path[-1:] == ("@uses",) and not code)
         for name in {**was, **now}:
-            if (name == "@code" and not code) or (either and not (name in was and name in now)):
+            if (name == "@code" and not code) or (ignore_missing and not (name in was and name in now)):
                 continue
             yield from differences(was.get(name, MISSING), now.get(name, MISSING), (*path, name), code)
     elif _same_length(was, now) and any(map(_is_compound, (*was, *now))):
-        for place, pair in enumerate(zip(was, now, strict=True)):
-            yield from differences(*pair, (*path, place), code)
+        for position, pair in enumerate(zip(was, now, strict=True)):
+            yield from differences(*pair, (*path, position), code)
     elif was is not now and was != now:
         yield path, was, now
 
 
 def set_at_path(values: Any, path: Path, value: Any) -> None:
-    """Sets one value of a description; `MISSING` removes it."""
+    """Sets the value at `path` of a description in place; `MISSING` removes it."""
     for name in path[:-1]:
         values = values[name]
     if value is not MISSING:
@@ -85,7 +89,7 @@ def set_at_path(values: Any, path: Path, value: Any) -> None:
 
 
 def describe_change(path: Path, was: Any, now: Any) -> str:
-    """One difference as a clause: "network: layer '1' was ReLU; now it is Tanh"."""
+    """Describes one difference as a clause: "network: layer '1' was ReLU and is now Tanh"."""
     setting, *rest = path
     names = layer = outer = kind = ""
     for before, name in zip(("", *rest), rest, strict=False):
@@ -104,11 +108,13 @@ def describe_change(path: Path, was: Any, now: Any) -> str:
         return f"{setting}: the code of {rest[-1]} is not the same"
     where = " of ".join(part for part in (names, f"layer '{layer}'" if layer else "", outer) if part)
     if _differs_within(was, now):
-        return f"{setting}: the content{f' of {where}' if where not in ('', 'content') else ''} is not the same"
+        if where in ("", "content"):
+            return f"the content of {setting} is not the same"
+        return f"{setting}: the content of {where} is not the same"
     short, shorter = _short(was), _short(now)
     if kind == "@class" and short.rpartition(".")[2] != shorter.rpartition(".")[2]:
         short, shorter = short.rpartition(".")[2], shorter.rpartition(".")[2]
-    return f"{setting}{f': {where}' if where else ''} was {short}; now it is {shorter}"
+    return f"{setting}{f': {where}' if where else ''} was {short} and is now {shorter}"
 
 
 def _same_length(was: Any, now: Any) -> bool:
@@ -120,7 +126,7 @@ def _is_compound(value: Any) -> bool:
 
 
 def _differs_within(was: Any, now: Any) -> bool:
-    """Whether there is no more to say of two values than that they differ: digests, and long lists."""
+    """Returns whether a message can only say that two values differ: digests, and long lists of the same length."""
     if isinstance(was, str) and isinstance(now, str):
         return _without_digest(was) == _without_digest(now)
     return _same_length(was, now) and len(was) > _LONG
@@ -128,12 +134,12 @@ def _differs_within(was: Any, now: Any) -> bool:
 
 def _short(value: Any) -> str:
     if value is MISSING:
-        return "not there"
+        return "missing"
     if isinstance(value, dict):
         inner = value.get("function", value)
-        return str(inner["@class"]) if "@class" in inner else "a dict of other entries"
+        return str(inner["@class"]) if "@class" in inner else "a dict"
     if isinstance(value, list) and (len(value) > _LONG or any(map(_is_compound, value))):
-        return f"a list of {len(value)}"
+        return f"a list of length {len(value)}"
     if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
         return ", ".join(value)
     return _without_digest(value) if isinstance(value, str) else repr(value)

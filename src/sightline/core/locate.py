@@ -1,9 +1,9 @@
-"""Dotted name -> object, and a config node -> the object it describes.
+"""Resolves dotted names to objects, and instantiates the objects that config nodes describe.
 
 A node is `{_target_: package.Class, ...arguments}` (Hydra's form; `_args_` holds positional arguments) or
-`{class: X, kwargs: {...}}`, where the class is a dotted name or the class itself. `_target_` runs code, so what may be
-named depends on who wrote the config: a user's own config may name anything that is installed; a config that comes out
-of an artifact may name only what the *resolved* object's module puts under an allow-list."""
+`{class: X, kwargs: {...}}`, where the class is a dotted name or the class itself. `_target_` runs code, so the allowed
+names depend on who wrote the config. A config written by the user may name anything that is installed. A config from an
+exported model may name only objects whose defining module, not the name used for them, is on an allow-list."""
 
 import fnmatch
 import functools
@@ -16,17 +16,17 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sightline.core.errors import ConfigError, MissingExtraError, SightlineError, did_you_mean, join_names
+from sightline.core.errors import ConfigError, MissingExtraError, SightlineError, did_you_mean, join_names, reason
 
 TRUSTED = ("torch.nn", "torchvision.models", "timm.models._factory.create_model", "sightline.models")
 LOSSES = ("torch.nn", "sightline.models.losses")
-"""What the loss of a stored config may name. A network has no place in it: its makers can fetch weights from
-elsewhere."""
+"""Prefixes that the loss of a stored config may name. Networks are excluded, because building one can download
+weights."""
 METRICS = tuple(
     f"torchmetrics.{part}" for part in ("classification", "regression", "collections", "wrappers", "aggregation")
 )
-"""What the metrics of a stored config may name: those that compare answers with targets. Others of torchmetrics fetch
-networks from elsewhere."""
+"""Prefixes that the metrics of a stored config may name: metrics that compare outputs with targets. Others in
+torchmetrics download networks."""
 MOVED = {
     "sightline.data.augment.Flip": "sightline.data.augment.flip_shift.Flip",
     "sightline.data.augment.ShiftCrop": "sightline.data.augment.flip_shift.ShiftCrop",
@@ -46,9 +46,9 @@ MOVED = {
     "sightline.runs.artifact.Predictor": "sightline.inference.predictor.Predictor",
     "sightline.runs.artifact.load": "sightline.inference.artifact.load",
 }
-"""Earlier names that a config or a checkpoint may have, and those of today."""
+"""Earlier names that a config or a checkpoint may contain, and their current names."""
 _WITH_BACKBONES = ("torchvision.models.detection.", "torchvision.models.segmentation.")
-"""Builders of networks that classify no pictures, and fetch weights for their inside unless they are told not to."""
+"""Builders of networks that are not classifiers. By default they download weights for their backbone."""
 _EXTRAS = {
     "torchvision": "vision",
     "timm": "vision",
@@ -62,8 +62,10 @@ _EXTRAS = {
 
 
 def import_optional(module: str) -> Any:
-    """Imports a library that may be missing. Raises MissingExtraError: one of ours is told with the extra that installs
-    it, another with the nearest name that is installed (to install whatever a typo names would be no favour)."""
+    """Imports a library that may be missing.
+
+    Raises MissingExtraError. The message names the extra that installs the library if there is one, else the closest
+    installed package: advice to install a misspelt name could install the wrong package."""
     root = module.partition(".")[0]
     extra = f" Install it with: pip install 'sightline[{_EXTRAS[root]}]'" if root in _EXTRAS else ""
     try:
@@ -71,9 +73,11 @@ def import_optional(module: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.partition(".")[0] == root:
             if importlib.util.find_spec(root) is not None:
-                raise  # the package is there, only this submodule of it is not: the caller knows what was asked for
+                raise  # the package is installed, only the submodule is missing: the caller handles it
             advice = extra or did_you_mean(root, importlib.metadata.packages_distributions())
-            advice = advice or " Install the package that provides it."
+            advice = (
+                advice or " Install the package that provides it; a module of yours must be in the current directory."
+            )
             raise MissingExtraError(f"the package '{root}' is not installed.{advice}") from error
         raise MissingExtraError(f"'{module}' needs '{error.name}', which is not installed.{extra}") from error
     except (ImportError, RuntimeError, OSError) as error:  # a torchvision built for another torch raises RuntimeError
@@ -84,53 +88,56 @@ def import_optional(module: str) -> Any:
 
 
 def resolve(name: str, *, key: str, allow: Sequence[str] | None = None) -> Any:
-    """The object a dotted name stands for. `key` is the config key for messages; `allow` is None for a config the user
-    wrote, or the dotted prefixes that an artifact's config may name."""
+    """Returns the object that a dotted name refers to.
+
+    `key` is the config key for messages. `allow` is None for a config written by the user, or the dotted prefixes that
+    the config of an exported model may name. Raises ConfigError for a name that is invalid, unknown or not allowed, and
+    MissingExtraError for one in a library that is not installed."""
     if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")) or "." not in name:
-        raise ConfigError(f"{key}: {name!r} is no dotted name; expected something like 'torch.nn.Conv2d'.")
+        raise ConfigError(f"{key}: expected a dotted name such as 'torch.nn.Conv2d', found {name!r}.")
     if allow is None:
         return _walk(name, key)
     root = name.partition(".")[0]
-    # what is not trusted is not even imported: at most, what is in memory already is looked at
-    found = _walk(name, key) if root in {prefix.partition(".")[0] for prefix in allow} else _in_memory(name)
-    place = qualified_name(found)
+    # an untrusted package is not even imported: only modules that are already imported are searched
+    target = _walk(name, key) if root in {prefix.partition(".")[0] for prefix in allow} else _in_memory(name)
+    place = qualified_name(target)
     for prefix in allow:
         inside = place == prefix or place.startswith(prefix + ".")
-        if inside and (prefix not in (*TRUSTED, *LOSSES, *METRICS) or _makes_a_network(found, place)):
-            return found
+        if inside and (prefix not in (*TRUSTED, *LOSSES, *METRICS) or _is_module_or_builder(target, place)):
+            return target
     parent = (place or name).rpartition(".")[0] or name
     raise ConfigError(
-        f"{key}: '{name}' is not on the list of what a stored model may name ({join_names(allow)}). Loading it would "
-        f"run "
-        f"its code; if you trust it, pass --allow {parent} (in Python: allow=('{parent}',), or model= with the network "
-        f"itself)."
+        f"{key}: '{name}' is not on the list of names that a stored model may use. Loading it would run its "
+        f"code. If you trust it, pass --allow {parent} (in Python: allow=('{parent}',), or the network itself as "
+        f"model=)."
     )
 
 
 def qualified_name(found: Any) -> str:
-    """Where an object really lives, whatever it was called by; empty when it cannot say."""
+    """Returns the dotted name under which an object is defined, or an empty string if it has none."""
     module, name = getattr(found, "__module__", None), getattr(found, "__qualname__", None)
     return f"{module}.{name}" if module and name else ""
 
 
 def target_name(target: Any) -> str:
-    """The dotted name of a node's target, which may be the object itself."""
+    """Returns the dotted name of a node's target, which may also be the object itself."""
     return target if isinstance(target, str) else qualified_name(target) or repr(target)
 
 
-def _makes_a_network(found: Any, place: str) -> bool:
-    """The trusted packages hold more than networks: functions that download, unpickle, or build what they are told to.
-    Of their functions only the registered model builders may be named, of their classes only the networks."""
+def _is_module_or_builder(target: Any, place: str) -> bool:
+    """Returns whether an object of a trusted package is an `nn.Module` class or a registered model builder.
+
+    These packages also contain functions that download, unpickle, or build whatever their arguments name."""
     from torch import nn
 
-    if isinstance(found, type):
-        return issubclass(found, nn.Module)  # as every metric of torchmetrics is
+    if isinstance(target, type):
+        return issubclass(target, nn.Module)  # the metrics of torchmetrics are modules too
     if place.startswith("torchvision.models."):
         if place.startswith(_WITH_BACKBONES):
             return False
         builder = import_optional("torchvision.models").get_model_builder
         try:
-            return builder(found.__name__) is found
+            return builder(target.__name__) is target
         except ValueError:
             return False
     return place in TRUSTED
@@ -138,14 +145,14 @@ def _makes_a_network(found: Any, place: str) -> bool:
 
 def _in_memory(name: str) -> Any:
     root, *parts = name.split(".")
-    found: Any = sys.modules.get(root)
+    target: Any = sys.modules.get(root)
     for part in parts:
-        found = getattr(found, part, None)
-    return found
+        target = getattr(target, part, None)
+    return target
 
 
 def current_names(value: Any) -> Any:
-    """A value of a checkpoint with every dotted name in it, at any depth, as it is called today."""
+    """Returns a value of a checkpoint with earlier dotted names in it, at any depth, replaced by the current ones."""
     if isinstance(value, Mapping):
         return {key: current_names(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -158,16 +165,16 @@ def current_names(value: Any) -> Any:
 
 
 def _walk(name: str, key: str) -> Any:
-    """The object of that name; one of ours by its earlier name, with a warning."""
+    """Returns the object of that name; an earlier name of this project also works, with a warning."""
     try:
         return _walk_to(name, key)
     except (ConfigError, MissingExtraError):
-        now = current_names(name)
-        if now == name:
+        current = current_names(name)
+        if current == name:
             raise
-        found = _walk_to(now, key)
-    warnings.warn(f"'{name}' is called '{now}' now; the old name still works.", FutureWarning, stacklevel=3)
-    return found
+        target = _walk_to(current, key)
+    warnings.warn(f"'{name}' was renamed to '{current}'. The old name still works.", FutureWarning, stacklevel=3)
+    return target
 
 
 def _walk_to(name: str, key: str) -> Any:
@@ -175,8 +182,8 @@ def _walk_to(name: str, key: str) -> Any:
     for cut in range(len(parts) - 1, 0, -1):
         module_name = ".".join(parts[:cut])
         try:
-            found: Any = import_optional(module_name)
-        except ModuleNotFoundError:  # the package exists, this is no module of it: a class inside a shorter path
+            target: Any = import_optional(module_name)
+        except ModuleNotFoundError:  # not a module: it may be a class inside a shorter path
             continue
         except MissingExtraError as error:
             cause = error.__cause__
@@ -186,13 +193,13 @@ def _walk_to(name: str, key: str) -> Any:
         except Exception as error:  # whatever the module's own code raises
             raise _import_error(key, module_name, error) from error
         for position, part in enumerate(parts[cut:], start=cut):
-            if not hasattr(found, part):
+            if not hasattr(target, part):
                 where = ".".join(parts[:position])
-                names = [attribute for attribute in dir(found) if not attribute.startswith("_")]
-                raise ConfigError(f"{key}: '{where}' has no '{part}'.{did_you_mean(part, names)}")
-            found = getattr(found, part)
-        return found
-    raise ConfigError(f"{key}: no module '{parts[0]}' to find '{name}' in.")
+                names = [attribute for attribute in dir(target) if not attribute.startswith("_")]
+                raise ConfigError(f"{key}: '{where}' has no attribute '{part}'.{did_you_mean(part, names)}")
+            target = getattr(target, part)
+        return target
+    raise ConfigError(f"{key}: cannot find '{name}': there is no module '{parts[0]}'.")
 
 
 def _import_error(key: str, module: str, error: BaseException) -> ConfigError:
@@ -200,34 +207,36 @@ def _import_error(key: str, module: str, error: BaseException) -> ConfigError:
 
 
 def is_below(name: str, prefixes: Iterable[str]) -> bool:
-    """Whether a dotted name is one of `prefixes` or lies below one; all names lie below the empty one."""
+    """Returns whether a dotted name equals one of `prefixes` or is below one. Every name is below the empty prefix."""
     return any(not prefix or name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
 
 
 def match_layers(pattern: str, names: Iterable[str], *, key: str) -> list[str]:
-    """Those of `names`, the dotted names of layers and parameters, that a name or a pattern (of `fnmatch`, in which `*`
-    crosses dots) stands for: what it matches, and all below that. Raises ConfigError with the nearest name when there
-    is none."""
+    """Returns those of `names`, dotted names of layers and parameters, that match a pattern or are below a match.
+
+    `pattern` is a name or an `fnmatch` pattern, in which `*` also matches dots. Raises ConfigError with the closest
+    name if nothing matches."""
     listed = [name for name in names if name]
-    found = [name for name in listed if fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"{pattern}.*")]
-    if not found:
+    matches = [
+        name for name in listed if fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"{pattern}.*")
+    ]
+    if not matches:
         top = dict.fromkeys(name.partition(".")[0] for name in listed)
         listed += [name[:end] for name in listed for end, letter in enumerate(name) if letter == "."]
         raise ConfigError(
-            f"{key}: '{pattern}' matches no layer or parameter of the network.{did_you_mean(pattern, listed)} At its "
-            f"top it "
-            f"has: {join_names(top)}. `sightline summary` names every layer."
+            f"{key}: '{pattern}' matches no layer or parameter of the network.{did_you_mean(pattern, listed)} Its "
+            f"top-level layers are: {join_names(top)}. `sightline summary` lists every layer."
         )
-    return found
+    return matches
 
 
 def split_node(node: Mapping[str, Any], key: str) -> tuple[Any, list[Any], dict[str, Any]]:
-    """(target, positional arguments, keyword arguments) of either form of node."""
+    """Returns (target, positional arguments, keyword arguments) of a node. Raises ConfigError if it is invalid."""
     for name, kind in (("_args_", list), ("kwargs", dict)):
-        given = node.get(name) if name == "_args_" or "class" in node else None
-        given = kind() if given is None else given
-        if not isinstance(given, kind):
-            raise ConfigError(f"{key}.{name}: expected {'a list' if kind is list else 'arguments'}, found {given!r}.")
+        value = node.get(name) if name == "_args_" or "class" in node else None
+        value = kind() if value is None else value
+        if not isinstance(value, kind):
+            raise ConfigError(f"{key}.{name}: expected {'a list' if kind is list else 'a mapping'}, found {value!r}.")
     if "_target_" in node:
         target = node["_target_"]
         args = list(node.get("_args_", ()))
@@ -236,7 +245,7 @@ def split_node(node: Mapping[str, Any], key: str) -> tuple[Any, list[Any], dict[
         unknown = set(node) - {"class", "kwargs"}
         if unknown:
             raise ConfigError(
-                f"{key}: a node with 'class' takes only 'kwargs' beside it, not {join_names(sorted(unknown))}."
+                f"{key}: a node with 'class' may have only 'kwargs' beside it; remove {join_names(sorted(unknown))}."
             )
         target, args, kwargs = node["class"], [], dict(node.get("kwargs") or {})
     else:
@@ -249,7 +258,7 @@ def split_node(node: Mapping[str, Any], key: str) -> tuple[Any, list[Any], dict[
 def call_target(
     function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], *, key: str, name: str | None = None
 ) -> Any:
-    """`function(*args, **kwargs)`, with a wrong or missing argument reported as a ConfigError at `key`."""
+    """Returns `function(*args, **kwargs)`. Raises ConfigError at `key` for a wrong or missing argument."""
     name = name or target_name(function)
     _check_arguments(function, name, key, args, kwargs)
     try:
@@ -258,30 +267,30 @@ def call_target(
         raise
     except Exception as error:  # whatever the constructor's own code raises is about these arguments
         kind = "" if isinstance(error, TypeError | ValueError | RuntimeError) else f"{type(error).__name__}: "
-        raise ConfigError(f"{key}: {name} does not take these arguments: {kind}{error}") from error
+        raise ConfigError(f"{key}: {name} does not accept these arguments: {kind}{reason(error)}.") from error
 
 
 def prepare_call(
     node: Mapping[str, Any], *, key: str, allow: Sequence[str] | None = None
 ) -> tuple[Any, list[Any], dict[str, Any]]:
-    """(callable, positional arguments, keyword arguments) of a node, with every node nested inside it instantiated."""
+    """Returns (callable, positional arguments, keyword arguments) of a node, with every nested node instantiated."""
     target, args, kwargs = split_node(node, key)
     function = resolve(target, key=f"{key}._target_", allow=allow) if isinstance(target, str) else target
     if not callable(function):
         raise ConfigError(
-            f"{key}._target_: '{target}' is a {type(function).__name__}, not something that can be called."
+            f"{key}._target_: expected a class or a function, but '{target}' is a {type(function).__name__}."
         )
     if allow is not None and args and not isinstance(function, type):
         raise ConfigError(
-            f"{key}: a stored model gives '{target}' its arguments by name, or they could not be checked."
+            f"{key}: a stored model must pass the arguments of '{target}' by name, so that they can be checked."
         )
     args = [_nested(value, f"{key}._args_[{i}]", allow) for i, value in enumerate(args)]
     return function, args, {argument: _nested(value, f"{key}.{argument}", allow) for argument, value in kwargs.items()}
 
 
 def instantiate(node: Mapping[str, Any], *, key: str, allow: Sequence[str] | None = None) -> Any:
-    """The object a node describes; with `_partial_: true`, a function that makes it from the arguments still
-    missing."""
+    """Returns the object that a node describes; with `_partial_: true`, a `functools.partial` that makes it from the
+    missing arguments."""
     function, args, kwargs = prepare_call(node, key=key, allow=allow)
     name = node["_target_"] if isinstance(node.get("_target_"), str) else None
     if node.get("_partial_"):
@@ -302,7 +311,7 @@ def _nested(value: Any, key: str, allow: Sequence[str] | None) -> Any:
 def _check_arguments(function: Any, name: str, key: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some C functions have none; the call itself will tell
+    except (TypeError, ValueError):  # some C functions have no signature; the call itself raises
         return
     parameters = signature.parameters.values()
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
@@ -311,7 +320,7 @@ def _check_arguments(function: Any, name: str, key: str, args: Sequence[Any], kw
             if argument not in valid:
                 raise ConfigError(
                     f"{key}.{argument}: {name} has no argument '{argument}'.{did_you_mean(argument, valid)} "
-                    f"It takes: {join_names(valid)}."
+                    f"Valid arguments: {join_names(valid)}."
                 )
     try:
         signature.bind(*args, **kwargs)

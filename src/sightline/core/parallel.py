@@ -1,7 +1,7 @@
-"""Applies a function to items ahead of their use, in order, in a few threads; packing and loading share it.
+"""Applies a function to items in several threads, in order and ahead of use, for packing and loading.
 
-Threads and not processes: decoding, gathering and hashing release the interpreter's lock, nothing is pickled, any data
-set and any transform will do, and a user's script needs no `if __name__ == "__main__"`."""
+Threads are used instead of processes because decoding, gathering and hashing release the GIL. Nothing is pickled, every
+dataset and transform works, and a user's script needs no `if __name__ == "__main__"`."""
 
 import os
 import sys
@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 
 class _SwitchInterval:
-    """How many blocks want quick turns, and what the interval was before the first."""
+    """The number of active blocks, and the switch interval before the first of them, in seconds."""
 
     lock = threading.Lock()
     active_blocks = 0
@@ -31,8 +31,9 @@ _SWITCH_INTERVAL = _SwitchInterval()
 
 @contextmanager
 def short_switch_interval() -> Iterator[None]:
-    """For the length of the block, threads hand the interpreter's lock on ten times as soon. With small files, whose
-    decoding is over in microseconds, two threads do a quarter more."""
+    """Divides the thread switch interval of the interpreter by ten within the block.
+
+    With small files, which are decoded in microseconds, two threads process a quarter more."""
     with _SWITCH_INTERVAL.lock:
         if _SWITCH_INTERVAL.active_blocks == 0:
             _SWITCH_INTERVAL.before = sys.getswitchinterval()
@@ -48,13 +49,14 @@ def short_switch_interval() -> Iterator[None]:
 
 
 def available_cores() -> int:
-    """The CPU cores this process may use."""
+    """Returns the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def thread_pool(threads: int) -> ThreadPoolExecutor:
-    """Threads that leave torch's own to others: each runs torch's operations alone, as torch's DataLoader does. Whoever
-    makes a pool calls `freeze_torch_thread_count` when it is closed."""
+    """Returns a pool of threads that each run torch operations on a single thread, like the workers of a DataLoader.
+
+    Call `freeze_torch_thread_count` after closing the pool."""
     freeze_torch_thread_count()
     return ThreadPoolExecutor(threads, initializer=_init_thread, initargs=(current_argument_names(),))
 
@@ -67,8 +69,10 @@ def _init_thread(names: Mapping[str, str | None]) -> None:
 
 
 def freeze_torch_thread_count() -> None:
-    """Makes the calling thread's number of torch threads that of threads to come. torch takes the last number any
-    thread has set, and a thread of a pool sets one; the caller's own must be known before that."""
+    """Makes the calling thread's number of torch threads the one that new threads start with.
+
+    A new thread starts with the number that was set last in any thread, and the threads of a pool set it to 1. So this
+    is called before a pool is created and after it is closed."""
     import torch
 
     torch.set_num_threads(torch.get_num_threads())
@@ -77,9 +81,10 @@ def freeze_torch_thread_count() -> None:
 def map_in_order(
     function: Callable[[Item], Result], items: Iterable[Item], *, threads: int, max_pending: int
 ) -> Generator[Result, None, None]:
-    """`function(item)` for every item, in the items' order, at most `max_pending` of them begun and not yet taken:
-    memory stays flat. An exception comes where its result would have. Leaving the loop early drops what has not
-    begun."""
+    """Yields `function(item)` for every item, in order, computed by `threads` threads.
+
+    At most `max_pending` items are submitted and not yet yielded, which bounds memory. An exception is raised in place
+    of its result. Closing the generator early cancels the items that have not started."""
     workers = thread_pool(threads)
     waiting: deque[Future[Result]] = deque()
     try:
@@ -91,6 +96,6 @@ def map_in_order(
             yield waiting.popleft().result()
     finally:
         waiting.clear()
-        if not sys.is_finalizing():  # an iterator that was kept to the end of the program: the threads are gone
+        if not sys.is_finalizing():  # when the interpreter exits, the threads have ended already
             workers.shutdown(wait=True, cancel_futures=True)
             freeze_torch_thread_count()

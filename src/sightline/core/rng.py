@@ -4,9 +4,9 @@ There is no generator state to save, so a draw depends neither on batch size, wo
 was drawn before it. The mixing function is SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number
 Generators", 2014) with Stafford's variant-13 constants. The shuffle is a Feistel network over the bits of an index
 (Luby and Rackoff, 1988) confined to 0..n-1 by cycle walking (Black and Rogaway, 2002): position i of an epoch's order
-is computed on its own, so an order costs no memory and any epoch can begin at any batch.
+is computed separately, so an order costs no memory and any epoch can start at any batch.
 
-Transforms of other libraries draw from global generators instead: torch's on the CPU, `random` and NumPy's legacy one.
+Transforms of other libraries draw from global generators instead: torch's on the CPU, `random`, and NumPy's legacy one.
 `fork_rng` and `seed_global_generators` make those draws a function of a key as well."""
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _STAND_IN = np.random.MT19937(0)
 
 
 def derive_key(seed: int, epoch: int, purpose: str) -> int:
-    """A 64-bit key for one use of randomness in one epoch; equal arguments give equal keys on every platform."""
+    """Returns a 64-bit key for one purpose in one epoch. Equal arguments give equal keys on every platform."""
     key = 0
     for word in (seed, epoch, zlib.crc32(purpose.encode())):
         z = (key + word * _GOLDEN + _GOLDEN) & _MASK
@@ -42,7 +42,7 @@ def derive_key(seed: int, epoch: int, purpose: str) -> int:
 
 
 def random_bits(key: int, index: NDArray[np.int64] | NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """64 uniform bits for each entry of `index`, element by element."""
+    """Returns 64 uniform random bits for each entry of `index`, as uint64 of the same shape."""
     z = index.astype(np.uint64)  # a copy, changed in place below; unsigned arithmetic wraps silently in arrays
     z *= np.uint64(_GOLDEN)
     z += np.uint64(key)
@@ -55,21 +55,21 @@ def random_bits(key: int, index: NDArray[np.int64] | NDArray[np.uint64]) -> NDAr
 
 
 def uniform(seed: int, epoch: int, purpose: str, index: NDArray[np.int64]) -> NDArray[np.float64]:
-    """One float64 in [0, 1) for each sample index, with 53 random bits."""
+    """Returns a float64 in [0, 1) for each sample index, with 53 random bits."""
     return (random_bits(derive_key(seed, epoch, purpose), index) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def integers(seed: int, epoch: int, purpose: str, index: NDArray[np.int64], low: int, high: int) -> NDArray[np.int64]:
-    """One int64 in [low, high] (both ends included) for each sample index."""
+    """Returns an int64 in [low, high] (both ends included) for each sample index."""
     return low + (uniform(seed, epoch, purpose, index) * (high - low + 1)).astype(np.int64)
 
 
 class Permutation:
-    """A pseudo-random order of 0..n-1 that is computed where it is looked at: `Permutation(n, key)[start:stop]`."""
+    """A pseudo-random permutation of 0..n-1. `Permutation(n, key)[start:stop]` computes only that slice, as int64."""
 
     def __init__(self, n: int, key: int):
         if n < 0:
-            raise ValueError(f"a permutation needs a length of at least 0, not {n}")
+            raise ValueError(f"n: expected an integer >= 0, found {n}")
         self.n = n
         width = max(2, (n - 1).bit_length())
         self._low = width // 2
@@ -83,21 +83,22 @@ class Permutation:
         start, stop, step = part.indices(self.n)
         x = np.arange(start, stop, step)
         rounds = self._rounds(len(x))
-        x = self._round_trip(x, rounds)
+        x = self._permute(x, rounds)
         outside = np.flatnonzero(x >= self.n)
-        while len(outside):  # a walk along a cycle of the larger permutation always comes back below n
-            x[outside] = self._round_trip(x[outside], rounds)
+        while len(outside):  # cycle walking: every cycle returns to a value below n
+            x[outside] = self._permute(x[outside], rounds)
             outside = outside[x[outside] >= self.n]
         return x
 
     def _rounds(self, count: int) -> list[tuple[_Half, _Half]]:
-        """What each round adds to the lower half for the upper one, and the other way round; as tables where one has
-        fewer entries than there are numbers to look up."""
+        """Returns the two functions of each round, which map one half to the bits that are XORed into the other half.
 
-        def function(key: int, given: int, wanted: int) -> _Half:
-            mask = np.uint64((1 << wanted) - 1)
-            if count >> given:
-                return (random_bits(key, np.arange(1 << given)) & mask).astype(np.int64).take
+        A function is a lookup table if that has at most `count` entries, the number of values to look up."""
+
+        def function(key: int, bits_in: int, bits_out: int) -> _Half:
+            mask = np.uint64((1 << bits_out) - 1)
+            if count >> bits_in:
+                return (random_bits(key, np.arange(1 << bits_in)) & mask).astype(np.int64).take
             return lambda half: (random_bits(key, half) & mask).astype(np.int64)
 
         return [
@@ -105,7 +106,7 @@ class Permutation:
             for key_low, key_high in zip(self._keys[::2], self._keys[1::2], strict=True)
         ]
 
-    def _round_trip(self, x: NDArray[np.int64], rounds: list[tuple[_Half, _Half]]) -> NDArray[np.int64]:
+    def _permute(self, x: NDArray[np.int64], rounds: list[tuple[_Half, _Half]]) -> NDArray[np.int64]:
         low, high = x & ((1 << self._low) - 1), x >> self._low
         for to_low, to_high in rounds:
             low ^= to_low(high)
@@ -115,29 +116,31 @@ class Permutation:
 
 @contextmanager
 def fork_rng() -> Iterator[None]:
-    """Puts them back as they were. Inside, numpy's is another one, which is to be seeded: to exchange it takes a
-    thirtieth of the time that copying its state there and back does."""
+    """Restores the global generators of torch (CPU), `random` and NumPy at the end of the block.
+
+    Within the block NumPy uses a separate generator, which must be seeded: replacing the generator takes a thirtieth of
+    the time of saving and restoring its state."""
     import torch
 
     states = torch.get_rng_state(), random.getstate()
-    own = np.random.get_bit_generator()  # type: ignore[attr-defined]
-    nested = np.random.get_state() if own is _STAND_IN else None  # noqa: NPY002
+    previous = np.random.get_bit_generator()  # type: ignore[attr-defined]
+    nested_state = np.random.get_state() if previous is _STAND_IN else None  # noqa: NPY002
     np.random.set_bit_generator(_STAND_IN)  # type: ignore[attr-defined]
     try:
         yield
     finally:
         torch.set_rng_state(states[0])
         random.setstate(states[1])
-        if nested is None:
-            np.random.set_bit_generator(own)  # type: ignore[attr-defined]
+        if nested_state is None:
+            np.random.set_bit_generator(previous)  # type: ignore[attr-defined]
         else:
-            np.random.set_state(nested)  # noqa: NPY002
+            np.random.set_state(nested_state)  # noqa: NPY002
 
 
 def seed_global_generators(key: int) -> None:
-    """Seeds each of them with 64 bits, or as many of them as it takes."""
+    """Seeds the global generators of torch (CPU) and `random` with a 64-bit key, and NumPy's with its upper 32 bits."""
     import torch
 
     torch.default_generator.manual_seed(key)
     random.seed(key)
-    np.random.seed(key >> 32)  # noqa: NPY002 the legacy generator is what transforms draw from
+    np.random.seed(key >> 32)  # noqa: NPY002 transforms draw from the legacy generator

@@ -1,5 +1,6 @@
-"""The values that walk through the house, and the protocols its rooms are built against. Imports nothing heavy at run
-time."""
+"""Core data structures (Batch, StepOutput, TrainState) and the protocols the engine is written against.
+
+Does not import torch or NumPy at run time."""
 
 from __future__ import annotations
 
@@ -17,13 +18,15 @@ if TYPE_CHECKING:
 
 
 Tensors: TypeAlias = "Tensor | tuple[Tensor, ...]"
-"""A tuple where a model has several inputs or outputs."""
+"""A tensor, or a tuple of tensors for a model with several inputs or outputs."""
 
 
-class Batch(NamedTuple):  # `index` hides tuple.index, which nobody asks of a batch
-    """A batch on the run's device. `x` is float32 [B,C,H,W] as the model takes it, `y` int64 [B] of class indices, or
-    float32 [B,1] where labels are numbers; both are tuples where a model has several inputs or outputs. `index` int64
-    [B] is the row of the data set."""
+class Batch(NamedTuple):  # `index` hides tuple.index, which a batch does not need
+    """A batch on the run's device.
+
+    `x` is float32 `[B, C, H, W]`, the input of the model. `y` is int64 `[B]` of class indices, or float32 `[B, 1]` for
+    regression. Both are tuples for a model with several inputs or outputs. `weight` is the weight of each sample, and
+    `index`, int64 `[B]`, its row in the dataset."""
 
     x: Tensors
     y: Tensors
@@ -32,7 +35,11 @@ class Batch(NamedTuple):  # `index` hides tuple.index, which nobody asks of a ba
 
 
 class StepOutput(NamedTuple):
-    """What a step hands to the meter. All tensors are on the device and detached: nothing is read back in a step."""
+    """The result of one step, for the metrics. `n` is the number of samples.
+
+    `loss` is the mean loss, a float tensor without dimensions. `output` is the model's output, `[B, C]` for classes,
+    and `target` what it is compared with, such as int64 `[B]`. `metrics` are values that the step computed itself. The
+    tensors are detached and stay on the device, so that a step never waits for the device."""
 
     loss: Tensor | None
     n: int
@@ -43,7 +50,7 @@ class StepOutput(NamedTuple):
 
 @dataclass
 class Schedule:
-    """A torch learning-rate scheduler, when it steps (`step` or `epoch`), and, for a plateau, the metric it watches."""
+    """A torch learning-rate scheduler, the `interval` of its steps (`step` or `epoch`), and the metric it monitors."""
 
     scheduler: Any
     interval: str = "epoch"
@@ -52,9 +59,11 @@ class Schedule:
 
 @dataclass
 class TrainState:
-    """All that a checkpoint holds. `epoch` and `batch` are where training continues, `step` counts updates of the
-    run. `stopped` says that a callback ended it early; `config` is what it was made from, for comparison; `loader` is
-    the `position` of the training loader."""
+    """The complete state of a training, as saved in a checkpoint.
+
+    Training continues at `epoch` and `batch`; `step` counts the updates of the run. `stopped` means that a callback
+    ended training early. `config` holds the settings of the training, for comparison when it is resumed. `loader` is
+    the `position()` of the training loader."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer | None = None
@@ -74,29 +83,31 @@ class TrainState:
 
     @property
     def eval_model(self) -> nn.Module:
-        """What is evaluated and exported: the average of the weights where one is kept, else the model."""
+        """The model that is evaluated and exported: the EMA if there is one, else `model`."""
         return self.model if self.ema is None else self.ema
 
 
 class Augmentation(Protocol):
-    """Maps uint8 [B,C,H,W] to the same shape and type, without changing what it is given. `index` is int64 [B], the
-    rows of the data set: row i of the result depends on image i, the seed, the epoch and `index[i]` alone, not on its
-    neighbours in the batch."""
+    """Augments a batch of images, uint8 `[B, C, H, W]`, and returns the same shape and dtype. The input is not changed.
+
+    `index`, int64 `[B]`, has the rows of the images in the dataset. Row i of the result depends only on image i, the
+    seed, the epoch and `index[i]`, not on other images of the batch."""
 
     def __call__(self, images: Tensor, index: NDArray[np.int64], seed: int, epoch: int) -> Tensor: ...
 
 
 class Task(Protocol):
-    """What one batch means. The loop is ours, the step is the task's: forward, loss, backward, update. A class derived
-    from it needs the three steps alone."""
+    """Defines the steps on one batch: forward, loss, backward and update. The trainer owns the loop around them.
+
+    A subclass only needs the three step methods."""
 
     def setup(self, state: TrainState) -> None:
-        """Adds to the state what the steps keep in it and is not there yet, such as an average of the weights. Called
-        with the model on its device: before a checkpoint is loaded into the state, and when training begins."""
+        """Adds what the steps need to the state if it is missing, such as an EMA of the weights. Called with the model
+        on its device, before a checkpoint is loaded into the state and when training starts."""
         return
 
     def begin_epoch(self, state: TrainState) -> None:
-        """Called before the first batch of an epoch, and when one is resumed."""
+        """Called before the first batch of an epoch, and when an epoch is resumed."""
         return
 
     @abstractmethod
@@ -109,18 +120,18 @@ class Task(Protocol):
 
 @runtime_checkable
 class Loader(Protocol):
-    """What the trainer iterates: one iteration is one epoch of batches on the run's device. A class derived from it
-    needs `seek`, `__iter__` and `__len__`."""
+    """An iterable of batches on the run's device; one iteration is one epoch. A subclass needs `seek`, `__iter__` and
+    `__len__`."""
 
     @abstractmethod
     def seek(self, epoch: int, batch: int = 0, position: Mapping[str, Any] | None = None) -> None:
-        """Makes the next iteration epoch `epoch`, from batch `batch` on; without a call, the epoch after the last one
-        follows. `position` is what `position()` returned at that place, perhaps in another process."""
+        """Makes the next iteration start at batch `batch` of epoch `epoch`. Without a call, the next epoch follows.
+        `position` is what `position()` returned at that point, possibly in another process."""
 
     def position(self) -> Mapping[str, Any] | None:
-        """What `seek` needs, beside the numbers of epoch and batch, to come back to where the iteration is; a
-        checkpoint keeps it, so it holds numbers, strings and tensors only. Empty where the two numbers are enough. None
-        where only the beginning of an epoch can be sought."""
+        """Returns what `seek` needs, besides epoch and batch, to continue at the current position. It is saved in
+        checkpoints, so it may contain only numbers, strings and tensors. It is empty if epoch and batch are enough, and
+        None if the loader can only seek to the start of an epoch."""
         return {}
 
     @abstractmethod
@@ -128,13 +139,12 @@ class Loader(Protocol):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Batches of an epoch. Raises TypeError where that is not known."""
+        """Returns the number of batches per epoch. Raises TypeError if it is unknown."""
 
 
 @runtime_checkable
 class StatefulLoader(Protocol):
-    """A loader of another library that can be brought back to where it was, such as torchdata's
-    StatefulDataLoader."""
+    """A loader of another library that can save and restore its position, such as torchdata's StatefulDataLoader."""
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
@@ -143,38 +153,41 @@ class StatefulLoader(Protocol):
 
 @runtime_checkable
 class Recorder(Protocol):
-    """Receives every log point. A class derived from it needs `log` alone."""
+    """Receives every log point of a run, for example to write it to a file. A subclass only needs `log`."""
 
     def start(self, directory: Path, config: Mapping[str, Any], position: tuple[int, int] | None) -> None:
-        """Called once, before the first log point, with the run's directory and what the training is made from.
-        `position` is the (step, epoch) of the checkpoint that the run is resumed from; None for one that begins. Points
-        of later steps come again, so what an interrupted run recorded of them is to be dropped. Nothing is written
-        yet: a training that is put together need not begin."""
+        """Called once, before the first log point, with the run's directory and the settings of the training.
+
+        `position` is the (step, epoch) of the checkpoint that the run resumes from, or None for a new run. Later steps
+        are logged again, so delete what an interrupted run has logged of them. Do not write anything yet: a training
+        that is set up may never start."""
         return
 
     @abstractmethod
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """The number of updates so far, and the values at that point. NaN and infinite values may come."""
+        """Records `values` after `step` updates of the run. They may be NaN or infinite."""
 
     def artifact(self, path: Path) -> None:
-        """A file or directory that the run has made, such as the exported model, when it is complete."""
+        """Called with a file or directory that the run has completed, such as the exported model."""
         return
 
     def flush(self) -> None:
-        """Brings what was logged to the disk. Called, perhaps by another thread, before a checkpoint is written, so
-        that the log is no older than it."""
+        """Writes all logged values to disk. Called before a checkpoint is written, possibly from another thread, so
+        that the log is never older than the checkpoint."""
         return
 
     def close(self) -> None:
-        """Called once, at the end, however the run ends."""
+        """Called once at the end of the run, also after an error."""
         return
 
 
 @dataclass
 class FitResult:
-    """What `fit` hands back. `history` has one record per epoch; `metrics` holds, per evaluated split, what the
-    exported model measured; `run` is the run's directory. `interrupted` is true when a signal stopped it before the
-    end, `signal` its number."""
+    """The result of `fit`.
+
+    `history` has one record per epoch, and `best` is the best value of the monitored metric. `metrics` has the metrics
+    of the exported model for each evaluated split. `run` is the run directory. `interrupted` is true if a signal
+    stopped the run early, and `signal` is its number."""
 
     history: list[dict[str, float]]
     epochs: int

@@ -1,2 +1,2 @@
-"""From a path to batches: sources -> packed -> loader, with one preprocessing for training, evaluation and
-prediction."""
+"""Data loading, from a path to batches: sources -> packed dataset -> loader. Training, evaluation and prediction share
+one preprocessing."""

@@ -1,5 +1,5 @@
-"""Images and their labels as a source lists them, before anything is decoded: rows whose labels are text, samples whose
-labels are numbers, and what is known of a data source."""
+"""Data structures for labelled images before decoding: `Row` (the label is text), `Sample` (the label is a number) and
+the `DataSource` protocol."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 
 
 class Reference(Protocol):
-    """An image that is neither a file of its own nor in memory: in an archive, in a table, in another library's data
-    set. `read` may be called by several threads at once. `token` is an identity that changes when the content may
-    have (such as path, size and modification time of the archive, and the member's name); None when there is none."""
+    """A lazily read image that is neither a separate file nor in memory: in an archive, a table or a Python dataset.
+
+    `read` returns an encoded image, pixels uint8 [H, W] or [H, W, C], or a Pillow image; several threads may call it at
+    once. `token` changes whenever the content may have changed (for example the path, size and modification time of
+    the archive, and the member's name). It is None when the content cannot be identified without reading it."""
 
     def read(self) -> bytes | NDArray[np.uint8] | Image.Image: ...
     @property
@@ -28,9 +30,10 @@ class Reference(Protocol):
 
 
 class Sample(NamedTuple):
-    """One labelled image of a data source: where it is, not its pixels, unless they are in memory already. `where` is
-    what an error about it says beside its name, such as the row of a table; `columns` are further facts by name, kept
-    to measure by."""
+    """One labelled image of a data source: a reference to the image, or its pixels if they are already in memory.
+
+    `label` is a class index, or the target of a regression. Error messages add `where` to the image's name, for example
+    the row of a table. `columns` are the other columns of the table, by name, for use in the evaluation."""
 
     id: str
     image: Path | bytes | NDArray[np.uint8] | Reference  # a file, an encoded image, uint8 pixels [H,W] or [H,W,C]
@@ -41,8 +44,10 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What is known of a data source before any image is decoded. A label `i` means `classes[i]`; without classes, a
-    label is a number to predict."""
+    """The name, classes and location of a data source.
+
+    A label `i` means `classes[i]`. If `classes` is empty, labels are regression targets. `root` is the path of the
+    data, or None for data without a path."""
 
     name: str
     classes: tuple[str, ...]
@@ -50,12 +55,12 @@ class DataInfo:
 
     @property
     def outputs(self) -> int:
-        """How many numbers a network answers with for each image: one a class, or the one that is predicted."""
+        """The number of outputs that a network needs per image: one per class, or 1 for regression."""
         return len(self.classes) or 1
 
 
 class DataSource(Protocol):
-    """Where images come from: named splits of samples. Only `train` must be there."""
+    """A dataset as samples by split name (`train`, `val`, `test`). Only `train` is required."""
 
     @property
     def info(self) -> DataInfo: ...
@@ -64,8 +69,10 @@ class DataSource(Protocol):
 
 
 class Row(NamedTuple):
-    """A sample before the classes are known: its label is still a name. `where` is what an error about it should say,
-    empty for a file that is its own answer; `split` is what a split column says."""
+    """A sample before the classes are known; its label is still text.
+
+    `where` is its location for error messages, empty if the path of the image is enough. `split` is the value of the
+    split column, empty if there is none."""
 
     id: str
     image: Path | bytes | NDArray[np.uint8] | Reference
@@ -76,22 +83,23 @@ class Row(NamedTuple):
 
     @property
     def place(self) -> str:
-        """How a message begins that is about this row."""
+        """The start of an error message about this row: `where`, or else the quoted path or id of the image."""
         return self.where or (f"'{self.image}'" if isinstance(self.image, Path) else f"'{self.id}'")
 
 
 class RawListing(NamedTuple):
-    """What a layout holds: rows by split and, where the data names its classes in order, those names."""
+    """The rows of one layout by split, and the class names in label order if the data defines them."""
 
     splits: dict[str, list[Row]]
     classes: tuple[str, ...] | None = None
 
 
 class RowSplits(NamedTuple):
-    """How splits were set aside by row from one list: for each of them, and for what is left to train on, the places of
-    its samples in that list; `by_class` says whether each class gave its share. Packing, which knows what the images
-    show, draws anew by it: by their content key, or, for a run that was made before there was one, by the `checksum`
-    of then."""
+    """How `val` and `test` were held out by row from one list of samples.
+
+    `places` maps each split, `train` included, to the indices of its samples in that list. `by_class` says whether the
+    split is stratified by class. After decoding, packing repeats the split by image content: by content key, or with
+    `checksum` by the older CRC-32, for runs recorded before content keys existed."""
 
     seed: int
     places: dict[str, list[int]]

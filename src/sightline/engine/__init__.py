@@ -1,1 +1,1 @@
-"""The loop, what a step means, what watches it, and what a checkpoint holds."""
+"""The training loop, tasks, callbacks and checkpoints."""

@@ -1,4 +1,4 @@
-"""Runs a training loop that is not the engine's, with the engine's events, so that callbacks work for it."""
+"""Runs an external training loop with the engine's events, so that callbacks work for it."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,15 +18,18 @@ _STATE_FILE = "state"
 
 
 class Stateful(Protocol):
-    """What a loop of somebody else's trains. `save` writes a file, or a directory, at `path`; `load` reads what `save`
-    wrote."""
+    """The state of an external training loop, which can be saved to disk and loaded again.
+
+    `save` writes a file or a directory at `path`; `load` reads the files that `save` wrote."""
 
     def save(self, path: Path) -> None: ...
     def load(self, path: Path) -> None: ...
 
 
 class LoopHooks(Protocol):
-    """What a loop calls. `position` is where it begins: (updates, epochs) that are done."""
+    """The methods that an external training loop calls.
+
+    `position` is (updates, epochs) already done; the loop starts from there."""
 
     @property
     def position(self) -> tuple[int, int]: ...
@@ -37,10 +40,12 @@ class LoopHooks(Protocol):
 
 
 class Driver:
-    """A loop with the attributes of `Trainer` that callbacks read, and its events: `on_fit_start`, `on_epoch_start`,
-    `on_eval_end` and `on_epoch_end` with each record, `on_fit_end`, `on_exception`. It is the loop's `LoopHooks`.
+    """Runs an external training loop and emits the events of `Trainer` for it.
 
-    Checkpoints are those of whole epochs: in the middle of one, nobody but the loop knows its state."""
+    It is the `LoopHooks` that the loop calls, and has the attributes of `Trainer` that callbacks read. It emits
+    `on_fit_start`, `on_epoch_start`, `on_eval_end` and `on_epoch_end` with each record, `on_checkpoint` on request,
+    `on_fit_end` and `on_exception`. Checkpoints are possible only at the end of an epoch, because within an epoch only
+    the loop knows its position."""
 
     def __init__(self, state: Stateful, config: dict[str, Any], max_epochs: int):
         self.state = TrainState(_SavedFiles(state), config=config)
@@ -58,35 +63,35 @@ class Driver:
 
     @property
     def position(self) -> tuple[int, int]:
-        """(updates, epochs) that are done."""
+        """The (updates, epochs) already done."""
         return self.state.step, self.state.epoch
 
     def loader_position(self) -> None:
-        """In the middle of an epoch, nobody but the loop knows where it is."""
+        """Always None: within an epoch only the loop knows its position."""
 
     @property
     def should_stop(self) -> bool:
-        """Whether the loop is to return: after a signal at once, for a callback after the epoch."""
+        """Whether the loop must return. True after a signal, after a callback's request, or after the last epoch."""
         return self.interrupted or self.state.stopped or self.state.epoch >= self.max_epochs
 
     @should_stop.setter
     def should_stop(self, value: bool) -> None:
-        """What a callback asks for."""
+        """Stores a callback's request in the state."""
         self.state.stopped = value
 
     def interrupt(self, signal_number: int | None = None) -> None:
-        """As `Trainer.interrupt`."""
+        """Makes `should_stop` True; see `Trainer.interrupt`."""
         self.interrupted_by, self.interrupted = signal_number, True
 
     def request_checkpoint(self) -> None:
-        """As `Trainer.request_checkpoint`; what is saved already is what there is to save until the epoch ends."""
+        """Requests `on_checkpoint` after the step, as `Trainer.request_checkpoint` does."""
         self._checkpoint_requested = True
 
     def check_losses(self) -> None:
-        """There are none on the device."""
+        """Does nothing: the loop does not keep losses on the device."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Values of one step; `step` counts the updates of the run."""
+        """Records the values of one step. `step` is the number of updates of the run so far."""
         self._ensure_epoch_started()
         self.state.step = step
         self.state.batch += 1
@@ -94,26 +99,26 @@ class Driver:
         self._emit_requested_checkpoint()
 
     def epoch_end(self, record: Mapping[str, float]) -> None:
-        """The values of an epoch that is done, and a checkpoint. A loop that logs no steps counts an epoch as one."""
+        """Records the values of a finished epoch. For a loop that logs no steps, an epoch counts as one step."""
         if not self._in_epoch:
             self.state.step += 1
         self._ensure_epoch_started()
-        whole: dict[str, float] = {"epoch": self.state.epoch, **{name: float(value) for name, value in record.items()}}
-        self._emit("on_eval_end", whole)
+        values: dict[str, float] = {"epoch": self.state.epoch, **{name: float(value) for name, value in record.items()}}
+        self._emit("on_eval_end", values)
         self.state.epoch += 1
         self.state.batch = 0
-        self.state.history.append(whole)
-        self._log_values(whole)
+        self.state.history.append(values)
+        self._log_values(values)
         self._in_epoch = False
         files = self.state.model
         assert isinstance(files, _SavedFiles)
         with files.read_once():
-            self._emit("on_epoch_end", whole)
+            self._emit("on_epoch_end", values)
         self._emit_requested_checkpoint()
-        self.state.batch = 1  # from here on the loop is in an epoch, whether it logs its steps or not
+        self.state.batch = 1  # the next epoch starts here, even if the loop does not log its steps
 
     def run(self, loop: Callable[[LoopHooks], None]) -> FitResult:
-        """Calls the loop, from where the state is."""
+        """Calls `loop` with these hooks, which report the current position, and returns the result."""
         self._handlers = {event: callbacks_for(self.callbacks, event) for event in EVENTS}
         try:
             self._emit("on_fit_start")
@@ -126,13 +131,13 @@ class Driver:
             for handler in self._handlers["on_exception"]:
                 try:
                     handler(self, error)
-                except Exception as another:  # the others clean up all the same
-                    error.add_note(f"While that was handled: {type(another).__name__}: {another}")
+                except Exception as another:  # the remaining handlers must still run
+                    error.add_note(f"While handling this error: {type(another).__name__}: {another}")
             raise
         return self.result()
 
     def result(self) -> FitResult:
-        """As it is now."""
+        """The result so far."""
         state = self.state
         number = self.interrupted_by if self.interrupted else None
         return FitResult(state.history, state.epoch, state.step, state.best, self.interrupted, number)
@@ -158,7 +163,7 @@ class Driver:
 
 
 class _SavedFiles(nn.Module):
-    """What a `Stateful` saves, as the state of a module: each file as uint8 [bytes], by its path."""
+    """The files that a `Stateful` saves, as a module's state dict of path -> content (uint8 [bytes])."""
 
     def __init__(self, state: Stateful):
         super().__init__()
@@ -168,7 +173,7 @@ class _SavedFiles(nn.Module):
 
     @contextmanager
     def read_once(self) -> Iterator[None]:
-        """For a block in which the state does not change."""
+        """Saves the files at most once within the block, in which the state must not change."""
         self._once = True
         try:
             yield
@@ -176,29 +181,28 @@ class _SavedFiles(nn.Module):
             self._once, self._read = False, None
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
-        """All files."""
+        """Returns the content of every saved file. Raises RunFailedError if `save` wrote none."""
         if self._read is not None:
             return self._read
         with tempfile.TemporaryDirectory() as directory:
-            place = Path(directory, _STATE_FILE)
-            self._stateful.save(place)
+            self._stateful.save(Path(directory, _STATE_FILE))
             files = sorted(path for path in Path(directory).rglob("*") if path.is_file())
             if not files:
-                raise RunFailedError(f"{type(self._stateful).__name__}.save wrote nothing at the path it was given.")
-            found = {
+                raise RunFailedError(f"{type(self._stateful).__name__}.save wrote no file at the path passed to it.")
+            contents = {
                 path.relative_to(directory).as_posix(): torch.from_numpy(np.fromfile(path, dtype=np.uint8))
                 for path in files
             }
-        self._read = found if self._once else None
-        return found
+        self._read = contents if self._once else None
+        return contents
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Writes the files, and has them loaded."""
+        """Writes the files and loads them. Raises ArtifactError for a path outside the checkpoint's directory."""
         with tempfile.TemporaryDirectory() as directory:
             for name, content in state_dict.items():
                 path = Path(directory, name)
                 if not path.resolve().is_relative_to(Path(directory).resolve()):
-                    raise ArtifactError(f"the checkpoint holds a file '{name}', which is outside of its directory.")
+                    raise ArtifactError(f"The checkpoint contains a file '{name}' outside its own directory.")
                 path.parent.mkdir(parents=True, exist_ok=True)
                 content.numpy().tofile(path)
             self._stateful.load(Path(directory, _STATE_FILE))

@@ -1,4 +1,4 @@
-"""Any iterable of batches as a `Loader`, which is what the trainer iterates."""
+"""Adapts any iterable of batches to the `Loader` protocol, which the trainer iterates."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,15 +11,16 @@ _METHODS = ("seek", "position", "__iter__", "__len__")
 
 
 def as_loader(batches: Iterable[Batch]) -> Loader:
-    """A `Loader` as it is; any other iterable as one. Raises TypeError for what cannot be iterated, and for a class
-    with `seek` that lacks another method of a `Loader`."""
+    """Returns a `Loader` unchanged, and any other iterable wrapped in an `IterableLoader`.
+
+    Raises TypeError if `batches` is not iterable, or has `seek` but lacks another method of `Loader`."""
     missing = [name for name in _METHODS if not callable(getattr(batches, name, None))]
     if not missing:
         return batches  # type: ignore[return-value]
     if "seek" not in missing:
         raise TypeError(
-            f"{type(batches).__name__} has `seek`, but no {join_names(missing)}. Derive it from sightline.Loader, "
-            f"and let `seek` take what `position` returned as its third argument."
+            f"{type(batches).__name__} has `seek` but lacks {join_names(missing)}. Derive it from sightline.Loader, "
+            f"and let `seek` accept the value returned by `position` as its third argument."
         )
     if not isinstance(batches, Iterable):
         raise TypeError(f"expected an iterable of batches, got {type(batches).__name__}")
@@ -27,13 +28,15 @@ def as_loader(batches: Iterable[Batch]) -> Loader:
 
 
 def loader_class_name(loader: Loader) -> str:
-    """The class of what is iterated, for messages."""
+    """The class name of the loader, or of the iterable in an `IterableLoader`, for messages."""
     return type(loader.batches if isinstance(loader, IterableLoader) else loader).__name__
 
 
 class IterableLoader(Loader):
-    """An iterable of `Batch`es on the run's device. An epoch begins at any batch of a sequence, such as a list, and
-    where a `StatefulLoader` was; any other iterable is read from its beginning, and the batches before are dropped."""
+    """An iterable of `Batch`es on the run's device, as a `Loader`.
+
+    A sequence, such as a list, can start at any batch, and a `StatefulLoader` where its state was saved. Any other
+    iterable is read from its start, and the batches before the requested one are dropped."""
 
     def __init__(self, batches: Iterable[Batch]):
         self.batches = batches
@@ -41,18 +44,20 @@ class IterableLoader(Loader):
         self._restored = False
 
     def __len__(self) -> int:
-        return len(self.batches)  # type: ignore[arg-type]  # TypeError is what a caller expects of what has no length
+        return len(self.batches)  # type: ignore[arg-type]  # callers expect a TypeError if there is no length
 
     def seek(self, epoch: int, batch: int = 0, position: Mapping[str, Any] | None = None) -> None:
-        """Every epoch has the same batches, as far as this class knows. A `StatefulLoader` gets its state back; where
-        that is the state of the end of an epoch, the next one begins."""
+        """Sets the batch at which the next iteration starts. `epoch` is ignored.
+
+        A `StatefulLoader` gets its saved state back. If no batch is left in it, the next iteration starts a new epoch
+        where `batch` is 0, and is empty otherwise."""
         self._first = batch
         if position and isinstance(self.batches, StatefulLoader):
             self.batches.load_state_dict(position["loader"])
             self._restored = True
 
     def position(self) -> Mapping[str, Any] | None:
-        """The state of a `StatefulLoader`; nothing more than the batch's number for a sequence; None for any other."""
+        """The state of a `StatefulLoader`; {} for a sequence, where the batch number suffices; None for any other."""
         if isinstance(self.batches, StatefulLoader):
             return {"loader": self.batches.state_dict()}
         return {} if isinstance(self.batches, Sequence) else None

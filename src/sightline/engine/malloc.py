@@ -1,10 +1,9 @@
-"""The C library's heap while a network trains on the CPU.
+"""Keeps freed memory in the process while a network trains on the CPU (Linux with glibc).
 
-A step frees the activations it has made, glibc gives the end of its heap back to the system, and the next step has
-every page of it made and cleared anew. Activations of more than 32 MiB, as those of photographs, are no part of the
-heap at all: glibc maps each of them from the system and unmaps it, and not in all of its versions can that threshold be
-set higher. Within `keep_heap` nothing is mapped, and what was freed stays with the process until the end of the block
-(mallopt(3): M_MMAP_MAX, M_TRIM_THRESHOLD)."""
+When a step frees its activations, glibc returns the end of the heap to the system, and the next step has to allocate
+and clear every page again. Tensors of more than 32 MiB, such as activations of photographs, are not on the heap: glibc
+maps and unmaps each of them, and not every version allows a higher threshold. Within `keep_heap` no block is mapped
+separately, and freed memory stays in the process until the block ends (mallopt(3): M_MMAP_MAX, M_TRIM_THRESHOLD)."""
 
 import ctypes
 import os
@@ -14,10 +13,10 @@ from contextlib import contextmanager
 from typing import Any
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
-_LARGEST_MMAP = 32 << 20  # what glibc's own, moving threshold may rise to
-_USUAL_MAPPED = 65536  # blocks
+_LARGEST_MMAP = 32 << 20  # bytes; the upper limit of glibc's dynamic threshold
+_USUAL_MAPPED = 65536  # blocks; glibc's default
 _NEVER = -1
-_USUAL_TRIM = 2 * _LARGEST_MMAP  # what glibc's own comes to when a tensor of 32 MiB has been freed
+_USUAL_TRIM = 2 * _LARGEST_MMAP  # glibc's dynamic threshold after a tensor of 32 MiB was freed
 _OWN_SETTINGS = (
     *(f"MALLOC_{name}_" for name in ("TRIM_THRESHOLD", "MMAP_THRESHOLD", "MMAP_MAX", "TOP_PAD")),
     *("GLIBC_TUNABLES", "LD_PRELOAD"),
@@ -26,8 +25,9 @@ _OWN_SETTINGS = (
 
 @contextmanager
 def keep_heap() -> Iterator[None]:
-    """Keeps the heap for the length of the block, and gives it back after it. Does nothing where the C library is not
-    glibc, or where the environment sets it, or another allocator."""
+    """Keeps freed memory in the process within the block, and returns it to the system afterwards.
+
+    Does nothing if the C library is not glibc, or if the environment configures malloc or preloads a library."""
     library = _glibc()
     if library is None:
         yield

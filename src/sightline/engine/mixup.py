@@ -1,4 +1,4 @@
-"""Mixup and CutMix: each image of a batch is mixed with another of the same batch, and so are their losses."""
+"""Mixup and CutMix: mixes each image of a batch, and its loss, with another image of the same batch."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from sightline.core.types import Tensors
 
 
 class MixedBatch(NamedTuple):
-    """A mixed batch: `x` as the network sees it, `target_b` the targets of what was mixed in (None where nothing was),
-    `lam` how much each image's own target counts, `1 - lam` its `target_b`."""
+    """A mixed batch: network input `x`, second targets and mixing weight.
+
+    `target_b` holds the targets of the images that were mixed in; None if nothing was mixed. Each image's original
+    target has weight `lam`, its `target_b` has weight `1 - lam`."""
 
     x: Tensors
     target_b: Tensors | None
@@ -25,13 +27,15 @@ class MixedBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class MixupCutMix:
-    """Mixup blends whole images, lam * x + (1 - lam) * x' (Zhang et al., "mixup: Beyond Empirical Risk
-    Minimization", 2018); CutMix puts a rectangle of x' into x, and `lam` is what is left of x (Yun et al., "CutMix",
-    2019). `lam` is drawn from Beta(alpha, alpha), with `mixup` or `cutmix` as alpha; 0 switches either off, and
-    with both a batch takes one of them, with equal chances. A batch is mixed with `probability`.
+    """Applies mixup or CutMix to a batch.
 
-    The loss is lam * loss(output, y) + (1 - lam) * loss(output, y'), as in both papers' code: for cross entropy
-    the same as mixed labels, and any other loss takes it as well. All draws are functions of (seed, step)."""
+    Mixup blends complete images, lam * x + (1 - lam) * x' (Zhang et al., "mixup: Beyond Empirical Risk Minimization",
+    2018). CutMix pastes a rectangle of x' into x, and `lam` is the remaining area of x (Yun et al., "CutMix", 2019).
+    `lam` is drawn from Beta(alpha, alpha) with `mixup` or `cutmix` as alpha; 0 disables that method. If both are
+    enabled, each batch uses one of them with equal probability. A batch is mixed with `probability`.
+
+    The loss is lam * loss(output, y) + (1 - lam) * loss(output, y'), as in both papers' code. For cross entropy this
+    equals the loss of mixed labels, and it works for any other loss. All draws depend on (seed, step) only."""
 
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -41,12 +45,12 @@ class MixupCutMix:
     def __post_init__(self) -> None:
         for name, alpha in (("mixup", self.mixup), ("cutmix", self.cutmix)):
             if not 0 <= alpha < math.inf:
-                raise ValueError(f"{name} must be a number of at least 0, not {alpha}")
+                raise ValueError(f"{name}: expected a finite number >= 0, found {alpha}.")
 
     def __call__(self, x: Tensors, y: Tensors, step: int) -> MixedBatch:
-        """The batch of that step, mixed: float32 [B,C,H,W] and its targets. What is given is not changed."""
+        """Mixes the batch of a step: `x` float32 [B,C,H,W] and targets `y` [B,...]. The inputs are not changed."""
         if not (isinstance(x, Tensor) and isinstance(y, Tensor) and x.ndim == 4):
-            raise ValueError("mixup and CutMix take batches of one image tensor [B,C,H,W] and one target tensor")
+            raise ValueError("Mixup and CutMix need batches of one image tensor [B,C,H,W] and one target tensor.")
         draw = np.random.Generator(np.random.Philox(key=derive_key(self.seed, step, "mix")))
         cut = draw.random() < (0.5 if self.mixup and self.cutmix else float(self.cutmix > 0))
         alpha = self.cutmix if cut else self.mixup
@@ -64,8 +68,10 @@ class MixupCutMix:
 
 
 def rectangle(height: int, width: int, lam: float, row: float, column: float) -> tuple[int, int, int, int]:
-    """(top, bottom, left, right) of CutMix's rectangle: sides sqrt(1 - lam) of the image's, its centre at the parts
-    `row` and `column` of the image, cut off at the borders."""
+    """Returns (top, bottom, left, right) of the CutMix rectangle, in pixels.
+
+    Its sides are sqrt(1 - lam) of the image's sides, its centre is at the fractions `row` and `column` of the image's
+    height and width, and it is clipped at the borders."""
     side = math.sqrt(1 - lam)
     half_height, half_width = int(height * side) // 2, int(width * side) // 2
     y, x = int(row * height), int(column * width)

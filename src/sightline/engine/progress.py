@@ -1,14 +1,13 @@
-"""What a person sees while a run trains: on a terminal a live bar, elsewhere one plain line an epoch."""
+"""Progress output during training: one line per epoch and, on a terminal, a live bar."""
 
 from __future__ import annotations
 
 import operator
-import os
-import sys
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from sightline.core.console import plain_console
 from sightline.engine.trainer import Callback, Trainer
 
 if TYPE_CHECKING:
@@ -16,16 +15,18 @@ if TYPE_CHECKING:
 
 
 class Progress(Callback):
-    """Shows loss, metric, images per second and time left. The bar is drawn by a thread that looks at the trainer's
-    counters eight times a second: a step does nothing for it, and nothing is read back from the device."""
+    """Shows the loss, metrics, images per second and the remaining time.
+
+    A thread draws the bar from the trainer's counters eight times per second. It adds no work to a step, and nothing is
+    read back from the device."""
 
     def __init__(self, console: Console | None = None):
         self.console = console or plain_console()
         self.draws = self.console.is_terminal and not self.console.is_dumb_terminal
-        self._live: Any = None  # a callback before this one may fail before the bar is there
+        self._live: Any = None  # on_exception may be called before on_fit_start
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        """Starts the bar, where there is a terminal to draw it on."""
+        """Starts the bar if the console is a terminal."""
         self._trainer = trainer
         self._live = None
         self._started, self._first_step = time.perf_counter(), trainer.state.step
@@ -39,11 +40,11 @@ class Progress(Callback):
             self._live.start()
 
     def on_epoch_start(self, trainer: Trainer) -> None:
-        """Notes the time, for the epoch's own rate."""
+        """Records the start of the epoch, to compute its images per second."""
         self._epoch = (time.perf_counter(), trainer.samples)
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, float]) -> None:
-        """One line with the epoch's record."""
+        """Prints one line with the epoch's record."""
         then, samples = self._epoch
         rate = (trainer.samples - samples) / max(time.perf_counter() - then, 1e-9)
         shown = [
@@ -58,17 +59,17 @@ class Progress(Callback):
         )
 
     def on_fit_end(self, trainer: Trainer) -> None:
-        """Takes the bar away."""
+        """Removes the bar."""
         if self._live is not None:
             self._live.stop()
             self._live = None
 
     def on_exception(self, trainer: Trainer, error: BaseException) -> None:
-        """Takes the bar away, so that the message stands alone."""
+        """Removes the bar before the error is printed."""
         self.on_fit_end(trainer)
 
     def cells(self, bar: RenderableType, batches: str, rate: str, left: str) -> list[RenderableType]:
-        """What stands in the line of the bar; `batches` are those of the epoch that are done."""
+        """Returns the columns of the bar's line. `batches` says how many batches of the epoch are done."""
         trainer = self._trainer
         log, epoch = trainer.last_log, min(trainer.state.epoch + 1, trainer.max_epochs)
         names = ["loss" if "loss" in log else "train_loss"]  # a short epoch may end before the first log point
@@ -95,22 +96,6 @@ class Progress(Callback):
         grid = Table.grid(padding=(0, 2))
         grid.add_row(*self.cells(bar, batches, f"{rate:,.0f} images/s", left))
         return grid
-
-
-def plain_console() -> Console:
-    """A console that prints text as it is, whatever brackets are in it, and falls silent when its reader has gone (a
-    `head` that has seen enough): a run does not end for want of an audience."""
-    from rich.console import Console as RichConsole
-
-    class Patient(RichConsole):
-        """Rich's own answer to a broken pipe is to exit."""
-
-        def on_broken_pipe(self) -> None:
-            """Goes on in silence."""
-            self.quiet = True
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-    return Patient(highlight=False, markup=False, soft_wrap=True)
 
 
 def _clock(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Where a run computes: device, threads, determinism, seeds."""
+"""The device, CPU threads, determinism and random seeds of a run."""
 
 import os
 from collections.abc import Iterator
@@ -10,14 +10,17 @@ from sightline.core.errors import ConfigError, arg
 from sightline.core.rng import derive_key
 from sightline.engine.malloc import keep_heap
 
+_DEVICES = "one of: auto, cpu, cuda, cuda:N, mps"
+
 
 class Runtime:
-    """The device and the settings of torch that decide which bits come out.
+    """The device and the torch settings that numerical results depend on.
 
-    `device` is "auto" (cuda, then mps, then cpu) or a torch device; `threads` the CPU threads, None for torch's own
-    choice. Settings are global in torch, so they hold only inside `active()` and are put back after it.
+    `device` is a torch device or "auto" (cuda, then mps, then cpu). `threads` is the number of CPU threads; None keeps
+    torch's number. `deterministic` selects deterministic algorithms where torch has them. These settings are global in
+    torch, so they apply only within `active()` and are restored after it.
 
-    Raises ConfigError for a device that is not there."""
+    Raises ConfigError if the device is unknown or not available."""
 
     def __init__(
         self, device: str = "auto", *, seed: int = 0, threads: int | None = None, deterministic: bool = True
@@ -36,16 +39,16 @@ class Runtime:
         self._generators = generators
 
     def reseed(self, step: int, purpose: str = "torch") -> None:
-        """Sets torch's generators to a function of (seed, step): dropout in a step does not depend on earlier draws."""
+        """Seeds torch's generators from (seed, step, purpose), so that a step does not depend on earlier draws."""
         seed = derive_key(self.seed, step, purpose)
         for generator in self._generators:
             generator.manual_seed(seed)
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Applies the settings for the length of the block."""
+        """Applies the settings within the block and restores the previous ones after it."""
         threads = torch.get_num_threads()
-        was, warned = (
+        deterministic, warn_only = (
             torch.are_deterministic_algorithms_enabled(),
             torch.is_deterministic_algorithms_warn_only_enabled(),
         )
@@ -62,14 +65,16 @@ class Runtime:
             with keep_heap() if self.device.type == "cpu" else nullcontext():
                 yield
         finally:
-            torch.use_deterministic_algorithms(was, warn_only=warned)
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
             torch.backends.cudnn.benchmark = benchmark
             torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
             torch.set_num_threads(threads)
 
 
 def find_device(name: str, key: str | None = None) -> torch.device:
-    """The torch device of that name; "auto" is cuda, then mps, then cpu. Raises ConfigError when it is not there."""
+    """Returns the torch device called `name`; "auto" is cuda, then mps, then cpu.
+
+    Raises ConfigError, which names the config key `key`, if the device is unknown or not available."""
     key = key or arg.device
     if name == "auto":
         mps = torch.backends.mps.is_available()
@@ -77,11 +82,11 @@ def find_device(name: str, key: str | None = None) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"{key}: '{name}' is no torch device; expected auto, cpu, cuda, cuda:N or mps.") from error
+        raise ConfigError(f"{key}: '{name}' is not a torch device. Expected {_DEVICES}.") from error
     if device.type not in ("cpu", "cuda", "mps"):
-        raise ConfigError(f"{key}: '{name}' is no device to train on; expected auto, cpu, cuda, cuda:N or mps.")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"{key}: '{name}' is not there; this machine has {torch.cuda.device_count()} CUDA devices.")
+        raise ConfigError(f"{key}: '{name}' is not a supported device. Expected {_DEVICES}.")
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise ConfigError(f"{key}: '{name}' is not available; this machine has {count} CUDA devices.")
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError(f"{key}: 'mps' is not there on this machine.")
+        raise ConfigError(f"{key}: 'mps' is not available on this machine.")
     return device

@@ -1,5 +1,7 @@
-"""Mixed precision and clipping for steps that are the user's own: hooks on the network and the optimiser, which work
-whoever calls those. `SupervisedTask`, whose steps are the engine's, does both by itself."""
+"""Mixed precision and clipping for custom training steps, by hooks on the network and the optimiser.
+
+The hooks work no matter which code calls the network and the optimiser. `SupervisedTask` does not need them: its own
+steps implement both."""
 
 from __future__ import annotations
 
@@ -16,30 +18,31 @@ from sightline.engine.nested import to_float32
 
 @contextmanager
 def autocast_bfloat16(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """For the length of the block the network, which is on `device`, runs under torch's autocast; it answers in
-    float32, in which losses and metrics are worked out; what it answers in a dict stays as it is. Blocks of one
-    network may be nested."""
+    """Runs the network under torch's autocast in bfloat16 within the block.
+
+    `device` is the device of the network. Floating-point outputs are converted to float32, in which losses and metrics
+    are computed; outputs in a dict are not converted. Blocks for the same network may be nested."""
     entered: list[Any] = []
 
     def enter(*_: Any) -> None:
         entered.append(torch.autocast(device.type, torch.bfloat16))
         entered[-1].__enter__()
 
-    def leave(_model: nn.Module, _args: Any, output: Any) -> Any:
-        if entered:  # not where another hook failed before ours was called
+    def close(_model: nn.Module, _args: Any, output: Any) -> Any:
+        if entered:  # empty if another hook failed before `enter` was called
             entered.pop().__exit__(None, None, None)
         return to_float32(output)
 
     handles = (
         model.register_forward_pre_hook(enter),
-        model.register_forward_hook(leave, always_call=True, prepend=True),  # what was entered last is left first
+        model.register_forward_hook(close, always_call=True, prepend=True),  # nested contexts exit in reverse order
     )
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-        while entered:  # torch calls no hook where Ctrl-C ends a forward
+        while entered:  # torch calls no hook if Ctrl-C interrupts a forward
             entered.pop().__exit__(None, None, None)
 
 
@@ -47,8 +50,9 @@ def autocast_bfloat16(model: nn.Module, device: torch.device) -> Iterator[None]:
 def clip_in_step(
     optimizer: Optimizer, gradients: Sequence[float] | None = None, weights: Sequence[float] | None = None
 ) -> Iterator[None]:
-    """For the length of the block keeps every gradient within `gradients`, a lowest and a highest value, before each
-    step of the optimiser, and every weight within `weights` after it."""
+    """Within the block, clamps gradients before each step of the optimiser, and weights after it.
+
+    `gradients` and `weights` are each a lowest and a highest value; None does not clamp."""
     handles = []
 
     def parameters() -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""What one batch means: forward, loss, backward, update."""
+"""The task for supervised training: its training, evaluation and prediction steps."""
 
 from __future__ import annotations
 
@@ -17,31 +17,35 @@ from sightline.engine.mixup import MixupCutMix
 from sightline.engine.nested import to_float32
 
 LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_NOTHING = contextlib.nullcontext()
+_NO_AUTOCAST = contextlib.nullcontext()
 _Part: TypeAlias = "tuple[Tensors, Tensors, Tensors | None, float]"
 
 
 class EpochStart(Protocol):
-    """Sets the network up for an epoch, as a function of the epoch alone; what `Freeze` is."""
+    """Prepares the network for an epoch, depending on the epoch number alone. `Freeze` implements it."""
 
     def apply(self, model: nn.Module, epoch: int) -> None: ...
 
 
 @dataclass(eq=False, repr=False)
 class SupervisedTask(Task):
-    """Training on labelled images. `loss(output [B,...], target [B])` gives a scalar, the mean over the batch;
-    `outputs` says whether the network answers with "logits", "probabilities" or "values".
+    """Supervised training on labelled images: forward, loss, backward, update.
+
+    `loss(output [B,...], target [B])` returns a scalar, the mean over the batch. `outputs` says what the network
+    returns: "logits", "probabilities" or "values".
 
     `precision` "bf16" or "fp16" runs the network under torch's autocast (Micikevicius et al., "Mixed Precision
-    Training", 2018); the loss is float32. `accumulate` goes through a batch in so many equal parts, one after the
-    other: the memory of a part, the gradients of the whole. With `part_size`, a batch that is smaller than usual, as
-    the last of an epoch, goes in no more parts of so many samples than it fills, and in none of one sample, unless that
-    is its size. `clip` limits the norm of all gradients together, or, with `clip_algorithm` "value", each of them.
-    `average` keeps `state.ema`, which is then what is evaluated. `mix` is mixup or CutMix. `freeze` says, epoch by
-    epoch, what is not trained. A batch with weights of samples is refused with a DataError.
+    Training", 2018); the loss is computed in float32. `accumulate` splits a batch into that many equal parts and
+    processes them one after another: the memory of one part, the gradients of the full batch. `part_size` is the usual
+    size of a part: a smaller batch, such as the last of an epoch, is split into no more parts than it fills at this
+    size, and, if `part_size` is above 1, into no parts of a single sample.
 
-    The steps are the engine's whole contact with the network; nothing in them is read back from the device, but by a
-    GradScaler, which must know whether a step overflowed."""
+    `clip` limits the norm of all gradients together or, with `clip_algorithm` "value", each gradient value. `average`
+    maintains `state.ema`, which is then evaluated instead of the model. `mix` is mixup or CutMix. `freeze` sets, for
+    each epoch, which layers are not trained. The steps raise DataError for a batch with sample weights.
+
+    Only these steps call the network. They read nothing back from the device, except that a GradScaler checks whether
+    a step overflowed."""
 
     loss: Callable[[Any, Any], Tensor]
     outputs: str = "logits"
@@ -58,28 +62,29 @@ class SupervisedTask(Task):
 
     def __post_init__(self) -> None:
         if self.precision not in ("fp32", *LOW_PRECISION):
-            raise ValueError(f"precision must be 'fp32', 'bf16' or 'fp16', not {self.precision!r}")
+            raise ValueError(f"precision: expected 'fp32', 'bf16' or 'fp16', found {self.precision!r}.")
         if self.clip_algorithm not in ("norm", "value"):
-            raise ValueError(f"clip_algorithm must be 'norm' or 'value', not {self.clip_algorithm!r}")
+            raise ValueError(f"clip_algorithm: expected 'norm' or 'value', found {self.clip_algorithm!r}.")
         self._contexts: dict[str, contextlib.AbstractContextManager[Any]] = {}
 
     def setup(self, state: TrainState) -> None:
-        """Makes `state.ema` for an average, and a GradScaler in `state.scaler` for fp16. Raises ModelError for a
-        network that cannot be copied."""
+        """Creates `state.ema` if `average` is set, and a GradScaler in `state.scaler` for fp16, where missing.
+
+        Raises ModelError if the network cannot be copied."""
         if self.average is not None and state.ema is None:
             state.ema = self.average.start(state.model)
         if self.precision == "fp16" and state.scaler is None:
             state.scaler = torch.amp.GradScaler(next(state.model.parameters()).device.type)
 
     def begin_epoch(self, state: TrainState) -> None:
-        """Freezes and unfreezes what the epoch asks for; called before its first batch, and when one is resumed."""
+        """Freezes and unfreezes layers for the epoch. Called before its first batch, and when one is resumed."""
         if self.freeze is not None:
             self.freeze.apply(state.model, state.epoch)
 
     def train_step(self, state: TrainState, batch: Batch) -> StepOutput:
-        """One update of the weights. With mixup, the metrics count the target with the larger share."""
+        """Updates the weights once. With mixup, the returned target is the one with the larger weight."""
         if batch.weight is not None:
-            raise _weights_of_samples()
+            raise _sample_weights_error()
         optimizer: Any = state.optimizer
         optimizer.zero_grad()  # here and not after the step: gradients from outside the step must not enter it
         x, y, target_b, lam = batch.x, batch.y, None, 1.0
@@ -87,13 +92,13 @@ class SupervisedTask(Task):
             x, target_b, lam = self.mix(x, y, state.step)
         total: Tensor | None = None
         outputs: list[Tensor | None] = []
-        for part_x, part_y, part_partner, weight in self._parts(x, y, target_b):
+        for part_x, part_y, part_target_b, weight in self._parts(x, y, target_b):
             with self._autocast(part_x):
-                output = state.model(self._arranged(part_x))
-            output = self._full(output)
+                output = state.model(self._in_memory_format(part_x))
+            output = self._as_float32(output)
             loss = self.loss(output, part_y)
-            if part_partner is not None:
-                loss = lam * loss + (1 - lam) * self.loss(output, part_partner)
+            if part_target_b is not None:
+                loss = lam * loss + (1 - lam) * self.loss(output, part_target_b)
             if weight != 1.0:
                 loss = loss * weight
             (loss if state.scaler is None else state.scaler.scale(loss)).backward()
@@ -101,30 +106,32 @@ class SupervisedTask(Task):
             outputs.append(output.detach() if isinstance(output, Tensor) else None)
         self._update(state)
         target = y if target_b is None or lam >= 0.5 else target_b
-        return StepOutput(total, len(_first(y)), _joined(outputs), target)
+        return StepOutput(total, len(_first(y)), _concatenated(outputs), target)
 
     def eval_step(self, state: TrainState, batch: Batch) -> StepOutput:
-        """Loss and output of one batch; the trainer has switched gradients off and the model to evaluation."""
+        """Returns loss and output of one batch. Expects disabled gradients and a model in evaluation mode."""
         if batch.weight is not None:
-            raise _weights_of_samples()
+            raise _sample_weights_error()
         output = self._forward(state, batch.x)
         measured = output if isinstance(output, Tensor) else None
         return StepOutput(self.loss(output, batch.y), len(_first(batch.y)), measured, batch.y)
 
     def predict_step(self, state: TrainState, x: Tensors) -> Tensor:
-        """Probabilities float32 [B,C], or the values of a network that answers with values."""
+        """Returns probabilities float32 [B,C], or the network's values if `outputs` is "values".
+
+        Raises DataError if the network returns more than one tensor."""
         output = self._forward(state, x)
         if not isinstance(output, Tensor):
             raise DataError(
-                f"the network answers with a {type(output).__name__}, and a prediction is one tensor. Use a task with "
-                f"a predict_step of its own, which chooses one."
+                f"The network returns a {type(output).__name__}, but a prediction is a single tensor. Use a custom "
+                f"task whose predict_step selects one."
             )
         return output.softmax(1) if self.outputs == "logits" else output
 
     def _forward(self, state: TrainState, x: Tensors) -> Any:
         with self._autocast(x):
-            output = state.eval_model(self._arranged(x))
-        return self._full(output)
+            output = state.eval_model(self._in_memory_format(x))
+        return self._as_float32(output)
 
     def _update(self, state: TrainState) -> None:
         optimizer: Any = state.optimizer
@@ -144,18 +151,19 @@ class SupervisedTask(Task):
             scaler.update()
         if self.average is not None:
             if state.ema is None:
-                raise RuntimeError("there is no average of the weights to update: call task.setup(state) first")
+                raise RuntimeError("state.ema is missing. Call task.setup(state) before the first step.")
             self.average.update(state.ema, state.model, state.step)
 
     def _parts(self, x: Tensors, y: Tensors, target_b: Tensors | None) -> list[_Part]:
-        """The batch in `accumulate` parts that differ in size by one at most; no more than there are samples, or than
-        they fill of `part_size`. Of each: images, targets, second targets, and its share of the batch."""
+        """Splits the batch into at most `accumulate` parts whose sizes differ by at most one.
+
+        Each part is (images, targets, second targets, share of the batch)."""
         if self.accumulate == 1:
             return [(x, y, target_b, 1.0)]
         total = len(_first(y))
         count = min(self.accumulate, -(-total // self.part_size) if self.part_size else total)
         if self.part_size is not None and self.part_size > 1:
-            count = min(count, max(1, total // 2))  # normalisation over a part of one is not defined
+            count = min(count, max(1, total // 2))  # batch normalisation is not defined for one sample
         cuts = [slice(i * total // count, (i + 1) * total // count) for i in range(max(1, count))]
         return [
             (
@@ -167,38 +175,38 @@ class SupervisedTask(Task):
             for cut in cuts
         ]
 
-    def _arranged(self, x: Tensors) -> Tensors:
+    def _in_memory_format(self, x: Tensors) -> Tensors:
         if self.channels_last and isinstance(x, Tensor) and x.ndim == 4:
             return x.contiguous(memory_format=torch.channels_last)
         return x
 
     def _autocast(self, x: Tensors) -> contextlib.AbstractContextManager[Any]:
         if self.precision == "fp32":
-            return _NOTHING
+            return _NO_AUTOCAST
         device = _first(x).device.type
         if device not in self._contexts:
             self._contexts[device] = torch.autocast(device, LOW_PRECISION[self.precision])
         return self._contexts[device]
 
-    def _full(self, output: Any) -> Any:
-        """float32, in which losses and metrics are computed; each tensor where there are several outputs."""
+    def _as_float32(self, output: Any) -> Any:
+        """Converts every output tensor to float32, in which losses and metrics are computed."""
         return output if self.precision == "fp32" else to_float32(output)
 
 
-def _weights_of_samples() -> DataError:
+def _sample_weights_error() -> DataError:
     return DataError(
-        "the batches carry weights of samples, which this task does not use; let the loader give (images, labels) "
-        "alone, or train with a task of your own whose step takes them."
+        "The batches contain sample weights, which this task does not use. Let the loader yield (images, labels) only, "
+        "or train with a custom task whose train_step uses the weights."
     )
 
 
-def _joined(outputs: list[Tensor | None]) -> Tensor | None:
-    """The outputs of the parts of a batch as one tensor; None where the network has several outputs, which no meter
+def _concatenated(outputs: list[Tensor | None]) -> Tensor | None:
+    """Concatenates the outputs of the parts of a batch; None if the network has several outputs, which no meter
     measures."""
-    found = [output for output in outputs if output is not None]
-    if len(found) < len(outputs):
+    tensors = [output for output in outputs if output is not None]
+    if len(tensors) < len(outputs):
         return None
-    return found[0] if len(found) == 1 else torch.cat(found)
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
 def _first(value: Tensors) -> Tensor:

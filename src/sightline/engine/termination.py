@@ -1,17 +1,18 @@
-"""SIGTERM told apart from Ctrl-C. Without torch: the command line knows of it before torch is there."""
+"""Distinguishes SIGTERM from Ctrl-C. Must not import torch: the command line uses it before torch is loaded."""
 
 import signal
 import time
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, raised where Ctrl-C raises KeyboardInterrupt: what is made ready for the one is ready for the other."""
+    """Raised on SIGTERM. A KeyboardInterrupt, so code that handles Ctrl-C also handles SIGTERM."""
 
 
 class SignalDeduplicator:
-    """Tells a signal that is sent again, because somebody is impatient, from one that is only delivered twice.
-    timeout(1), among others, sends to the process and then to its group, so a process gets each signal twice. `window`
-    is how many seconds apart the two may be."""
+    """Detects signals that are delivered twice, in contrast to signals that are sent again by an impatient user.
+
+    timeout(1), among others, signals the process and then its process group, so the process receives each signal twice.
+    Two deliveries less than `window` seconds apart count as duplicates."""
 
     window = 0.25
 
@@ -19,7 +20,7 @@ class SignalDeduplicator:
         self._last: dict[int, float] = {}
 
     def is_duplicate(self, number: int) -> bool:
-        """Whether this signal came a moment ago as well. Safe in a signal handler."""
+        """Returns whether this signal was also delivered less than `window` seconds ago. Safe in a signal handler."""
         now = time.monotonic()
         same = now - self._last.get(number, -self.window) < self.window
         self._last[number] = now
@@ -27,10 +28,10 @@ class SignalDeduplicator:
 
 
 def signal_number(error: KeyboardInterrupt) -> int:
-    """The number of the signal that raised it."""
+    """Returns the number of the signal that raised `error`: SIGTERM or SIGINT."""
     return signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
 
 
 def exit_code(number: int | None) -> int:
-    """What a process exits with that a signal ended; without one, as if it were Ctrl-C."""
+    """Returns the exit code of a process ended by signal `number`; None counts as SIGINT."""
     return 128 + (signal.SIGINT if number is None else number)

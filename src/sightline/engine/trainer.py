@@ -1,7 +1,7 @@
-"""The loop and the clock.
+"""The training loop: `Trainer`, `evaluate` and the base class of callbacks.
 
-This file holds the only loops: `fit`, `_train_epoch` and `evaluate`. What a batch means is the task's
-(`tasks.py`), what a batch is the loader's, what watches is in `callbacks.py`, what is saved in `checkpoint.py`."""
+This file contains the engine's only loops: `fit`, `_train_epoch` and `evaluate`. The task defines the step on a batch
+(`tasks.py`), the loader yields the batches, callbacks observe (`callbacks.py`), and `checkpoint/` saves the state."""
 
 from __future__ import annotations
 
@@ -31,12 +31,13 @@ from sightline.metrics.meter import Meter
 
 
 class Callback:
-    """Base of all callbacks, with the eight events; the trainer's docstring shows where each one is. An `on_...` method
-    with any other name is refused when the trainer is made.
+    """Base class of all callbacks, with one method for each of the eight events.
 
-    Callbacks observe: what changes the computation is an argument of the task or the loader. What a callback may do to
-    the trainer is end it, by `trainer.should_stop = True` (after this epoch) or `trainer.interrupt()` (after this
-    step)."""
+    The docstring of `Trainer` shows when each event occurs. `Trainer` raises TypeError for an `on_...` method with any
+    other name.
+
+    Callbacks observe: anything that changes the computation is an argument of the task or the loader. A callback may
+    end the run by `trainer.should_stop = True` (after this epoch) or `trainer.interrupt()` (after this step)."""
 
     def on_fit_start(self, trainer: Trainer) -> None: ...
     def on_epoch_start(self, trainer: Trainer) -> None: ...
@@ -52,7 +53,7 @@ EVENTS = tuple(name for name in vars(Callback) if name.startswith("on_"))
 
 
 class Trainer:
-    """Drives a task over batches. The eight events and the loop around them:
+    """Trains a task on batches. The loop, with its eight events:
 
         task.setup(state)
         on_fit_start
@@ -63,20 +64,21 @@ class Trainer:
                 task.train_step(state, batch); step += 1; batch += 1
                 per-step schedules step; every log_every steps: losses are read back, checked and recorded
                 on_step_end
-                on_checkpoint, if one was asked for     (also between two batches of an evaluation)
+                on_checkpoint, if one was requested     (also between two batches of an evaluation)
             every eval_every epochs, and after the last:
-                for each split, if there are any: evaluate
+                for each split in evals: evaluate
                 on_eval_end
             per-epoch schedules step; epoch += 1; batch = 0
             on_epoch_end
-        on_exception, if anything was raised            (Ctrl-C between two steps is no exception)
+        on_exception, if anything was raised            (not if `interrupt` ended the loop)
         on_fit_end
 
-    `train` and the values of `evals` are `Loader`s, or other iterables of `Batch`. `meter` makes the object that
-    collects an epoch's step outputs, `eval_meter` that of an evaluation where it is another. `eval_every` may be a
-    function of the epoch, counted from 0, that says whether it is evaluated; the last one always is. `log_every` also
-    bounds how late a NaN loss is noticed, and the mean training loss since the last log point must not be above
-    `divergence_threshold`. `state` is all that is needed to resume: load a checkpoint into it, then call `fit`."""
+    `train` and the values of `evals` are `Loader`s or other iterables of `Batch`. `meter` creates the object that
+    accumulates the step outputs of an epoch, `eval_meter` the one of an evaluation (default: `meter`). `eval_every` is
+    a number of epochs, or a function that returns whether to evaluate an epoch, counted from 0; the last epoch is
+    always evaluated. Losses are read back every `log_every` steps, so a NaN loss is noticed at most that many steps
+    late; DivergedError is raised if their mean is above `divergence_threshold`. `state` is all that is needed to
+    resume: load a checkpoint into it, then call `fit`."""
 
     def __init__(
         self,
@@ -96,7 +98,7 @@ class Trainer:
         eval_meter: Callable[[], Meter] | None = None,
     ):
         if not callable(eval_every) and eval_every < 1:
-            raise ValueError(f"eval_every must be at least 1, or a function of the epoch, not {eval_every!r}")
+            raise ValueError(f"eval_every: expected an integer >= 1 or a function of the epoch, found {eval_every!r}.")
         self.task = task
         self.state = state
         self.train = as_loader(train)
@@ -115,9 +117,9 @@ class Trainer:
         self.samples = 0
         self._meter = meter
         self._eval_meter = eval_meter or meter
-        self._fitting = self._asked = False
+        self._fitting = self._checkpoint_requested = False
         self._restored: Mapping[str, Any] = {}
-        if "train" not in self.state.meters:  # a restored one has what the epoch counted so far
+        if "train" not in self.state.meters:  # a restored meter holds the values of the epoch so far
             self.state.meters["train"] = meter()
         check_task(task)
         check_callbacks(callbacks)
@@ -126,35 +128,40 @@ class Trainer:
 
     @property
     def should_stop(self) -> bool:
-        """Set it to end the run after the epoch it is in, which is then the last. A checkpoint remembers it."""
+        """Set to True to end the run after the current epoch. Saved in checkpoints."""
         return self.state.stopped
 
     @should_stop.setter
     def should_stop(self, value: bool) -> None:
-        """Remembered in the state."""
+        """Stores the request in the state."""
         self.state.stopped = value
 
     def interrupt(self, signal_number: int | None = None) -> None:
-        """Ends the run after the step it is in, with the state whole; `fit` then returns, with the number of the signal
-        in its result where there was one. Safe in a signal handler."""
+        """Ends the run after the current step, with a complete state; `fit` then returns its result.
+
+        `signal_number` becomes `FitResult.signal`. Safe in a signal handler."""
         self.interrupted_by = signal_number
         self.interrupted = True
 
     def request_checkpoint(self) -> None:
-        """Asks for a checkpoint after the step it is in; training goes on. Safe in a signal handler."""
-        self._asked = True
+        """Requests a checkpoint after the current step; training continues. Safe in a signal handler."""
+        self._checkpoint_requested = True
 
     def fit(self) -> FitResult:
-        """Trains from where the state is to `max_epochs`. Raises NonFiniteLossError, naming the step, on a NaN loss."""
+        """Trains from the current state up to `max_epochs` and returns the history and the final counters.
+
+        Raises NonFiniteLossError, naming the step, if a loss is NaN or infinite, DivergedError if the loss is above
+        `divergence_threshold`, DataError if an epoch has no batches, and ConfigError if a plateau schedule monitors a
+        metric that is not measured."""
         try:
             self.interrupted, self.interrupted_by, self._fitting = False, None, True
             self._restored = self.state.loader
             self.task.setup(self.state)
             self._emit("on_fit_start")
-            if not self.state.model.training:  # else every submodule keeps its mode: what the user froze stays frozen
+            if not self.state.model.training:  # else submodules keep their modes, such as frozen layers
                 self.state.model.train()
-            with suppress(_Interrupted):  # between two steps: the state is whole
-                # an epoch that was interrupted is finished, even if it is to be the last
+            with suppress(_Interrupted):  # only raised between two steps
+                # an epoch that was interrupted is completed, even if `should_stop` is set
                 while self.state.epoch < self.max_epochs and (self.state.batch or not self.should_stop):
                     self._emit("on_epoch_start")
                     record = {"epoch": self.state.epoch, **_prefixed("train", self._train_epoch())}
@@ -187,11 +194,11 @@ class Trainer:
         for handler in self._handlers["on_exception"]:
             try:
                 handler(self, error)
-            except Exception as another:  # the others clean up all the same
-                error.add_note(f"While that was handled: {type(another).__name__}: {another}")
+            except Exception as another:  # the remaining handlers must still run
+                error.add_note(f"While handling this error: {type(another).__name__}: {another}")
 
     def evaluate(self, split: str) -> dict[str, float]:
-        """The metrics of one split of `evals`, see `evaluate`."""
+        """Returns the metrics of one split of `evals`; see the function `evaluate`."""
         before, self.phase = self.phase, split
         between = self._between_batches if self._fitting else None
         batches, meter = self.evals[split], self._eval_meter()
@@ -206,8 +213,10 @@ class Trainer:
             raise _Interrupted
 
     def predict(self, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
-        """(probabilities float32 [N,C], index int64 [N]) on the CPU, for every batch in order. `index` is the batches'
-        own, or, where they have none, the place of each sample among all of them, from 0."""
+        """Returns (predictions float32 [N,...], index int64 [N]) on the CPU, for every batch in order.
+
+        Predictions are the results of `task.predict_step`, such as probabilities [N,C]. `index` comes from the batches
+        or, where they have none, counts the samples from 0. Raises DataError if there are no batches."""
         outputs, index, count = [], [], 0
         with eval_mode(self.state.eval_model), torch.inference_mode():
             for batch in batches:
@@ -215,19 +224,20 @@ class Trainer:
                 first, count = count, count + len(outputs[-1])
                 index.append(torch.arange(first, count) if batch.index is None else batch.index.cpu())
         if not outputs:
-            raise DataError(f"there is no batch to predict. {_NO_BATCH}")
+            raise DataError(f"There are no batches to predict. {_NO_BATCH}")
         return torch.cat(outputs), torch.cat(index)
 
     def check_losses(self) -> None:
-        """Reads back the losses that are still on the device; raises NonFiniteLossError naming the first step whose
-        loss is not finite."""
+        """Reads back the losses that are still on the device.
+
+        Raises NonFiniteLossError, naming the first step whose loss is not finite."""
         state = self.state
         losses: list[float] = state.meters["train"].flush()
         for offset, loss in enumerate(losses, start=1):
             if not math.isfinite(loss):
                 step = state.step - len(losses) + offset
                 where = f"step {step} (epoch {state.epoch}, batch {state.batch - len(losses) + offset - 1})"
-                raise NonFiniteLossError(f"the training loss became {loss} at {where}. {_ADVICE}")
+                raise NonFiniteLossError(f"The training loss became {loss} at {where}. {_ADVICE}")
 
     def _train_epoch(self) -> dict[str, float]:
         state, step, reseed, log_every = self.state, self.task.train_step, self.runtime.reseed, self.log_every
@@ -238,9 +248,9 @@ class Trainer:
         self._mark, self.phase = (time.perf_counter(), self.samples), "training"
         self.task.begin_epoch(state)
         self._seek()
-        reseed(state.epoch, "loader")  # the order of a loader that draws it from torch's generator is then the epoch's
+        reseed(state.epoch, "loader")  # for loaders that shuffle with torch's global generator
         for batch in self.train:
-            log = (state.step + 1) % log_every == 0  # decided before the step, so that no step is read back for it
+            log = (state.step + 1) % log_every == 0
             reseed(state.step)
             output = step(state, batch)
             state.step += 1
@@ -254,23 +264,24 @@ class Trainer:
                 self._log(rate)
             for observe in observers:
                 observe(self, output)
-            if self._asked:
+            if self._checkpoint_requested:
                 self._handle_requests()
             if self.interrupted:
                 self.check_losses()
                 raise _Interrupted
         self.check_losses()
         if not state.batch:
-            raise DataError(f"the training data gave no batch in epoch {state.epoch}. {_NO_BATCH}")
+            raise DataError(f"The training data yielded no batches in epoch {state.epoch}. {_NO_BATCH}")
         return dict(meter.compute())
 
     def loader_position(self) -> Mapping[str, Any] | None:
-        """What a checkpoint keeps of the training loader: its `position`; before it has been sought, that of the
-        checkpoint which the state came from."""
+        """Returns the position of the training loader, for a checkpoint.
+
+        Until the loader has been moved there, this is the position stored in the checkpoint that was restored."""
         return self._restored or self.train.position()
 
     def _seek(self) -> None:
-        """Before torch's generator is set for the order, since a loader may draw from it here."""
+        """Moves the loader to the current batch. Called before reseeding, because `seek` may use torch's generator."""
         restored, self._restored = self._restored, {}
         if restored:
             self.train.seek(self.state.epoch, self.state.batch, restored)
@@ -278,7 +289,7 @@ class Trainer:
             self.train.seek(self.state.epoch, self.state.batch)
 
     def _learning_rate(self) -> float | None:
-        """That of the optimiser's first group, with which the step at hand was made."""
+        """The learning rate of the optimiser's first group; None without an optimiser."""
         optimizer = self.state.optimizer
         return None if optimizer is None else float(optimizer.param_groups[0]["lr"])
 
@@ -292,8 +303,8 @@ class Trainer:
         self._record({"epoch": self.state.epoch, **values})
         if values["loss"] > self.divergence_threshold:
             raise DivergedError(
-                f"the training loss rose to {values['loss']:.4g} at step {self.state.step}, above "
-                f"{arg.divergence_threshold}, {self.divergence_threshold:g}. {_ADVICE}"
+                f"The training loss rose to {values['loss']:.4g} at step {self.state.step}, above "
+                f"{arg.divergence_threshold}={self.divergence_threshold:g}. {_ADVICE}"
             )
 
     def _record(self, values: dict[str, float]) -> None:
@@ -302,8 +313,8 @@ class Trainer:
             self.recorder.log(self.state.step, values)
 
     def _handle_requests(self) -> None:
-        if self._asked:
-            self._asked = False
+        if self._checkpoint_requested:
+            self._checkpoint_requested = False
             self._emit("on_checkpoint")
 
     def _eval_due(self) -> bool:
@@ -319,7 +330,8 @@ class Trainer:
                     schedule.scheduler.step(record[schedule.monitor])
                 elif evaluated:
                     name = type(schedule.scheduler).__name__
-                    raise not_measured(f"{name}: monitor", schedule.monitor, record, "it would never lower the rate")
+                    effect = "it would never lower the learning rate"
+                    raise not_measured(f"{name}: monitor", schedule.monitor, record, effect)
             elif schedule.interval == "epoch":
                 schedule.scheduler.step()
 
@@ -338,13 +350,13 @@ def evaluate(
     flush_every: int = 50,
     between: Callable[[], None] | None = None,
 ) -> dict[str, float]:
-    """What `meter` makes of `task.eval_step` over each of `batches` once. `model` is a network, for which `task.setup`
-    is not called, or the state of a training, whose averaged weights are then evaluated. Leaves weights, buffers and
-    every submodule's train/eval mode as they were. Losses are read back every `flush_every` batches; `between` is
-    called after each one.
+    """Runs `task.eval_step` once on every batch and returns the metrics that `meter` computes.
 
-    Raises DataError when there is no batch, and NonFiniteLossError for a loss that is not finite; `split` is the name
-    of the data in the message."""
+    `model` is a network, for which `task.setup` is not called, or a training state, whose EMA is evaluated if it has
+    one. Weights, buffers and the train/eval mode of every submodule are unchanged afterwards. Losses are read back
+    every `flush_every` batches; `between` is called after each batch. `split` is the name of the data in messages.
+
+    Raises DataError if there are no batches, and NonFiniteLossError if the loss is not finite."""
     state = model if isinstance(model, TrainState) else TrainState(model)
     after = f" after step {state.step}" if isinstance(model, TrainState) else ""
     number, loader = 0, as_loader(batches)
@@ -357,22 +369,22 @@ def evaluate(
             if between is not None:
                 between()
     if not number:
-        raise DataError(f"the {split} data gave no batch{after}. {_NO_BATCH}")
+        raise DataError(f"The {split} data yielded no batches{after}. {_NO_BATCH}")
     metrics = meter.compute()
     if not math.isfinite(metrics.get("loss", 0.0)):
-        raise NonFiniteLossError(f"the {split} loss is {metrics['loss']}{after}. {_ADVICE}")
+        raise NonFiniteLossError(f"The {split} loss is {metrics['loss']}{after}. {_ADVICE}")
     return metrics
 
 
-_TASK = ("setup", "begin_epoch", "train_step", "eval_step", "predict_step")
+_TASK_METHODS = ("setup", "begin_epoch", "train_step", "eval_step", "predict_step")
 _NO_BATCH = (
     "An iterator or a generator is empty after one pass: pass a DataLoader or a list, which can be iterated again."
 )
 _ADVICE = "Try a lower learning rate, check the data for extreme values, or clip the gradients."
 
 
-class _Interrupted(Exception):  # noqa: N818 a way out, not an error
-    """Unwinds to `fit` between two steps."""
+class _Interrupted(Exception):  # noqa: N818 used for control flow, not an error
+    """Raised between two steps to return to `fit`."""
 
 
 def _prefixed(split: str, metrics: Mapping[str, float]) -> dict[str, float]:
@@ -380,36 +392,36 @@ def _prefixed(split: str, metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def check_task(task: object) -> None:
-    """Raises TypeError for a task without one of the methods of `Task`."""
-    missing = [name for name in _TASK if not callable(getattr(task, name, None))]
+    """Raises TypeError if the task lacks a method of `Task`."""
+    missing = [name for name in _TASK_METHODS if not callable(getattr(task, name, None))]
     if missing:
         raise TypeError(
-            f"the task {type(task).__name__} has no {join_names(missing)}. Derive it from sightline.Task, whose "
+            f"The task {type(task).__name__} lacks {join_names(missing)}. Derive it from sightline.Task, whose "
             f"`setup` and `begin_epoch` do nothing, or from SupervisedTask."
         )
 
 
 def check_callbacks(callbacks: Sequence[Callback]) -> None:
-    """Raises TypeError for an `on_...` method that is no event: it would never be called."""
+    """Raises TypeError for an `on_...` method that is not an event, because it would never be called."""
     for callback in callbacks:
         for name in dir(callback):
             if name.startswith("on_") and name not in EVENTS and callable(getattr(callback, name)):
-                message = f"{type(callback).__name__}.{name}: no such event.{did_you_mean(name, EVENTS)}"
-                raise TypeError(f"{message} There are: {', '.join(EVENTS)}.")
+                message = f"{type(callback).__name__}.{name}: there is no such event.{did_you_mean(name, EVENTS)}"
+                raise TypeError(f"{message} Expected one of: {', '.join(EVENTS)}.")
 
 
 def callbacks_for(callbacks: Sequence[Callback], event: str) -> list[Callable[..., None]]:
-    """The callbacks that override an event; one that nobody watches costs nothing."""
+    """Returns the methods of the callbacks that override `event`, so that other callbacks cost nothing."""
     base = getattr(Callback, event)
-    found = [getattr(callback, event, None) for callback in callbacks]
-    return [handler for handler in found if handler is not None and getattr(handler, "__func__", None) is not base]
+    overrides = [getattr(callback, event, None) for callback in callbacks]
+    return [handler for handler in overrides if handler is not None and getattr(handler, "__func__", None) is not base]
 
 
 def not_measured(key: str, monitor: str, record: Mapping[str, float], effect: str) -> ConfigError:
-    """The error for an evaluation whose record lacks the metric that `key` names; `effect` is what that leads to."""
+    """Returns the error for a record without the metric that the argument `key` names; `effect` is the consequence."""
     names = [name for name in record if name != "epoch"]
     return ConfigError(
-        f"the evaluation did not measure '{monitor}', so {effect}.{did_you_mean(monitor, names)} There are: "
+        f"the evaluation did not measure '{monitor}', so {effect}.{did_you_mean(monitor, names)} Measured: "
         f"{join_names(names, 40)}.",
         key=key,
     )

@@ -1,1 +1,1 @@
-"""The exported model: the artifact and its validation, `Predictor`, and evaluation on a split."""
+"""Exported models: writing, validating and loading them, prediction with `Predictor`, and evaluation on a split."""

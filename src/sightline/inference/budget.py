@@ -1,5 +1,7 @@
-"""How much memory a network may take that an artifact describes: numbers in a description cost nothing, and a layer of
-a million by a million would end the process before its weights could be found not to fit."""
+"""A limit on the memory that building a network from an artifact may take.
+
+A manifest can name layers of any size. Without a limit, a layer of a million by a million would exhaust the memory
+before the weights are found not to fit."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,75 +12,79 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _META = torch.device("meta")
-_SPARE = 256 * 2**20
-"""Bytes beside the weights: tables of positions, masks, and what a constructor throws away."""
-_MOST_TENSORS = 10_000
-_MOST_NUMBERS = 2**30
-"""In one tensor that only has a shape, as those have with which a network is tried before it runs."""
+_EXTRA_BYTES = 256 * 2**20
+"""Allowed beside the weights, for position tables, masks, and temporary tensors of a constructor."""
+_EXTRA_TENSORS = 10_000
+_MAX_META_ELEMENTS = 2**30
+"""Largest number of elements of a meta tensor; networks are traced with meta tensors before they run."""
 
 
 class MemoryBudgetError(BaseException):
-    """The budget is spent. No `Exception`, so that no network's code, and none that wraps it, goes on after it."""
+    """The budget is exceeded.
+
+    It derives from BaseException, so that a network's code or a wrapper does not catch it and continue."""
 
 
 @contextmanager
 def memory_budget(tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """While the block makes a network for `tensors`: memory for some times as much as they take, and for some times as
-    many of them. Raises MemoryBudgetError before more is taken."""
-    held = sum(tensor.nbytes for tensor in tensors.values())
-    with _Budget(8 * held + _SPARE, 100 * len(tensors) + _MOST_TENSORS):
+    """A context manager that limits how much memory and how many tensors the block may allocate in this thread.
+
+    The limits are 8 times the bytes of `tensors` plus 256 MiB, and 100 times their number plus 10,000. Raises
+    MemoryBudgetError before more is allocated."""
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    with _Budget(8 * size + _EXTRA_BYTES, 100 * len(tensors) + _EXTRA_TENSORS):
         yield
 
 
 class _Budget(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees every operation of torch in its thread."""
+    """Intercepts every torch operation of its thread and counts down the bytes and tensors that may be allocated."""
 
-    def __init__(self, left: int, tensors: int):
+    def __init__(self, bytes_left: int, tensors_left: int):
         super().__init__()  # type: ignore[no-untyped-call]
-        self.left = left
-        self.tensors = tensors
+        self.bytes_left = bytes_left
+        self.tensors_left = tensors_left
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """The operation, where there is room for what it makes."""
-        given = dict(kwargs or {})
-        if not any(isinstance(value, Tensor) for value in _flat([*args, *given.values()])):
-            planned = _planned(func, args, given)
+        """Runs the operation if the budget suffices for the tensors it allocates."""
+        options = dict(kwargs or {})
+        if not any(isinstance(value, Tensor) for value in _flatten([*args, *options.values()])):
+            planned = _planned_tensor(func, args, options)
             if planned is not None:
-                self._take(0 if given.get("device") == _META else planned.nbytes)
-        result = func(*args, **given)
-        for tensor in _flat([result]):
+                self._spend(0 if options.get("device") == _META else planned.nbytes)
+        result = func(*args, **options)
+        for tensor in _flatten([result]):
             if not isinstance(tensor, Tensor):
                 continue
-            if tensor.is_meta and tensor.numel() > _MOST_NUMBERS:
-                raise MemoryBudgetError(f"a tensor of {tensor.numel():,} numbers")
-            if func is torch.ops.aten.clone.default:  # how a layer is copied
-                self._take(0 if tensor.is_meta else tensor.nbytes)
+            if tensor.is_meta and tensor.numel() > _MAX_META_ELEMENTS:
+                raise MemoryBudgetError(f"a tensor of {tensor.numel():,} elements")
+            if func is torch.ops.aten.clone.default:  # copy.deepcopy of a layer clones its tensors
+                self._spend(0 if tensor.is_meta else tensor.nbytes)
         return result
 
-    def _take(self, size: int) -> None:
-        self.left -= size
-        self.tensors -= 1
-        if self.left < 0 or self.tensors < 0:
-            raise MemoryBudgetError("more memory" if self.left < 0 else "more tensors")
+    def _spend(self, size: int) -> None:
+        self.bytes_left -= size
+        self.tensors_left -= 1
+        if self.bytes_left < 0 or self.tensors_left < 0:
+            raise MemoryBudgetError("too much memory" if self.bytes_left < 0 else "too many tensors")
 
 
-def _planned(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
-    """The shape of what an operation would make from nothing, without making it; None where it cannot be told."""
+def _planned_tensor(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """Returns the tensor that a factory function would allocate, as a meta tensor; None if it is not known."""
     schema = getattr(func, "_schema", None)
     if schema is None or not any(argument.name == "device" for argument in schema.arguments):
         return None
     try:
-        found = func(*args, **{**kwargs, "device": _META})
-    except Exception:  # it knows no shapes without numbers
+        tensor = func(*args, **{**kwargs, "device": _META})
+    except Exception:  # no meta kernel, or a shape that depends on data
         return None
-    return found if isinstance(found, Tensor) else None
+    return tensor if isinstance(tensor, Tensor) else None
 
 
-def _flat(values: Sequence[Any]) -> Iterator[Any]:
+def _flatten(values: Sequence[Any]) -> Iterator[Any]:
     for value in values:
         if isinstance(value, list | tuple):
-            yield from _flat(value)
+            yield from _flatten(value)
         else:
             yield value

@@ -1,4 +1,4 @@
-"""What an exported model does on a split, sample by sample."""
+"""Evaluation of an exported model on a split, with a prediction and a loss for every sample."""
 
 import copy
 import csv
@@ -22,9 +22,12 @@ from sightline.metrics.scores import scores_by_class
 
 @dataclass(frozen=True)
 class SplitResult:
-    """Every sample of a split with its answer. `probabilities` float32 [N,C], `losses` float32 [N], `labels` int64 [N],
-    all on the CPU in the data's order; `metrics` over the split, `classes` per class; `columns` what else a table
-    said. Where labels are numbers, they and the predicted `values` are float32 [N], and there are no classes."""
+    """The evaluation of a split. All tensors are on the CPU, in the order of the data.
+
+    `labels` is int64 [N], `probabilities` float32 [N, C] and `losses` float32 [N]. `metrics` are computed over the
+    split; `classes` has the scores of each class; `columns` has the other columns of the data's table, by name. In a
+    regression, `labels` and the predicted `values` are float32 [N], `probabilities` is [N, 0], and `class_names` and
+    `classes` are empty; in a classification, `values` is None."""
 
     ids: Sequence[str]
     labels: Tensor
@@ -45,39 +48,44 @@ def evaluate_split(
     workers: int | None = None,
     meter: Callable[[], Meter] = Meter,
 ) -> SplitResult:
-    """Runs every sample through the predictor once, in order, so many at a time ("auto" is the predictor's own number).
-    `workers` is as in `BatchLoader`; `meter` makes what collects the metrics."""
+    """Predicts every sample of `data` once, in order, and computes the loss of each sample and the split's metrics.
+
+    `loss` takes the network's outputs and the targets. `batch_size` is a number or "auto", which uses that of the
+    predictor. `workers` is passed to `BatchLoader`; `meter` creates the object that accumulates the metrics."""
     size = batch_size if isinstance(batch_size, int) else predictor.batch_size
     loader = BatchLoader(data, predictor.preprocess, size, device=predictor.device, workers=workers)
     if isinstance(loss, nn.Module):
         loss = copy.deepcopy(loss).to(predictor.device).eval()
-    measure = meter()
-    answers, losses = [], []
+    accumulated = meter()
+    predictions, losses = [], []
     with torch.inference_mode():
         for batch in loader:
             output = predictor.outputs(batch.x)  # type: ignore[arg-type]
             target: Tensor = batch.y  # type: ignore[assignment]
-            measure.update(StepOutput(loss(output, target), len(target), output, target))
-            answers.append(predictor.output(output).cpu())
+            accumulated.update(StepOutput(loss(output, target), len(target), output, target))
+            predictions.append(predictor.output(output).cpu())
             losses.append(per_sample_loss(loss, output, target).float().cpu())
-    metrics = measure.compute()
-    classes = scores_by_class(measure.counts) if measure.counts is not None else []
-    answered = torch.cat(answers)
+    metrics = accumulated.compute()
+    classes = scores_by_class(accumulated.counts) if accumulated.counts is not None else []
+    predicted = torch.cat(predictions)
     return SplitResult(
         data.ids,
         data.labels.flatten(),
-        answered if data.classes else answered[:, :0],
+        predicted if data.classes else predicted[:, :0],
         torch.cat(losses),
         data.classes,
         metrics,
         classes,
         data.columns,
-        None if data.classes else answered.flatten(),
+        None if data.classes else predicted.flatten(),
     )
 
 
 def per_sample_loss(loss: Callable[[Tensor, Tensor], Tensor], output: Tensor, target: Tensor) -> Tensor:
-    """The loss of each sample, [B]: by the loss's own `reduction` where it has one, else one call a sample."""
+    """Returns the loss of each sample, [B].
+
+    It comes from a copy of the loss with `reduction="none"` if that gives one value per target, otherwise from one call
+    per sample."""
     if hasattr(loss, "reduction"):
         single = copy.copy(loss)
         single.reduction = "none"
@@ -88,9 +96,11 @@ def per_sample_loss(loss: Callable[[Tensor, Tensor], Tensor], output: Tensor, ta
 
 
 def write_predictions(path: Path, result: SplitResult) -> None:
-    """The per-sample table: `id,label,prediction,confidence,loss`, one probability `p_…` for each class, named by it,
-    and the data's own further columns as `data_…`. Where labels are numbers, `id,label,prediction,error,loss`, the
-    error being prediction minus label. Numbers have nine digits, enough to give back the same float32."""
+    """Writes the per-sample table of a split to `path` as CSV.
+
+    The columns are `id,label,prediction,confidence,loss`, a probability `p_CLASS` for each class, and the data's other
+    columns as `data_NAME`. In a regression they are `id,label,prediction,error,loss` and `data_NAME`, where the error
+    is prediction minus label. Numbers have nine significant digits, which restores the same float32."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     score = "error" if result.values is not None else "confidence"
@@ -108,11 +118,11 @@ def _classification_rows(result: SplitResult) -> Iterator[list[str]]:
     names = result.class_names
     best = result.probabilities.argmax(1).tolist()
     columns = (result.ids, result.labels.tolist(), best, result.probabilities.tolist(), result.losses.tolist())
-    for sample, label, answer, row, loss in zip(*columns, strict=True):
-        yield [sample, names[label], names[answer], *(f"{number:.9g}" for number in (row[answer], loss, *row))]
+    for sample, label, predicted, row, loss in zip(*columns, strict=True):
+        yield [sample, names[label], names[predicted], *(f"{number:.9g}" for number in (row[predicted], loss, *row))]
 
 
 def _regression_rows(result: SplitResult, values: Tensor) -> Iterator[list[str]]:
     columns = (result.ids, result.labels.tolist(), values.tolist(), result.losses.tolist())
-    for sample, label, answer, loss in zip(*columns, strict=True):
-        yield [sample, *(f"{number:.9g}" for number in (label, answer, answer - label, loss))]
+    for sample, label, value, loss in zip(*columns, strict=True):
+        yield [sample, *(f"{number:.9g}" for number in (label, value, value - label, loss))]

@@ -1,4 +1,4 @@
-"""What an exported model says of itself: the names of its files and their description, read without torch."""
+"""The manifest of an exported model (`sightline.json`): file names, formats and checksum. Does not import torch."""
 
 import hashlib
 import json
@@ -7,35 +7,36 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sightline.core.errors import ArtifactError
+from sightline.core.errors import ArtifactError, reason
 from sightline.core.files import parse_json, read_json, replace_non_finite
 
 FORMAT = 2
 WITH_OUTPUT = 3
-"""Of an artifact with a temperature or a threshold, which earlier versions would leave out without a message."""
+"""The format of artifacts with a temperature or a threshold, which earlier versions would silently ignore."""
 READS = (1, 2, 3)
-"""Format 1 had no checksum of its own, and less of where the model came from."""
+"""The formats that can be read. Format 1 has no checksum of the manifest and less provenance."""
 WEIGHTS = "model.safetensors"
 MANIFEST = "sightline.json"
 
 
 def checksummed(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The description as JSON gives it back, with the checksum of everything else in it as `sha256`. It tells damage,
-    not malice: who changes the file can count again."""
+    """Returns the manifest as it will be read back from JSON, with the SHA-256 of its other values as `sha256`.
+
+    The checksum detects damage, not tampering: whoever changes the file can compute it again."""
     plain: dict[str, Any] = parse_json(json.dumps(replace_non_finite(dict(manifest)), allow_nan=False))
     plain.pop("sha256", None)
     return plain | {"sha256": _checksum(plain)}
 
 
 def _checksum(plain: Mapping[str, Any]) -> str:
-    """Of the one spelling: keys in order, no blanks, nothing but ASCII."""
+    """Returns the SHA-256 of a canonical form of the JSON: sorted keys, no spaces, only ASCII."""
     others = {key: value for key, value in plain.items() if key != "sha256"}
     text = json.dumps(others, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """The artifact's description; raises ArtifactError when it is missing, damaged or of a later format."""
+    """Returns the manifest in `directory`. Raises ArtifactError if it is missing, damaged or of an unknown format."""
     path = directory / MANIFEST
     if not os.path.lexists(path):
         raise ArtifactError(
@@ -45,12 +46,12 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = read_json(path)
         version = manifest["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"'{path}' is damaged, or cannot be read: {error}.") from error
+        raise ArtifactError(f"'{path}' is damaged or cannot be read: {reason(error)}.") from error
     if type(version) is not int or version not in READS:
         versions = ", ".join(map(str, READS))
         raise ArtifactError(f"'{path}' is of format {version}; this version of Sightline reads the formats {versions}.")
     if (version > 1 or "sha256" in manifest) and manifest.get("sha256") != _checksum(manifest):
         raise ArtifactError(
-            f"'{path}' is damaged: it is not what was written at the export, the SHA-256 of its content differs."
+            f"'{path}' is damaged or was changed after the export: its content does not match its SHA-256."
         )
     return manifest

@@ -1,4 +1,4 @@
-"""`Predictor`: images in, class probabilities or a predicted number out, by the preprocessing that training used."""
+"""`Predictor`: class probabilities or predicted numbers for images, with the preprocessing used in training."""
 
 import functools
 import os
@@ -27,11 +27,14 @@ from sightline.models.spec import ModelSpec
 ImageLike = Path | str | bytes | NDArray[np.uint8] | Image.Image
 AnyImage = TypeVar("AnyImage", bound=ImageLike)
 
-_DECODE_TOGETHER = 8  # images that a thread decodes before it takes the next task
+_DECODE_CHUNK = 8  # images per task of a decoding thread
 
 
 class Prediction(NamedTuple):
-    """The answer of a classifier: class name, its probability, and the probability of every class in class order."""
+    """The prediction of a classifier for one image.
+
+    `label` is the name of the most probable class, `confidence` its probability, and `probabilities` has the
+    probability of every class, in class order."""
 
     label: str
     confidence: float
@@ -39,29 +42,30 @@ class Prediction(NamedTuple):
 
 
 class Value(NamedTuple):
-    """The answer of a model that predicts a number."""
+    """The prediction of a regression model for one image."""
 
     value: float
 
 
 Answer = Prediction | Value
-"""What a model answers for an image: a `Value` where it was trained with `data.target=number`."""
+"""The prediction for one image: a `Value` if the model was trained with `data.target=number`, else a `Prediction`."""
 
 
 @dataclass(frozen=True)
 class OutputStep:
-    """From a network's outputs to what is answered, the same on every path: evaluation, prediction, serving.
+    """The last step of inference: converts a network's outputs to probabilities or values.
 
-    `kind` is that of `ModelSpec.outputs`. Logits are divided by `temperature` before the softmax (Guo et al., "On
-    Calibration of Modern Neural Networks", 2017); probabilities p become p^(1/temperature), normalised, which is the
-    same for the softmax of logits. A confidence below `threshold` is not certain."""
+    It is used by evaluation, prediction and serving. `kind` is "logits", "probabilities" or "values", as in
+    `ModelSpec.outputs`. Logits are divided by `temperature` before the softmax (Guo et al., "On Calibration of Modern
+    Neural Networks", 2017). Probabilities p become p^(1/temperature), normalised, which is equivalent for the softmax
+    of logits. A prediction whose confidence is below `threshold` counts as uncertain."""
 
     kind: str = "logits"
     temperature: float = 1.0
     threshold: float | None = None
 
     def __call__(self, outputs: Tensor) -> Tensor:
-        """Probabilities float32 [B,C] of outputs [B,C]; the outputs of a model that predicts numbers, as float32."""
+        """Returns probabilities, float32 [B, C], for `outputs` [B, C]; for the kind "values", `outputs` as float32."""
         outputs = outputs.float()
         if self.kind == "values" or (self.kind == "probabilities" and self.temperature == 1):
             return outputs
@@ -69,22 +73,25 @@ class OutputStep:
         return (logits if self.temperature == 1 else logits / self.temperature).softmax(1)
 
     def is_certain(self, confidence: float) -> bool:
-        """Whether a confidence reaches the threshold."""
+        """Returns whether `confidence` is at least the threshold; always True without one."""
         return self.threshold is None or confidence >= self.threshold
 
 
 _Decoded: TypeAlias = "list[NDArray[np.uint8] | SightlineError]"
 _Batch: TypeAlias = "list[tuple[list[Any], Future[_Decoded]]]"
-"""Images, and what becomes their pixels or their errors."""
+"""A list of (images, future of their decoded pixels or errors)."""
 
 
 class Predictor:
-    """Answers for images with a trained network. Decoding, resizing and normalisation are those of training and
-    evaluation, so that what is answered is what was measured.
+    """Predicts classes or numbers for images with a trained network.
 
-    `classes` are the class names in output order, empty where the model predicts a number; `manifest` is the artifact's
-    description, provenance and metrics. `workers` threads decode (None: one for each core). Several threads may use one
-    predictor: they decode side by side, and the network answers one batch at a time."""
+    Decoding, resizing and normalisation are the same as in training and evaluation. `classes` are the class names in
+    the order of the outputs, empty for a regression model. `manifest` is the content of the artifact's
+    `sightline.json`, with provenance and metrics. `workers` is the number of decoding threads; None means one per
+    available core.
+
+    A predictor is thread-safe: several threads decode in parallel, and the network processes one batch at a time. The
+    network is moved to `device` and set to evaluation mode."""
 
     def __init__(
         self,
@@ -99,7 +106,7 @@ class Predictor:
         workers: int | None = None,
     ):
         if workers is not None and workers < 1:
-            raise ValueError(f"workers must be at least 1, not {workers}")
+            raise ValueError(f"workers: expected an integer >= 1, found {workers}.")
         self.device = find_device(str(device), "device")
         self.model = model.to(self.device).eval()
         self.spec = spec
@@ -118,64 +125,72 @@ class Predictor:
         vars(self).update(state, _forward_lock=threading.Lock())
 
     def outputs(self, x: Tensor) -> Tensor:
-        """The network's outputs [B,C] for normalised float32 [B,C,H,W], on the device."""
-        if self._process != os.getpid():  # forked, perhaps while another thread held the lock
+        """Returns the network's outputs [B, C] for normalised images, float32 [B, C, H, W], both on the device."""
+        if self._process != os.getpid():  # the process was forked, perhaps while another thread held the lock
             self._forward_lock, self._process = threading.Lock(), os.getpid()
         with self._forward_lock, torch.inference_mode():
-            answer: Tensor = self.model(x)
-        return answer
+            outputs: Tensor = self.model(x)
+        return outputs
 
     def probabilities(self, pixels: Tensor) -> Tensor:
-        """Probabilities float32 [B,C] on the CPU for decoded images, uint8 [B,C,H,W]."""
+        """Returns probabilities, float32 [B, C] on the CPU, for decoded images, uint8 [B, C, H, W].
+
+        Raises ValueError for a regression model, or if the dtype or the shape is another."""
         if not self.classes:
-            raise ValueError("the model predicts a number and has no classes; ask for values() or predict()")
+            raise ValueError("the model predicts a number and has no classes. Use values() or predict().")
         return self._run(pixels)
 
     def values(self, pixels: Tensor) -> Tensor:
-        """The predicted numbers float32 [B] on the CPU for decoded images, uint8 [B,C,H,W]."""
+        """Returns the predicted numbers, float32 [B] on the CPU, for decoded images, uint8 [B, C, H, W].
+
+        Raises ValueError for a classifier, or if the dtype or the shape is another."""
         if self.classes:
-            raise ValueError(f"the model has {len(self.classes)} classes; ask for probabilities() or predict()")
+            raise ValueError(f"the model has {len(self.classes)} classes. Use probabilities() or predict().")
         return self._run(pixels).flatten()
 
     def _run(self, pixels: Tensor) -> Tensor:
         if pixels.dtype != torch.uint8 or tuple(pixels.shape[1:]) != self.preprocess.shape:
-            expected = [None, *self.preprocess.shape]
-            raise ValueError(f"expected uint8 {expected}, found {pixels.dtype} {list(pixels.shape)}")
+            expected = ", ".join(map(str, self.preprocess.shape))
+            found = str(pixels.dtype).removeprefix("torch.")
+            raise ValueError(f"pixels: expected uint8 [B, {expected}], found {found} {list(pixels.shape)}.")
         with torch.inference_mode():
             return self.output(self.outputs(self._normalize(pixels.to(self.device)))).cpu()
 
     @functools.cached_property
     def batch_size(self) -> int:
-        """How many images are given to the network at once, so that its activations do not fill the memory."""
+        """The default number of images per batch: a power of two up to 256, limited by the size of the activations."""
         with self._forward_lock:
             return batch_that_fits(self.model, self.preprocess.shape)
 
     def predict(self, images: ImageLike | Iterable[ImageLike], batch_size: int | None = None) -> list[Answer]:
-        """One answer for each image: a file, encoded bytes, uint8 pixels [H,W] or [H,W,C] in RGB order, or a Pillow
-        image. `batch_size` is the predictor's own where it is None. Raises DataError naming the first one that cannot
-        be read; `predict_each` continues instead."""
+        """Returns one prediction per image, in order; `images` may also be a single image.
+
+        An image is a path, encoded bytes, a Pillow image, or pixels as a uint8 array [H, W] or [H, W, C] in RGB order.
+        `batch_size` defaults to the property of that name. Raises DataError naming the first image that cannot be read;
+        `predict_each` continues after it."""
         single = isinstance(images, str | PurePath | bytes | bytearray | memoryview | np.ndarray | Image.Image)
         single = single or hasattr(images, "read") or not isinstance(images, Iterable)
         listed: Iterable[Any] = [images] if single else images  # type: ignore[assignment]
-        answers: list[Answer] = []
-        for _, answer in self.predict_each(listed, batch_size):
-            if isinstance(answer, SightlineError):
-                raise answer
-            answers.append(answer)
-        return answers
+        predictions: list[Answer] = []
+        for _, result in self.predict_each(listed, batch_size):
+            if isinstance(result, SightlineError):
+                raise result
+            predictions.append(result)
+        return predictions
 
     def predict_each(
         self, images: Iterable[AnyImage], batch_size: int | None = None
     ) -> Iterator[tuple[AnyImage, Answer | SightlineError]]:
-        """(image, answer) for each image, in order; (image, the error) for one that cannot be read.
+        """Yields (image, prediction) for each image, in order, or (image, error) for one that cannot be read.
 
-        `images` may be endless: it is read two batches ahead at most, one is decoded while the network answers the
-        other, and nothing is kept of those that are done. Files and encoded bytes are decoded by threads that end with
-        this call; pixels and Pillow images are read as they are taken, so the caller may use them again. An exception
-        of `images` is raised after the answers to those before it."""
+        `images` may be infinite: at most two batches are read ahead, so that one is decoded while the network processes
+        the other, and results are not kept. Files and encoded bytes are decoded by threads that end with this call.
+        Pixels and Pillow images are processed as soon as they are read from `images`, so the caller may reuse them. An
+        exception of `images` is raised after the predictions for the images before it. Raises ValueError if
+        `batch_size` is less than 1."""
         batch_size = self.batch_size if batch_size is None else batch_size
         if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+            raise ValueError(f"batch_size: expected an integer >= 1, found {batch_size}.")
         numbered = enumerate(images)
         names = current_argument_names()
         pool = ThreadPoolExecutor(self.workers, initializer=adopt_argument_names, initargs=(names,))
@@ -184,35 +199,35 @@ class Predictor:
         try:
             while failed is None:
                 batch: _Batch = []
-                failed = self._take(numbered, batch_size, batch, pool)
+                failed = self._read_batch(numbered, batch_size, batch, pool)
                 if not batch:
                     break
                 waiting.append(batch)
                 while len(waiting) > 1 or (waiting and all(part.done() for _, part in waiting[0])):
-                    yield from self._answer_batch(waiting.popleft())
+                    yield from self._predict_batch(waiting.popleft())
             while waiting:
-                yield from self._answer_batch(waiting.popleft())
+                yield from self._predict_batch(waiting.popleft())
             if failed is not None:
                 raise failed
         finally:
-            if not sys.is_finalizing():  # an iterator that was kept to the end of the program: the threads are gone
+            if not sys.is_finalizing():  # at interpreter shutdown the threads no longer exist
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def _take(
+    def _read_batch(
         self, numbered: Iterator[tuple[int, Any]], count: int, batch: _Batch, pool: ThreadPoolExecutor
     ) -> Exception | None:
-        """Takes up to `count` images into `batch` and begins to decode them; what went wrong with taking the next."""
+        """Reads up to `count` images into `batch` and starts decoding them; returns an exception of the iterator."""
         files: list[tuple[int, Any]] = []
 
-        def decode(numbered: list[tuple[int, Any]], here: bool) -> None:
-            future: Future[_Decoded] = Future() if here else pool.submit(self._decode, numbered)
-            if here:
-                future.set_result(self._decode(numbered))
-            batch.append(([image for _, image in numbered], future))
+        def decode(chunk: list[tuple[int, Any]], at_once: bool) -> None:
+            future: Future[_Decoded] = Future() if at_once else pool.submit(self._decode, chunk)
+            if at_once:
+                future.set_result(self._decode(chunk))
+            batch.append(([image for _, image in chunk], future))
 
         def decode_files() -> None:
             if files:
-                decode(files.copy(), here=count <= _DECODE_TOGETHER)  # a few are sooner decoded than handed to a thread
+                decode(files.copy(), at_once=count <= _DECODE_CHUNK)  # for few images, a thread would cost more
                 files.clear()
 
         failed: Exception | None = None
@@ -221,38 +236,38 @@ class Predictor:
                 number, image = next(numbered)
             except StopIteration:
                 break
-            except Exception as error:  # the caller's own iterable
+            except Exception as error:  # the caller's iterable may raise anything
                 failed = error
                 break
             if isinstance(image, str | PurePath | bytes):
                 files.append((number, image))
-                if len(files) == _DECODE_TOGETHER:
+                if len(files) == _DECODE_CHUNK:
                     decode_files()
             else:
                 decode_files()
-                decode([(number, image)], here=True)
+                decode([(number, image)], at_once=True)
         decode_files()
         return failed
 
-    def _answer_batch(self, batch: _Batch) -> Iterator[tuple[Any, Answer | SightlineError]]:
-        decoded = [found for _, part in batch for found in part.result()]
-        answers = iter(self._answers([found for found in decoded if not isinstance(found, SightlineError)]))
-        for image, found in zip((image for part, _ in batch for image in part), decoded, strict=True):
-            yield image, found if isinstance(found, SightlineError) else next(answers)
+    def _predict_batch(self, batch: _Batch) -> Iterator[tuple[Any, Answer | SightlineError]]:
+        decoded = [result for _, future in batch for result in future.result()]
+        predictions = iter(self._predict_pixels([item for item in decoded if not isinstance(item, SightlineError)]))
+        for image, result in zip((image for images, _ in batch for image in images), decoded, strict=True):
+            yield image, result if isinstance(result, SightlineError) else next(predictions)
 
     def _decode(self, numbered: Sequence[tuple[int, Any]]) -> _Decoded:
-        found: _Decoded = []
+        decoded: _Decoded = []
         for number, image in numbered:
             try:
                 if isinstance(image, str | PurePath):
-                    found.append(self.preprocess.decode(Path(image), f"'{image}'"))
+                    decoded.append(self.preprocess.decode(Path(image), f"'{image}'"))
                 else:
-                    found.append(self.preprocess.decode(image, f"image {number}"))
+                    decoded.append(self.preprocess.decode(image, f"image {number}"))
             except SightlineError as error:
-                found.append(error)
-        return found
+                decoded.append(error)
+        return decoded
 
-    def _answers(self, decoded: Sequence[NDArray[np.uint8]]) -> list[Answer]:
+    def _predict_pixels(self, decoded: Sequence[NDArray[np.uint8]]) -> list[Answer]:
         if not decoded:
             return []
         pixels = torch.from_numpy(np.stack(decoded))

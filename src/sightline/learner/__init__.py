@@ -1,11 +1,10 @@
-"""The learner: a network, its data and its metrics go in, `train`, `evaluate` and `predict` come out.
+"""A Keras-like learner: wraps a network and provides `train`, `evaluate` and `predict`.
 
     import sightline.learner as tf
 
-`StandardModel` trains almost any network; a subclass of `BaseModel` says what its own step is. `StandardLearner` and
-`BaseLearner` are the same in the form of later versions. Code that was written for the trainer this interface comes
-from runs with another import line; docs/coming-from-learner.md says what is better here than there. The names are
-loaded on first use."""
+Names, arguments and output files are those of TorchFusion; docs/migrating/learner.md lists the differences.
+`StandardModel` trains almost any network; a subclass of `BaseModel` defines its own training step. `StandardLearner`
+and `BaseLearner` have the interface of later TorchFusion versions. The names are imported on first use."""
 
 from sightline.core import lazy
 

@@ -1,4 +1,4 @@
-"""What a person sees while an epoch runs: batches done, the running loss and the training metrics."""
+"""The progress display of an epoch: batches done, mean loss and training metrics."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class BatchLog(Progress):
-    """The engine's bar on a terminal, one for each epoch; a line that is written over in a notebook, a line now and
-    then elsewhere. The values are read back from the device when they are shown, four times a second at most, and not
-    for every batch. `every` is the number of seconds between two lines (None: 0.25 where a line is written over, 10
-    where each is a new one)."""
+    """Shows the progress of each epoch: a bar on a terminal, one rewritten line in a notebook, or else single lines.
+
+    Values are read back from the device only when they are shown, at most four times a second. `every` is the time
+    between two updates in seconds; by default 0.25, or 10 where each update is a new line."""
 
     def __init__(self, notebook: bool = False, every: float | None = None):
         super().__init__()
@@ -28,20 +28,20 @@ class BatchLog(Progress):
         self.draws = self.draws and not self._notebook
         self._every = (0.25 if self.draws or self._notebook else 10.0) if every is None else every
         self._values = ""
-        self._wide = 0
+        self._line_width = 0
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        """Nothing: each epoch has a bar of its own."""
+        """Does nothing; each epoch has its own bar."""
 
     def on_epoch_start(self, trainer: Trainer) -> None:
-        """Starts the bar."""
+        """Starts the bar of the epoch."""
         self._values = ""
-        self._due = time.monotonic() + self._every
+        self._next_update = time.monotonic() + self._every
         super().on_fit_start(trainer)
 
     def on_step_end(self, trainer: Trainer, output: StepOutput) -> None:
-        """Shows the values, when it is time to."""
-        if time.monotonic() < self._due:
+        """Shows the values, if `every` seconds have passed."""
+        if time.monotonic() < self._next_update:
             return
         loss, metrics = running(trainer)
         values = [("Loss", loss), *metrics.items()]
@@ -50,24 +50,24 @@ class BatchLog(Progress):
             self._live.refresh()
         else:
             self._write(f"{self._done()}  {self._values}")
-        self._due = time.monotonic() + self._every
+        self._next_update = time.monotonic() + self._every
 
     def on_eval_end(self, trainer: Trainer, record: dict[str, float]) -> None:
-        """Ends the bar or the line: the epoch's own lines come next."""
+        """Ends the bar or line, because the epoch's result lines follow."""
         self.on_fit_end(trainer)
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, float]) -> None:
-        """Nothing: the learner prints the record."""
+        """Does nothing; the learner prints the record."""
 
     def on_fit_end(self, trainer: Trainer) -> None:
-        """Takes the bar away, and ends the line."""
+        """Removes the bar and ends the line."""
         super().on_fit_end(trainer)
-        if self._wide:
+        if self._line_width:
             print(flush=True)
-            self._wide = 0
+            self._line_width = 0
 
     def cells(self, bar: RenderableType, batches: str, rate: str, left: str) -> list[RenderableType]:
-        """The batches of the epoch, the bar, the time left, and the values that were read last, cut to the line."""
+        """The cells of the bar: batches done, bar, time left and the last values, cut to the width of the line."""
         from rich.text import Text
 
         return [self._done(), bar, left, Text(self._values, no_wrap=True, overflow="ellipsis")]
@@ -78,8 +78,8 @@ class BatchLog(Progress):
 
     def _write(self, line: str) -> None:
         if self._notebook:
-            sys.stdout.write("\r" + line.ljust(self._wide))
+            sys.stdout.write("\r" + line.ljust(self._line_width))
             sys.stdout.flush()
-            self._wide = len(line)
+            self._line_width = len(line)
         else:
             self.console.print(line)

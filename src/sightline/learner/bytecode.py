@@ -1,4 +1,4 @@
-"""The code of functions and classes as digests, and which names it reads and changes."""
+"""Digests of the bytecode of functions and classes, and the names that this code reads and changes."""
 
 import dis
 import functools
@@ -15,19 +15,20 @@ ENTRIES = (
     *("forward", "__call__", "__getitem__", "__getitems__", "__iter__", "__next__", "__len__"),
     *("step", "get_lr", "__compute__", "update", "getValue", "reset"),
 )
-"""The methods by which an object is used; a class is compared by these and by what they call."""
+"""The methods through which objects are used. A class is compared by these methods and the methods they call."""
 _MUTATORS = frozenset(
     ("append", "appendleft", "extend", "insert", "pop", "popitem", "remove", "clear", "update", "setdefault", "add")
 )
 _LIBRARIES = frozenset(("sightline", "torch", "torchvision", "timm", "numpy"))
-"""Also where they are not installed in the usual place, as a build from source is not."""
+"""Packages that count as installed code wherever they are, such as in a build from source."""
 
 
 @dataclass(frozen=True)
 class CodeInfo:
-    """What a function's bytecode says, with that of the functions inside it. `reads` are names of attributes and
-    constant texts, `stores` attributes that are assigned, `rebinds` global and enclosing variables that are, `mutates`
-    names of containers that are changed in place."""
+    """The digest of a function's bytecode, nested functions included, and the names that it uses.
+
+    `loads` are global variables, `reads` attributes and string constants, `stores` assigned attributes, `rebinds`
+    assigned global and enclosing variables, and `mutates` containers that are changed in place."""
 
     digest: str
     loads: frozenset[str]
@@ -39,48 +40,49 @@ class CodeInfo:
 
 @functools.lru_cache(maxsize=4096)
 def code_info(code: types.CodeType) -> CodeInfo:
-    """Comments, docstrings, line numbers and annotations of parameters do not count."""
-    found: dict[str, set[str]] = {name: set() for name in ("loads", "reads", "stores", "rebinds", "mutates")}
-    trail: list[tuple[int, str]] = []  # how deep the stack is after each instruction, and the name it loads
+    """Analyses a code object; comments, docstrings, line numbers and parameter annotations do not count."""
+    used: dict[str, set[str]] = {name: set() for name in ("loads", "reads", "stores", "rebinds", "mutates")}
+    trail: list[tuple[int, str]] = []  # (stack depth, name loaded) after each instruction
     arguments = code.co_argcount + code.co_kwonlyargcount
     text = [f"{code.co_argcount} {code.co_posonlyargcount} {code.co_varnames[:arguments]} {code.co_flags & 0x2AC}"]
-    before, depth = "", 0
+    last_name, depth = "", 0
     for step in dis.get_instructions(code):
         name, value = step.opname, step.argval
         text.append(f"{name} {_constant(value)}")
         if isinstance(value, types.CodeType):
             inner = code_info(value)
-            for kind in found:
-                found[kind] |= getattr(inner, kind)
+            for kind in used:
+                used[kind] |= getattr(inner, kind)
         elif name.startswith(("LOAD_GLOBAL", "LOAD_NAME")):
-            found["loads"].add(value)
+            used["loads"].add(value)
         elif name.startswith(("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER")):
-            found["reads"].add(value)
+            used["reads"].add(value)
             if value in _MUTATORS or (value.endswith("_") and not value.endswith("__")):
-                found["mutates"].add(before)
+                used["mutates"].add(last_name)
         elif name == "LOAD_CONST" and isinstance(value, str):
-            found["reads"].add(value)
+            used["reads"].add(value)
         elif name in ("STORE_ATTR", "DELETE_ATTR"):
-            found["stores"].add(value)
+            used["stores"].add(value)
         elif name in ("STORE_GLOBAL", "DELETE_GLOBAL", "STORE_DEREF", "DELETE_DEREF"):
-            found["rebinds"].add(value)
+            used["rebinds"].add(value)
         elif name in ("STORE_SUBSCR", "DELETE_SUBSCR", "STORE_SLICE"):
-            found["mutates"] |= _stored_into(name, trail, depth, swapped=text[-2].startswith("SWAP "))
+            used["mutates"] |= _stored_into(name, trail, depth, swapped=text[-2].startswith("SWAP "))
         loaded = value if isinstance(value, tuple) and name.startswith("LOAD_FAST") else (value,)
         if name.startswith("LOAD_") and isinstance(value, str):
-            before = value
+            last_name = value
         effect = dis.stack_effect(step.opcode, step.arg, jump=False)
         for place, item in enumerate(loaded, 1 - len(loaded)):
             loads = name.startswith("LOAD_") and name != "LOAD_CONST" and isinstance(item, str)
             trail.append((depth + effect + place, item if loads else ""))
         depth += effect
     digest = hashlib.sha256("\n".join(text).encode()).hexdigest()[:32]
-    return CodeInfo(digest, **{kind: frozenset(names) for kind, names in found.items()})
+    return CodeInfo(digest, **{kind: frozenset(names) for kind, names in used.items()})
 
 
 def _stored_into(name: str, trail: list[tuple[int, str]], depth: int, swapped: bool) -> set[str]:
-    """The names of the container whose entry is assigned, without those in its own keys: it is below the key on the
-    stack and, in an assignment such as `+=`, below the value too."""
+    """The names of the container whose entry is assigned, without the names in the key.
+
+    On the stack, the container is below the key and, in an assignment such as `+=`, also below the value."""
     level = depth - (2 if name == "STORE_SLICE" else 1) - swapped
     end = len(trail)
     while end and trail[end - 1][0] > level:
@@ -92,7 +94,7 @@ def _stored_into(name: str, trail: list[tuple[int, str]], depth: int, swapped: b
 
 
 def _constant(value: Any) -> str:
-    """A constant of bytecode, in the same order in every process."""
+    """A constant of bytecode as a string that is the same in every process."""
     if isinstance(value, types.CodeType):
         return code_info(value).digest
     if isinstance(value, frozenset):
@@ -101,26 +103,27 @@ def _constant(value: Any) -> str:
 
 
 def python_version() -> str:
-    """What bytecode depends on: it is compared only where this is the same."""
+    """The interpreter, its version and its optimisation level; bytecode is compared only if these are equal."""
     return f"{sys.implementation.name} {'.'.join(map(str, sys.version_info[:3]))}{' -O' * sys.flags.optimize}"
 
 
 @functools.lru_cache(maxsize=4096)
 def is_library(module: str | None) -> bool:
-    """Whether a module is installed code, which is compared by name alone, and not the user's own."""
+    """Whether a module is installed code, which is compared only by name, and not the user's code."""
     top = (module or "").partition(".")[0]
     if top in _LIBRARIES or top in sys.stdlib_module_names:
         return True
     if top in ("__main__", "__mp_main__"):
         return False
-    found = sys.modules.get(module or "") or sys.modules.get(top)
-    parts = Path(getattr(found, "__file__", None) or "").parts
+    loaded = sys.modules.get(module or "") or sys.modules.get(top)
+    parts = Path(getattr(loaded, "__file__", None) or "").parts
     return "site-packages" in parts or "dist-packages" in parts
 
 
 def name_of(kind: Any) -> str:
-    """The name of a class or function: of installed code the full one. A class of the user's may move to another
-    module, as a script that is imported does."""
+    """The name of a class or function: the full name for installed code, otherwise only the last part.
+
+    So a user's class may move to another module, for example when its script is imported."""
     module = getattr(kind, "__module__", None)
     name = getattr(kind, "__qualname__", None) or getattr(kind, "__name__", None) or type(kind).__name__
     if isinstance(module, str) and is_library(module):
@@ -129,8 +132,9 @@ def name_of(kind: Any) -> str:
 
 
 def methods_of(cls: type, entries: Iterable[str]) -> Iterator[tuple[type, str, types.FunctionType]]:
-    """(class, name, function) of the user's own methods that are called by these names, or by one of those. The
-    decorators of a method follow it under its name."""
+    """Yields (class, name, function) of the user's methods in `entries` and of those that they call.
+
+    The decorators of a method follow it under its name."""
     owners = own_classes(cls)
     waiting, seen = deque(entries), set()
     while waiting:
@@ -145,13 +149,14 @@ def methods_of(cls: type, entries: Iterable[str]) -> Iterator[tuple[type, str, t
 
 
 def reads_of(cls: type, entries: Iterable[str]) -> frozenset[str]:
-    """The names that the methods of `methods_of` read."""
+    """The names that the methods of `methods_of(cls, entries)` read."""
     return frozenset().union(*(code_info(function.__code__).reads for _, _, function in methods_of(cls, entries)))
 
 
 def moving_attributes(cls: type, calls: Iterable[str] = ()) -> tuple[set[str], set[str]]:
-    """(attributes that are assigned, containers that are changed) by the methods that training calls: those of
-    `entries_of`, those that override one of an installed class, and `calls`."""
+    """Returns (assigned attributes, containers changed in place) of the methods that training calls.
+
+    These are the methods of `entries_of`, those that override a method of an installed class, and `calls`."""
     stored: set[str] = set()
     mutated: set[str] = set()
     installed = {name for owner in cls.__mro__ if is_library(owner.__module__) for name in vars(owner)}
@@ -164,48 +169,49 @@ def moving_attributes(cls: type, calls: Iterable[str] = ()) -> tuple[set[str], s
 
 
 def own_classes(cls: type) -> list[type]:
-    """The user's own among the classes that a class is made of, the most derived first."""
+    """The user's classes among a class and its bases, the most derived first."""
     return [owner for owner in cls.__mro__ if not is_library(owner.__module__)]
 
 
 def members_of(cls: type) -> set[str]:
-    """The names that the user's own classes define."""
+    """The names that the user's classes define."""
     return {name for owner in own_classes(cls) for name in vars(owner)}
 
 
 def made_by_library(cls: type) -> frozenset[str]:
-    """The attributes that the `__init__` of installed classes gives an object."""
-    made: frozenset[str] = frozenset()
+    """The attributes that the `__init__` methods of installed classes assign."""
+    attributes: frozenset[str] = frozenset()
     for owner in cls.__mro__:
         init = vars(owner).get("__init__")
         if is_library(owner.__module__) and isinstance(init, types.FunctionType):
-            made |= code_info(init.__code__).stores
-    return made
+            attributes |= code_info(init.__code__).stores
+    return attributes
 
 
 def functions_of(member: Any) -> list[types.FunctionType]:
-    """The user's functions behind a member of a class: the one that decorators wrap, then they, from inside out."""
+    """The user's functions behind a class member: the decorated function, then its decorators from the inside out."""
     if isinstance(member, property):
         member = member.fget
     elif isinstance(member, functools.cached_property):
         member = member.func
     elif isinstance(member, staticmethod | classmethod):
         member = member.__func__
-    found: dict[int, Any] = {}
-    while callable(member) and id(member) not in found:
-        found[id(member)] = member
+    callables: dict[int, Any] = {}
+    while callable(member) and id(member) not in callables:
+        callables[id(member)] = member
         member = getattr(member, "__dict__", {}).get("__wrapped__")
-    functions = [one for one in found.values() if isinstance(one, types.FunctionType)]
+    functions = [item for item in callables.values() if isinstance(item, types.FunctionType)]
     return [function for function in reversed(functions) if not is_installed(function)]
 
 
 def is_installed(function: types.FunctionType) -> bool:
-    """Whether the code of a function is a library's. Its `__module__` does not say so: `functools.wraps` gives a
-    decorator that of the function inside."""
+    """Whether a function is installed code.
+
+    Its `__module__` cannot be used: `functools.wraps` copies it from the decorated function."""
     return is_library(function.__globals__.get("__name__"))
 
 
 def entries_of(cls: type) -> list[str]:
-    """Those of `ENTRIES` that the user's own classes define."""
-    own = members_of(cls)
-    return [name for name in ENTRIES if name in own]
+    """The methods of `ENTRIES` that the user's classes define."""
+    members = members_of(cls)
+    return [name for name in ENTRIES if name in members]

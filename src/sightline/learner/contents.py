@@ -1,4 +1,4 @@
-"""What arrays, lists and files hold, as texts of a fixed length: types, shapes and digests."""
+"""Short strings that identify the contents of arrays, lists and files: types, shapes and digests."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 Digests = dict[int, tuple[object, Any]]
-"""Digests that are known, by the identity of the object, with the object."""
+"""A cache of digests: the `id` of an object -> (the object, its digest)."""
 MANY = 4096
-"""A container of more entries than this is read once in a call of `train`, as a large array is."""
+"""A container with more entries is read only once per call to `train`, as a large array is."""
 SHORT = 64
-"""A list of more items than this is compared by a digest."""
+"""A list with more items is compared by a digest."""
 _FILES, _SMALL = 100_000, 1024
 
 
 class Sampling(NamedTuple):
-    """An array of more than `full` bytes is compared by about `sampled` bytes of it, in evenly spaced chunks of `chunk`
-    bytes."""
+    """How large arrays are compared: above `full` bytes, by about `sampled` bytes in evenly spaced chunks.
+
+    `chunk` is the size of a chunk in bytes."""
 
     full: int = 2 << 30
     sampled: int = 256 << 20
@@ -36,8 +37,10 @@ class Sampling(NamedTuple):
 
 
 class Contents:
-    """Makes the digests. `count` says how many arrays and lists were read, `files` how many of the lists were of files,
-    `unknown` what could not be read. `describe` gives a description of any other object."""
+    """Computes digests of arrays and containers.
+
+    `count` is the number of arrays and lists read, `files` the number of lists of files among them, and `unknown` what
+    could not be read. `describe` describes any other object."""
 
     def __init__(self, describe: Callable[[Any], Any], digests: Digests, sampling: Sampling = Sampling()):
         self.count = self.files = 0
@@ -47,48 +50,49 @@ class Contents:
         self._sampling = sampling
 
     def array(self, value: Tensor | np.ndarray[Any, Any], keep: bool = True) -> str:
-        """Type, shape and digest of the values; of a parameter that is trained, type and shape alone. With
-        `keep` the digest is known from now on."""
+        """Returns dtype, shape and digest of an array; for a trained parameter, only dtype and shape.
+
+        With `keep`, the digest is cached."""
         if isinstance(value, Tensor) and (value.requires_grad or is_lazy(value)):
             return shape_of(value)
-        found: str
+        summary: str
         if id(value) in self._digests:
-            found = self._digests[id(value)][1]
+            summary = self._digests[id(value)][1]
         else:
-            total = hashlib.sha256()
-            read = self._feed_array(total, value)
-            found = f"{shape_of(value)} {read}:{total.hexdigest()[:32]}"
+            digest = hashlib.sha256()
+            read = self._feed_array(digest, value)
+            summary = f"{shape_of(value)} {read}:{digest.hexdigest()[:32]}"
             if keep:
-                self._digests[id(value)] = (value, found)
-        if " sample:" in found:
+                self._digests[id(value)] = (value, summary)
+        if " sample:" in summary:
             limit = self._sampling.full >> 30
-            self.unknown.append(f"all of an array of more than {limit} GiB; a sample of it was compared")
+            self.unknown.append(f"all values of an array of more than {limit} GiB (a sample of it was compared)")
         self.count += 1
-        return found
+        return summary
 
     def items(self, value: Any) -> str:
-        """How many items a list or dict has, and a digest of them."""
+        """Returns the number of items of a list or dict, and a digest of them."""
 
         def read() -> str:
-            total, files = hashlib.sha256(), self.files
-            self._feed(total, value)
+            digest, files = hashlib.sha256(), self.files
+            self._feed(digest, value)
             kind = "entries" if self.files == files else "entries with files"
             self.files = files
-            return f"{len(value)} {kind} sha256:{total.hexdigest()[:32]}"
+            return f"{len(value)} {kind} sha256:{digest.hexdigest()[:32]}"
 
-        found: str = self.kept(value, read)
-        self.files += " with files " in found
-        return found
+        summary: str = self.kept(value, read)
+        self.files += " with files " in summary
+        return summary
 
     def kept(self, value: Any, read: Callable[[], Any]) -> Any:
-        """What `read` gives of an object, or gave."""
+        """Returns the result of `read` for an object; it is called once per object and cached."""
         if id(value) not in self._digests:
             self._digests[id(value)] = (value, read())
         self.count += 1
         return self._digests[id(value)][1]
 
     def key(self, key: Any) -> str:
-        """A key of a dict as a text that is the same in every process."""
+        """Returns a dict key as a string that is the same in every process."""
         if isinstance(key, frozenset | tuple):
             inner = [self.key(item) if isinstance(item, frozenset | tuple) else self._text(item) for item in key]
             return f"({', '.join(inner)})" if isinstance(key, tuple) else f"{{{', '.join(sorted(inner))}}}"
@@ -99,8 +103,8 @@ class Contents:
 
     def _feed(self, total: Any, value: Any) -> None:
         if isinstance(value, Tensor | np.ndarray):
-            many = value.numel() if isinstance(value, Tensor) else value.size
-            total.update(self.array(value, keep=many > _SMALL).encode())
+            count = value.numel() if isinstance(value, Tensor) else value.size
+            total.update(self.array(value, keep=count > _SMALL).encode())
         elif is_plain(value):
             total.update(repr(plain_value(value)).encode() + b"\0")
         elif isinstance(value, list | tuple | deque) and has_files(value):
@@ -123,13 +127,13 @@ class Contents:
         elif isinstance(value, set | frozenset):
             total.update(repr(sorted(map(self._text, value))).encode())
         elif callable(getattr(value, "tobytes", None)) and hasattr(value, "mode"):  # a Pillow image
-            found = self.kept(value, lambda: hashlib.sha256(value.tobytes()).hexdigest())
-            total.update(f"{value.mode} {value.size} {found}".encode())
+            digest = self.kept(value, lambda: hashlib.sha256(value.tobytes()).hexdigest())
+            total.update(f"{value.mode} {value.size} {digest}".encode())
         else:
             total.update(repr(self._describe(value)).encode())
 
     def _feed_array(self, total: Any, value: Tensor | np.ndarray[Any, Any]) -> str:
-        """Gives "sha256", or "sample" where not all of it was read."""
+        """Returns "sha256", or "sample" if only part of the array was read."""
         if isinstance(value, np.ndarray) and value.dtype.hasobject:
             for item in value.reshape(-1).tolist():
                 self._feed(total, item)
@@ -144,14 +148,14 @@ class Contents:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether `plain_value` takes it."""
+    """Whether `plain_value` accepts the value."""
     return value is None or isinstance(
         value, bool | int | float | complex | str | bytes | Path | Enum | np.generic | torch.dtype | slice | range
     )
 
 
 def plain_value(value: Any) -> Any:
-    """A number, a short text, true, false or none; a long text with a digest of the rest."""
+    """Converts to a number, a bool, None or a string; a long string becomes its start and a digest."""
     if isinstance(value, Enum):
         return f"{type(value).__name__}.{value.name}"
     value = value.item() if isinstance(value, np.generic) else value
@@ -164,12 +168,12 @@ def plain_value(value: Any) -> Any:
 
 
 def is_path(text: str) -> bool:
-    """Whether a text looks like the path of a file in a directory."""
+    """Whether a string looks like a file path with a directory."""
     return os.sep in text or Path(text).is_absolute()
 
 
 def has_files(items: Any) -> bool:
-    """Whether a list is one of files, or of pairs that begin with one."""
+    """Whether a list holds file paths, or tuples that start with one. Only the first file must exist."""
     if not isinstance(items, Sequence) or isinstance(items, str) or not items:
         return False
     path = _path_in(items[0])
@@ -184,8 +188,9 @@ def _path_in(item: Any) -> str | None:
 
 
 def _feed_files(total: Any, items: Sequence[Any]) -> None:
-    """Paths below the directory that holds them all, what stands beside them, and the sizes of the files, of at most
-    100,000 of them, evenly spaced."""
+    """Adds the paths relative to their common directory, the values beside them, and the file sizes.
+
+    Sizes are read from at most 100,000 files, evenly spaced."""
     paths = [str(_path_in(item)) for item in items]
     first, last = min(paths), max(paths)
     same = next((i for i, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
@@ -200,7 +205,7 @@ def _feed_files(total: Any, items: Sequence[Any]) -> None:
 
 
 def _parts(value: Tensor | np.ndarray[Any, Any], sampling: Sampling, sampled: bool) -> Iterator[Any]:
-    """The bytes of an array; `sampled`, of rows that are evenly spaced."""
+    """Yields the bytes of an array in chunks; with `sampled`, only of evenly spaced ones."""
     if isinstance(value, Tensor):
         tensor = value.detach().as_subclass(Tensor).resolve_conj().resolve_neg()
         tensor = tensor.reshape(-1) if tensor.ndim == 0 or tensor.is_contiguous() else tensor
@@ -208,19 +213,19 @@ def _parts(value: Tensor | np.ndarray[Any, Any], sampling: Sampling, sampled: bo
         array = value.view(np.ndarray)
         array = array.reshape(-1) if array.ndim == 0 or array.flags.c_contiguous else array
     rows: Any = tensor if isinstance(value, Tensor) else array
-    wide = max(1, value.nbytes // max(1, len(rows)))
-    many = max(1, sampling.chunk // wide)
-    starts = range(0, len(rows), many)
+    row_bytes = max(1, value.nbytes // max(1, len(rows)))
+    rows_per_chunk = max(1, sampling.chunk // row_bytes)
+    starts = range(0, len(rows), rows_per_chunk)
     step = -(-value.nbytes // sampling.sampled) if sampled else 1
     for start in starts[::step]:
-        part = rows[start : start + many]
+        part = rows[start : start + rows_per_chunk]
         if isinstance(part, Tensor):
             part = part.contiguous().cpu().reshape(-1).view(torch.uint8).numpy()
         yield np.ascontiguousarray(part).view(np.uint8) if part.dtype.kind not in "mM" else part.tobytes()
 
 
 def shape_of(value: Any) -> str:
-    """Type and shape of an array, and whether it is trained."""
+    """The dtype and shape of an array, and whether it is a frozen parameter."""
     if value is None:
         return "none"
     if isinstance(value, Tensor) and is_lazy(value):
@@ -231,5 +236,5 @@ def shape_of(value: Any) -> str:
 
 
 def digest_of(text: str) -> str:
-    """A text of 32 characters."""
+    """The first 32 hexadecimal digits of the SHA-256 of a string."""
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:32]

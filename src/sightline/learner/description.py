@@ -1,8 +1,8 @@
-"""Python objects as plain values that two processes can compare: settings, the code of functions, digests of data.
+"""Describes Python objects as plain values that two processes can compare: settings, code of functions, data digests.
 
-A description is made of dicts, lists, texts and numbers. Keys that begin with "@" are its own; all others are names of
-the object. No random generator is read, no user code is called but `__len__` of data, and no memory address is part of
-a description."""
+A description consists of dicts, lists, strings and numbers. Keys that start with "@" are added by the describer; all
+others are names from the object. Describing reads no random generator and calls no user code except `__len__` of data.
+A description never contains a memory address."""
 
 import functools
 import re
@@ -55,11 +55,14 @@ _WITHOUT_EFFECT = frozenset(
     )
 )
 """Attributes that do not change what is computed, or that change during training."""
-_SILENT = ("torch.", "threading", "_thread", "logging", "random", "numpy.random")
-"""Where objects come from that hold no data, or none that could be compared."""
-_MOVING = ("optimizer", "base_lrs", "last_epoch", "best", "num_bad_epochs", "cooldown_counter", "T_cur", "T_i")
-_SCHEDULE = frozenset(("_schedulers", "_milestones", "_schedule_phases", "_anneal_func_type", "_scale_fn_ref"))
-"""Attributes of torch's schedulers: what changes with each step, and what was given and has a private name."""
+_WITHOUT_DATA = ("torch.", "threading", "_thread", "logging", "random", "numpy.random")
+"""Modules whose objects hold no data that could be compared."""
+_SCHEDULER_STATE = ("optimizer", "base_lrs", "last_epoch", "best", "num_bad_epochs", "cooldown_counter", "T_cur", "T_i")
+_SCHEDULER_ARGUMENTS = frozenset(
+    ("_schedulers", "_milestones", "_schedule_phases", "_anneal_func_type", "_scale_fn_ref")
+)
+"""Attributes of torch's schedulers: the state that changes with each step, and constructor arguments that are stored
+under a private name."""
 _INTERNAL = frozenset(vars(nn.Module()))
 _CLOCK = (1e9, 1e10)
 _DATE_AND_TIME = re.compile(r"(19|20)\d\d[-_.]?\d\d[-_.]?\d\d[T _-]*\d\d[-_:.h]?\d\d")
@@ -73,10 +76,12 @@ _CALLABLES: tuple[type, ...] = (
 
 
 class Describer:
-    """Makes descriptions. `named` are objects that are described elsewhere, and stand here by their names; `digests`
-    those of arrays, kept for the next describer of the same call. With `values`, buffers of a network, such as the
-    weights of a loss, are compared by their values. `calls` are names that code outside reads. `unknown` is what could
-    not be described of data."""
+    """Makes descriptions of objects.
+
+    `named` maps names to objects that are described elsewhere and appear here only by name. `digests` caches the
+    digests of arrays for the other describers of the same call. With `values`, the buffers of a network, such as the
+    class weights of a loss, are compared by value. `calls` are names that the calling code reads. `unknown` lists
+    objects that could not be described."""
 
     def __init__(
         self,
@@ -88,17 +93,19 @@ class Describer:
     ):
         self._named = {id(value): name for name, value in (named or {}).items() if value is not None}
         self._values = values
-        self._calls = calls  # the names that the code reads by which the object is used that is described
+        self._calls = calls  # names read by the code that uses the described object
         self._changed: dict[tuple[type, frozenset[str]], tuple[set[str], set[str]]] = {}
         self._contents = Contents(self.value, {} if digests is None else digests, sampling)
         self.unknown = self._contents.unknown
         self._known: dict[tuple[int, frozenset[str] | None], tuple[object, Any]] = {}
         self._depth = 0
-        self._held = 0  # arrays and lists in the attributes of the object that was described last
+        self._data_count = 0  # number of arrays and lists in the attributes of the last described object
 
     def value(self, value: Any, read: frozenset[str] | None = None) -> Any:
-        """The description of any object. With `read`, the names that a function reads, of an object without a call of
-        its own only what is among them."""
+        """Returns the description of any object.
+
+        `read` are the names that the calling function reads. An object without a custom `__call__` is then described
+        only by its attributes with these names."""
         if is_plain(value):
             return plain_value(value)
         if id(value) in self._named:
@@ -106,32 +113,32 @@ class Describer:
         key = (id(value), read)
         if key in self._known:
             return self._known[key][1]
-        self._known[key] = (value, "@again")  # what an object that contains itself finds
+        self._known[key] = (value, "@again")  # the value for an object that contains itself
         self._depth += 1
         try:
-            found = self._described(value, read) if self._depth < _DEPTH else name_of(type(value))
-        except Exception as error:  # whatever an object of the user's raises: a description never ends a training
+            description = self._described(value, read) if self._depth < _DEPTH else name_of(type(value))
+        except Exception as error:  # an error in a user's object must not stop training
             self.unknown.append(f"a {name_of(type(value))} ({type(error).__name__})")
-            found = {"@class": name_of(type(value))}
+            description = {"@class": name_of(type(value))}
         self._depth -= 1
-        self._known[key] = (value, found)
-        return found
+        self._known[key] = (value, description)
+        return description
 
     def _described(self, value: Any, read: frozenset[str] | None) -> Any:
         if isinstance(value, Tensor | np.ndarray):
             return self._contents.array(value)
         if isinstance(value, torch.Generator):
-            own = value is not torch.default_generator
-            return {"@class": "torch.Generator"} | ({"initial_seed": value.initial_seed()} if own else {})
+            is_custom = value is not torch.default_generator
+            return {"@class": "torch.Generator"} | ({"initial_seed": value.initial_seed()} if is_custom else {})
         if isinstance(value, nn.Module):
             return self.network(value)
         if isinstance(value, LRScheduler | ReduceLROnPlateau):
-            return self.object(value, without=_MOVING, private=_SCHEDULE)
+            return self.object(value, without=_SCHEDULER_STATE, private=_SCHEDULER_ARGUMENTS)
         if isinstance(value, functools.partial):
             names = {"@class": "partial", "function": self.value(value.func, read)}
             return names | {"arguments": self.value(value.args), "keywords": self.value(value.keywords)}
-        own = isinstance(value, types.FunctionType) and not is_installed(value)
-        if not own and isinstance(getattr(value, "__wrapped__", None), types.FunctionType | types.MethodType):
+        is_own_code = isinstance(value, types.FunctionType) and not is_installed(value)
+        if not is_own_code and isinstance(getattr(value, "__wrapped__", None), types.FunctionType | types.MethodType):
             return self.value(value.__wrapped__, read)
         if isinstance(value, types.FunctionType):
             return self.function(value)
@@ -161,16 +168,17 @@ class Describer:
     # --- code
 
     def function(self, function: types.FunctionType) -> Any:
-        """Its code, and the values of the variables around it that it uses."""
+        """Describes a function by its code and the values of the outer variables that it uses."""
         if is_installed(function):
             return {"@class": name_of(function)}
         name = name_of(function)
-        found = {"@class": name, "@code": {name: code_info(function.__code__).digest}}
-        return found | {"@uses": self._uses(function)}
+        description = {"@class": name, "@code": {name: code_info(function.__code__).digest}}
+        return description | {"@uses": self._uses(function)}
 
     def method(self, method: types.MethodType) -> Any:
-        """The code of a bound method and of the methods it calls, and the attributes they read. Of an object that is
-        described elsewhere only those that the user's own classes gave it."""
+        """Describes a bound method by its code, that of the methods it calls, and the attributes they read.
+
+        For an object that is described elsewhere, attributes set by library classes are omitted."""
         owner, name = method.__self__, method.__name__
         if isinstance(owner, type) or not functions_of(method.__func__):
             return self.value(method.__func__)
@@ -178,19 +186,19 @@ class Describer:
         if id(owner) in self._named:
             read -= made_by_library(type(owner))
         with self._called_by(frozenset((name,))):
-            held = self._attributes(owner, read)
-        return {"@class": name, "@code": code, "@uses": uses, "@attributes": held}
+            attributes = self._attributes(owner, read)
+        return {"@class": name, "@code": code, "@uses": uses, "@attributes": attributes}
 
     def _class(self, cls: type, read: frozenset[str] | None) -> Any:
         if is_library(cls.__module__):
             return name_of(cls)
         code, uses, _ = self._reachable(cls, sorted(name for name, member in vars(cls).items() if functions_of(member)))
-        held = {name: plain_value(vars(cls)[name]) for name in sorted((read or set()) & set(vars(cls)))
-                if is_plain(vars(cls)[name])}  # fmt: skip
-        return {"@class": name_of(cls), "@code": code, "@uses": uses, "@attributes": held}
+        names = sorted((read or set()) & set(vars(cls)))
+        attributes = {name: plain_value(vars(cls)[name]) for name in names if is_plain(vars(cls)[name])}
+        return {"@class": name_of(cls), "@code": code, "@uses": uses, "@attributes": attributes}
 
     def _reachable(self, cls: type, entries: Iterable[str]) -> tuple[dict[str, str], dict[str, Any], frozenset[str]]:
-        """(digests of the methods of a class, by name, what they use, the names they read), from `entries` on."""
+        """Returns (code digests by name, used values, names read) of the methods reachable from `entries`."""
         code: dict[str, str] = {}
         uses: dict[str, Any] = {}
         read: set[str] = set()
@@ -207,7 +215,7 @@ class Describer:
 
     @contextmanager
     def _called_by(self, names: frozenset[str]) -> Iterator[None]:
-        """While attributes of an object are described whose code reads these names."""
+        """A context in which `names` count as read by the code that uses the described object."""
         outer, self._calls = self._calls, self._calls | names
         try:
             yield
@@ -217,29 +225,29 @@ class Describer:
     def _uses(self, function: types.FunctionType, without: object = None) -> dict[str, Any]:
         code = function.__code__
         info = code_info(code)
-        around: dict[str, Any] = {}
+        variables: dict[str, Any] = {}
         for name in info.loads:
             if name in function.__globals__:
-                around[name] = function.__globals__[name]
+                variables[name] = function.__globals__[name]
         for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
             try:
-                around[name] = cell.cell_contents
+                variables[name] = cell.cell_contents
             except ValueError:  # not assigned yet
                 continue
         defaults = function.__defaults__ or ()
         positional = code.co_varnames[: code.co_argcount]
-        around |= dict(zip(positional[len(positional) - len(defaults) :], defaults, strict=True))
-        around |= function.__kwdefaults__ or {}
-        found = {}
-        for name, value in sorted(around.items()):
+        variables |= dict(zip(positional[len(positional) - len(defaults) :], defaults, strict=True))
+        variables |= function.__kwdefaults__ or {}
+        described = {}
+        for name, value in sorted(variables.items()):
             if name == "__class__" or name in info.rebinds or value is function or _is_circumstance(value):
                 continue
             if value is not None and value is without:
                 continue
             if name in info.mutates and _can_change(value):
                 continue
-            found[name] = self.value(value, info.reads)
-        return found
+            described[name] = self.value(value, info.reads)
+        return described
 
     # --- objects
 
@@ -250,30 +258,36 @@ class Describer:
         without: Iterable[str] = (),
         private: frozenset[str] = frozenset(),
     ) -> Any:
-        """Its class, its attributes, and, of a class of the user's, the code by which it is used."""
+        """Describes an object by its class, its attributes and, for a user's class, the code of its methods."""
         cls = type(value)
-        found: dict[str, Any] = {"@class": name_of(cls)}
+        description: dict[str, Any] = {"@class": name_of(cls)}
         library = is_library(cls.__module__)
         if isinstance(value, Optimizer | torch.device | torch.Stream):
-            return found
+            return description
         if isinstance(value, torch.jit.ScriptFunction):
-            return found | {"@code": {"code": digest_of(str(value.code))}}
+            return description | {"@code": {"code": digest_of(str(value.code))}}
         reads: frozenset[str] = frozenset()
         if not library:
             entries = entries_of(cls) if read is None else [*entries_of(cls), *sorted(read)]
             code, uses, reads = self._reachable(cls, entries)
-            found |= {"@code": code, "@uses": uses}
+            description |= {"@code": code, "@uses": uses}
             read = None if read is None or "__call__" in entries_of(cls) else read | reads
         before = self._contents.count
         with self._called_by(reads):
-            held = self._attributes(value, read, without, reads | private)
-        self._held = self._contents.count - before
-        if read is None and library and not held and not callable(value) and not cls.__module__.startswith(_SILENT):
+            attributes = self._attributes(value, read, without, reads | private)
+        self._data_count = self._contents.count - before
+        if (
+            read is None
+            and library
+            and not attributes
+            and not callable(value)
+            and not cls.__module__.startswith(_WITHOUT_DATA)
+        ):
             self.unknown.append(f"a {name_of(cls)}")
-        return found | {"@settings" if library else "@attributes": held}
+        return description | {"@settings" if library else "@attributes": attributes}
 
     def table(self, value: Any) -> Any:
-        """A table of pandas, by its columns."""
+        """Describes a pandas object by its columns."""
         if not hasattr(value, "columns"):
             return self._contents.kept(value, lambda: self._contents.array(value.to_numpy(), keep=False))
         columns = self._contents.kept(value, lambda: {
@@ -288,13 +302,15 @@ class Describer:
         without: Iterable[str] = (),
         private: frozenset[str] = frozenset(),
     ) -> dict[str, Any]:
-        """Without those that its own methods change, and those that say where, on what and when it runs. Of names that
-        begin with "_", those of `private` alone; of the attributes of its class, those that code reads."""
+        """The attributes of an object that its methods do not change and that do not depend on where or when it runs.
+
+        Names with a leading "_" are included only if they are in `private`, class attributes only if code reads
+        them."""
         cls = type(value)
         reads = self._calls | private | (read or frozenset())
         changing, mutated = self._moving(cls, reads)
         library = is_library(cls.__module__)
-        found = {}
+        described = {}
         for name, item in sorted((_class_fields(cls, reads) | _fields(value)).items()):
             if name in changing or name in _WITHOUT_EFFECT or name in without or _is_circumstance(item):
                 continue
@@ -304,8 +320,8 @@ class Describer:
                 continue
             if isinstance(value, nn.Module) and name in _INTERNAL:
                 continue
-            found[name] = self.value(item, read)
-        return found
+            described[name] = self.value(item, read)
+        return described
 
     def _moving(self, cls: type, calls: frozenset[str] = frozenset()) -> tuple[set[str], set[str]]:
         key = cls, calls & members_of(cls)
@@ -314,8 +330,9 @@ class Describer:
         return self._changed[key]
 
     def network(self, model: nn.Module) -> Any:
-        """Every submodule by name: its class, settings and code, and its parameters by type, shape and whether they
-        are trained."""
+        """Describes every submodule by its class, settings, code and parameters.
+
+        Parameters are described by dtype, shape and whether they are trained."""
         layers: dict[str, Any] = {}
         names: dict[int, str] = {}
         classes = {type(module) for module in model.modules()}
@@ -330,35 +347,35 @@ class Describer:
 
     def _layer(self, module: nn.Module, path: str, names: dict[int, str]) -> dict[str, Any]:
         if isinstance(module, torch.jit.ScriptModule | torch.fx.GraphModule):
-            found: dict[str, Any] = {"@class": name_of(type(module))}
-            with suppress(Exception):  # a part without a forward has no code
-                found["@code"] = {"code": digest_of(str(module.code))}
-            return found | {"@parameters": {name: shape_of(value) for name, value in module.named_parameters()}}
-        found = self.object(module)
+            description: dict[str, Any] = {"@class": name_of(type(module))}
+            with suppress(Exception):  # a module without `forward` has no code
+                description["@code"] = {"code": digest_of(str(module.code))}
+            return description | {"@parameters": {name: shape_of(value) for name, value in module.named_parameters()}}
+        description = self.object(module)
         parameters = {}
         for name, value in module._parameters.items():
             shared = None if value is None else names.setdefault(id(value), f"{path}.{name}".lstrip("."))
-            own = shared in (None, f"{path}.{name}".lstrip("."))
-            parameters[name] = shape_of(value) if own else f"the same as '{shared}'"
+            is_first = shared in (None, f"{path}.{name}".lstrip("."))
+            parameters[name] = shape_of(value) if is_first else f"the same as '{shared}'"
         moving = set().union(*self._moving(type(module), self._calls))
         compared = {*module._buffers} if self._values else module._non_persistent_buffers_set - moving
         buffers = {name: self._contents.array(value) if name in compared and value is not None else shape_of(value)
                    for name, value in module._buffers.items()}  # fmt: skip
         hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
         hooks = [self.value(hook) for hook in hooks if not _is_library_function(hook)]
-        found |= {"forward_hooks": hooks} if hooks else {}
-        return found | {"@parameters": parameters, "@buffers": buffers}
+        description |= {"forward_hooks": hooks} if hooks else {}
+        return description | {"@parameters": parameters, "@buffers": buffers}
 
     def container(self, value: Any, read: frozenset[str] | None = None) -> Any:
-        """A short one by its items, a long one by a digest of them."""
+        """Describes a short container by its items, and a long one by a digest of them."""
         items: Any
         if isinstance(value, Mapping) and len(value) <= MANY:
             items = {self._contents.key(key): item for key, item in value.items()}
-            few = {key: item for key, item in items.items() if read and key in read}
-            if len(few or items) <= SHORT:
-                return {key: self.value(item, read) for key, item in sorted((few or items).items())
+            selected = {key: item for key, item in items.items() if read and key in read}
+            if len(selected or items) <= SHORT:
+                return {key: self.value(item, read) for key, item in sorted((selected or items).items())
                         if not (isinstance(item, str) and _DEVICE.fullmatch(item))}  # fmt: skip
-            items = few or value
+            items = selected or value
         elif isinstance(value, set | frozenset) and len(value) <= SHORT:
             items = sorted((self.value(item) for item in value), key=repr)
         else:
@@ -370,87 +387,90 @@ class Describer:
     # --- data
 
     def loader(self, loader: Any) -> Any:
-        """How it makes batches, and of what."""
+        """Describes a loader by its dataset and the settings that determine its batches."""
         if isinstance(loader, list | tuple):
             return {"@class": "list", "batches": len(loader), "content": self._contents.items(loader)}
         dataset = getattr(loader, "dataset", None)
         if dataset is None or not hasattr(loader, "batch_size"):
             return self.dataset(loader)
-        found: dict[str, Any] = {"@class": name_of(type(loader)), "dataset": self.dataset(dataset)}
+        description: dict[str, Any] = {"@class": name_of(type(loader)), "dataset": self.dataset(dataset)}
         if not is_library(type(loader).__module__):
-            found["@code"], found["@uses"], _ = self._reachable(type(loader), entries_of(type(loader)))
+            description["@code"], description["@uses"], _ = self._reachable(type(loader), entries_of(type(loader)))
         for name in ("batch_size", "drop_last", "collate_fn", "worker_init_fn", "generator"):
-            found[name] = self.value(getattr(loader, name, None))
+            description[name] = self.value(getattr(loader, name, None))
         sampler, batches = getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)
-        if batches is not None and (found["batch_size"] is None or type(batches) is not torch.utils.data.BatchSampler):
-            found["batch_sampler"] = self._sampler(batches)
+        if batches is not None and (
+            description["batch_size"] is None or type(batches) is not torch.utils.data.BatchSampler
+        ):
+            description["batch_sampler"] = self._sampler(batches)
         if sampler is not None:
-            found["sampler"] = self._sampler(sampler)
-        return found
+            description["sampler"] = self._sampler(sampler)
+        return description
 
     def _sampler(self, sampler: Any) -> Any:
         if is_plain(sampler) or isinstance(sampler, Mapping | Sequence):
             return self.value(sampler)
         batches = isinstance(sampler, torch.utils.data.BatchSampler)
-        found = self.object(sampler, without=("data_source", "dataset", *(("sampler",) if batches else ())))
+        description = self.object(sampler, without=("data_source", "dataset", *(("sampler",) if batches else ())))
         if batches:
-            found["sampler"] = self._sampler(sampler.sampler)
+            description["sampler"] = self._sampler(sampler.sampler)
         if isinstance(sampler, torch.utils.data.RandomSampler):
-            found["num_samples"] = sampler.num_samples
-        return found
+            description["num_samples"] = sampler.num_samples
+        return description
 
     def dataset(self, dataset: Any) -> Any:
-        """Its length, its attributes with digests of what it holds, and its code. Where that does not say what the
-        samples are, `unknown` does."""
+        """Describes a dataset by its length, its attributes with digests of their data, and its code.
+
+        If that does not determine the samples, `unknown` lists them."""
         if isinstance(dataset, Sequence | Mapping) and is_library(type(dataset).__module__):
             return {"@class": name_of(type(dataset)), "content": self._contents.items(dataset)}
         contents = self._contents
-        files, opaque = contents.files, len(self.unknown)
-        found = self.object(dataset)
-        holds = self._held > 0
-        kind = "@settings" if "@settings" in found else "@attributes"
-        held = found.setdefault(kind, {})
+        files, unknown_before = contents.files, len(self.unknown)
+        description = self.object(dataset)
+        has_data = self._data_count > 0
+        kind = "@settings" if "@settings" in description else "@attributes"
+        attributes = description.setdefault(kind, {})
         for name, item in _fields(dataset).items():
             if name.startswith("_") and isinstance(item, list | np.ndarray | Tensor) and _is_torchvision(dataset):
-                held[name] = self.value(item)
-                holds = True
+                attributes[name] = self.value(item)
+                has_data = True
         if _is_torchvision(dataset):
-            held.pop("transforms", None)  # made of `transform` and `target_transform`
-        if not holds and len(self.unknown) == opaque:
-            self.unknown.append(f"the samples of {name_of(type(dataset))}, which it does not hold in memory")
-        elif contents.files > files or _is_torchvision(dataset):  # they may have been moved to another directory
-            for name in [name for name, item in held.items() if isinstance(item, str) and is_path(item)]:
-                del held[name]
+            attributes.pop("transforms", None)  # derived from `transform` and `target_transform`
+        if not has_data and len(self.unknown) == unknown_before:
+            self.unknown.append(f"the samples of {name_of(type(dataset))}, which are not in memory")
+        elif contents.files > files or _is_torchvision(dataset):  # the files may have been moved to another directory
+            for name in [name for name, item in attributes.items() if isinstance(item, str) and is_path(item)]:
+                del attributes[name]
         try:
-            found["samples"] = len(dataset)
-        except Exception:  # an iterable one has no length, or one that its own code does not know
-            found["samples"] = None
-        return found
+            description["samples"] = len(dataset)
+        except Exception:  # an iterable dataset has no length, or its `__len__` fails
+            description["samples"] = None
+        return description
 
 
 def _class_fields(cls: type, read: Iterable[str]) -> dict[str, Any]:
-    """The attributes among `read` that the user's own classes give to all their objects."""
+    """The class attributes among `read` that the user's classes define."""
     owners = [vars(owner) for owner in own_classes(cls)]
     names = {name for name in read if not name.startswith("__")}
-    found = {name: next(owner[name] for owner in owners if name in owner) for name in names & members_of(cls)}
-    return {name: item for name, item in found.items() if not hasattr(type(item), "__get__")}
+    fields = {name: next(owner[name] for owner in owners if name in owner) for name in names & members_of(cls)}
+    return {name: item for name, item in fields.items() if not hasattr(type(item), "__get__")}
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    """The attributes of an object, in the order of their names."""
-    found = dict(getattr(value, "__dict__", {}))
+    """The attributes of an object, sorted by name."""
+    fields = dict(getattr(value, "__dict__", {}))
     for owner in type(value).__mro__:
-        for name in [name for name in found if isinstance(vars(owner).get(name), functools.cached_property)]:
-            del found[name]  # it is made of other attributes
+        for name in [name for name in fields if isinstance(vars(owner).get(name), functools.cached_property)]:
+            del fields[name]  # computed from other attributes
         slots = vars(owner).get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else slots:
             if isinstance(vars(owner).get(name), types.MemberDescriptorType) and hasattr(value, name):
-                found[name] = getattr(value, name)
-    return dict(sorted((str(name), item) for name, item in found.items()))
+                fields[name] = getattr(value, name)
+    return dict(sorted((str(name), item) for name, item in fields.items()))
 
 
 def _is_circumstance(value: Any) -> bool:
-    """A time of day, a device, and a random identifier are of the process and not of the experiment."""
+    """Whether a value belongs to the process, not the experiment: a time, a device or a random identifier."""
     if isinstance(value, str):
         return bool(_DATE_AND_TIME.search(value) or _DEVICE.fullmatch(value) or _IDENTIFIER.fullmatch(value))
     return isinstance(value, torch.device | uuid.UUID) or (isinstance(value, float) and _CLOCK[0] < value < _CLOCK[1])
@@ -461,7 +481,7 @@ def _can_change(value: Any) -> bool:
 
 
 def _is_library_function(value: Any) -> bool:
-    """Such as the hooks of `half()`."""
+    """Whether a function is installed code, such as the hooks of `half()`."""
     function = getattr(value, "__func__", value)
     return isinstance(function, types.FunctionType) and is_installed(function)
 
@@ -471,7 +491,7 @@ def _is_torchvision(value: Any) -> bool:
 
 
 def _builtin(value: Any) -> Any:
-    """The items of an object whose class is made of a list or a dict."""
+    """The items of an instance of a container subclass, as a plain dict or list."""
     if isinstance(value, dict):
         return dict(dict.items(value))
     kind = next(kind for kind in _CONTAINERS if isinstance(value, kind))

@@ -1,4 +1,4 @@
-"""One call of `train`: the learner's steps in the engine's loop, in a session on `model_dir`."""
+"""Runs one call of `train`: the learner's steps in the engine's training loop, with `model_dir` as run directory."""
 
 import signal
 from collections.abc import Iterator
@@ -24,10 +24,10 @@ from sightline.runs.directory import Run
 from sightline.runs.recorders import CurveRecorder, JsonlRecorder
 from sightline.session import CheckpointPolicy, FitOptions, Interface, ResumePolicy, SavedRun, Session
 
-_ADVICE = "Use what it began with to resume it, or choose another model_dir to start over; nothing is overwritten."
+_ADVICE = "Restore the original settings to resume, or choose another model_dir to start over; nothing is overwritten."
 INTERFACE = Interface(
     name="learner",
-    again="the same call of train",
+    again="the same call to train",
     advice=_ADVICE,
     without_checkpoint="Choose another model_dir; nothing is overwritten.",
     traces=(f"{ALL}/*.pth", f"{BEST}/*.pth", LOSS_PLOT.format("*")),
@@ -36,11 +36,12 @@ ARGUMENT_NAMES: dict[str, str | None] = {"directory": "model_dir", "max_epochs":
 
 
 def fit(learner: LearnerState, plan: TrainArguments) -> None:
-    """Trains, from the directory's newest checkpoint on where there is one; where that is of the last epoch, the
-    learner gets what it had then. When it is interrupted, raises KeyboardInterrupt, or Terminated, after the
-    checkpoint."""
+    """Trains until `plan.num_epochs`, resuming from the newest checkpoint of the directory if there is one.
+
+    If that checkpoint is of the last epoch, only restores the learner. When interrupted, raises KeyboardInterrupt, or
+    Terminated for SIGTERM, after writing a checkpoint."""
     if plan.display_metrics or plan.save_metrics:
-        import_optional("matplotlib.figure")  # now, and not after the first epoch
+        import_optional("matplotlib.figure")  # fails now if it is missing, not after the first epoch
     learner.optimizer, learner.loss_fn, learner.clip_grads = plan.optimizer, plan.loss_fn, plan.clip_grads
     for split in ("train", "test", "val"):
         metrics = list(plan.metrics[split].values()) if split in plan.metrics else None
@@ -48,16 +49,16 @@ def fit(learner: LearnerState, plan: TrainArguments) -> None:
     run = Run(plan.directory)
     learner.model_dir = str(run.path)
     task = LearnerTask(learner, plan.metrics, plan)
-    clipped = (
+    clipping = (
         nullcontext() if plan.optimizer is None else clip_in_step(plan.optimizer, plan.clip_grads, plan.clip_params)
     )
     policy = ResumePolicy(finished="return", unstarted="restart")
-    # one process trains: the learner's callbacks change the training and write files at once
+    # a single process: the learner's callbacks may change the training and write files
     with (
         _translate_errors(),
         argument_names(ARGUMENT_NAMES),
-        Session(run, INTERFACE, policy, ranks=Ranks()) as session,
-        clipped,
+        Session(run, INTERFACE, policy, report=print, ranks=Ranks()) as session,
+        clipping,
     ):
         curves = [] if plan.tensorboard_log is None else [CurveRecorder(plan.tensorboard_log, by_epoch=True)]
         outputs = OutputsCallback(learner, plan, run.path, *curves)
@@ -91,7 +92,7 @@ def fit(learner: LearnerState, plan: TrainArguments) -> None:
 
 @contextmanager
 def _translate_errors() -> Iterator[None]:
-    """A directory that holds another training is a wrong argument."""
+    """Turns the error for a directory that holds another training into a LearnerError."""
     try:
         yield
     except AnotherTrainingError as error:
@@ -99,16 +100,18 @@ def _translate_errors() -> Iterator[None]:
 
 
 def _checkpoint_policy(plan: TrainArguments, save_first: bool) -> CheckpointPolicy:
-    """The best model is that of the deciding metric. Nearly all loaders that come here cannot begin in the middle of
-    an epoch, which is documented, so nobody is warned of it."""
+    """The best checkpoint is chosen by the deciding metric.
+
+    Most loaders cannot resume in the middle of an epoch; that is documented, so there is no warning."""
     split, name = plan.deciding or ("", "")
     mode = direction(plan.metrics[split][name]) if split else "max"
     return CheckpointPolicy(f"{split}_{name}", mode, save_first=save_first, warn=False)
 
 
 def _check_resumable(session: Session, learner: LearnerState, plan: TrainArguments) -> TrainingDescription:
-    """What makes this training the one it is; raises AnotherTrainingError where the directory holds another one. Prints
-    once what could not be compared."""
+    """Returns the description of this training, after comparing it with the one in the directory.
+
+    Raises AnotherTrainingError if they differ. Prints once what could not be compared."""
     description = TrainingDescription(learner, plan)
     saved, arguments = session.saved, description.arguments
     if saved is None:
@@ -119,12 +122,13 @@ def _check_resumable(session: Session, learner: LearnerState, plan: TrainArgumen
     done = saved.position.epoch
     if done > plan.num_epochs:
         raise LearnerError(
-            f"model_dir: the training in '{session.run.path}' has done {done} epochs, and num_epochs, the number of "
-            f"all epochs, is {plan.num_epochs}. {_ADVICE}"
+            f"num_epochs: expected an integer >= {done}, the epochs already done in '{session.run.path}', found "
+            f"{plan.num_epochs}. Increase num_epochs, which is the total, or choose another model_dir to start over; "
+            f"nothing is overwritten."
         )
     changes, notes = description.compare(saved.config, done)
     session.settle(changes)
-    if session.saved is None:  # it starts over
+    if session.saved is None:  # the training starts over
         return TrainingDescription(learner, plan)
     if notes:
         print(f"Not compared with the training in '{session.run.path}': {'; '.join(notes)}")
@@ -132,9 +136,9 @@ def _check_resumable(session: Session, learner: LearnerState, plan: TrainArgumen
 
 
 def _shape_changes(saved: SavedRun, learner: LearnerState) -> list[Change]:
-    """The first tensor of the network that has another shape."""
-    was, now = (
+    """The first tensor of the network whose shape differs from the checkpoint."""
+    before, now = (
         {key: list(value.shape) for key, value in state.items() if isinstance(value, Tensor)}
         for state in (saved.content["model"], learner.model.state_dict())
     )
-    return Identity({"network": {"@parameters": now}}).compare({"network": {"@parameters": was}})[:1]
+    return Identity({"network": {"@parameters": now}}).compare({"network": {"@parameters": before}})[:1]

@@ -1,7 +1,7 @@
-"""Whether a call of `train` is that of the training a directory holds: what is compared, and what is said of it.
+"""Decides whether a call to `train` continues the training in a directory, and describes the differences.
 
 Compared are the network, the loss, the optimiser, the schedule, the steps, the metrics and the loaders with their data.
-Not compared is what changes where a training runs and what it writes: device, worker processes, plots, logs."""
+Settings that only change where training runs and what it writes are not: device, worker processes, plots, logs."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from sightline.learner.task import EVAL, TRAIN, VALIDATE, find_method
 
 VERSION = 2
 _CYCLED = ("params", "lr", "betas", "momentum", "max_momentum", "base_momentum", "max_lr", "min_lr")
-"""What a schedule can change in an optimiser as it goes; where there is none that does, the description has it."""
+"""Optimiser settings that a schedule can change; `_optimizer` describes some of them if no schedule does."""
 _GROUP = ("max_lr", "min_lr", "max_momentum", "base_momentum")
 _LENGTHS = ("total_steps", "T_max", "total_iters")
 
 
 def describe_arguments(learner: LearnerState, plan: TrainArguments) -> dict[str, Any]:
-    """What makes a training the one it is, as far as plain values say it."""
+    """The settings that identify a training, as far as they are plain values."""
     groups = []
     for group in plan.optimizer.param_groups if plan.optimizer is not None else ():
-        group.setdefault("initial_lr", group["lr"])  # which a schedule leaves alone
+        group.setdefault("initial_lr", group["lr"])  # which a schedule does not change
         groups.append({name: repr(value) for name, value in sorted(group.items()) if name not in _CYCLED})
     return {
         "seed": torch.initial_seed() % 2**63,
@@ -51,10 +51,10 @@ def describe_arguments(learner: LearnerState, plan: TrainArguments) -> dict[str,
 
 
 def describe_settings(learner: LearnerState, plan: TrainArguments, digests: Digests) -> dict[str, Any]:
-    """All but the data. `digests` are those of arrays that are known, and of those that are read for it."""
-    elsewhere = {"the learner": learner, "the optimizer": plan.optimizer}
-    elsewhere |= {name: getattr(plan, name) for name in ("train_loader", "test_loader", "val_loader")}
-    named = elsewhere | {"the network": learner.model}
+    """Describes everything that identifies a training except its data. `digests` is a cache, which is extended."""
+    references = {"the learner": learner, "the optimizer": plan.optimizer}
+    references |= {name: getattr(plan, name) for name in ("train_loader", "test_loader", "val_loader")}
+    named = references | {"the network": learner.model}
 
     def described(value: Any, **how: Any) -> Any:
         return Describer(named, digests, **how).value(value)
@@ -62,8 +62,8 @@ def describe_settings(learner: LearnerState, plan: TrainArguments, digests: Dige
     schedule, steps = plan.lr_schedule, _steps(learner)
     calls = reads_of(type(learner), [getattr(step, "__name__", "") for step in steps.values()])
     describer = Describer(named, digests)
-    found = {
-        "network": Describer(elsewhere, digests, calls=calls).value(learner.model),
+    parts = {
+        "network": Describer(references, digests, calls=calls).value(learner.model),
         "loss_fn": described(plan.loss_fn, values=True),
         "optimizer": _optimizer(learner, plan),
         "lr_schedule": None if schedule is None else {"function": described(schedule), "late": plan.lr_schedule_late},
@@ -72,58 +72,62 @@ def describe_settings(learner: LearnerState, plan: TrainArguments, digests: Dige
         "input_hooks": [described(hook) for hook in learner.input_hooks],
     }
     for split, metrics in plan.metrics.items():
-        found[f"{split}_metrics"] = {name: described(metric) for name, metric in metrics.items()}
-    return _plain(found)
+        parts[f"{split}_metrics"] = {name: described(metric) for name, metric in metrics.items()}
+    return _plain(parts)
 
 
 def describe_loaders(plan: TrainArguments, digests: Digests) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """(the loaders by the names of their arguments, what of each cannot be compared). A data set that two of them have
-    is read once."""
-    found, unknown = {}, {}
+    """Returns (descriptions of the loaders by argument name, what cannot be compared of each).
+
+    A dataset that two loaders share is read once."""
+    loaders, unknown = {}, {}
     for split in ("train", "test", "val"):
         name = f"{split}_loader"
         loader = getattr(plan, name)
         if loader is not None:
             describer = Describer(digests=digests)
-            found[name] = describer.loader(loader)
+            loaders[name] = describer.loader(loader)
             unknown[name] = list(dict.fromkeys(describer.unknown))
-    return _plain(found), unknown
+    return _plain(loaders), unknown
 
 
 class TrainingDescription:
-    """The parts of one call of `train` as plain values, compared with those in the config of a checkpoint: `arguments`
-    by name, `settings` and `loaders` by what they are made of. Data of more than `large` bytes is read once."""
+    """One call to `train` as plain values, which are compared with those in the config of a checkpoint.
+
+    `arguments` are plain values by name; `settings` and `loaders` are descriptions. Arrays of more than `large` bytes
+    are read only once."""
 
     def __init__(self, learner: LearnerState, plan: TrainArguments, large: int = 16 << 20):
         self._learner, self._plan = learner, plan
         digests: Digests = {}
         self.arguments = describe_arguments(learner, plan)
         self.settings = describe_settings(learner, plan, digests)
-        self._large = {key: found for key, found in digests.items() if _is_large(found[0], large)}
+        self._large = {key: entry for key, entry in digests.items() if _is_large(entry[0], large)}
         self.loaders, self.unknown = describe_loaders(plan, digests)
-        # of the data no large array is read again, nor many small ones, nor a long container, even if it was changed in
-        # place: that would take long at every epoch
-        few = sum(size for found in digests.values() if (size := _bytes(found[0])) <= large) <= large
-        self._known = {key: found for key, found in digests.items() if _is_large(found[0], large if few else -1)}
+        # reading large arrays, many small arrays or long containers again at every epoch would be slow, so changes to
+        # them in place are not noticed
+        is_small = sum(size for entry in digests.values() if (size := _bytes(entry[0])) <= large) <= large
+        self._known = {key: entry for key, entry in digests.items() if _is_large(entry[0], large if is_small else -1)}
         self.changed: dict[Path, Any] = {}
 
     def saved(self) -> dict[str, Any]:
-        """For the config of a checkpoint; what is long as texts, so that a checkpoint has no more to copy."""
-        found = {
+        """Returns the entries for a checkpoint's config; long ones are JSON strings, which are cheap to copy."""
+        description = {
             "version": VERSION,
             "python": python_version(),
             "num_epochs": self._plan.num_epochs,
             "parts": self.settings | self.loaders,
         }
         changed = [[*path, value] for path, value in self.changed.items()]
-        return self.arguments | {"identity": json.dumps(found), "changed": json.dumps(changed)}
+        return self.arguments | {"identity": json.dumps(description), "changed": json.dumps(changed)}
 
     def compare(self, config: Mapping[str, Any], epoch: int) -> tuple[list[Change], list[str]]:
-        """(what differs from the training that a checkpoint of `epoch` with this config is of, a description of what
-        could not be compared)."""
+        """Compares with the `config` of a checkpoint, in which `epoch` epochs are done.
+
+        Returns (the differences, descriptions of what could not be compared)."""
         then = current_names(json.loads(config.get("identity", "{}")))
         if then.get("version") != VERSION:
-            return [], ["network, loss, schedule and data, which the version that began it did not note"]
+            return [], ["network, loss, schedule and data (the checkpoint's version did not record them)"]
         for *path, value in json.loads(config.get("changed", "[]")):
             self.changed[tuple(path)] = value
         notes = [f"{name}: {text}" for name, texts in self.unknown.items() for text in texts]
@@ -138,21 +142,22 @@ class TrainingDescription:
                 continue
             for path, was, value in list(differences(then["parts"][name], now[name], (name,), same_python)):
                 if path[0] == "lr_scheduler" and _longer(then["parts"][name], now[name]):
-                    continue  # refused where the checkpoint is read
+                    continue  # raises an error later, when the checkpoint is restored
                 if path == ("lr_schedule",) and was is None and epoch == then["num_epochs"] < self._plan.num_epochs:
-                    notes.append(f"lr_schedule, of which there was none up to epoch {epoch}")
+                    notes.append(f"lr_schedule (there was none up to epoch {epoch})")
                 elif path not in self.changed:
                     differing.append(Change(path, was, value))
                 else:
                     if self.changed[path] != value:
-                        notes.append(f"{describe_change(path, was, value)}; training changes it")
+                        notes.append(f"{describe_change(path, was, value)} (training changes it)")
                     parts = self.settings if name in self.settings else self.loaders
-                    set_at_path(parts, path, was)  # what it began with stays known
+                    set_at_path(parts, path, was)  # keeps the value that training started with
         return differing, notes
 
     def note_changes(self) -> None:
-        """Adds to `changed` what is not as it was when the call began: a rate of dropout that is lowered, layers that
-        are unfrozen, a transform that grows stronger. The next call does not compare it."""
+        """Adds to `changed` what training has changed since the call started; the next call does not compare it.
+
+        Examples are a lowered dropout rate, unfrozen layers and a stronger transform."""
         now = describe_settings(self._learner, self._plan, dict(self._large))
         now |= describe_loaders(self._plan, dict(self._known))[0]
         for path, _, value in differences(self.settings | self.loaders, now):
@@ -160,22 +165,23 @@ class TrainingDescription:
 
 
 class NoteChanges(Callback):
-    """Notes in the config of checkpoints what training itself changed. It comes after the callbacks of the learner and
-    before the checkpointer."""
+    """Records in the config of checkpoints what training itself changed.
+
+    It must run after the learner's callbacks and before the checkpointer."""
 
     def __init__(self, description: TrainingDescription):
         self._description = description
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, float]) -> None:
-        """Before the checkpoint of the epoch."""
+        """Records changes before the epoch's checkpoint is written."""
         self._note(trainer.state)
 
     def on_checkpoint(self, trainer: Trainer) -> None:
-        """Before a checkpoint that was asked for."""
+        """Records changes before a requested checkpoint is written."""
         self._note(trainer.state)
 
     def on_fit_end(self, trainer: Trainer) -> None:
-        """Before the checkpoint of an interrupted training."""
+        """Records changes before the checkpoint of an interrupted training is written."""
         self._note(trainer.state)
 
     def _note(self, state: TrainState) -> None:
@@ -184,8 +190,9 @@ class NoteChanges(Callback):
 
 
 def _optimizer(learner: LearnerState, plan: TrainArguments) -> Any:
-    """Its class, which parameters are in which of its groups, and their momentum where no schedule changes it. Their
-    other settings are compared by themselves."""
+    """The class of the optimiser, the parameters in each group, and the momentum if no schedule changes it.
+
+    The other settings are part of `describe_arguments`."""
     optimizer = plan.optimizer
     if optimizer is None:
         return None
@@ -193,50 +200,53 @@ def _optimizer(learner: LearnerState, plan: TrainArguments) -> Any:
     if isinstance(plan.loss_fn, nn.Module):
         names |= {id(value): f"loss_fn.{name}" for name, value in plan.loss_fn.named_parameters()}
     describer = Describer()
-    found = describer.object(optimizer)
+    description = describer.object(optimizer)
     groups = []
     for group in optimizer.param_groups:
         parameters = [names.get(id(value), "a parameter of none") for value in group["params"]]
         cycled = plan.lr_scheduler is not None and "max_momentum" in group
         momentum = {} if cycled else {name: group[name] for name in ("momentum", "betas") if name in group}
         groups.append({"count": len(parameters), "parameters": describer.value(parameters)} | describer.value(momentum))
-    return found | {"groups": groups}
+    return description | {"groups": groups}
 
 
 def _scheduler(plan: TrainArguments, named: Mapping[str, object]) -> Any:
-    found = Describer(named).value(plan.lr_scheduler)
+    description = Describer(named).value(plan.lr_scheduler)
     groups = plan.optimizer.param_groups if plan.optimizer is not None else ()
     rates = [{name: group[name] for name in _GROUP if name in group} for group in groups]
-    return found | {"groups": Describer().value(rates)}
+    return description | {"groups": Describer().value(rates)}
 
 
 def _steps(learner: LearnerState) -> dict[str, Any]:
-    """The learner's own steps, those that it has."""
-    found = {name: find_method(learner, *how) for name, how in (("train", TRAIN), ("eval", EVAL), ("val", VALIDATE))}
-    return {name: step for name, step in found.items() if step is not None}
+    """The step methods that the learner defines, by name."""
+    methods = {
+        name: find_method(learner, *spellings)
+        for name, spellings in (("train", TRAIN), ("eval", EVAL), ("val", VALIDATE))
+    }
+    return {name: step for name, step in methods.items() if step is not None}
 
 
 def _bytes(value: Any) -> int:
-    """Of an array; of all else 0."""
+    """The size of an array in bytes; 0 for any other object."""
     if isinstance(value, Tensor):
         return value.numel() * value.element_size()
     return value.nbytes if isinstance(value, np.ndarray) else 0
 
 
 def _is_large(value: Any, more_than: int) -> bool:
-    """Whether something would take long to read at every epoch: an array of more bytes, a long container, files."""
+    """Whether reading a value at every epoch would be slow: an array of more bytes, a long container, or files."""
     if isinstance(value, Tensor | np.ndarray):
         return _bytes(value) > more_than
     return not hasattr(value, "__len__") or len(value) > MANY or has_files(value)
 
 
 def _longer(was: Any, now: Any) -> bool:
-    """Whether a schedule that knows its end has another one."""
-    kinds = [(found or {}).get("@settings", {}) for found in (was, now)]
+    """Whether a schedule of fixed length has a different length."""
+    kinds = [(description or {}).get("@settings", {}) for description in (was, now)]
     return any(kinds[0].get(name) != kinds[1].get(name) for name in _LENGTHS)
 
 
 def _plain(value: dict[str, Any]) -> dict[str, Any]:
-    """As it comes back from a checkpoint."""
-    found: dict[str, Any] = json.loads(json.dumps(value))
-    return found
+    """Converts a description to the form in which a checkpoint returns it."""
+    plain: dict[str, Any] = json.loads(json.dumps(value))
+    return plain

@@ -1,4 +1,4 @@
-"""Helpers for images and classes: load one image, name an ImageNet class, encode labels."""
+"""Helpers to load an image, to name an ImageNet class and to one-hot encode labels."""
 
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ def load_image(
     mean: Any = 0.5,
     std: Any = 0.5,
 ) -> Tensor | Image.Image:
-    """An image file as float32 [C,H,W], (value in 0..1 - mean) / std, or as a Pillow image. `target_size` is
-    (height, width), or one number for both: the shorter side is scaled to it and the centre cut out. Raises ImageError
-    for a file that is no image."""
+    """Reads an image file as a tensor float32 [C, H, W], or with `to_tensor=False` as a Pillow image.
+
+    Tensor values are (pixel / 255 - mean) / std. `target_size` in pixels is (height, width), or one number for both:
+    the shorter side is scaled to it and the centre is cropped. Raises ImageError if the file is not a valid image."""
     name = f"'{file}'"
     image = decode_image(Path(file), name)
     height, width = (target_size, target_size) if isinstance(target_size, int) else target_size or height_width(image)
@@ -38,21 +39,24 @@ def load_image(
 
 
 def decode_imagenet(class_index: int | Tensor) -> str:
-    """The name of one of ImageNet's 1,000 classes, as torchvision's weights have them in their order."""
+    """Returns the name of one of the 1,000 ImageNet classes, in the order of torchvision's weights.
+
+    Raises LearnerError for an index outside 0 to 999."""
     names = locate.import_optional("torchvision.models").ResNet18_Weights.DEFAULT.meta["categories"]
     index = int(class_index)
     if not 0 <= index < len(names):
-        raise LearnerError(f"decode_imagenet: there are classes 0 to {len(names) - 1}, not {index}.")
+        raise LearnerError(f"decode_imagenet: expected a class_index in [0, {len(names) - 1}], found {index}.")
     return str(names[index])
 
 
 def one_hot(input: Tensor, num_classes: int) -> Tensor:  # noqa: A002 the published name
-    """1 at each index and 0 elsewhere, along a last dimension of `num_classes`, in the type of `input`, whose own last
-    dimension of one is taken for it."""
+    """One-hot encodes class indices along a new last dimension of size `num_classes`, in the dtype of `input`.
+
+    An existing last dimension of size 1 is replaced. Raises LearnerError for an index that is out of range."""
     index = input.long()
     index = index.squeeze(-1) if index.ndim > 1 and index.shape[-1] == 1 else index
     if index.numel() and (int(index.min()) < 0 or int(index.max()) >= num_classes):
         raise LearnerError(
-            f"one_hot: the indices are {int(index.min())} to {int(index.max())}, of {num_classes} classes."
+            f"one_hot: expected indices in [0, {num_classes - 1}], found {int(index.min())} to {int(index.max())}."
         )
     return torch.nn.functional.one_hot(index, num_classes).to(input.dtype)

@@ -1,4 +1,4 @@
-"""Metrics of the learner: sums over samples that stay on the device until somebody asks for the value."""
+"""Metrics of the learner: sums over samples, kept on the device until their value is read."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,13 +8,17 @@ from torch import Tensor
 
 from sightline.learner.plan import LearnerError, LearnerMetric, direction
 
+_EMPTY = "the batch is empty; expected at least one sample."
+
 
 class Metric:
-    """Base of metrics. A subclass implements `__compute__(predictions, targets)`, the sum over the samples of a batch,
-    as a tensor or a number; the value is the sum over the samples seen since `reset`, divided by how many they were.
+    """Base class of metrics that are means over samples.
 
-    Several outputs come as lists, and count as so many samples each. `better` says which values are the better ones,
-    "max" or "min"; None decides by the name. Nothing is read back from the device but by `getValue`."""
+    A subclass implements `__compute__(predictions, targets)`, which returns the sum over the samples of a batch as a
+    tensor or number. The metric's value is the total since `reset` divided by the number of samples.
+
+    Several outputs form a list or tuple; each output counts its samples separately. `better` is "max" or "min"; with
+    None, the metric's name decides. Only `getValue` reads back from the device."""
 
     better: str | None = None
 
@@ -25,35 +29,37 @@ class Metric:
         self._count = 0
 
     def reset(self) -> None:
-        """Forgets all samples so far."""
+        """Discards all samples so far."""
         self._sum, self._count = 0.0, 0
 
     def update(self, predictions: Any, targets: Any, batch_first: bool = True) -> None:
-        """Adds a batch; its samples lie along the first dimension, else along the last."""
+        """Adds a batch. Samples are along the first dimension, or along the last if `batch_first` is False."""
         with torch.no_grad():
             value = self.__compute__(predictions, targets)
         several = isinstance(predictions, list | tuple)
         if isinstance(value, Tensor):
-            # float32 counts to 16 million only
+            # float32 counts exactly only up to 2**24; MPS has no float64
             value = value.detach().double() if value.device.type != "mps" else value.detach().float()
         self._sum = self._sum + value
         self._count += batch_size(predictions, batch_first) * (len(predictions) if several else 1)
 
     def getValue(self) -> float:  # noqa: N802 the published name
-        """The value over all samples since `reset`; NaN before the first."""
+        """Returns the value over all samples since `reset`; NaN if there are none."""
         total = self._sum.sum().item() if isinstance(self._sum, Tensor) else self._sum
         return float(total) / self._count if self._count else float("nan")
 
     def add_history(self) -> None:
-        """Notes the value in `history`."""
+        """Appends the current value to `history`."""
         self.history.append(self.getValue())
 
     def __compute__(self, predictions: Any, targets: Any) -> Any:
-        raise NotImplementedError(f"{type(self).__name__} has no __compute__, the sum over the samples of a batch.")
+        raise NotImplementedError(
+            f"{type(self).__name__} has no __compute__(self, predictions, targets), the sum over a batch. Define it."
+        )
 
 
 class _PerOutputMetric(Metric):
-    """A metric that is defined for one output; of several it is the sum."""
+    """A metric defined for one output; the sums of several outputs are added."""
 
     def __compute__(self, predictions: Any, targets: Any) -> Any:
         if isinstance(predictions, list | tuple):
@@ -65,7 +71,9 @@ class _PerOutputMetric(Metric):
 
 
 class Accuracy(_PerOutputMetric):
-    """How often the right class is among the `topK` first. Outputs [B,C], class indices [B]."""
+    """Top-k accuracy: the share of samples whose label is among the `topK` classes with the highest scores.
+
+    Outputs are scores [N, C], targets class indices [N]."""
 
     better = "max"
 
@@ -82,8 +90,9 @@ class Accuracy(_PerOutputMetric):
 
 
 class MeanConfidenceScore(_PerOutputMetric):
-    """The mean probability of the right class, 0 where it is not among the `topK` first. Outputs [B,C], class indices
-    [B]; `apply_softmax` makes probabilities of logits."""
+    """The mean probability of the label, counted as 0 if it is not among the `topK` classes with the highest scores.
+
+    Outputs are scores [N, C], targets class indices [N]. `apply_softmax` converts logits to probabilities."""
 
     better = "max"
 
@@ -101,7 +110,7 @@ class MeanConfidenceScore(_PerOutputMetric):
 
 
 class MSE(_PerOutputMetric):
-    """The mean squared error. A sample of several numbers counts with their mean."""
+    """The mean squared error. A sample of several values counts with their mean."""
 
     better = "min"
 
@@ -113,7 +122,7 @@ class MSE(_PerOutputMetric):
 
 
 class MAE(_PerOutputMetric):
-    """The mean absolute error. A sample of several numbers counts with their mean."""
+    """The mean absolute error. A sample of several values counts with their mean."""
 
     better = "min"
 
@@ -125,37 +134,39 @@ class MAE(_PerOutputMetric):
 
 
 def batch_size(value: Any, batch_first: bool = True) -> int:
-    """The samples of a batch: of the first tensor in it, at any depth."""
+    """Returns the number of samples in a batch, from the first tensor in it, at any depth.
+
+    Raises LearnerError for an empty batch, and if its first item is not a tensor or array with a batch dimension."""
     while isinstance(value, list | tuple | Mapping):
         if not value:
-            raise LearnerError("the loader gave an empty batch.")
+            raise LearnerError(_EMPTY)
         value = next(iter(value.values())) if isinstance(value, Mapping) else value[0]
     shape = getattr(value, "shape", None)
     if not shape:
-        found = "a single number" if shape is not None else f"a {type(value).__name__}"
-        raise LearnerError(f"a batch begins with {found}, and not with a tensor [batch, ...].")
+        description = "a single number" if shape is not None else f"a {type(value).__name__}"
+        raise LearnerError(f"the first item of a batch is {description}; expected a tensor [batch, ...].")
     count = int(shape[0 if batch_first else -1])
     if not count:
-        raise LearnerError("the loader gave an empty batch.")
+        raise LearnerError(_EMPTY)
     return count
 
 
 def is_better(metric: LearnerMetric, value: float, best: float | None) -> bool:
-    """Whether `value` is better than `best`; anything is better than none, but NaN."""
+    """Whether `value` is better than `best`. Without a `best`, every value except NaN is."""
     if value != value:  # noqa: PLR0124 NaN
         return False
     return best is None or (value < best if direction(metric) == "min" else value > best)
 
 
 def metric_state(metric: LearnerMetric) -> dict[str, Any]:
-    """What a metric has summed up so far, as plain values and tensors."""
+    """Returns the accumulated state of a metric as plain values and tensors, for a checkpoint."""
     if hasattr(metric, "state_dict"):
         return dict(metric.state_dict())
     return {name: value for name, value in vars(metric).items() if name != "history" and _is_serializable(value)}
 
 
 def load_metric_state(metric: LearnerMetric, state: Mapping[str, Any]) -> None:
-    """The inverse of `metric_state`."""
+    """Restores a metric from the result of `metric_state`."""
     if hasattr(metric, "load_state_dict"):
         metric.load_state_dict(state)
     else:
@@ -178,12 +189,12 @@ def _check_shapes(metric: Any, predictions: Tensor, targets: Tensor, k: int) -> 
         )
     if not 1 <= k <= predictions.shape[1]:
         raise LearnerError(
-            f"{type(metric).__name__}: topK={k}, and the network answers with {predictions.shape[1]} classes."
+            f"{type(metric).__name__}: topK={k} is out of range; the network has {predictions.shape[1]} classes."
         )
 
 
 def _difference(metric: Any, predictions: Tensor, targets: Tensor) -> Tensor:
-    """Never by broadcasting: [B,1] minus [B] would be [B,B]."""
+    """The elementwise difference, without broadcasting: [N, 1] minus [N] would be [N, N]."""
     if predictions.shape != targets.shape:
         if predictions.numel() != targets.numel() or len(predictions) != len(targets):
             raise LearnerError(

@@ -1,4 +1,4 @@
-"""What a training of the learner prints, writes and calls after each epoch."""
+"""The callback that prints and writes the results of each epoch and calls the user's callbacks."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ from sightline.learner.task import running
 from sightline.runs.recorders import CurveRecorder
 
 ALL, BEST, LOSS_PLOT, PLOTS = "all_models", "best_models", "epoch_{}_loss.png", "metric_files.json"
-"""The directories of models, the name of a plot, and the file that says which metric's plots are called what."""
+"""The directories of models, the file name of the loss plot, and the file that maps metrics to the names of their
+plots."""
 _STATE = "learner"
 
 
 class OutputsCallback(Callback):
-    """Models, plots, logs, and the learner's own callbacks. It comes before the checkpointer, so that a checkpoint is
-    never ahead of the files."""
+    """Writes models, plots and logs, prints the epoch lines and calls the learner's callbacks.
+
+    It must run before the checkpointer, so that a checkpoint is never ahead of the files."""
 
     def __init__(
         self, learner: LearnerState, plan: TrainArguments, directory: Path, curves: CurveRecorder | None = None
@@ -36,42 +38,42 @@ class OutputsCallback(Callback):
         self.directory = directory
         self._plots = file_names(name for metrics in plan.metrics.values() for name in metrics)
         self.curves = curves
-        self._ends = self._batch_ends()
+        self._batch_callbacks = self._make_batch_callbacks()
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        """Directories, and what the learner has of the epochs that are done."""
+        """Creates the directories, removes stale temporary files and restores the history of finished epochs."""
         for name in (ALL, *([BEST] if self.plan.deciding else [])):
             (self.directory / name).mkdir(exist_ok=True)
-            for left in (
+            for stale in (
                 file for kind in ("*.pth", "*.json") for file in stale_temporaries(self.directory / name, kind)
             ):
-                left.unlink()
+                stale.unlink()
         if self.plan.save_metrics and any(name != safe for name, safe in self._plots.items()):
             write_json(self.directory / PLOTS, self._plots)
         self.take_over(trainer.state)
-        self._began = time.perf_counter()
+        self._started = time.perf_counter()
 
     def take_over(self, state: TrainState) -> None:
-        """Gives learner and metrics the history of the epochs that are done."""
+        """Copies the history of the finished epochs to the learner and its metrics."""
         self._follow(state)
         for split, name, metric in self._metrics():
             if isinstance(getattr(metric, "history", None), list):
                 metric.history[:] = self._values(f"{split}_{name}")
 
     def on_epoch_start(self, trainer: Trainer) -> None:
-        """Prints the epoch's first line and calls the callbacks."""
+        """Prints the epoch's first line and calls the epoch-start callbacks."""
         epoch = trainer.state.epoch
         print(f"Epoch {epoch + self.learner.first_epoch} of {trainer.max_epochs}")
         self.learner.on_epoch_start(epoch + self.learner.first_epoch)
         self.learner.call("epoch_start", epoch + 1)
 
     def on_step_end(self, trainer: Trainer, output: StepOutput) -> None:
-        """Calls those that look at every batch."""
-        for end in self._ends:
-            end(trainer)
+        """Calls the batch-end callbacks."""
+        for callback in self._batch_callbacks:
+            callback(trainer)
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, float]) -> None:
-        """Saves the model, prints and logs the record, draws the plots and calls the callbacks."""
+        """Saves the model, prints and logs the record, draws the plots and calls the epoch-end callbacks."""
         learner, plan = self.learner, self.plan
         number = int(record["epoch"]) + learner.first_epoch
         self._follow(trainer.state)
@@ -79,7 +81,7 @@ class OutputsCallback(Callback):
             learner.save_model(self.directory / ALL / f"model_{number}.pth", plan.save_architecture)
         lines = [f"Epoch: {number}, Duration: {record['train_duration']} , Train Loss: {record['train_loss']}"]
         print(lines[0])
-        for line in self._measured(trainer, record, number):
+        for line in self._metric_lines(trainer, record, number):
             print(line)
             lines.append(line)
         if plan.save_logs is not None:
@@ -103,28 +105,30 @@ class OutputsCallback(Callback):
         learner.call("epoch_end", number + 1 - learner.first_epoch, values)
 
     def on_fit_end(self, trainer: Trainer) -> None:
-        """The end of training, but not of one that was interrupted."""
+        """Calls the training-completed callbacks, unless training was interrupted."""
         if trainer.interrupted:
             return
-        took = time.perf_counter() - self._began
+        duration = time.perf_counter() - self._started
         learner = self.learner
-        learner.on_training_completed(learner.train_metrics, learner.test_metrics, took)
+        learner.on_training_completed(learner.train_metrics, learner.test_metrics, duration)
         last = trainer.state.history[-1].items()
         values = {name: value for name, value in last if name not in ("epoch", "train_duration")}
-        learner.call("training_completed", {"train_duration": took} | values)
+        learner.call("training_completed", {"train_duration": duration} | values)
 
-    def _measured(self, trainer: Trainer, record: dict[str, float], number: int) -> Iterator[str]:
-        """The lines of an epoch after its first; the best model is saved on the way."""
+    def _metric_lines(self, trainer: Trainer, record: dict[str, float], number: int) -> Iterator[str]:
+        """Yields the lines of an epoch after the first one; saves the model if it is the best so far."""
         plan = self.plan
         best: dict[str, float] = trainer.state.callbacks.setdefault(_STATE, {"best": {}})["best"]
         for split in ("test", "val"):
-            for place, (name, metric) in enumerate(plan.metrics.get(split, {}).items()):
+            for position, (name, metric) in enumerate(plan.metrics.get(split, {}).items()):
                 value = record[f"{split}_{name}"]
-                if place == 0:
-                    before = best.get(split)
-                    if is_better(metric, value, before):
+                if position == 0:
+                    previous = best.get(split)
+                    if is_better(metric, value, previous):
                         best[split] = value
-                        start = before if before is not None else float("inf") if direction(metric) == "min" else 0.0
+                        start = (
+                            previous if previous is not None else float("inf") if direction(metric) == "min" else 0.0
+                        )
                         line = f"{name} improved from {start} to {value}"
                         if plan.deciding == (split, name):
                             file = self.directory / BEST / f"model_{number}.pth"
@@ -132,7 +136,7 @@ class OutputsCallback(Callback):
                             line += f" New Best Model saved in {file}"
                         yield line
                     else:
-                        yield f"{name} did not improve, current best is {before}"
+                        yield f"{name} did not improve, current best is {previous}"
                 yield f"{split.title()} {name} : {value}"
         for name in plan.metrics["train"]:
             yield f"Train {name} : {record[f'train_{name}']}"
@@ -173,24 +177,24 @@ class OutputsCallback(Callback):
                 values = torch.tensor(self._values(name))
                 plan.visdom_log.plot_line(values, epochs[-len(values) :], win=name, title=title)
 
-    def _batch_ends(self) -> list[Callable[[Trainer], None]]:
-        """What is called after every batch: nothing that would read the device back, unless somebody asked."""
+    def _make_batch_callbacks(self) -> list[Callable[[Trainer], None]]:
+        """The functions to call after every batch; only user callbacks cause values to be read from the device."""
         learner = self.learner
         first = learner.first_epoch
-        ends: list[Callable[[Trainer], None]] = []
+        callbacks: list[Callable[[Trainer], None]] = []
 
-        def method(trainer: Trainer) -> None:
+        def call_override(trainer: Trainer) -> None:
             loss, _ = running(trainer)
             state = trainer.state
             learner.on_batch_end(state.epoch + first, state.batch - 1 + first, learner.train_metrics, loss)
 
-        def added(trainer: Trainer) -> None:
+        def call_added(trainer: Trainer) -> None:
             loss, values = running(trainer)
             data = {"train_loss": loss} | {f"train_{name}": value for name, value in values.items()}
             learner.call("batch_end", trainer.state.epoch + 1, trainer.state.batch, data)
 
         if learner.overrides("on_batch_end"):
-            ends.append(method)
+            callbacks.append(call_override)
         if learner.added.get("batch_end"):
-            ends.append(added)
-        return ends
+            callbacks.append(call_added)
+        return callbacks

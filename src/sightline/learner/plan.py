@@ -1,4 +1,4 @@
-"""What one call of `train` asks for, checked before anything is made."""
+"""The arguments of `train`, validated before anything is created."""
 
 import inspect
 import warnings
@@ -21,12 +21,14 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 class LearnerError(ConfigError, ValueError):
-    """An argument of the learner is wrong; names it, and what to give instead."""
+    """A wrong argument of the learner; the message names it and says what to pass instead."""
 
 
 class LearnerMetric(Protocol):
-    """What a metric is to the learner. One with `better`, "min" or "max", says which values are the better ones; one
-    with a list `history` has its values of all epochs there."""
+    """The interface that the learner requires of a metric.
+
+    An optional attribute `better`, "min" or "max", says which values are better. An optional list `history` receives
+    the values of all epochs."""
 
     name: str
 
@@ -37,9 +39,10 @@ class LearnerMetric(Protocol):
 
 @dataclass
 class TrainArguments:
-    """The arguments of `train`, checked: their names, their order and their defaults in the first generation, whose
-    later arguments come by name alone. `metrics` has those of each split that is measured, by the names of their
-    values; a number distinguishes two of one name. Raises LearnerError, a ValueError, for a wrong one."""
+    """The validated arguments of `train`, with the names, order and defaults of the first version.
+
+    Arguments that later versions added are keyword-only. `metrics` has the metrics of each measured split by name; a
+    number is appended to a name that occurs twice. Raises LearnerError, a ValueError, for a wrong argument."""
 
     train_loader: Iterable[Any]
     loss_fn: Callable[..., Any] | None
@@ -73,15 +76,15 @@ class TrainArguments:
         if self.save_models not in SAVE_MODELS:
             raise LearnerError(f"save_models: expected 'all' or 'best', found {self.save_models!r}.")
         if self.save_models == "best" and self.test_loader is None and self.val_loader is None:
-            raise LearnerError("save_models='best' needs something to be best at: give test_loader and test_metrics.")
+            raise LearnerError("save_models: 'best' needs a metric to compare. Pass test_loader and test_metrics.")
         if self.optimizer is not None and not isinstance(self.optimizer, Optimizer):
             raise LearnerError(f"optimizer: expected a torch optimiser, found a {type(self.optimizer).__name__}.")
         if self.loss_fn is not None and not callable(self.loss_fn):
-            raise LearnerError(f"loss_fn: expected a loss such as CrossEntropyLoss(), found {self.loss_fn!r}.")
+            raise LearnerError(f"loss_fn: expected a function such as CrossEntropyLoss(), found {self.loss_fn!r}.")
         for name in ("num_epochs", "save_model_interval"):
             value = getattr(self, name)
             if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
-                raise LearnerError(f"{name}: expected a whole number of at least 1, found {value!r}.")
+                raise LearnerError(f"{name}: expected an integer >= 1, found {value!r}.")
             setattr(self, name, int(value))
         for name in ("clip_grads", "clip_params"):
             _check_range(name, getattr(self, name))
@@ -94,16 +97,16 @@ class TrainArguments:
                 self.metrics[split] = named_metrics(f"{split}_metrics", metrics)
                 if not self.metrics[split]:
                     raise LearnerError(
-                        f"{split}_metrics: {split}_loader is given, and there is no metric to measure on it; give a "
-                        f"list such as [Accuracy()]."
+                        f"{split}_metrics: expected at least one metric, because {split}_loader is set. Pass a list "
+                        f"such as [Accuracy()]."
                     )
         self._sort_schedules()
         if self.deciding is not None:
             split, name = self.deciding
-            self._warn_of_direction(f"{split}_metrics", self.metrics[split][name], "the best model is that of")
+            self._warn_of_direction(f"{split}_metrics", self.metrics[split][name], "the best model is the one with")
 
     def _warn_of_direction(self, argument: str, metric: LearnerMetric, effect: str) -> None:
-        """Warns of a metric that is taken for one that is better when higher because nothing says otherwise."""
+        """Warns of a metric that is maximised only because nothing says which values are better."""
         if known_direction(metric) is None:
             warnings.warn(
                 f"{argument}: neither {type(metric).__name__} nor its name '{metric.name}' says whether lower or "
@@ -114,27 +117,27 @@ class TrainArguments:
 
     @property
     def directory(self) -> Path:
-        """`model_dir`, by default the current directory."""
+        """The path of `model_dir`; the current directory by default."""
         return Path.cwd() if self.model_dir is None else expand_user(self.model_dir)
 
     @property
     def deciding(self) -> tuple[str, str] | None:
-        """(split, metric) by which the best model is chosen: the first of the test split, else of the validation
-        split."""
+        """(split, metric) that selects the best model: the first test metric, else the first validation metric."""
         return next(
             ((split, next(iter(self.metrics[split]))) for split in ("test", "val") if split in self.metrics), None
         )
 
     @property
     def evals(self) -> Iterator[tuple[str, Iterable[Any]]]:
-        """(split, loader) of what is measured after each epoch."""
+        """Yields (split, loader) of the splits that are evaluated after each epoch."""
         for split, loader in (("test", self.test_loader), ("val", self.val_loader)):
             if loader is not None:
                 yield split, loader
 
     def schedules(self) -> list[Schedule]:
-        """The torch scheduler, stepped after each epoch; a plateau watches the first validation metric, else the first
-        training metric."""
+        """Returns the torch scheduler, if there is one, to be stepped after each epoch.
+
+        ReduceLROnPlateau watches the first validation metric, else the first training metric."""
         if self.lr_scheduler is None:
             return []
         if not isinstance(self.lr_scheduler, ReduceLROnPlateau):
@@ -142,38 +145,44 @@ class TrainArguments:
         split = "val" if "val" in self.metrics else "train"
         watched = next(iter(self.metrics[split]), None)
         if watched is None:
-            raise LearnerError("lr_scheduler: a plateau watches the first metric, and train_metrics is empty.")
+            raise LearnerError(
+                "lr_scheduler: ReduceLROnPlateau watches the first training metric. Pass at least one in train_metrics."
+            )
         better = known_direction(self.metrics[split][watched]) or self.lr_scheduler.mode
         if self.lr_scheduler.mode != better:
             warnings.warn(
-                f"lr_scheduler: the plateau has mode='{self.lr_scheduler.mode}', and {watched} is better when it is "
-                f"{'lower' if better == 'min' else 'higher'}, so the learning rate would fall while it gets better; "
-                f"make it with ReduceLROnPlateau(..., mode='{better}').",
+                f"lr_scheduler: ReduceLROnPlateau has mode='{self.lr_scheduler.mode}', but {watched} is better when "
+                f"it is {'lower' if better == 'min' else 'higher'}, so the learning rate would fall as it improves. "
+                f"Use ReduceLROnPlateau(..., mode='{better}').",
                 UserWarning,
                 stacklevel=5,
             )
         return [Schedule(self.lr_scheduler, monitor=f"{split}_{watched}")]
 
     def _sort_schedules(self) -> None:
-        """A function and a torch scheduler may come by either name."""
+        """Moves a function to `lr_schedule` and a torch scheduler to `lr_scheduler`; each accepts both."""
         if self.lr_schedule is not None and self.lr_scheduler is not None:
-            raise LearnerError("lr_schedule and lr_scheduler both set the learning rate; give one of them.")
-        given = self.lr_schedule if self.lr_schedule is not None else self.lr_scheduler
-        if given is None:
+            raise LearnerError("lr_schedule, lr_scheduler: both set the learning rate. Pass only one of them.")
+        schedule = self.lr_schedule if self.lr_schedule is not None else self.lr_scheduler
+        if schedule is None:
             return
         if self.optimizer is None:
-            raise LearnerError("lr_schedule: there is no optimizer whose learning rate it could set.")
-        is_scheduler = isinstance(given, LRScheduler | ReduceLROnPlateau)
-        if not is_scheduler and not callable(given):
-            raise LearnerError(f"lr_schedule: expected a function of the epoch, found {given!r}.")
-        if is_scheduler and getattr(given, "optimizer", self.optimizer) is not self.optimizer:
-            raise LearnerError("lr_scheduler: it was made for another optimizer than the one given to train.")
-        self.lr_schedule, self.lr_scheduler = (None, given) if is_scheduler else (given, None)
+            raise LearnerError("optimizer: expected a torch optimiser, because a learning-rate schedule is set.")
+        is_scheduler = isinstance(schedule, LRScheduler | ReduceLROnPlateau)
+        if not is_scheduler and not callable(schedule):
+            raise LearnerError(
+                f"lr_schedule: expected a function of the epoch or a torch scheduler, found {schedule!r}."
+            )
+        if is_scheduler and getattr(schedule, "optimizer", self.optimizer) is not self.optimizer:
+            raise LearnerError("lr_scheduler: it belongs to another optimizer. Create it with the one passed to train.")
+        self.lr_schedule, self.lr_scheduler = (None, schedule) if is_scheduler else (schedule, None)
 
 
 class ArgumentTable:
-    """How one generation takes the arguments of `train`: those of `order` by position, by default those that
-    `TrainArguments` takes so, the others by name alone. `defaults` are the ones that are not `TrainArguments`'s."""
+    """The signature of `train` in one version.
+
+    `order` names the positional arguments, by default those of `TrainArguments`; all others are keyword-only.
+    `defaults` override those of `TrainArguments`."""
 
     def __init__(self, order: Sequence[str] = (), **defaults: Any):
         known = inspect.signature(TrainArguments).parameters
@@ -184,7 +193,7 @@ class ArgumentTable:
         self.signature = inspect.Signature(parts, return_annotation=None)
 
     def plan(self, *values: Any, **named: Any) -> TrainArguments:
-        """The plan of one call. Raises TypeError for an argument that is missing, unknown or one too many."""
+        """Returns the validated arguments of one call. Raises TypeError for a missing, unknown or extra argument."""
         known = self.signature.parameters
         for name in named:
             if name not in known:
@@ -194,7 +203,7 @@ class ArgumentTable:
         return TrainArguments(**bound.arguments)
 
     def shown(self, method: _Method) -> _Method:
-        """A decorator of a method that takes any arguments: `help` and `inspect` show these."""
+        """Decorator that makes `help` and `inspect` show this signature for a method that takes any arguments."""
         receiver = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
         parts = self.signature.parameters.values()
         method.__signature__ = self.signature.replace(parameters=[receiver, *parts])  # type: ignore[attr-defined]
@@ -211,38 +220,39 @@ _LATER_ORDER = (
 FIRST = ArgumentTable()
 LATER = ArgumentTable(_LATER_ORDER, display_metrics=False, save_metrics=False)
 LOOP = ArgumentTable(_LATER_ORDER)
-"""Those of `train` in the first generation and in the later one, and of the later one's `__train_loop__`."""
+"""The signatures of `train` in the first version and in later ones, and of `__train_loop__` in later ones."""
 
 
 def named_metrics(argument: str, metrics: Sequence[LearnerMetric] | LearnerMetric | None) -> dict[str, LearnerMetric]:
-    """The metrics of one list by name, one alone as a list of one. Raises LearnerError for what is no metric."""
-    listed: list[Any] = [] if metrics is None else list(metrics) if isinstance(metrics, list | tuple) else [metrics]
-    found: dict[str, LearnerMetric] = {}
-    for metric in listed:
+    """Returns one metric or a list of them by name. Raises LearnerError for an object that is not a metric."""
+    candidates: list[Any] = [] if metrics is None else list(metrics) if isinstance(metrics, list | tuple) else [metrics]
+    named: dict[str, LearnerMetric] = {}
+    for metric in candidates:
         missing = [name for name in ("name", "reset", "update", "getValue") if not hasattr(metric, name)]
         if missing:
             raise LearnerError(
-                f"{argument}: a {type(metric).__name__} is no metric of the learner, it has no {join_names(missing)}. "
-                f"Take Accuracy(), MSE() or a class of your own that inherits from Metric."
+                f"{argument}: a {type(metric).__name__} is not a metric; it has no {join_names(missing)}. Use "
+                f"Accuracy(), MSE() or an instance of your own subclass of Metric."
             )
         key, number = str(metric.name), 1
-        while key in found or key in _RESERVED:
+        while key in named or key in _RESERVED:
             number += 1
             key = f"{metric.name} {number}"
-        found[key] = metric
-    return found
+        named[key] = metric
+    return named
 
 
 def direction(metric: LearnerMetric) -> str:
-    """ "min" or "max": whether lower or higher values of a metric are better. The metric's own `better` decides, then
-    the words of its name; where neither says, it is "max", as it was published."""
+    """Returns "min" or "max": whether lower or higher values of a metric are better.
+
+    The metric's `better` decides, or else the words of its name, or else "max", as in the original interface."""
     return known_direction(metric) or "max"
 
 
 def known_direction(metric: LearnerMetric) -> str | None:
-    """As `direction`, but None where neither the metric nor its name says."""
-    own = getattr(metric, "better", None)
-    return str(own) if own in ("min", "max") else metric_mode("_".join(str(metric.name).split()))
+    """As `direction`, but returns None if neither `better` nor the name decides."""
+    better = getattr(metric, "better", None)
+    return str(better) if better in ("min", "max") else metric_mode("_".join(str(metric.name).split()))
 
 
 def _check_range(name: str, value: Any) -> None:

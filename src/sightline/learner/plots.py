@@ -1,4 +1,4 @@
-"""Curves, shown and saved; names of metrics as names of files."""
+"""Plots of training curves, and file names made from metric names."""
 
 import re
 import sys
@@ -13,7 +13,7 @@ _WITHOUT_WINDOWS = ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template")
 
 
 class PlotInput(NamedTuple):
-    """One curve: its values, its name, and its colour as matplotlib names it."""
+    """One curve: its values, its label and a matplotlib colour."""
 
     value: Sequence[float]
     name: str
@@ -28,9 +28,11 @@ def visualize(
     axis: Any = None,
     title: str | None = None,
 ) -> None:
-    """Draws each curve of `x` over `y`, one below the other; `axis` is (left, right, bottom, top). It is shown where
-    there is somewhere to show it, a notebook or a window, and else only saved. Raises MissingExtraError without
-    matplotlib."""
+    """Plots the curves in `x` below one another, over the horizontal positions `y`.
+
+    `axis` is (left, right, bottom, top). With `save_path`, the figure is saved; the suffix sets the format. With
+    `display`, it is shown in a notebook or a window, if there is one. Raises MissingExtraError if matplotlib is not
+    installed."""
     figure = locate.import_optional("matplotlib.figure").Figure(figsize=(6.4, 4.8), layout="constrained")
     if title is not None:
         figure.suptitle(title)
@@ -51,27 +53,27 @@ def visualize(
 
 
 def file_names(names: Iterable[str]) -> dict[str, str]:
-    """Each name as a part of a file's name, no two the same whatever the file system makes of capitals."""
-    found: dict[str, str] = {}
-    taken: set[str] = set()
+    """Maps each name to a form that is safe in a file name; all results differ by more than upper and lower case."""
+    safe_names: dict[str, str] = {}
+    used: set[str] = set()
     for name in names:
         plain = re.sub(r"[^\w.-]+", "_", name.strip()).strip("._")[:100] or "metric"
         safe, number = plain, 1
-        while safe.lower() in taken:
+        while safe.lower() in used:
             number += 1
             safe = f"{plain}_{number}"
-        taken.add(safe.lower())
-        found[name] = safe
-    return found
+        used.add(safe.lower())
+        safe_names[name] = safe
+    return safe_names
 
 
 def _show(figure: Any) -> None:
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    if shell is not None and hasattr(shell, "kernel"):  # a notebook shows the image itself
+    if shell is not None and hasattr(shell, "kernel"):  # in a notebook
         locate.import_optional("IPython.display").display(figure)
         return
     matplotlib = locate.import_optional("matplotlib")
-    if matplotlib.get_backend().lower() in _WITHOUT_WINDOWS:  # what matplotlib chooses where there is no display
+    if matplotlib.get_backend().lower() in _WITHOUT_WINDOWS:  # the backends that matplotlib uses without a display
         return
     pyplot = locate.import_optional("matplotlib.pyplot")
     shown = pyplot.figure("sightline", figsize=figure.get_size_inches(), clear=True)
@@ -79,5 +81,5 @@ def _show(figure: Any) -> None:
     image.axis("off")
     locate.import_optional("matplotlib.backends.backend_agg").FigureCanvasAgg(figure).draw()
     image.imshow(figure.canvas.buffer_rgba())
-    pyplot.show(block=False)  # training continues
+    pyplot.show(block=False)  # does not block training
     pyplot.pause(0.001)

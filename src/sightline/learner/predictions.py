@@ -1,4 +1,4 @@
-"""What a network answers, for one batch or for all of a loader: one tensor, or several in a tuple, list or dict."""
+"""Helpers for the outputs of a network: a tensor, or a tuple, list or dict of tensors."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from sightline.learner.plan import LearnerError
 
 
 def map_parts(answer: Any, function: Callable[[Any], Any]) -> Any:
-    """`function` of each part of an answer, at any depth."""
+    """Applies `function` to each part of an answer, at any depth."""
     return map_nested(answer, function, mappings=True)
 
 
 def clone_for_autograd(answer: Any) -> Any:
-    """A copy that may be used with gradients, as one made in inference mode may not."""
+    """Copies tensors that were made in inference mode, so that they can be used with autograd."""
     return map_parts(answer, lambda part: part.clone() if isinstance(part, Tensor) else part)
 
 
 def on_cpu(answer: Any) -> Any:
-    """The tensors and arrays of an answer as tensors on the CPU."""
+    """Moves the tensors of an answer to the CPU; arrays become tensors."""
 
     def placed(part: Any) -> Any:
         return part.cpu() if isinstance(part, Tensor) else torch.from_numpy(part) if isinstance(part, ndarray) else part
@@ -35,15 +35,19 @@ def on_cpu(answer: Any) -> Any:
 
 
 def probabilities(answer: Any) -> Any:
-    """The softmax over the classes, dimension 1, of every output. Raises LearnerError for an output without classes."""
+    """Applies softmax over the classes, dimension 1, of every output.
+
+    Raises LearnerError for an output that is not floating-point [N, C, ...] with at least two classes."""
 
     def softmax(part: Any) -> Any:
         shape = list(part.shape) if isinstance(part, Tensor) else None
         if shape is None or len(shape) < 2 or shape[1] < 2 or not part.is_floating_point():
-            found = f"{str(part.dtype).removeprefix('torch.')} {shape}" if shape is not None else type(part).__name__
+            description = (
+                f"{str(part.dtype).removeprefix('torch.')} {shape}" if shape is not None else type(part).__name__
+            )
             raise LearnerError(
-                f"predict: apply_softmax needs outputs [batch, classes] with at least two classes; an output is "
-                f"{found}. Leave apply_softmax out, and apply softmax to the outputs that have classes."
+                f"predict: apply_softmax needs floating-point outputs [batch, classes] with at least two classes; an "
+                f"output is {description}. Remove apply_softmax, and apply softmax to the outputs that have classes."
             )
         return part.softmax(1)
 
@@ -51,17 +55,17 @@ def probabilities(answer: Any) -> Any:
 
 
 def squeeze_single(answer: Any) -> Any:
-    """Every output without its first dimension where that is 1."""
+    """Removes the first dimension of every output if its size is 1."""
     return map_parts(answer, lambda part: part.squeeze(0) if isinstance(part, Tensor) else part)
 
 
 def per_sample(answers: list[Any]) -> list[Any]:
-    """The answer to each sample of all batches, of several outputs in the container they came in."""
+    """Splits the answers to batches into one entry per sample; several outputs stay in their container."""
     return [map_parts(answer, itemgetter(place)) for answer in answers for place in range(_samples(answer))]
 
 
 def concatenate(answers: list[Any]) -> Any:
-    """The answers to all batches as the answer to one batch. Raises LearnerError where they do not fit together."""
+    """Concatenates the answers to all batches. Raises LearnerError if their shapes differ after the first dimension."""
     for answer in answers:
         _samples(answer)
     batches = [_parts(answer) for answer in answers]
@@ -69,15 +73,15 @@ def concatenate(answers: list[Any]) -> Any:
     for batch in batches:
         if [part.shape[1:] for part in batch] != [part.shape[1:] for part in first]:
             raise LearnerError(
-                f"predict: the outputs of one batch are {_shapes(first)}, those of another {_shapes(batch)}. They must "
-                f"have the same shape but for the first dimension; predict the batches one by one."
+                f"predict: the outputs of one batch have the shapes {_shapes(first)}, those of another "
+                f"{_shapes(batch)}. Only the first dimension may differ; predict the batches one by one."
             )
     joined = iter([torch.cat([batch[place] for batch in batches]) for place in range(len(first))])
     return map_parts(answers[0], lambda _: next(joined))
 
 
 def _samples(answer: Any) -> int:
-    """How many samples the answer to a batch of a loader is for. Raises LearnerError where its outputs disagree."""
+    """The number of samples in the answer to a batch. Raises LearnerError if its outputs have different lengths."""
     parts = _parts(answer)
     for part in parts:
         if not isinstance(part, Tensor):
@@ -88,7 +92,7 @@ def _samples(answer: Any) -> int:
         if not part.ndim:
             raise LearnerError(
                 "predict: an output is a single number without a batch dimension; for a loader it must have one entry "
-                "for each sample. Leave out squeeze() in the network, or use squeeze(1)."
+                "for each sample. Remove squeeze() from the network, or use squeeze(1)."
             )
     lengths = {len(part) for part in parts}
     if len(lengths) != 1:
@@ -100,9 +104,9 @@ def _samples(answer: Any) -> int:
 
 
 def _parts(answer: Any) -> list[Any]:
-    found: list[Any] = []
-    map_parts(answer, found.append)
-    return found
+    parts: list[Any] = []
+    map_parts(answer, parts.append)
+    return parts
 
 
 def _shapes(parts: list[Any]) -> str:

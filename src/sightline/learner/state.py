@@ -1,5 +1,4 @@
-"""What the steps and the output files of a learner work on: its attributes, and the callbacks of its users, which are
-methods that a subclass overrides and functions that are added."""
+"""The state of a learner, and its callbacks: methods that subclasses override and functions that users add."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +11,10 @@ from sightline.learner.plan import LearnerError
 
 
 class Callbacks:
-    """Every `on_…` method may be overridden; `epoch` and `batch_num` count from `first_epoch`, as the names of files
-    do. Functions that are added with `add_on_…` count from 1."""
+    """The callbacks of a learner.
+
+    Every `on_…` method may be overridden; its `epoch` and `batch_num` count from `first_epoch`, as file names do. For
+    functions added with `add_on_…`, epoch and batch count from 1."""
 
     first_epoch = 0
 
@@ -22,48 +23,54 @@ class Callbacks:
         self.added: dict[str, list[Callable[..., Any]]] = {}
 
     def add_input_hook(self, function: Callable[[Any], Any]) -> None:
-        """Puts the inputs of every training batch through a function."""
+        """Adds a function that is applied to the inputs of every training batch."""
         self.input_hooks.append(function)
 
     def add_on_epoch_start(self, function: Callable[[int], Any]) -> None:
-        """`function(epoch)`."""
+        """Adds `function(epoch)`, called before each epoch."""
         self.added.setdefault("epoch_start", []).append(function)
 
     def add_on_epoch_end(self, function: Callable[[int, dict[str, float]], Any]) -> None:
-        """`function(epoch, data)`, with `train_loss`, `duration` and the metrics."""
+        """Adds `function(epoch, data)`, called after each epoch.
+
+        `data` has `train_loss`, `duration` in seconds and the metrics."""
         self.added.setdefault("epoch_end", []).append(function)
 
     def add_on_batch_start(self, function: Callable[[int, int], Any]) -> None:
-        """`function(epoch, batch)`."""
+        """Adds `function(epoch, batch)`, called before each batch."""
         self.added.setdefault("batch_start", []).append(function)
 
     def add_on_batch_end(self, function: Callable[[int, int, dict[str, float]], Any]) -> None:
-        """`function(epoch, batch, data)`, with `train_loss` and the training metrics, read back for every batch."""
+        """Adds `function(epoch, batch, data)`, called after each batch.
+
+        `data` has `train_loss` and the training metrics, which are read back from the device for every batch."""
         self.added.setdefault("batch_end", []).append(function)
 
     def add_on_training_completed(self, function: Callable[[dict[str, float]], Any]) -> None:
-        """`function(data)`, with `train_duration` and the metrics of the last epoch."""
+        """Adds `function(data)`, called once at the end of training.
+
+        `data` has `train_duration` in seconds, and the loss and metrics of the last epoch."""
         self.added.setdefault("training_completed", []).append(function)
 
     def on_epoch_start(self, epoch: int) -> None:
-        """Before an epoch."""
+        """Called before an epoch."""
 
     def on_epoch_end(
         self, epoch: int, train_metrics: Any, test_metrics: Any, train_loss: float, duration: float
     ) -> None:
-        """After an epoch, when it is measured and its model saved."""
+        """Called after an epoch, once it is evaluated and its model is saved."""
 
     def on_batch_start(self, epoch: int, batch_num: int) -> None:
-        """Before a batch."""
+        """Called before a batch."""
 
     def on_batch_end(self, epoch: int, batch_num: int, train_metrics: Any, train_loss: float) -> None:
-        """After a batch; where it is overridden, the loss is read back for every batch."""
+        """Called after a batch. If it is overridden, the loss is read back from the device for every batch."""
 
     def on_training_completed(self, train_metrics: Any, test_metrics: Any, train_duration: float) -> None:
-        """At the end."""
+        """Called at the end of training; `train_duration` is in seconds."""
 
     def overrides(self, name: str) -> bool:
-        """Whether a subclass has a method of its own in place of the one here."""
+        """Whether a subclass overrides the callback method `name`."""
         return getattr(type(self), name) is not getattr(Callbacks, name)
 
     def call(self, event: str, *values: Any) -> None:
@@ -72,7 +79,7 @@ class Callbacks:
             function(*values)
 
     def batch_starts(self) -> list[Callable[[int, int], None]]:
-        """What is called before every batch, with epoch and batch from 0."""
+        """Returns the functions to call before every batch; their epoch and batch arguments count from 0."""
         first = self.first_epoch
         starts: list[Callable[[int, int], None]] = []
         if self.overrides("on_batch_start"):
@@ -83,7 +90,7 @@ class Callbacks:
 
 
 class LearnerState(Callbacks):
-    """A network and what a training keeps beside it; `BaseModel` adds what may be done with it."""
+    """A network and the state of its training; `BaseModel` adds the methods to train and use it."""
 
     def __init__(self, model: nn.Module, use_cuda_if_available: bool = True):
         if not isinstance(model, nn.Module):
@@ -107,21 +114,21 @@ class LearnerState(Callbacks):
 
     @property
     def device(self) -> torch.device:
-        """Where the network computes."""
-        if self._placed is not None:  # looked up once, not in every step
+        """The device that the network runs on."""
+        if self._placed is not None:  # cached while training, evaluating or predicting
             return self._placed
         first = next(self.model.parameters(), None)
         return torch.device("cuda") if self.cuda else first.device if first is not None else torch.device("cpu")
 
     @property
     def owns_train_step(self) -> bool:
-        """Whether the training step is the learner's standard one, and not a subclass's own."""
+        """Whether the training step is the standard one, not one that a subclass defines."""
         raise NotImplementedError
 
     def answer(self, inputs: Any) -> Any:
-        """The learner's own answer to a batch."""
+        """Returns the outputs of the learner's prediction step for a batch of inputs."""
         raise NotImplementedError
 
     def save_model(self, path: Any, save_architecture: bool = False) -> None:
-        """Writes the weights to a file or stream."""
+        """Saves the weights to a file or stream."""
         raise NotImplementedError

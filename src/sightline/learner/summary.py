@@ -1,4 +1,4 @@
-"""A network's layers as a table: what goes in, what comes out, what it costs."""
+"""A table of a network's layers: input and output sizes, parameters and multiply-adds."""
 
 import warnings
 from collections import Counter
@@ -14,12 +14,13 @@ from sightline.models.probe import trace_inputs
 
 
 def inputs_of(sizes: Any, types: Any) -> list[Tensor] | Tensor:
-    """A batch of one input of zeros for each size; a list where there are several. `types` are torch's dtypes, or its
-    old tensor types such as `torch.FloatTensor`."""
+    """Returns zeros with a batch dimension of 1 for an input size; for a list of sizes, a list of tensors.
+
+    `types` are torch dtypes or legacy tensor types such as `torch.FloatTensor`, one for all inputs or one for each."""
     if isinstance(sizes, list) and sizes and isinstance(sizes[0], list | tuple):
         each = types if isinstance(types, list | tuple) else [types] * len(sizes)
         if len(each) != len(sizes):
-            raise LearnerError(f"input_types: {len(each)} for {len(sizes)} inputs; give one for each.")
+            raise LearnerError(f"input_types: expected {len(sizes)}, one for each input, found {len(each)}.")
         return [_zeros(size, kind) for size, kind in zip(sizes, each, strict=True)]
     return _zeros(sizes, types)
 
@@ -27,7 +28,7 @@ def inputs_of(sizes: Any, types: Any) -> list[Tensor] | Tensor:
 def _zeros(size: Any, kind: Any) -> Tensor:
     dtype = kind if isinstance(kind, torch.dtype) else getattr(kind, "dtype", None)
     if not isinstance(dtype, torch.dtype):
-        raise LearnerError(f"input_types: expected a type such as torch.float32, found {kind!r}.")
+        raise LearnerError(f"input_types: expected a dtype such as torch.float32, found {kind!r}.")
     if not isinstance(size, list | tuple) or not all(isinstance(side, int) and side > 0 for side in size):
         raise LearnerError(f"input_sizes: expected the size of one input, such as (1, 28, 28), found {size!r}.")
     return torch.zeros((1, *size), dtype=dtype)
@@ -36,12 +37,14 @@ def _zeros(size: Any, kind: Any) -> Tensor:
 def layer_table(
     model: nn.Module, inputs: list[Tensor] | Tensor, width: int = 26, tensorboard_log: str | Path | None = None
 ) -> str:
-    """The table as text, `width` characters to a column; with `tensorboard_log`, the graph is written there too. The
-    model itself does not run, and is not touched. Raises ModelError naming the layer that does not fit."""
-    found = trace_inputs(model, inputs)
+    """Returns the table as text, with columns of at least `width` characters.
+
+    The table is made without running or changing the model. With `tensorboard_log`, the graph is also written to that
+    directory. Raises ModelError naming the layer that does not fit."""
+    trace = trace_inputs(model, inputs)
     seen: Counter[str] = Counter()
     rows: list[tuple[str, ...]] = [("Name", "Input Size", "Output Size", "Parameters", "Multiply Adds")]
-    for row in found.layers:
+    for row in trace.layers:
         seen[row.kind] += 1
         costs = f"{row.parameters:,}", f"{row.multiply_adds:,}"
         rows.append((f"{row.kind}_{seen[row.kind]}", str([*row.input_shape]), str([*row.output_shape]), *costs))
@@ -57,8 +60,8 @@ def layer_table(
             rule,
             *lines[1:],
             rule,
-            f"Total Parameters: {found.parameters:,}",
-            f"Total Multiply Adds: {sum(row.multiply_adds for row in found.layers):,}",
+            f"Total Parameters: {trace.parameters:,}",
+            f"Total Multiply Adds: {sum(row.multiply_adds for row in trace.layers):,}",
             "Number of Layers",
             "   ".join(f"{kind} : {count} layers" for kind, count in seen.items()),
         )
@@ -70,7 +73,7 @@ def _write_graph(model: nn.Module, inputs: Any, directory: Path) -> None:
 
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     with eval_mode(model), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracer's, about itself
+        warnings.simplefilter("ignore")  # warnings of torch's tracer
         with SummaryWriter(str(directory)) as writer:
-            given = [part.to(device) for part in ([inputs] if isinstance(inputs, Tensor) else inputs)]
-            writer.add_graph(model, (given[0] if isinstance(inputs, Tensor) else given,))
+            on_device = [part.to(device) for part in ([inputs] if isinstance(inputs, Tensor) else inputs)]
+            writer.add_graph(model, (on_device[0] if isinstance(inputs, Tensor) else on_device,))

@@ -1,4 +1,4 @@
-"""The learner's own steps as a task of the engine, and its batches and metrics as the engine takes them."""
+"""The learner's steps as a task of the engine, with adapters for its loaders and metrics."""
 
 from __future__ import annotations
 
@@ -24,64 +24,67 @@ TRAIN = ("__train_func__", "__train_function__")
 EVAL = ("__eval_function__", "__eval_func__")
 VALIDATE = ("__val_function__", "__val_func__")
 PREDICT = ("__predict_func__", "__predict_function__")
-"""The spellings under which a learner may define its steps."""
+"""The names under which a learner may define its steps."""
 TRAIN_NAMES = ("data", "optimizer", "loss_fn", "train_metrics", "running_loss", "epoch", "batch_num")
 EVAL_NAMES = ("data", "metrics")
-"""What the steps are called with, by name."""
+"""The names of the arguments that the steps are called with."""
 
 
 def find_method(learner: object, *spellings: str) -> Callable[..., Any] | None:
-    """The method by any of its spellings, of the most derived class that has one."""
+    """Returns the method with one of these names from the most derived class that has one, or None."""
     for cls in type(learner).__mro__:
         for name in spellings:
             if name in vars(cls):
-                found: Callable[..., Any] = getattr(learner, name)
-                return found
+                method: Callable[..., Any] = getattr(learner, name)
+                return method
     return None
 
 
 def bind_arguments(function: Callable[..., Any], names: Sequence[str]) -> Callable[..., Any]:
-    """`function` as one that is called with a value for each of `names`, and gets those it takes: by name, or, where it
-    calls them otherwise, all of them or the first alone in their order. Raises LearnerError for any other signature."""
+    """Wraps `function` so that it can be called with one value for each of `names`.
+
+    It receives the values that its parameters name. If its parameters have other names, it receives all values in
+    order, or with a single parameter only the first. Raises LearnerError for any other signature."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(function).parameters.values()
     if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters):
         return function
-    taken = [
+    accepted = [
         parameter.name
         for parameter in parameters
         if parameter.kind in kinds and (parameter.default is parameter.empty or parameter.name in names)
     ]
-    if len(taken) == len(names) and not set(taken) <= set(names):
+    if len(accepted) == len(names) and not set(accepted) <= set(names):
         return function
-    if len(taken) == 1 and taken[0] not in names:
+    if len(accepted) == 1 and accepted[0] not in names:
         return lambda *values: function(values[0])
-    for name in taken:
+    for name in accepted:
         if name not in names:
-            where = getattr(function, "__qualname__", repr(function))
+            step_name = getattr(function, "__qualname__", repr(function))
             raise LearnerError(
-                f"{where} takes '{name}', which is not what it is called with.{did_you_mean(name, names)} There are: "
-                f"{join_names(names)}."
+                f"{step_name}: unknown parameter '{name}'.{did_you_mean(name, names)} Available: {join_names(names)}."
             )
-    places = [names.index(name) for name in taken]
-    if places == list(range(len(names))):
+    positions = [names.index(name) for name in accepted]
+    if positions == list(range(len(names))):
         return function
-    return lambda *values: function(*[values[place] for place in places])
+    return lambda *values: function(*[values[position] for position in positions])
 
 
 def batches_of(argument: str, loader: Iterable[Any]) -> LoaderAdapter:
-    """The batches of any loader as it gives them; the learner's own step takes them apart."""
+    """Adapts any loader to the engine, with its batches unchanged; the learner's step unpacks them."""
     try:
         return LoaderAdapter(loader, as_given=True)
     except TypeError as error:
         raise LearnerError(
-            f"{argument}: expected a DataLoader or a list of batches, found a {type(loader).__name__}: {error}."
+            f"{argument}: expected a DataLoader or a list of batches, found a {type(loader).__name__} ({error})."
         ) from error
 
 
 class Split:
-    """The batches that are measured on; calls `begin` before the first. Each pass is the loader's first epoch, whatever
-    the epoch of the training, so that an order from a generator of its own is the same each time."""
+    """The batches of an evaluation split; `begin` is called before the first one.
+
+    Every pass is the loader's epoch 0, whatever the training epoch, so that a loader with its own generator yields the
+    same order each time."""
 
     def __init__(self, batches: LoaderAdapter, begin: Callable[[], None]):
         self._batches = batches
@@ -94,44 +97,45 @@ class Split:
 
 
 class TrainMeter(Meter):
-    """The mean loss, the values of the training metrics, and the seconds that training took."""
+    """Collects the mean loss, the training metrics and the duration in seconds of one epoch."""
 
     def __init__(self, metrics: Mapping[str, LearnerMetric]):
         super().__init__()
-        self._measuring = metrics
-        self._before, self._began = 0.0, time.perf_counter()
+        self._metrics = metrics
+        self._seconds_before, self._started = 0.0, time.perf_counter()
         for metric in metrics.values():
             metric.reset()
 
     def _seconds(self) -> float:
-        return self._before + time.perf_counter() - self._began
+        return self._seconds_before + time.perf_counter() - self._started
 
     def running(self) -> tuple[float, dict[str, float]]:
-        """The mean loss so far, and the values so far. Reads them back from the device."""
+        """Returns (mean loss, metric values) so far, read back from the device."""
         mean = self.loss_sum / self.loss_n if self.loss_n else 0.0
-        return mean, {name: float(metric.getValue()) for name, metric in self._measuring.items()}
+        return mean, {name: float(metric.getValue()) for name, metric in self._metrics.items()}
 
     def compute(self) -> dict[str, float]:
-        """All of them, `duration` for the seconds."""
-        measured = super().compute()  # it waits for the device
+        """Returns the mean loss, `duration` in seconds, and the metric values."""
+        measured = super().compute()  # waits for the device, so the duration is measured afterwards
         return {"loss": 0.0} | measured | {"duration": self._seconds()} | self.running()[1]
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint in mid-epoch."""
-        sums = [metric_state(metric) for metric in self._measuring.values()]
+        """The state for a checkpoint in the middle of an epoch."""
+        sums = [metric_state(metric) for metric in self._metrics.values()]
         return super().state_dict() | {"seconds": self._seconds(), "metrics": sums}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a saved state."""
+        """Continues from a saved state."""
         super().load_state_dict(state)
-        self._before, self._began = state["seconds"], time.perf_counter()
-        for metric, saved in zip(self._measuring.values(), state["metrics"], strict=True):
+        self._seconds_before, self._started = state["seconds"], time.perf_counter()
+        for metric, saved in zip(self._metrics.values(), state["metrics"], strict=True):
             load_metric_state(metric, saved)
 
 
 def running(trainer: Trainer) -> tuple[float, dict[str, float]]:
-    """The mean loss and the training metrics of the epoch so far, read back from the device. Raises NonFiniteLossError
-    for a loss that is no number."""
+    """Returns (mean loss, training metrics) of the epoch so far, read back from the device.
+
+    Raises NonFiniteLossError if a loss is NaN or infinite."""
     trainer.check_losses()
     meter = trainer.state.meters["train"]
     assert isinstance(meter, TrainMeter)
@@ -139,8 +143,10 @@ def running(trainer: Trainer) -> tuple[float, dict[str, float]]:
 
 
 class LearnerTask(Task):
-    """Calls the learner's own steps. Their loss is what they add to the running loss: it is taken off the graph after
-    every step, whether they do so or not."""
+    """The engine task that calls the learner's steps.
+
+    The loss of a training step is what it adds to the running loss, divided by the number of samples. The running loss
+    is detached from the graph after every step."""
 
     def __init__(
         self,
@@ -152,13 +158,13 @@ class LearnerTask(Task):
         self.metrics = metrics
         self.plan = plan
         self.split = ""
-        self._evaluate: Callable[..., Any]  # the step of the split at hand
+        self._evaluate: Callable[..., Any]  # the evaluation step of the current split
         if plan is not None:
             train = find_method(learner, *TRAIN)
             if train is None:
                 raise LearnerError(
-                    f"{type(learner).__name__} has no {TRAIN[0]}(self, {', '.join(TRAIN_NAMES)}), which trains on a "
-                    f"batch. Define it, or take StandardModel."
+                    f"{type(learner).__name__} has no {TRAIN[0]}(self, {', '.join(TRAIN_NAMES)}), the training step. "
+                    f"Define it, or use StandardModel."
                 )
             self._train = bind_arguments(train, TRAIN_NAMES)
             self._is_standard = learner.owns_train_step
@@ -168,41 +174,41 @@ class LearnerTask(Task):
                     self._step_of(split)
 
     def meter(self) -> TrainMeter:
-        """What collects an epoch of training; the metrics are reset."""
+        """Returns a meter for one epoch of training, with its metrics reset."""
         return TrainMeter(self.metrics["train"])
 
     def eval_meter(self) -> Meter:
-        """What collects an evaluation."""
+        """Returns a meter for one evaluation."""
         return _EvalMeter(self)
 
     def measured(self, split: str, batches: Iterable[Any]) -> Split:
-        """The batches of a split, whose metrics are reset when its first is asked for."""
+        """Returns the batches of a split; its metrics are reset before the first one."""
         return Split(batches_of(f"{split}_loader", batches), lambda: self._begin(split))
 
     def begin_epoch(self, state: TrainState) -> None:
-        """The learning rate of the epoch, and the running loss."""
+        """Sets the epoch's learning rate and initialises the running loss."""
         learner, plan = self.learner, self.plan
         assert plan is not None
         if plan.lr_schedule is not None and not plan.lr_schedule_late:
             self.set_rate(state, state.epoch)
         meter = state.meters["train"]
         meter.flush()
-        # float64, so that the loss of a step is not lost in the sum
+        # float64, so that adding one small loss to a large sum does not lose precision
         learner.train_running_loss = torch.full((1,), meter.loss_sum, dtype=torch.float64)
 
     def set_rate(self, state: TrainState, epoch: int) -> None:
-        """What `lr_schedule` says for an epoch, in every group of parameters."""
+        """Sets the learning rate that `lr_schedule` returns for `epoch` in every parameter group."""
         assert self.plan is not None
         rate = self.plan.lr_schedule(epoch)
         if isinstance(rate, Tensor) and rate.numel() == 1:
             rate = rate.item()
         if isinstance(rate, bool) or not isinstance(rate, int | float):
-            raise LearnerError(f"lr_schedule({epoch}) gave {rate!r}; expected the learning rate, a number.")
+            raise LearnerError(f"lr_schedule({epoch}) returned {rate!r}; expected a number, the learning rate.")
         for group in state.optimizer.param_groups if state.optimizer is not None else ():
             group["lr"] = float(rate)
 
     def train_step(self, state: TrainState, batch: Any) -> StepOutput:
-        """One call of the learner's own training step."""
+        """Calls the learner's training step once."""
         learner, plan = self.learner, self.plan
         assert plan is not None
         for start in self._batch_starts:
@@ -211,33 +217,33 @@ class LearnerTask(Task):
             batch = apply_input_hooks(batch, learner.input_hooks)
         n = batch_size(batch)
         learner.iterations = state.step + 1
-        if self._is_standard:  # it needs no detour by way of the running loss
+        if self._is_standard:  # its loss is returned directly, without the running loss
             loss = train_on(learner, batch, plan.optimizer, plan.loss_fn, learner.train_metrics)
             return StepOutput(loss, n)
         running = learner.train_running_loss
         before = running.clone()
         self._train(batch, plan.optimizer, plan.loss_fn, learner.train_metrics, running, state.epoch, state.batch)
-        now = learner.train_running_loss
-        if isinstance(now, Tensor):
-            # what a step added keeps its graph, and with it the memory of the whole epoch, unless it is cut here
-            now = now.detach_() if now is running else now.detach()
+        updated = learner.train_running_loss
+        if isinstance(updated, Tensor):
+            # otherwise the running loss keeps the graphs of all steps of the epoch in memory
+            updated = updated.detach_() if updated is running else updated.detach()
         else:
-            now = torch.tensor([float(now)], dtype=before.dtype)
-        learner.train_running_loss = now
-        return StepOutput(((now.to(before.device) - before) / n).reshape(()), n)
+            updated = torch.tensor([float(updated)], dtype=before.dtype)
+        learner.train_running_loss = updated
+        return StepOutput(((updated.to(before.device) - before) / n).reshape(()), n)
 
     def eval_step(self, state: TrainState, batch: Any) -> StepOutput:
-        """One call of the learner's own evaluation step."""
+        """Calls the learner's evaluation step once."""
         self._evaluate(batch, getattr(self.learner, f"{self.split}_metrics"))
         return StepOutput(None, batch_size(batch))
 
     def predict_step(self, state: TrainState, x: Any) -> Tensor:
-        """The network's answer as it is."""
+        """Returns the outputs of the learner's prediction step, unchanged."""
         answer: Tensor = self.learner.answer(x)
         return answer
 
     def values(self) -> dict[str, float]:
-        """Of the metrics of the split at hand."""
+        """Returns the metric values of the current split."""
         return {name: float(metric.getValue()) for name, metric in self.metrics[self.split].items()}
 
     def _begin(self, split: str) -> None:
@@ -247,25 +253,25 @@ class LearnerTask(Task):
             metric.reset()
 
     def _step_of(self, split: str) -> Callable[..., Any]:
-        """The evaluation step of a split; one that takes the batch alone finds the metrics in the learner."""
+        """The evaluation step of a split. A step that takes only the batch reads the metrics from the learner."""
         learner = self.learner
         function = (find_method(learner, *VALIDATE) if split == "val" else None) or find_method(learner, *EVAL)
         if function is None:
             raise LearnerError(
-                f"{type(learner).__name__} has no {EVAL[0]}(self, {', '.join(EVAL_NAMES)}), which measures on a batch. "
-                f"Define it, or take StandardModel."
+                f"{type(learner).__name__} has no {EVAL[0]}(self, {', '.join(EVAL_NAMES)}), the evaluation step. "
+                f"Define it, or use StandardModel."
             )
         step = bind_arguments(function, EVAL_NAMES)
         if split == "test" or find_method(learner, *VALIDATE) is not None:
             return step
 
         def with_metrics(batch: Any, metrics: Any) -> None:
-            """The step for the test split, with the other split's metrics in place of that one's."""
-            kept, learner.test_metrics = learner.test_metrics, metrics
+            """Calls the step of the test split with this split's metrics as `learner.test_metrics`."""
+            test_metrics, learner.test_metrics = learner.test_metrics, metrics
             try:
                 step(batch, metrics)
             finally:
-                learner.test_metrics = kept
+                learner.test_metrics = test_metrics
 
         return with_metrics
 
@@ -276,12 +282,12 @@ class _EvalMeter(Meter):
         self._task = task
 
     def compute(self) -> dict[str, float]:
-        """The values of the split at hand."""
+        """Returns the metric values of the current split."""
         return self._task.values()
 
 
 def train_on(learner: LearnerState, data: Any, optimizer: Any, loss_fn: Any, metrics: Any) -> Tensor:
-    """One update on a pair of inputs and targets; gives the loss, which stays on the device."""
+    """Performs one optimiser step on a batch (inputs, targets); returns the detached loss, on the device."""
     x, y = _pair(data)
     x, y = move_to_device(x, learner.device), move_to_device(y, learner.device)
     optimizer.zero_grad()
@@ -296,7 +302,7 @@ def train_on(learner: LearnerState, data: Any, optimizer: Any, loss_fn: Any, met
 
 
 def measure_on(learner: LearnerState, data: Any, metrics: Any) -> None:
-    """Measures on a pair of inputs and targets."""
+    """Updates `metrics` with the network's outputs for a batch (inputs, targets)."""
     x, y = _pair(data)
     outputs = learner.model(move_to_device(x, learner.device))
     y = move_to_device(y, learner.device)
@@ -307,15 +313,15 @@ def measure_on(learner: LearnerState, data: Any, metrics: Any) -> None:
 def _pair(data: Any) -> tuple[Any, Any]:
     if isinstance(data, list | tuple) and len(data) >= 2 and all(part is None for part in data[2:]):
         return data[0], data[1]
-    found = f"{len(data)} values" if isinstance(data, list | tuple) else f"a {type(data).__name__}"
+    description = f"{len(data)} values" if isinstance(data, list | tuple) else f"a {type(data).__name__}"
     raise DataError(
-        f"a batch of the loader is {found}; StandardModel takes pairs (inputs, targets), several inputs as ((a, b), "
-        f"targets). For any other batch define __train_func__ and __eval_function__."
+        f"a batch of the loader is {description}; StandardModel expects pairs (inputs, targets), with several inputs "
+        f"as ((a, b), targets). For other batches, define __train_func__ and __eval_function__."
     )
 
 
 def apply_input_hooks(batch: Any, hooks: Iterable[Callable[[Any], Any]]) -> Any:
-    """A batch whose inputs have gone through functions."""
+    """Returns the batch with `hooks` applied to its inputs, in order."""
     several = isinstance(batch, list | tuple) and not isinstance(batch, Batch)
     inputs = batch[0] if several else batch
     for hook in hooks:
@@ -324,7 +330,7 @@ def apply_input_hooks(batch: Any, hooks: Iterable[Callable[[Any], Any]]) -> Any:
 
 
 def move_to_device(value: Any, device: torch.device) -> Any:
-    """The tensors in a value, at any depth, on a device; arrays become tensors."""
+    """Moves the tensors of a nested value to a device; arrays become tensors."""
 
     def placed(part: Any) -> Any:
         return part.to(device, non_blocking=True) if isinstance(part, Tensor) else torch.as_tensor(part, device=device)
@@ -333,5 +339,5 @@ def move_to_device(value: Any, device: torch.device) -> Any:
 
 
 def detach(value: Any) -> Any:
-    """The tensors in a value, at any depth, off the graph."""
+    """Detaches the tensors of a nested value from the graph."""
     return map_nested(value, lambda part: part.detach() if isinstance(part, Tensor) else part)

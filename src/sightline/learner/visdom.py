@@ -1,5 +1,5 @@
-"""Curves and images on a Visdom server."""
-# ruff: noqa: N803 the published names, in which X holds the values and Y where they are
+"""A logger that sends text, images and plots to a Visdom server."""
+# ruff: noqa: N803 the published names, in which X are the values and Y their positions
 
 from typing import Any, TypeAlias
 
@@ -9,19 +9,21 @@ Text: TypeAlias = str | None
 
 
 class VisdomLogger:
-    """Hands each call to Visdom's; `win` is the window, `title` its title, further arguments are Visdom's. Raises
-    MissingExtraError without the package visdom."""
+    """Logs to a Visdom server.
+
+    In all methods, `win` is the window's id and `title` its title; `env` and `opts` are those of Visdom, and `opts`
+    replaces `title`. `options` are passed to `visdom.Visdom`. Raises MissingExtraError if visdom is not installed."""
 
     def __init__(self, server: str = "http://localhost", endpoint: str = "events", port: int = 8097, **options: Any):
         self.env = options.setdefault("env", "main")
         self.viz = locate.import_optional("visdom").Visdom(server=server, endpoint=endpoint, port=port, **options)
 
     def log_text(self, text: str, win: str, title: Text = None, env: Text = None, opts: Any = None) -> None:
-        """Adds a text to a window, which is made when it is not there."""
+        """Appends text to a window, which is created if it does not exist."""
         self.viz.text(text, win, env=env, opts=_titled(title, opts), append=bool(self.viz.win_exists(win, env)))
 
     def log_image(self, image: Any, win: str, title: Text = None, env: Text = None, opts: Any = None) -> None:
-        """An image [C,H,W]."""
+        """Shows an image [C, H, W]."""
         self.viz.image(image, win, env=env, opts=_titled(title, opts))
 
     def log_images(
@@ -34,7 +36,7 @@ class VisdomLogger:
         ncol: int = 8,
         padding: int = 2,
     ) -> None:
-        """Images [N,C,H,W], `ncol` in a row."""
+        """Shows images [N, C, H, W], with `ncol` per row."""
         self.viz.images(image, win=win, env=env, opts=_titled(title, opts), nrow=ncol, padding=padding)
 
     def plot_line(
@@ -48,11 +50,11 @@ class VisdomLogger:
         update_mode: Text = None,
         name: Text = None,
     ) -> None:
-        """A curve: the values `X` over `Y`."""
+        """Plots a line with the values `X` at the positions `Y`."""
         self.viz.line(Y=X, X=Y, win=win, env=env, opts=_titled(title, opts), update=update_mode, name=name)
 
     def plot_bar(self, X: Any, Y: Any, win: str, title: Text = None, env: Text = None, opts: Any = None) -> None:
-        """Bars of heights `X` with the names `Y`."""
+        """Plots bars of heights `X`, labelled `Y`."""
         self.viz.bar(X=X, Y=Y, win=win, env=env, opts=_titled(title, opts))
 
     def plot_quiver(
@@ -66,23 +68,23 @@ class VisdomLogger:
         env: Text = None,
         opts: Any = None,
     ) -> None:
-        """Arrows."""
+        """Plots a vector field (`X`, `Y`) at the positions (`gridX`, `gridY`)."""
         self.viz.quiver(X=X, Y=Y, gridX=gridX, gridY=gridY, win=win, env=env, opts=_titled(title, opts))
 
     def plot_pie(self, X: Any, win: str, title: Text = None, env: Text = None, opts: Any = None) -> None:
-        """Shares of a total."""
+        """Plots a pie chart of `X`."""
         self.viz.pie(X=X, win=win, env=env, opts=_titled(title, opts))
 
     def plot_histogram(self, X: Any, win: str, title: Text = None, env: Text = None, opts: Any = None) -> None:
-        """How often values occur."""
+        """Plots a histogram of `X`."""
         self.viz.histogram(X=X, win=win, env=env, opts=_titled(title, opts))
 
     def plot_boxplot(self, X: Any, win: str, title: Text = None, env: Text = None, opts: Any = None) -> None:
-        """Quartiles."""
+        """Plots a box plot of `X`."""
         self.viz.boxplot(X=X, win=win, env=env, opts=_titled(title, opts))
 
     def save(self, env: str = "main") -> None:
-        """Lets the server write an environment to its disk."""
+        """Makes the server save an environment to its disk."""
         self.viz.save([env])
 
 

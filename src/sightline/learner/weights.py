@@ -1,4 +1,4 @@
-"""A network's weights in a file, and what they belong to as data: no pickled code, neither way."""
+"""Saves and loads the weights of a network, and its architecture as data, without pickled code."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +20,10 @@ FORMAT = 1
 
 
 def save_weights(model: nn.Module, path: str | Path | IO[bytes], architecture: bool = False) -> None:
-    """Writes the state dict, on the CPU, to `path`, atomically; with `architecture`, `.json` and `.safetensors` files
-    beside it from which `load_network` makes the network."""
+    """Writes the state dict, on the CPU, to a file, atomically, or to a stream.
+
+    With `architecture`, `.json` and `.safetensors` files for `load_network` are written beside the file. Raises
+    LearnerError for a network that cannot be described as data."""
     state = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in model.state_dict().items()}
     if not isinstance(path, str | Path):
         torch.save(state, path)
@@ -33,19 +35,20 @@ def save_weights(model: nn.Module, path: str | Path | IO[bytes], architecture: b
         torch.save(state, file)
     if node is not None:
         weights = path.with_suffix(".safetensors")
-        aside = temporary_sibling(weights)
+        temporary = temporary_sibling(weights)
         try:
-            save_model(model, str(aside))
-            aside.replace(weights)
+            save_model(model, str(temporary))
+            temporary.replace(weights)
         finally:
-            aside.unlink(missing_ok=True)
-        about = {"format": FORMAT, "network": node, "weights": weights.name, "sha256": sha256(weights)}
-        write_json(path.with_suffix(".json"), about)
+            temporary.unlink(missing_ok=True)
+        description = {"format": FORMAT, "network": node, "weights": weights.name, "sha256": sha256(weights)}
+        write_json(path.with_suffix(".json"), description)
 
 
 def load_weights(model: nn.Module, path: str | Path | IO[bytes]) -> None:
-    """Puts the weights of a state dict, a checkpoint or a safetensors file into `model`, all or none. Raises
-    LearnerError naming what does not fit."""
+    """Loads all weights of a state dict, a checkpoint or a safetensors file into `model`.
+
+    Raises LearnerError naming what does not fit; then `model` is unchanged."""
     try:
         with argument_names({"weights": "load_model"}):
             if isinstance(path, str | Path):
@@ -58,22 +61,23 @@ def load_weights(model: nn.Module, path: str | Path | IO[bytes]) -> None:
 
 
 def load_network(path: str | Path, allow: Sequence[str] = ()) -> nn.Module:
-    """The network that was saved with `save_architecture`, with its weights; `path` is that of any of its files. Only
-    layers of torch.nn are made, unless `allow` names other code that is trusted, by its dotted name. Raises
-    ArtifactError when a file is missing or not what was written."""
-    about, where = _described_at(expand_user(path))
-    network, weights = about["network"], where.parent / Path(str(about["weights"])).name
-    tensors = read_checked_weights(weights, about["sha256"], "that was saved")
+    """Returns the network that was saved with `save_architecture`, with its weights.
+
+    `path` is any of its files. Only layers of torch.nn are created, unless `allow` has the dotted names of other
+    trusted code. Raises ArtifactError if a file is missing or was changed."""
+    description, file = _read_description(expand_user(path))
+    network, weights = description["network"], file.parent / Path(str(description["weights"])).name
+    tensors = read_checked_weights(weights, description["sha256"], "that was saved")
     try:
-        model = locate.instantiate(network, key=f"'{where}': network", allow=("torch.nn", *allow))
+        model = locate.instantiate(network, key=f"'{file}': network", allow=("torch.nn", *allow))
     except RecursionError as error:
-        raise ArtifactError(f"'{where}': the network is nested too deeply.") from error
+        raise ArtifactError(f"'{file}': the network is nested too deeply.") from error
     if not isinstance(model, nn.Module):
-        raise ArtifactError(f"'{where}' describes a {type(model).__name__}, no network.")
+        raise ArtifactError(f"'{file}': expected the description of a network, found a {type(model).__name__}.")
     try:
         load_tensors(model, tensors, whole=True)
     except RuntimeError as error:
-        raise ArtifactError(f"'{weights}' does not fit the network of '{where}': {first_line(error)}") from error
+        raise ArtifactError(f"'{weights}' does not fit the network of '{file}': {first_line(error)}") from error
     return model
 
 
@@ -82,22 +86,22 @@ def _node(model: nn.Module) -> dict[str, Any]:
         return model_to_node(model)
     except SightlineError as error:
         raise LearnerError(
-            f"save_architecture: {error} Save the weights alone, and make the network by your own code before "
+            f"save_architecture: {error} Save only the weights, and create the network in your code before calling "
             f"load_model."
         ) from error
 
 
-def _described_at(path: Path) -> tuple[dict[str, Any], Path]:
-    where = path.with_suffix(".json")
+def _read_description(path: Path) -> tuple[dict[str, Any], Path]:
+    file = path.with_suffix(".json")
     try:
-        about = read_json(where)
+        description = read_json(file)
     except (OSError, ValueError) as error:
         raise ArtifactError(
-            f"'{where}' cannot be read: {error}. It is written by save_architecture=True; without it, make the network "
-            f"by your own code and call load_model."
+            f"'{file}' cannot be read: {error}. It is written by save_architecture=True. Without it, create the "
+            f"network in your code and call load_model."
         ) from error
-    if not isinstance(about, dict) or not {"network", "weights", "sha256"} <= set(about):
-        raise ArtifactError(f"'{where}' does not describe a network.")
-    if about.get("format") != FORMAT or not isinstance(about["network"], dict):
-        raise ArtifactError(f"'{where}' is of format {about.get('format')}; this version reads format {FORMAT}.")
-    return about, where
+    if not isinstance(description, dict) or not {"network", "weights", "sha256"} <= set(description):
+        raise ArtifactError(f"'{file}' does not describe a network; expected network, weights and sha256.")
+    if description.get("format") != FORMAT or not isinstance(description["network"], dict):
+        raise ArtifactError(f"'{file}' has format {description.get('format')}; this version reads format {FORMAT}.")
+    return description, file

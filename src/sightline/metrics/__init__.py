@@ -1,1 +1,1 @@
-"""What is measured over the batches of an epoch, and which values of a metric are better."""
+"""Metrics over the batches of an epoch, and whether higher or lower values of a metric are better."""

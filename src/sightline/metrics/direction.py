@@ -1,4 +1,4 @@
-"""Which values of a metric are better, by its name."""
+"""Whether higher or lower values of a metric are better, inferred from its name."""
 
 import re
 from collections.abc import Mapping
@@ -15,49 +15,51 @@ _HIGHER_WORDS = (
     "ssim psnr bleu skill improvement gain"
 )
 _OTHER_WORDS = "gap drop diff difference delta ratio std stdev var count time seconds minus inverse"
-"""A metric with one of these in its name is not the metric that the other words name."""
-_LOWER, _HIGHER, _OTHER = (frozenset(words.split()) for words in (_LOWER_WORDS, _HIGHER_WORDS, _OTHER_WORDS))
+"""Words that make a name a different quantity: `accuracy_gap` is not an accuracy."""
+_LOWER, _HIGHER, _OTHER = (frozenset(text.split()) for text in (_LOWER_WORDS, _HIGHER_WORDS, _OTHER_WORDS))
 _PAIRS = {("cross", "entropy"): "min", ("explained", "variance"): "max"}
 _NEGATIVE = frozenset(("neg", "negative"))
-_PIECES = re.compile(r"[^\W_]+")
-_WORDS = re.compile(r"[A-Z]+\d*(?![a-z])|[A-Z]?[a-z]+\d*")
+_PARTS = re.compile(r"[^\W_]+")
+_CAMEL_CASE = re.compile(r"[A-Z]+\d*(?![a-z])|[A-Z]?[a-z]+\d*")
 
 
 def metric_mode(monitor: str, known: Mapping[str, str] = MappingProxyType({})) -> str | None:
-    """ "min" for a metric that is better when lower, such as a loss or an error, "max" for one that is better when
-    higher, and None where the name does not say. `monitor` is `<split>_<metric>` or the metric alone; `known` gives the
-    direction of metrics by name, before their words are looked at.
+    """Returns "min" if lower values of a metric are better, "max" if higher ones are, None if its name does not say.
 
-    The last word with a known direction decides (`error_rate`, `top5_error`, `f1_loss`), of `fpr_at_95_tpr` the last
-    before "at". A negative likelihood is better when lower; a negative loss or error may be that of a class, or
-    scikit-learn's `neg_mean_squared_error`, so it is not known. A "score" with no other such word is better when
-    higher, as scikit-learn names them."""
-    head = monitor.partition("/")[0]  # what follows is the name of a class, or a place
+    `monitor` is `<split>_<metric>` or only the metric. `known` maps names of metrics to "min" or "max" and takes
+    precedence. The last word with a known direction decides (`error_rate`, `top5_error`, `f1_loss`); in `fpr_at_95_tpr`
+    it is the last one before "at". A negative likelihood is better when lower. A negative loss or error returns None:
+    it may be the loss of a negative class, or scikit-learn's `neg_mean_squared_error`. A "score" without any of these
+    words is better when higher, as in scikit-learn."""
+    head = monitor.partition("/")[0]  # the rest is the name or the index of a class
     for name in (monitor, head, monitor.partition("_")[2], head.partition("_")[2]):
         if name in known:
             return known[name]
-    words = [word for piece in _PIECES.findall(head.partition("@")[0]) for word in _words_of(piece)]
-    words = words[: words.index("at")] if "at" in words[1:] else words
-    if not _OTHER.isdisjoint(words):
+    tokens = [token for part in _PARTS.findall(head.partition("@")[0]) for token in _split(part)]
+    tokens = tokens[: tokens.index("at")] if "at" in tokens[1:] else tokens
+    if not _OTHER.isdisjoint(tokens):
         return None
-    found, negative = None, False
-    for before, word in zip(["", *words], words, strict=False):
+    mode, negative = None, False
+    for before, word in zip(["", *tokens], tokens, strict=False):
         direction = "min" if word in _LOWER else "max" if word in _HIGHER else _PAIRS.get((before, word))
         if direction is not None and negative:
             if direction == "min":
                 return None
             direction = "min" if word == "likelihood" else "max"
-        found = direction or found
+        mode = direction or mode
         negative |= word in _NEGATIVE
-    return found or ("max" if "score" in words else None)
+    return mode or ("max" if "score" in tokens else None)
 
 
-def _words_of(piece: str) -> list[str]:
-    """The words of a part of a name: of its case, such as MulticlassAUROC, unless it is a known word; without a number
-    at the end, such as that of top5."""
-    whole = _known(piece.lower())
-    return [whole] if whole in _LOWER or whole in _HIGHER else [_known(word.lower()) for word in _WORDS.findall(piece)]
+def _split(part: str) -> list[str]:
+    """The lower-case words of a part of a name, without numbers at the end (`top5`).
+
+    A part that is not a known word is split at its capitals (`MulticlassAUROC`)."""
+    word = _without_number(part.lower())
+    if word in _LOWER or word in _HIGHER:
+        return [word]
+    return [_without_number(word.lower()) for word in _CAMEL_CASE.findall(part)]
 
 
-def _known(word: str) -> str:
+def _without_number(word: str) -> str:
     return word if word in _HIGHER else word.rstrip("0123456789")

@@ -1,5 +1,4 @@
-"""What is measured over the batches of an epoch: the mean loss; of a classifier accuracy, top-k, precision, recall and
-F1; of a regression the errors."""
+"""Metrics over the batches of an epoch: the mean loss, classification scores and regression errors."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,29 +13,30 @@ from sightline.core.types import StepOutput
 from sightline.metrics.scores import BY_CLASS, ValueSums, class_metric_names, classification_scores, scores_by_class
 
 CLASSIFICATION_METRICS = ("loss", "accuracy", "precision", "recall", "f1")
-"""What a meter reports for a classifier, in this order."""
+"""The metrics that a meter reports for a classifier, in this order."""
 REGRESSION_METRICS = ("loss", "mse", "mae", "r2")
-"""What it reports where the targets are numbers."""
+"""The metrics that a meter reports for a regression, in this order."""
 
 
 class ExtraMetrics(Protocol):
-    """Metrics of another library's making, fed batch by batch; see `foreignmetrics`."""
+    """Further metrics that are updated batch by batch, such as `TorchmetricsAdapter`."""
 
     def update(self, output: Tensor, target: Tensor) -> None: ...
     def compute(self) -> dict[str, float]: ...
 
 
 class Meter:
-    """Collects step outputs without reading anything back from the device; `flush` reads back what has come since the
-    last one, all at once. Counts are exact and sums are added up in the order of the steps, so that the same batches
-    give the same numbers however they are flushed.
+    """Collects step outputs on the device and computes the metrics of an epoch from them.
 
-    Scores [B,C] with class indices [B] are a classifier's, values [B,k] with floating-point targets [B,k] a
-    regression's; with `classes`, which names the classes, only the former are looked at. `top_k` measures how often
-    the right class is among the first k, as `top5`; `by_class` adds `recall/<class>` and so on for every class;
-    `extra_metrics` gets every output and target of a step at once.
+    `update` reads nothing back from the device; `flush` reads back all pending steps at once. Counts are exact and sums
+    are added in the order of the steps, so the results do not depend on when the meter is flushed.
 
-    Macro averages run over the classes that occur among targets or predictions, as scikit-learn's `average="macro"`."""
+    Scores [B,C] with class indices [B] are treated as classification, values [B,k] with floating-point targets [B,k] as
+    regression; with `classes`, the names of the classes, only as classification. `top_k` adds how often the correct
+    class is among the k highest scores, such as `top5`. `by_class` adds `recall/<class>` and so on for every class.
+    `extra_metrics` is updated in every step with its output and target.
+
+    Macro averages cover the classes that occur among targets or predictions, as in scikit-learn."""
 
     def __init__(
         self,
@@ -50,11 +50,11 @@ class Meter:
         self.loss_n = 0
         self.n = 0
         self.mark = (0.0, 0)
-        self.counts: NDArray[np.int64] | None = None  # [3,C]: right, predicted, actual
-        self.hits: list[int] = []  # how often the right class was the first, the second, ... of the first max(top_k)
-        self.ranked = 0  # of so many samples
+        self.counts: NDArray[np.int64] | None = None  # [3,C]: correct, predicted, actual
+        self.hits: list[int] = []  # [max(top_k)]: how often the correct class had rank 1, 2, ...
+        self.ranked = 0  # the number of samples in `hits`
         self.values: ValueSums | None = None
-        self.sums: dict[str, tuple[float, int]] = {}  # of a step's own metrics: value times samples, samples
+        self.sums: dict[str, tuple[float, int]] = {}  # metrics that the steps return: weighted sum, samples
         self._classes = tuple(classes)
         self._top_k = tuple(sorted(set(top_k)))
         self._max_k = self._top_k[-1] if self._top_k else 0
@@ -67,8 +67,8 @@ class Meter:
         self._pending_values: list[tuple[Tensor, Tensor]] = []
 
     def update(self, out: StepOutput) -> None:
-        """Takes one step's output; nothing is computed beyond the arg-max of the scores, and what was asked for."""
-        loss, n, output, target, metrics = out  # once, as every step comes through here
+        """Adds the output of one step; computes only the arg-max of the scores and the optional metrics."""
+        loss, n, output, target, metrics = out  # the fields are read once, as this runs in every step
         predicted = labels = None
         if output is not None and isinstance(target, Tensor) and output.ndim == 2:
             if target.ndim == 1:
@@ -76,7 +76,7 @@ class Meter:
                 if not self._num_classes:
                     self._num_classes = output.shape[1]
             elif not self._classes and target.shape == output.shape and target.is_floating_point():
-                self._pending_values.append((output.detach().clone(), target))  # the output's memory is the network's
+                self._pending_values.append((output.detach().clone(), target))  # a network may reuse its output
         self._pending.append((loss, n, predicted, labels))
         if metrics:
             for name, value in metrics.items():
@@ -88,16 +88,16 @@ class Meter:
     def _update_optional(self, output: Tensor, target: Tensor) -> None:
         if self._max_k and output.ndim == 2 and target.ndim == 1 and not target.is_floating_point():
             label = target.long().unsqueeze(1)
-            own = output.gather(1, label)
-            place = torch.arange(output.shape[1], device=output.device)
-            # of equal scores the lower index comes first, as in arg-max: so top1 is the accuracy
-            rank = ((output > own) | (~(output < own) & (place < label))).sum(1, keepdim=True)
-            self._pending_hits.append(((rank == place[: self._max_k]).sum(0), len(target)))
+            score = output.gather(1, label)
+            index = torch.arange(output.shape[1], device=output.device)
+            # among equal scores the lower index has the better rank, as in arg-max, so that top1 equals the accuracy
+            rank = ((output > score) | (~(output < score) & (index < label))).sum(1, keepdim=True)
+            self._pending_hits.append(((rank == index[: self._max_k]).sum(0), len(target)))
         if self._extra_metrics is not None:
             self._extra_metrics.update(output, target)
 
     def flush(self) -> list[float]:
-        """Reads back and adds up everything pending; returns the losses of those steps, in order."""
+        """Reads back all pending steps and adds them to the totals; returns their losses, in order."""
         pending, self._pending = self._pending, []
         with_loss = [(loss, n) for loss, n, _, _ in pending if loss is not None]
         losses: list[float] = torch.stack([loss.detach() for loss, _ in with_loss]).tolist() if with_loss else []
@@ -123,8 +123,8 @@ class Meter:
     def _flush_optional(self) -> None:
         hits, self._pending_hits = self._pending_hits, []
         if hits:
-            found = torch.stack([row for row, _ in hits]).sum(0).tolist()
-            self.hits = [a + b for a, b in zip(self.hits or [0] * len(found), found, strict=True)]
+            added = torch.stack([row for row, _ in hits]).sum(0).tolist()
+            self.hits = [a + b for a, b in zip(self.hits or [0] * len(added), added, strict=True)]
             self.ranked += sum(n for _, n in hits)
         values, self._pending_values = self._pending_values, []
         if values:
@@ -132,13 +132,15 @@ class Meter:
             outputs = torch.cat([output for output, _ in values]).cpu().double().numpy()
             targets = torch.cat([target for _, target in values]).cpu().double().numpy()
             start = 0
-            for output, _ in values:  # step by step, so that the sums do not depend on when they are made
+            for output, _ in values:  # step by step, so that the sums do not depend on when the meter is flushed
                 part = slice(start, start := start + len(output))
                 self.values.add(outputs[part], targets[part])
 
     def compute(self) -> dict[str, float]:
-        """The mean loss and what the outputs allow, all over every sample so far: the metrics of a classifier or of a
-        regression, the steps' own, those of single classes, and the extra ones."""
+        """Returns all metrics over the samples so far, by name; an empty dict if there are none.
+
+        These are the mean loss, the metrics of a classifier or a regression, those that the steps return, those of
+        single classes, and the extra metrics."""
         self.flush()
         if not self.n:
             return {}
@@ -157,14 +159,15 @@ class Meter:
         return result | (self._extra_metrics.compute() if self._extra_metrics is not None else {})
 
     def since_mark(self) -> float:
-        """The mean loss since the last call, or since the beginning; NaN when there was none."""
+        """Returns the mean loss since the last call, or since the start; NaN if there was no loss."""
         self.flush()
         (total, n), self.mark = self.mark, (self.loss_sum, self.loss_n)
         return (self.loss_sum - total) / (self.loss_n - n) if self.loss_n > n else math.nan
 
     def state_dict(self) -> dict[str, Any]:
-        """All that was measured so far, for a checkpoint in mid-epoch; the extra metrics are no part of it, as
-        they are not measured while training."""
+        """Returns the totals so far, for a checkpoint within an epoch.
+
+        The extra metrics are not included, as they are not measured in training."""
         self.flush()
         return {
             "loss_sum": self.loss_sum,
@@ -179,7 +182,7 @@ class Meter:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a saved state; what a state of an earlier version lacks has not been measured."""
+        """Restores the totals of a `state_dict`; those that an earlier version did not save are empty."""
         self.loss_sum, self.loss_n, self.n = state["loss_sum"], state["loss_n"], state["n"]
         self.mark = (state["mark"][0], state["mark"][1])
         self.counts = None if state["counts"] is None else np.asarray(state["counts"], dtype=np.int64)
@@ -192,7 +195,9 @@ class Meter:
 def metric_names(
     evals: Iterable[str], measured: Sequence[str] = CLASSIFICATION_METRICS, at_evaluation: Sequence[str] = ()
 ) -> list[str]:
-    """The metrics the records will hold, `<split>_<metric>`: what a monitor can be. `measured` are those of every
-    split, `at_evaluation` those of the evaluated ones alone."""
+    """Returns the names `<split>_<metric>` in the records of a run, from which a monitor can be chosen.
+
+    `evals` are the evaluated splits. `measured` are the metrics of train and of these, `at_evaluation` those measured
+    only on these."""
     train = [f"train_{metric}" for metric in measured]
     return train + [f"{split}_{metric}" for split in evals for metric in (*measured, *at_evaluation)]

@@ -1,1 +1,1 @@
-"""Networks, how a config describes them, and the losses they are trained with."""
+"""Networks: building them from a config, inspecting them, loading their weights; and losses."""

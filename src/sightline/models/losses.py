@@ -1,4 +1,4 @@
-"""Losses beyond torch.nn's."""
+"""Losses that torch.nn does not have."""
 
 import copy
 from typing import Any
@@ -9,25 +9,25 @@ from torch import Tensor, nn
 
 
 class FocalLoss(nn.Module):
-    """The focal loss of Lin et al. ("Focal Loss for Dense Object Detection", 2017) for classes that exclude each other:
-    -(1 - p)^gamma log p with p the probability of the true class; gamma 0 is cross entropy.
+    """The focal loss of Lin et al. ("Focal Loss for Dense Object Detection", 2017) for single-label classification.
 
-    `weight` float32 [C] scales each class; the mean divides by the batch size, as in the paper's alpha-balanced form.
-    logits float32 [B,C], target int64 [B] -> scalar, or [B] with reduction "none"."""
+    It is -(1 - p)^gamma log p, where p is the probability of the true class; `gamma=0` is cross entropy. `weight`,
+    float32 [C], scales the loss of each class. The mean divides by the batch size, as in the paper's alpha-balanced
+    form. Takes logits float32 [B,C] and targets int64 [B]; returns a scalar, or [B] with `reduction="none"`."""
 
     weight: Tensor | None
 
     def __init__(self, gamma: float = 2.0, weight: Tensor | list[float] | None = None, reduction: str = "mean"):
         super().__init__()
         if gamma < 0:
-            raise ValueError(f"gamma must be at least 0, not {gamma}")
+            raise ValueError(f"gamma: expected a number >= 0, found {gamma}.")
         self.gamma = gamma
         self.reduction = _check_reduction(reduction)
         self.register_buffer("weight", None if weight is None else torch.as_tensor(weight, dtype=torch.float32))
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         log_p = F.log_softmax(logits, dim=1).gather(1, target[:, None]).squeeze(1)
-        # 1 - p without cancellation, kept off 0, where the power's slope is infinite for a gamma below 1
+        # expm1 gives 1 - p without cancellation; at 0 the gradient of the power is infinite for gamma < 1
         miss = (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).tiny)
         loss = -(miss**self.gamma) * log_p
         if self.weight is not None:
@@ -36,10 +36,10 @@ class FocalLoss(nn.Module):
 
 
 class ProbabilityNLL(nn.Module):
-    """The negative log-likelihood of a network that answers with probabilities (it ends in a softmax): what
-    cross entropy is for logits. Probabilities below 1e-12 count as 1e-12.
+    """The negative log-likelihood for a network that outputs probabilities: what cross entropy is for logits.
 
-    probabilities float32 [B,C], target int64 [B] -> scalar, or [B] with reduction "none"."""
+    Probabilities below 1e-12 are clamped to 1e-12. Takes probabilities float32 [B,C] and targets int64 [B]; returns a
+    scalar, or [B] with `reduction="none"`."""
 
     def __init__(self, reduction: str = "mean"):
         super().__init__()
@@ -51,11 +51,12 @@ class ProbabilityNLL(nn.Module):
 
 
 class ClassWeightedLoss(nn.Module):
-    """`loss`, any with a `reduction`, where a sample counts as much as its class: `weight` float32 [C]. The mean is
-    over the batch size and not, as torch.nn's own, over the weights that happen to be in the batch: so it is the same
-    however samples are put into batches. The loss's own reduction is taken over.
+    """A copy of `loss` that weights each sample by its class: `weight` is float32 [C].
 
-    output float32 [B,C], target int64 [B] -> scalar, or [B] with reduction "none"."""
+    `loss` needs a `reduction` attribute, which is applied after weighting. The mean divides by the batch size, not by
+    the sum of the weights in the batch as in torch.nn, so it does not depend on which samples share a batch. Takes
+    outputs float32 [B,C] and targets int64 [B]; returns a scalar, or [B] with reduction "none". Raises ValueError if
+    `loss` does not return one value per sample."""
 
     weight: Tensor
 
@@ -70,20 +71,20 @@ class ClassWeightedLoss(nn.Module):
         losses = self.loss(output, target)
         if losses.shape != target.shape:
             raise ValueError(
-                f"with reduction 'none' it gave {list(losses.shape)} and not one loss for each of the {len(target)} "
-                f"samples, which class weights need"
+                f"with reduction='none' it returned a tensor {list(losses.shape)}; class weights need one loss for "
+                f"each of the {len(target)} samples"
             )
         return reduce_loss(losses * self.weight[target], self.reduction)
 
 
 def _check_reduction(reduction: str) -> str:
     if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', not {reduction!r}")
+        raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', found {reduction!r}.")
     return reduction
 
 
 def reduce_loss(loss: Tensor, reduction: str) -> Tensor:
-    """[B] -> its mean, its sum, or itself."""
+    """Applies `reduction` ("mean", "sum" or "none") to per-sample losses [B]."""
     if reduction == "none":
         return loss
     return loss.mean() if reduction == "mean" else loss.sum()

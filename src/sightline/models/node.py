@@ -1,4 +1,4 @@
-"""A network that is there already, as a node of data that makes one like it."""
+"""Conversion of an existing network to a config node that builds the same architecture."""
 
 import inspect
 from collections import Counter
@@ -11,12 +11,14 @@ from sightline.core.errors import ConfigError
 
 
 def model_to_node(model: nn.Module) -> dict[str, Any]:
-    """The node, without the weights: layers of torch.nn in Sequentials, or a class of the user's that is made without
-    arguments. Raises ConfigError for a network that would not come back the same."""
+    """Returns the config node of a network's architecture, without its weights.
+
+    Supports layers of torch.nn in unnamed Sequentials, and importable custom classes that need no arguments. Raises
+    ConfigError if the node cannot be made, or would build a network with another repr or other tensor shapes."""
     node = _node(model)
-    made = locate.instantiate(node, key="network")
-    if repr(made) != repr(model) or _shapes(made) != _shapes(model):
-        raise ConfigError(f"{type(model).__name__} does not come back from data the same.")
+    rebuilt = locate.instantiate(node, key="network")
+    if repr(rebuilt) != repr(model) or _shapes(rebuilt) != _shapes(model):
+        raise ConfigError(f"rebuilding {type(model).__name__} from its config node gives a different network.")
     return node
 
 
@@ -24,11 +26,11 @@ def _node(layer: nn.Module) -> dict[str, Any]:
     cls = type(layer)
     name = f"{cls.__module__}.{cls.__qualname__}"
     if isinstance(layer, nn.Sequential) and cls is nn.Sequential:
-        if list(layer._modules) != [str(place) for place in range(len(layer))]:
-            raise ConfigError("a Sequential with names for its layers is not described.")
+        if list(layer._modules) != [str(position) for position in range(len(layer))]:
+            raise ConfigError("a Sequential with named layers cannot be saved as a config node.")
         return {"_target_": "torch.nn.Sequential", "_args_": [_node(child) for child in layer]}
     if cls.__module__ == "__main__":
-        raise ConfigError(f"the class {cls.__qualname__} is in the script itself, where nobody finds it again.")
+        raise ConfigError(f"the class {cls.__qualname__} is defined in __main__ and cannot be imported later.")
     arguments = {}
     if cls.__module__.startswith("torch.nn."):
         for parameter in list(inspect.signature(cls.__init__).parameters.values())[1:]:
@@ -39,7 +41,7 @@ def _node(layer: nn.Module) -> dict[str, Any]:
                 continue
             plain = list(value) if isinstance(value, tuple) else value
             if not all(item is None or isinstance(item, bool | int | float | str) for item in _flat(plain)):
-                raise ConfigError(f"the argument {parameter.name} of {cls.__name__} is no plain value.")
+                raise ConfigError(f"the argument '{parameter.name}' of {cls.__name__} is not a plain value.")
             if plain != parameter.default:
                 arguments[parameter.name] = plain
     return {"_target_": name, **arguments}

@@ -1,4 +1,4 @@
-"""A network's parameters in groups, each with its own arguments of the optimiser."""
+"""Parameter groups: layer-wise learning rates, overrides by name, and which parameters have weight decay."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -21,14 +21,13 @@ def parameter_groups(
     overrides: Sequence[Mapping[str, Any]] = (),
     decay_1d: bool = True,
 ) -> list[dict[str, Any]]:
-    """Every parameter of `model` that is trained, in groups for `target(groups, **arguments)`, each with a readable
-    `name`; the groups nearest to the head come first.
+    """Returns the trainable parameters of `model` in groups for the optimiser `target(groups, **arguments)`.
 
-    `depths` (see `structure.depths`) with `layer_decay` multiply the learning rate by layer_decay for each block below
-    the top (Clark et al., "ELECTRA", 2020); `head_lr` is that of the top itself, where it is another. Each of
-    `overrides` is `{match: pattern, ...arguments}`; the first that matches a parameter counts, and what it says is
-    taken as it stands. Without `decay_1d`, biases and parameters of one dimension have a `weight_decay` of 0 (He et
-    al., "Bag of Tricks", 2019).
+    Each group has a readable `name`; the groups nearest to the head come first. With `depths` (see
+    `structure.parameter_depths`), the learning rate is multiplied by `layer_decay` for each block below the head (Clark
+    et al., "ELECTRA", 2020), and `head_lr`, if set, is the learning rate of the head. Each of `overrides` is
+    `{match: pattern, ...arguments}`; the first that matches a parameter applies, and its values take precedence. With
+    `decay_1d=False`, biases and 1-D parameters get `weight_decay` 0 (He et al., "Bag of Tricks", 2019).
 
     Raises ConfigError for a pattern that matches nothing and for an argument that the optimiser does not have."""
     names = [name for name, _ in model.named_parameters()]
@@ -48,26 +47,26 @@ def parameter_groups(
         if not parameter.requires_grad:
             continue
         depth = depths[name] if depths else 0
-        bare = not decay_1d and (parameter.ndim <= 1 or name.endswith(".bias"))
+        no_decay = not decay_1d and (parameter.ndim <= 1 or name.endswith(".bias"))
         position = chosen.get(name, -1)
-        kind = (top - depth, position, bare)
+        kind = (top - depth, position, no_decay)
         if kind not in groups:
-            own = (
+            overridden = (
                 {item: value for item, value in overrides[position].items() if item != "match"}
                 if name in chosen
                 else {}
             )
-            made: dict[str, Any] = {}
+            computed: dict[str, Any] = {}
             if depths:
-                made["lr"] = _rate(target, arguments) * layer_decay ** (top - depth)
+                computed["lr"] = _rate(target, arguments) * layer_decay ** (top - depth)
                 if head_lr is not None and depth == top:
-                    made["lr"] = head_lr
-            if bare:
-                made["weight_decay"] = 0.0
-            words = [overrides[position]["match"]] if name in chosen else []
-            words += [f"block {depth} of {top}" if depth < top else "head"] if depths else []
-            words += ["no decay"] if bare else []
-            groups[kind] = {"name": ", ".join(words) or "rest", "params": [], **made, **own}
+                    computed["lr"] = head_lr
+            if no_decay:
+                computed["weight_decay"] = 0.0
+            labels = [overrides[position]["match"]] if name in chosen else []
+            labels += [f"block {depth} of {top}" if depth < top else "head"] if depths else []
+            labels += ["no decay"] if no_decay else []
+            groups[kind] = {"name": ", ".join(labels) or "rest", "params": [], **computed, **overridden}
         groups[kind]["params"].append(parameter)
     return [groups[kind] for kind in sorted(groups, key=lambda kind: kind[0])]
 
@@ -75,17 +74,17 @@ def parameter_groups(
 def _rate(target: Any, arguments: Mapping[str, Any]) -> float:
     rate = arguments.get("lr")
     if rate is None:
-        known = inspect.signature(target).parameters.get("lr")
-        rate = known.default if known is not None else None
+        parameter = inspect.signature(target).parameters.get("lr")
+        rate = parameter.default if parameter is not None else None
     if not isinstance(rate, int | float):
         raise ConfigError(
-            f"{arg.layer_decay}, {arg.head_lr}: they stand beside the optimiser's learning rate; set {arg.lr}."
+            f"{arg.layer_decay}, {arg.head_lr}: the optimiser has no learning rate to scale. Set {arg.lr}."
         )
     return float(rate)
 
 
 def _check_arguments(target: Any, names: Sequence[str], key: str) -> None:
-    """torch takes any word in a group without looking at it, and then does nothing with it."""
+    """Raises ConfigError for an unknown optimiser argument, which torch accepts in a group and then ignores."""
     parameters = inspect.signature(target).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return

@@ -1,5 +1,7 @@
-"""What a network does with the shape of an image or of any other input, found without touching its weights or buffers:
-a copy on torch's meta device, where tensors have shapes but no numbers, runs one batch in evaluation mode."""
+"""Shape inference for networks: layer shapes, parameters and multiply-adds, without changing weights or buffers.
+
+A copy of the network on torch's meta device, where tensors have shapes but no values, runs one batch in evaluation
+mode."""
 
 from __future__ import annotations
 
@@ -18,14 +20,15 @@ from torch.utils.flop_counter import flop_registry
 from sightline.core.errors import ModelError, first_line, render_setting
 
 _BATCH = 2
-_MOST, _EVALUATION_BYTES = 256, 256 << 20
+_MAX_BATCH, _EVALUATION_BYTES = 256, 256 << 20
 
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One call of a layer. `input_shape` and `output_shape` are the sizes, batch included, of the first tensor that
-    went in and that came out, empty where there was none; `multiply_adds` are for one image, and 0 where they cannot be
-    counted."""
+    """One call of a layer.
+
+    `input_shape` and `output_shape` are the shapes, batch included, of the first input and the first output tensor;
+    empty if there is none. `multiply_adds` are for one image, and 0 where they cannot be counted."""
 
     name: str
     kind: str
@@ -36,14 +39,16 @@ class LayerRow:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The output without the batch dimension."""
+        """The output shape without the batch dimension."""
         return self.output_shape[1:]
 
 
 @dataclass(frozen=True)
 class Trace:
-    """A network's layers in the order they ran. `output` is the shape of its answer to one image, empty where that is a
-    single number or no tensor, which `answers` tells apart. `parameters` counts each shared weight once."""
+    """A network's leaf layers in execution order, and its totals.
+
+    `output` is the output shape for one image; it is empty if that is a scalar or not a tensor. `answers` is whether
+    the output is a tensor. `parameters` counts each shared weight once; `multiply_adds` are for one image."""
 
     layers: tuple[LayerRow, ...]
     output: tuple[int, ...]
@@ -53,11 +58,11 @@ class Trace:
 
 
 def trace(model: nn.Module, shape: tuple[int, ...], fits: Callable[[int], bool] | None = None) -> Trace:
-    """Runs an image of `shape` (C, H, W) through a shape-only copy of `model`. `fits` tells whether a square image of
-    some side would do, where that is not for `model` itself to tell: it is a part of a network.
+    """Runs images of `shape` (C, H, W) through a shape-only copy of `model` and returns what every layer did.
 
-    Raises ModelError naming the layer that cannot take what reaches it, what it got, what it needs, and the smallest
-    square image that would fit, if one of up to 512 pixels does."""
+    `fits(side)` returns whether a square image of that side fits; it is needed if `model` is only a part of a network.
+    Raises ModelError naming the layer that rejects its input, what it got, what it needs, and the smallest square image
+    of up to 512 pixels that fits, if there is one."""
     try:
         return _run(model, _images(shape))
     except _LayerError as error:
@@ -65,24 +70,25 @@ def trace(model: nn.Module, shape: tuple[int, ...], fits: Callable[[int], bool] 
         message = f" The smallest square image this network takes is {smallest} x {smallest}." if smallest else ""
         image = " x ".join(str(side) for side in shape[1:])
         raise ModelError(
-            f"the network does not fit images of {image} with {shape[0]} channel(s): {error}{message}"
+            f"the network does not fit images of {image} with {_channels(shape[0])}: {error}{message}"
         ) from error
 
 
 def trace_inputs(model: nn.Module, inputs: Tensor | list[Tensor]) -> Trace:
-    """As `trace`, for a batch of anything; several inputs are handed to the network as the one list that they are.
-    Raises ModelError naming the layer that cannot take what reaches it."""
+    """Like `trace`, for any batch of inputs; a list of inputs is passed to the network as a single list.
+
+    Raises ModelError naming the layer that rejects its input."""
     try:
         return _run(model, inputs)
     except _LayerError as error:
         if isinstance(inputs, Tensor) and inputs.ndim == 4 and inputs.is_floating_point():
-            trace(model, tuple(inputs.shape[1:]))  # which knows what image would fit
+            trace(model, tuple(inputs.shape[1:]))  # its message also names the image size that fits
         sizes = [list(part.shape[1:]) for part in ([inputs] if isinstance(inputs, Tensor) else inputs)]
-        raise ModelError(f"the network does not run on inputs of {sizes}: {error}") from error
+        raise ModelError(f"the network does not fit inputs of {sizes}: {error}") from error
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode whose parameters and buffers have shapes but no memory; the original is not touched."""
+    """Returns a copy in evaluation mode with parameters and buffers on the meta device; `model` is not changed."""
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
@@ -92,26 +98,32 @@ def meta_copy(model: nn.Module) -> nn.Module:
 
 
 def batch_that_fits(model: nn.Module, shape: tuple[int, int, int]) -> int:
-    """How many images of `shape` (C, H, W) to ask `model` about at once: the largest power of two, up to 256, for which
-    the images and the input and output of the layer with the largest ones take no more than 256 MiB in float32."""
+    """Returns the batch size for evaluating `model` on images of `shape` (C, H, W): a power of two from 1 to 256.
+
+    It is the largest for which the images, twice, and the input and output of the layer where these are largest take at
+    most 256 MiB in float32."""
     largest = max(
         (math.prod(row.input_shape) + math.prod(row.output_shape) for row in trace(model, shape).layers), default=0
     )
     numbers = largest // _BATCH + 2 * math.prod(shape)
-    most = min(_MOST, _EVALUATION_BYTES // (4 * numbers))
-    return 1 << max(0, most.bit_length() - 1)
+    largest_batch = min(_MAX_BATCH, _EVALUATION_BYTES // (4 * numbers))
+    return 1 << max(0, largest_batch.bit_length() - 1)
 
 
 def summary(model: nn.Module, shape: tuple[int, int, int]) -> str:
-    """A table of layers, output shapes, parameters and multiply-adds for one image of `shape` (C, H, W), with totals.
-    A multiply-add is one multiplication and one addition in a convolution, a linear layer or an attention product."""
-    found = trace(model, shape)
+    """Returns a text table of layers, output shapes, parameters and multiply-adds for one image, with totals.
+
+    `shape` is (C, H, W). A multiply-add is one multiplication and one addition in a convolution, a linear layer or an
+    attention product. Raises ModelError as `trace` does."""
+    traced = trace(model, shape)
     rows = [("layer", "type", "output shape", "parameters", "multiply-adds")]
     rows += [
         (row.name, row.kind, " x ".join(map(str, row.shape)), f"{row.parameters:,}", f"{row.multiply_adds:,}")
-        for row in found.layers
+        for row in traced.layers
     ]
-    rows.append(("total", "", " x ".join(map(str, found.output)), f"{found.parameters:,}", f"{found.multiply_adds:,}"))
+    rows.append(
+        ("total", "", " x ".join(map(str, traced.output)), f"{traced.parameters:,}", f"{traced.multiply_adds:,}")
+    )
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     lines = [
         "  ".join(
@@ -138,7 +150,7 @@ def _run(model: nn.Module, inputs: Any) -> Trace:
     try:
         return _observe(meta_copy(model), _zeros(inputs, torch.device("meta")))
     except Exception as error:
-        # a network may look at its numbers, keep tensors that are no buffers, or be lazy: then a real copy tells
+        # a network may read values, hold tensors that are not buffers, or have lazy layers: then a real copy is run
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         try:
             with torch.random.fork_rng():
@@ -147,22 +159,23 @@ def _run(model: nn.Module, inputs: Any) -> Trace:
                 return _observe(copy.deepcopy(model).eval(), _zeros(inputs, device), count=False)
         except _LayerError as real:
             raise real from error
-        except Exception as real:  # its own code, when it is copied
+        except Exception as real:  # the network's code may raise anything when it is copied
             message = f"it cannot be copied: {type(real).__name__}: {first_line(real)}"
             raise _LayerError(message, size_matters=False) from real
 
 
 def _zeros(inputs: Any, device: torch.device) -> Any:
-    """Zeros of these sizes and types."""
+    """Zeros with the shapes and dtypes of `inputs`."""
     if isinstance(inputs, Tensor):
         return torch.zeros_like(inputs, device=device)
     return [torch.zeros_like(part, device=device) for part in inputs]
 
 
 class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the floating-point operations of what runs within it, by torch's own formulas. An operation that has no
-    formula, or whose formula fails, counts as none: counting must not be why a network is refused. torch's
-    `FlopCounterMode` also follows the modules, and fails where a module is given an expanded parameter."""
+    """Counts floating-point operations by torch's formulas.
+
+    An operation without a formula, or whose formula fails, counts as 0, so that counting never rejects a network.
+    torch's `FlopCounterMode` also tracks modules, and fails if a module is passed an expanded parameter."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -174,7 +187,7 @@ class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         packet = func._overloadpacket
         if packet not in flop_registry:
-            with self:  # a product of several operations counts by those that it is made of
+            with self:  # a composite operation is counted by its parts
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
@@ -188,7 +201,7 @@ class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _observe(probe: nn.Module, inputs: Any, count: bool = True) -> Trace:
     batch = _size(inputs)[0]
     rows: list[LayerRow] = []
-    current: list[tuple[str, nn.Module, Any]] = []  # the leaf layers entered and not yet left
+    current: list[tuple[str, nn.Module, Any]] = []  # the leaf layers that are running
     counter = _Count()
 
     def enter(name: str) -> Any:
@@ -213,7 +226,7 @@ def _observe(probe: nn.Module, inputs: Any, count: bool = True) -> Trace:
     try:
         with torch.no_grad(), counter if count else contextlib.nullcontext():
             output = probe(inputs)
-    except Exception as error:  # whatever the network's own code raises is about this shape
+    except Exception as error:  # the network's code may raise anything
         raise _explain(error, current) from error
     total = counter.total // 2 // batch
     parameters = sum(parameter.numel() for parameter in probe.parameters())
@@ -222,7 +235,7 @@ def _observe(probe: nn.Module, inputs: Any, count: bool = True) -> Trace:
 
 
 def _size(value: Any) -> tuple[int, ...]:
-    """Of the first tensor in it."""
+    """The shape of the first tensor in a nested value; empty if there is none."""
     while isinstance(value, list | tuple) and value:
         value = value[0]
     return tuple(value.shape) if isinstance(value, Tensor) else ()
@@ -240,16 +253,16 @@ def _explain(error: Exception, current: list[tuple[str, nn.Module, Any]]) -> _La
 
 
 def _unmet_needs(layer: nn.Module, got: tuple[int, ...]) -> tuple[str, bool]:
-    """What a layer asks of its input and does not find, in words, and whether another image size could help."""
+    """The part of a message that says what input the layer needs, and whether another image size could help."""
     width = got[1] if len(got) > 1 else 0
     if isinstance(layer, nn.modules.conv._ConvNd) and width != layer.in_channels:
         first = f", or {render_setting('channels', layer.in_channels)}" if {width, layer.in_channels} == {1, 3} else ""
         return (
-            f" but needs {layer.in_channels} channels; set in_channels: {width}, or auto in a layer list{first}",
+            f" but needs {_channels(layer.in_channels)}; set in_channels: {width}, or auto in a layer list{first}",
             False,
         )
     if isinstance(layer, nn.modules.batchnorm._BatchNorm) and width != layer.num_features:
-        return f" but needs {layer.num_features} channels; set num_features: {width}, or auto in a layer list", False
+        return f" but needs {_channels(layer.num_features)}; set num_features: {width}, or auto in a layer list", False
     if isinstance(layer, nn.Linear) and got and got[-1] != layer.in_features:
         flat = "" if len(got) == 2 else " (flatten the image first, with torch.nn.Flatten)"
         return (
@@ -272,12 +285,15 @@ def _unmet_needs(layer: nn.Module, got: tuple[int, ...]) -> tuple[str, bool]:
     return "", True
 
 
+def _channels(count: int) -> str:
+    return f"{count} channel{'' if count == 1 else 's'}"
+
+
 def _runs(model: nn.Module, channels: int) -> Callable[[int], bool]:
     def runs(side: int) -> bool:
-        """Whether a square image of this side runs through."""
         try:
             _observe(meta_copy(model), _images((channels, side, side)))
-        except Exception:  # a lazy one cannot be copied so
+        except Exception:  # includes lazy layers, which have no meta copy
             return False
         return True
 

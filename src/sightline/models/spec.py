@@ -1,5 +1,4 @@
-"""ModelSpec: a network as data. A layer list or a dotted target -> nn.Module, shapes checked before any weight is
-used."""
+"""Building a network from its config node, with shape checks, and `ModelSpec`, which describes it as plain data."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ NUM_CLASSES_ARGUMENTS = ("num_classes", "n_classes", "classes", "out_features")
 CHANNEL_ARGUMENTS = ("in_channels", "in_chans", "channels")
 SIZE_ARGUMENTS = ("image_size", "img_size", "input_size")
 OUTPUT_KINDS = ("logits", "probabilities", "values")
-"""What a network may answer with."""
+"""What the output of a network may be; "values" is regression."""
 _NO_DOWNLOAD_VALUES = {
     "pretrained": False,
     "weights": None,
@@ -28,15 +27,16 @@ _NO_DOWNLOAD_VALUES = {
     "checkpoint_path": "",
     "pretrained_cfg": None,
 }
-"""Arguments of timm and torchvision that fetch weights, and the value that fetches none: a stored model has its own."""
+"""Arguments of timm and torchvision that download weights, and the values that turn the download off."""
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """How to make a network. `network` is `{_target_: ..., arguments}`, `{layers: [nodes]}`, or `{object: name}` for
-    one that was handed over ready-made and can only be filled with weights again. `shape` is (C, H, W) of its input,
-    `outputs` says whether it answers with "logits", with "probabilities", or with "values": one number to predict, so
-    that `num_classes`, how many numbers it gives for an image, is 1."""
+    """The description of a network that is stored with its weights.
+
+    `network` is `{_target_: ..., arguments}`, `{layers: [nodes]}`, or `{object: name}` for a network that was passed in
+    as an object and cannot be built from the spec. `shape` is the (C, H, W) of its input, `num_classes` the number of
+    outputs per image. `outputs` is "logits", "probabilities", or, for regression, "values" with `num_classes` 1."""
 
     network: Mapping[str, Any]
     shape: tuple[int, int, int]
@@ -44,7 +44,7 @@ class ModelSpec:
     outputs: str = "logits"
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dict; `from_dict` gives back an equal spec."""
+        """Returns a dict that can be written as JSON; `from_dict` restores an equal spec."""
         return {
             "network": dict(self.network),
             "shape": list(self.shape),
@@ -54,7 +54,7 @@ class ModelSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelSpec:
-        """The inverse of `to_dict`."""
+        """Restores a spec from the dict of `to_dict`."""
         return cls(values["network"], tuple(values["shape"]), values["num_classes"], values["outputs"])
 
 
@@ -67,16 +67,17 @@ def build_model(
     key: str | None = None,
     allow: Sequence[str] | None = None,
 ) -> tuple[nn.Module, ModelSpec]:
-    """The network a config node describes, for images of `shape` (C, H, W), and the spec to store with its weights.
+    """Builds the network of a config node for images of `shape` (C, H, W); returns it and its spec.
 
-    Raises ModelError when a layer does not fit or the answer is not one number per class, ConfigError for a target or
-    an argument that does not exist. `allow` limits what may be named, see `locate`."""
+    `outputs="auto"` detects whether the network outputs logits or probabilities. `key` names the node in messages;
+    `allow` limits which targets may be named, see `locate`. Raises ModelError if a layer does not fit or the output is
+    not one number per class, ConfigError for a target or an argument that does not exist."""
     key = key or arg.network
     model: nn.Module
     if "layers" in network:
         model, network = _build_sequential(network["layers"], shape, num_classes, f"{key}.layers", allow)
     elif "object" in network:
-        raise ModelError(f"{key}: '{network['object']}' was handed over ready-made; pass the same network as model=.")
+        raise ModelError(f"{key}: '{network['object']}' was passed in as an object; pass the same network as model=.")
     else:
         target, args, kwargs = locate.split_node(network, key)
         kwargs = _resolve_auto(kwargs, shape, num_classes, key)
@@ -93,20 +94,23 @@ def make_model_spec(
     outputs: str = "auto",
     key: str | None = None,
 ) -> ModelSpec:
-    """Checks that `model` takes images of `shape` and answers with `num_classes` numbers; returns its spec."""
+    """Checks that `model` maps images of `shape` (C, H, W) to `num_classes` numbers each; returns its spec.
+
+    `outputs="auto"` detects logits or probabilities. Raises ModelError if the network does not fit or outputs another
+    shape."""
     ran = trace(model, shape)
-    answer = ran.output
-    if answer != (num_classes,):
-        squeezed = ran.answers and not answer
-        found = "one number without a dimension of its own" if squeezed else " x ".join(map(str, answer)) or "no tensor"
+    if ran.output != (num_classes,):
+        squeezed = ran.answers and not ran.output
+        found = f"a tensor of size {' x '.join(map(str, ran.output))}" if ran.output else "no tensor"
+        found = "a tensor without a class dimension" if squeezed else found
         if outputs == "values":
-            asked, expected = "the labels are numbers", "1 number, [batch, 1]"
+            labels, expected = "the labels are numbers", "1 number, [batch, 1]"
         else:
-            asked, expected = f"the data has {num_classes} classes", f"{num_classes} numbers"
+            labels, expected = f"the data has {num_classes} classes", f"{num_classes} numbers"
         advice = "Leave out squeeze() or flatten(0). " if squeezed else ""
         raise ModelError(
-            f"{key or arg.network}: the network answers with {found} for each image, {asked}. "
-            f"{advice}Its last layer must give {expected}; the value auto stands for that number "
+            f"{key or arg.network}: the network outputs {found} for each image, but {labels}. "
+            f"{advice}Its last layer must output {expected}. The value 'auto' is replaced by that number "
             f"({' or '.join(NUM_CLASSES_ARGUMENTS[:2])} for most networks, out_features for a linear layer)."
         )
     if outputs == "auto":
@@ -115,45 +119,50 @@ def make_model_spec(
 
 
 def check_training_output(model: nn.Module, spec: ModelSpec, key: str | None = None) -> None:
-    """Raises ModelError where the network answers with something else while it is trained than when it is measured,
-    such as the answers of auxiliary heads beside its own. The model itself is not touched."""
-    plain: nn.Module = getattr(model, "_orig_mod", model)  # what torch.compile wraps would be compiled once more
+    """Raises ModelError if the network outputs another shape in training mode than in evaluation.
+
+    An example is a network whose auxiliary heads return further outputs. The model is not changed. A network that
+    cannot run on the meta device is not checked."""
+    plain: nn.Module = getattr(model, "_orig_mod", model)  # a wrapper of torch.compile would compile again
     with torch.no_grad(), torch.random.fork_rng():
         try:
-            answer = meta_copy(plain).train()(torch.zeros((2, *spec.shape), device="meta"))
-        except Exception:  # it looks at its numbers, which are not there; or it fails, and the first step will say how
+            output = meta_copy(plain).train()(torch.zeros((2, *spec.shape), device="meta"))
+        except Exception:  # it reads values, which meta tensors lack; or it is broken, and the first step will fail
             return
-    if not isinstance(answer, Tensor) or tuple(answer.shape[1:]) != (spec.num_classes,):
-        found = " x ".join(map(str, answer.shape[1:])) if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
+    if not isinstance(output, Tensor) or tuple(output.shape[1:]) != (spec.num_classes,):
+        found = f"a {type(output).__name__}"
+        if isinstance(output, Tensor):
+            found = f"a tensor of size {' x '.join(map(str, output.shape[1:]))}"
         raise ModelError(
-            f"while it is trained, the network answers with {found}, and not with {spec.num_classes} numbers for each "
-            f"image as in evaluation. Switch its auxiliary heads off (aux_logits: false for torchvision's), or pass in "
-            f"a task of your own that takes this answer, task=.",
+            f"in training mode, the network outputs {found}. Expected {spec.num_classes} numbers for each image, as in "
+            f"evaluation. Turn its auxiliary heads off (aux_logits: false for torchvision), or pass a custom task that "
+            f"handles this output as task=.",
             key=key or "network",
         )
 
 
 def outputs_probabilities(model: nn.Module, shape: tuple[int, int, int]) -> bool:
-    """Whether the network's answers to noise are non-negative and sum to one: it ends in a softmax."""
-    answer = output_for_noise(model, shape)
-    return bool((answer >= 0).all()) and torch.allclose(answer.sum(1), torch.ones(len(answer)).to(answer), atol=1e-4)
+    """Returns whether the network's outputs for noise are non-negative and sum to one, as those of a softmax."""
+    output = output_for_noise(model, shape)
+    return bool((output >= 0).all()) and torch.allclose(output.sum(1), torch.ones(len(output)).to(output), atol=1e-4)
 
 
 def output_for_noise(model: nn.Module, shape: tuple[int, int, int], grad: bool = False) -> Tensor:
-    """The network's output, float32 [N,classes], for four images of noise, or for one where these have more than
-    224 x 224 pixels; with a gradient where `grad` asks for it. Runs in evaluation mode and puts every submodule's mode
-    back; weights, buffers and torch's random state stay as they were."""
+    """Returns the network's output, float32 [N,classes], for fixed random images of `shape` (C, H, W).
+
+    N is 4, or 1 for images of more than 224 x 224 pixels. `grad` records gradients. The network runs in evaluation
+    mode, and each submodule's mode is restored. Weights, buffers and torch's random state do not change."""
     first = next(model.parameters(), None)
     device = first.device if first is not None else torch.device("cpu")
     count = 4 if shape[1] * shape[2] <= 224 * 224 else 1  # at 1024 x 1024 a ViT takes a minute for four
     noise = torch.randn((count, *shape), generator=torch.Generator().manual_seed(0)).to(device)
     with eval_mode(model), torch.set_grad_enabled(grad), torch.random.fork_rng():
-        answer: Tensor = model(noise).float()
-    return answer
+        output: Tensor = model(noise).float()
+    return output
 
 
 def library_and_model(network: Mapping[str, Any]) -> tuple[str, str] | None:
-    """(library, model) of a node of timm or torchvision; None for any other."""
+    """Returns (library, model name) for a config node of timm or torchvision, else None."""
     if "layers" in network or "object" in network:
         return None
     target, args, kwargs = locate.split_node(network, arg.network)
@@ -168,7 +177,7 @@ def library_and_model(network: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def network_name(network: Mapping[str, Any]) -> str:
-    """What a node's network is called in messages: as `model=` takes it, where that can be."""
+    """Returns the name of a node's network for messages, in the form that `model=` accepts where there is one."""
     named = library_and_model(network)
     if named is not None:
         return "/".join(named)
@@ -178,11 +187,9 @@ def network_name(network: Mapping[str, Any]) -> str:
 
 
 def without_downloads(network: Mapping[str, Any]) -> dict[str, Any]:
-    """The node, and every node inside it, with each argument that would fetch weights switched off: a stored model is
-    filled from its own file."""
+    """Returns a copy of the node in which timm and torchvision download no weights, nested nodes included."""
 
     def cleaned(value: Any) -> Any:
-        """What stands inside a node, at any depth."""
         if isinstance(value, Mapping):
             return without_downloads(value)
         return [cleaned(item) for item in value] if isinstance(value, list) else value
@@ -197,27 +204,27 @@ def without_downloads(network: Mapping[str, Any]) -> dict[str, Any]:
 def _instantiate(
     target: Any, args: list[Any], kwargs: dict[str, Any], key: str, allow: Sequence[str] | None
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """The network or layer a node describes, and the node as it is stored: a class given as an object by its name."""
+    """Builds the network or layer of a node; returns it and the node to store, in which a class is named."""
     node = {"_target_": target, **({"_args_": args} if args else {}), **kwargs}
-    made = locate.instantiate(node, key=key, allow=allow)
+    module = locate.instantiate(node, key=key, allow=allow)
     name = locate.target_name(target)
-    if not isinstance(made, nn.Module):
-        raise ConfigError(f"{key}._target_: '{name}' made a {type(made).__name__}, not a torch.nn.Module.")
-    return made, {**node, "_target_": name}
+    if not isinstance(module, nn.Module):
+        raise ConfigError(f"{key}._target_: '{name}' made a {type(module).__name__}, not a torch.nn.Module.")
+    return module, {**node, "_target_": name}
 
 
 def _materialize_lazy(model: nn.Module, shape: tuple[int, ...]) -> None:
-    """Gives torch's lazy layers their widths, and with them their first weights, by one forward pass."""
+    """Initialises torch's lazy layers by a forward pass, which sets their widths."""
     lazy = [name for name, p in (*model.named_parameters(), *model.named_buffers()) if is_lazy(p)]
     if not lazy:
         return
     try:
         with eval_mode(model), torch.no_grad():
             model(torch.zeros((2, *shape)))
-    except Exception as error:  # whatever the network's own code raises is about this shape
+    except Exception as error:  # the network's code may raise anything
         image = " x ".join(map(str, shape))
         raise ModelError(
-            f"the lazy layer of '{lazy[0]}' cannot be given its width by an image of {image}: {error}"
+            f"the lazy layer of '{lazy[0]}' cannot infer its width from an image of {image}: {error}"
         ) from error
 
 
@@ -231,7 +238,7 @@ def _resolve_auto(
     filled = {}
     for name, value in network.items():
         if value == "auto" and name not in known:
-            raise ConfigError(f"{key}.{name}: auto is known for {join_names(known)}; give '{name}' a value.")
+            raise ConfigError(f"{key}.{name}: auto is supported only for {join_names(known)}. Set '{name}' to a value.")
         filled[name] = known[name] if value == "auto" else value
     return filled
 
@@ -244,11 +251,11 @@ def _build_sequential(
     allow: Sequence[str] | None,
     search: bool = True,
 ) -> tuple[nn.Sequential, dict[str, Any]]:
-    """The layers in order, each `auto` filled with what comes out of the layers before it. When those do not fit the
-    image, the smallest one that fits is looked for (`search`) with the whole list, not with the part made so far."""
+    """Builds a Sequential from layer nodes; each `auto` becomes the output size of the layers before it.
+
+    If a layer does not fit, the message names the smallest image that fits; `search` tries it on the complete list."""
 
     def fits(side: int) -> bool:
-        """Whether the whole list takes a square image of this side."""
         if not search:
             return False
         try:
@@ -260,7 +267,7 @@ def _build_sequential(
         return True
 
     layers: list[nn.Module] = []
-    written = []
+    stored = []
     for i, node in enumerate(nodes):
         target, args, kwargs = locate.split_node(node, f"{key}[{i}]")
         auto = [name for name, value in kwargs.items() if value == "auto"]
@@ -275,9 +282,10 @@ def _build_sequential(
                 kwargs[name] = before[-1]
             else:
                 raise ConfigError(
-                    f"{key}[{i}].{name}: auto is known for in_channels, in_features, num_features, out_features."
+                    f"{key}[{i}].{name}: auto is supported only for in_channels, in_features, num_features, "
+                    f"normalized_shape, out_features. Set '{name}' to a value."
                 )
-        layer, plain = _instantiate(target, args, kwargs, f"{key}[{i}]", allow)
+        layer, stored_node = _instantiate(target, args, kwargs, f"{key}[{i}]", allow)
         layers.append(layer)
-        written.append(plain)
-    return nn.Sequential(*layers), {"layers": written}
+        stored.append(stored_node)
+    return nn.Sequential(*layers), {"layers": stored}

@@ -1,3 +1,3 @@
-"""Optimisers and learning-rate schedules, by name."""
+"""Optimisers and learning-rate schedules, built from a class and its arguments."""
 
 from sightline.optim.schedules import WarmupCosineLR as WarmupCosineLR

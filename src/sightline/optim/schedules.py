@@ -1,4 +1,4 @@
-"""Learning-rate schedules from a class and its arguments, and `WarmupCosineLR`."""
+"""Building a learning-rate schedule from a class and its arguments, and `WarmupCosineLR`."""
 
 import math
 from collections.abc import Mapping
@@ -12,16 +12,18 @@ from sightline.core.errors import ConfigError, arg
 from sightline.core.types import Schedule
 
 PER_STEP = ("OneCycleLR", "CyclicLR", "WarmupCosineLR")
-"""Schedules that torch documents as stepped after every batch, and ours."""
+"""Schedules that are stepped after every batch: those that torch documents so, and `WarmupCosineLR`."""
 
 
 class WarmupCosineLR(LRScheduler):
-    """A learning rate for every step of a run of `total_steps`: up in a straight line to the optimiser's own, which the
-    last of the warm-up steps has, then down half a cosine (Loshchilov & Hutter, "SGDR", 2017) to `min_factor` times it
-    at the last step. `warmup` is a share of the run below 1, or a number of steps from 1 on.
+    """A schedule with linear warmup and cosine decay (Loshchilov & Hutter, "SGDR", 2017), stepped after every batch.
 
-    With w warm-up steps, step t (from 0) has lr (t + 1) / w up to t = w - 1, and from there, with p running from 0 to
-    1, lr (min_factor + (1 - min_factor) (1 + cos(pi p)) / 2). Raises ValueError for a number out of its range."""
+    The learning rate rises to the optimiser's own, reached at the last warmup step, and falls to `min_factor` times it
+    at the last of `total_steps`. `warmup` is a number of steps >= 1, or, below 1, a fraction of `total_steps`.
+
+    With w warmup steps, step t (from 0) has lr (t + 1) / w up to t = w - 1. After that it has
+    lr (min_factor + (1 - min_factor) (1 + cos(pi p)) / 2), where p rises from 0 to 1. Raises ValueError for an argument
+    out of range."""
 
     def __init__(
         self,
@@ -33,11 +35,13 @@ class WarmupCosineLR(LRScheduler):
     ):
         if total_steps < 1 or not 0 <= min_factor <= 1:
             raise ValueError(
-                f"total_steps must be at least 1, not {total_steps}, and min_factor between 0 and 1, not {min_factor}"
+                f"total_steps: expected an integer >= 1, found {total_steps}; min_factor: expected a number in [0, 1], "
+                f"found {min_factor}."
             )
         if not 0 <= warmup < total_steps or (warmup > 1 and warmup != int(warmup)):
             raise ValueError(
-                f"warmup must be a share of the run below 1 or a number of steps below its {total_steps}, not {warmup}"
+                f"warmup: expected a fraction in [0, 1) or an integer below total_steps ({total_steps}), found "
+                f"{warmup}."
             )
         self.total_steps = total_steps
         self.warmup_steps = round(warmup * total_steps) if warmup < 1 else int(warmup)
@@ -45,15 +49,15 @@ class WarmupCosineLR(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def factor(self, step: int) -> float:
-        """What the optimiser's learning rate is multiplied by at a step, from 0."""
+        """Returns the factor on the optimiser's learning rate at a step, counted from 0."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
-        top = max(self.warmup_steps - 1, 0)
-        part = min((step - top) / max(self.total_steps - 1 - top, 1), 1.0)
-        return self.min_factor + (1 - self.min_factor) * (1 + math.cos(math.pi * part)) / 2
+        peak = max(self.warmup_steps - 1, 0)
+        progress = min((step - peak) / max(self.total_steps - 1 - peak, 1), 1.0)
+        return self.min_factor + (1 - self.min_factor) * (1 + math.cos(math.pi * progress)) / 2
 
     def get_lr(self) -> list[Any]:
-        """The learning rate of each group at the step that comes."""
+        """Returns the learning rate of each parameter group for the next step."""
         return [rate * self.factor(self.last_epoch) for rate in self.base_lrs]
 
 
@@ -68,25 +72,26 @@ def build_schedule(
     better: str,
     key: str,
 ) -> Schedule:
-    """`target(optimizer, **arguments)` and when it steps.
+    """Returns `target(optimizer, **arguments)` with the interval at which it is stepped.
 
-    `interval` among the arguments ("step" or "epoch") says when; without it, the schedules torch documents so step with
-    every batch. `auto` as total_steps, T_max, total_iters, epochs or steps_per_epoch is the length of the run in the
-    interval's unit, as max_lr the optimiser's own learning rate; a number there is refused where the groups of the
-    optimiser have several, which it would make one. A plateau watches `monitor`, whose better direction is
-    `better` ("min" or "max"); a `mode` that contradicts it is refused, since it would lower the learning rate while the
-    metric improves."""
+    `arguments` may contain `interval`, "step" or "epoch"; the default is "step" for the schedules in `PER_STEP`, else
+    "epoch". The value "auto" is replaced: `total_steps`, `T_max` and `total_iters` become the length of the run in
+    intervals, `epochs` and `steps_per_epoch` the numbers passed in, `max_lr` the learning rates of the optimiser's
+    groups. A ReduceLROnPlateau watches `monitor`, which is better in the direction `better` ("min" or "max").
+
+    Raises ConfigError for wrong arguments; for a single `max_lr` or `base_lr` if the groups have different learning
+    rates; and for a `mode` that contradicts `better`, which would lower the learning rate while the metric improves."""
     arguments = dict(arguments)
     plateau = isinstance(target, type) and issubclass(target, ReduceLROnPlateau)
     interval = arguments.pop("interval", "step" if getattr(target, "__name__", "") in PER_STEP else "epoch")
     if interval not in ("step", "epoch") or (plateau and interval != "epoch"):
-        expected = "'epoch': a plateau watches an evaluation" if plateau else "'step' or 'epoch'"
+        expected = "'epoch': a plateau watches an evaluation metric" if plateau else "'step' or 'epoch'"
         raise ConfigError(f"{key}.interval: expected {expected}, found {interval!r}.")
     if plateau:
         if arguments.setdefault("mode", better) not in ("auto", better):
             raise ConfigError(
                 f"{key}.mode: '{arguments['mode']}' contradicts the metric it watches: '{monitor}' is better when "
-                f"{'lower' if better == 'min' else 'higher'}. Set mode={better}, or leave it out."
+                f"{'lower' if better == 'min' else 'higher'}. Set mode={better}, or remove it."
             )
         arguments["mode"] = better
     length = steps_per_epoch * epochs if interval == "step" else epochs
@@ -98,16 +103,19 @@ def build_schedule(
         if isinstance(value, int | float) and len({float(rate) for rate in rates}) > 1:
             advice = "Set it to auto" if argument == "max_lr" else f"Give a list of {len(rates)} numbers"
             raise ConfigError(
-                f"{key}.{argument}: the optimiser's {len(rates)} parameter groups have learning rates of their own "
-                f"({arg.layer_decay}, {arg.head_lr}, {arg.param_groups}), which one number, {value}, would undo. "
-                f"{advice}."
+                f"{key}.{argument}: the optimiser's {len(rates)} parameter groups have different learning rates "
+                f"({arg.layer_decay}, {arg.head_lr}, {arg.param_groups}), which the single number {value} would "
+                f"replace. {advice}."
             )
     for argument, value in arguments.items():
         if value == "auto":
             if argument not in known:
-                raise ConfigError(f"{key}.{argument}: auto is known for {', '.join(known)}; give a value.")
+                raise ConfigError(
+                    f"{key}.{argument}: auto is supported only for {', '.join(known)}. Set '{argument}' to a value."
+                )
             arguments[argument] = known[argument]
     scheduler = locate.call_target(target, [optimizer], arguments, key=key)
     if not isinstance(scheduler, LRScheduler):
-        raise ConfigError(f"{key}._target_: made a {type(scheduler).__name__}, not a torch learning-rate scheduler.")
+        found = type(scheduler).__name__
+        raise ConfigError(f"{key}._target_: expected a torch learning-rate scheduler, found a {found}.")
     return Schedule(scheduler, interval, monitor if plateau else None)

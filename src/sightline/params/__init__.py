@@ -1,11 +1,11 @@
-"""The params-dict trainer: one dict says everything, the steps are yours, the loop is the engine's.
+"""A trainer that is configured by one dict: the user writes the steps, the engine runs the loop.
 
     from sightline.params import build_classifier, params, set_seeds, train
 
 `train(params, model, train_step, test_step, datadir, logdir, **kwargs)` reads `datadir/train` and `datadir/test`, calls
-your two functions for every batch, and writes checkpoints, TensorBoard's files and logs to `logdir`. Code that was
-written for the trainer this interface comes from runs with another import line; docs/coming-from-params.md says what is
-better here than there. The names are loaded on first use."""
+the two step functions for every batch, and writes checkpoints, TensorBoard files and logs to `logdir`. Code written for
+the original trainer with this interface runs after changing its imports; docs/migrating/params.md lists the
+differences. The names are imported on first use."""
 
 from sightline.core import lazy
 

@@ -1,4 +1,4 @@
-"""Images in `datadir/train` and `datadir/test` -> the engine's batches, or a torch Dataset and DataLoader."""
+"""Loads the images in `datadir/train` and `datadir/test`, for the engine or as a torch Dataset and DataLoader."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -25,9 +25,11 @@ KINDS = ("train", "test")
 
 
 class FashionMNIST(Dataset[tuple[Tensor, Tensor]]):
-    """The images of `datadir/<kind>` with its `info.csv`, kind "train" or "test": (float32 [C,H,W], int64 label). The
-    values are in [0,1], or normalised where `params['normalise_images']` says so; size and colours are those of the
-    dict. Those of "train" are flipped at random, by torch's generator; those of "test" never are."""
+    """A torch Dataset of the images that `datadir/<kind>/info.csv` lists, as (float32 [C, H, W], int64 label).
+
+    `kind` is "train" or "test". Values are in [0, 1], or normalised if `params['normalise_images']`; size and colour
+    are those of the dict. With `flip_images`, "train" images are flipped at random, by torch's global generator. Raises
+    DataError or ConfigError for invalid data or an invalid dict."""
 
     def __init__(self, params: Mapping[str, Any], kind: str, datadir: str | Path = "data"):
         if kind not in KINDS:
@@ -38,27 +40,29 @@ class FashionMNIST(Dataset[tuple[Tensor, Tensor]]):
         self.classes = self.packed.classes
         self._normalize = preprocess.normalizer()
         self._flip = settings["flip_probability"] if kind == "train" and settings["flip_images"] else 0.0
-        self._further = additional_transforms(settings, preprocess, kind == "train")
+        self._transforms = additional_transforms(settings, preprocess, kind == "train")
 
     def __len__(self) -> int:
         return len(self.packed)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """One image and its label."""
+        """Returns one image and its label."""
         image = self._normalize(self.packed.pixels([range(len(self))[index]]))[0]
         if self._flip:
             image = image.flip([axis for axis in (1, 2) if torch.rand(()) < self._flip])
-        if self._further:
+        if self._transforms:
             with argument_names(NAMES):
-                image = apply_transforms(self._further, image)
+                image = apply_transforms(self._transforms, image)
         return image, self.packed.labels[index]
 
 
 def get_dataloader(
     params: Mapping[str, Any], kind: str, datadir: str | Path = "data"
 ) -> DataLoader[tuple[Tensor, Tensor]]:
-    """A DataLoader over `FashionMNIST(params, kind, datadir)`: in batches of `batch_size`, shuffled where
-    `shuffle_dataset` says so, for "train"; of `eval_batch_size`, in order, for "test"."""
+    """Returns a DataLoader over `FashionMNIST(params, kind, datadir)`.
+
+    Batches of "train" have `batch_size` images and are shuffled if `shuffle_dataset`. Batches of "test" have
+    `eval_batch_size` images, in order."""
     dataset, settings = FashionMNIST(params, kind, datadir), with_defaults(params)
     if kind == "test":
         return DataLoader(dataset, batch_size=settings["eval_batch_size"])
@@ -68,21 +72,23 @@ def get_dataloader(
 def open_splits(
     settings: Mapping[str, Any], datadir: str | Path
 ) -> tuple[dict[str, PackedDataset], Preprocess, dict[str, Any]]:
-    """(the packed splits, how they are preprocessed, what is noted about them)."""
+    """Returns (the packed dataset of each split, their preprocessing, the record of the data).
+
+    Raises DataError if there are no test images."""
     config = as_config(settings, datadir)
     with argument_names(NAMES):
         source = _source(config)
         if "test" not in source.splits:
             raise DataError(
-                f"datadir: '{datadir}' has no pictures to measure by; put them into '{Path(datadir) / 'test'}', with a "
-                f"table info.csv of the columns files and type, as in 'train'."
+                f"datadir: '{datadir}' has no test images. Put them into '{Path(datadir) / 'test'}', with a table "
+                f"info.csv that has the columns files and type, as in 'train'."
             )
         data, preprocess = open_data(config, source)
         return data, preprocess, data_record(data, source)
 
 
 def _source(config: TrainConfig) -> DataSource:
-    """Labels are 0 to n_classes - 1, or as many names."""
+    """The data source, whose labels are 0 to n_classes - 1, or n_classes different names."""
     try:
         return config_source(config)
     except DataError:
@@ -96,7 +102,7 @@ def _source(config: TrainConfig) -> DataSource:
 def build_loaders(
     settings: Mapping[str, Any], data: Mapping[str, PackedDataset], preprocess: Preprocess, device: torch.device
 ) -> tuple[BatchLoader | TransformedLoader, BatchLoader | TransformedLoader]:
-    """The loaders of train, shuffled and flipped as the dict says, and of test, as it is."""
+    """Returns (train loader, test loader). Only training images are shuffled and flipped, as the dict says."""
     flip = settings["flip_probability"] if settings["flip_images"] else 0.0
     train = BatchLoader(
         data["train"],
@@ -108,15 +114,15 @@ def build_loaders(
         device=device,
     )
     test = BatchLoader(data["test"], preprocess, settings["eval_batch_size"], device=device)
-    further = [additional_transforms(settings, preprocess, training) for training in (True, False)]
+    transforms = [additional_transforms(settings, preprocess, training) for training in (True, False)]
     return (
-        TransformedLoader(train, further[0], settings["manual_seed"]) if further[0] else train,
-        TransformedLoader(test, further[1], settings["manual_seed"]) if further[1] else test,
+        TransformedLoader(train, transforms[0], settings["manual_seed"]) if transforms[0] else train,
+        TransformedLoader(test, transforms[1], settings["manual_seed"]) if transforms[1] else test,
     )
 
 
 def additional_transforms(settings: Mapping[str, Any], preprocess: Preprocess, training: bool) -> list[Transform]:
-    """`additional_transforms`, as far as they are for this split."""
-    given, key = settings["additional_transforms"], "params['additional_transforms']"
+    """Returns those of `params['additional_transforms']` that apply to training or to evaluation."""
+    transforms, key = settings["additional_transforms"], "params['additional_transforms']"
     with argument_names(NAMES):
-        return build_transforms(given, preprocess.shape, training=training, key=key)
+        return build_transforms(transforms, preprocess.shape, training=training, key=key)

@@ -1,4 +1,4 @@
-"""The dict that configures a run, with the values it has when nobody changes them."""
+"""The dict that configures a run, with its default values."""
 
 from typing import Any
 
@@ -18,9 +18,9 @@ def _block(in_channels: int, out_channels: int, kernel_size: int, stride: int = 
 
 params: dict[str, Any] = {
     # Google Pub/Sub
-    "GOOGLE_APPLICATION_CREDENTIALS": "neuroengineering-334116-422f8a1aefd9.json",
+    "GOOGLE_APPLICATION_CREDENTIALS": "service-account.json",
     "PUB_SUB_TOPIC": "python-tester",
-    "PUB_SUB_PROJECT": "neuroengineering-334116",
+    "PUB_SUB_PROJECT": "my-project",
     "PUB_SUB_SUBSCRIPTION": "python-tester-sub",
     "TIMEOUT": 3.0,
     # Kafka
@@ -39,7 +39,7 @@ params: dict[str, Any] = {
     "normalise_mean": [0.5],
     "normalise_std": [0.25],
     "additional_transforms": None,
-    # network; `build_classifier` puts the layer that answers behind it
+    # network; `build_classifier` appends the output layer
     "net_arch": [*_block(1, 32, 5, 2), *_block(32, 64, 4), *_block(64, 128, 3), *_block(128, 256, 3)],
     "n_classes": 10,
     # training

@@ -1,4 +1,4 @@
-"""What a run writes to `logdir` and to the terminal: checkpoints by epoch, TensorBoard's curves, lines."""
+"""The output of a run: `model_epoch_<e>.pt` files, TensorBoard curves and console lines."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,10 +20,12 @@ _RULE = "-" * 80
 
 
 class EpochFilesCallback(Callback):
-    """Writes `model_epoch_<e>.pt` after epoch 0, every `save_freq` epochs from there, and after the last; and for
-    TensorBoard, at each step, `loss/train` and the steps' metrics as `<metric>/train`; after each epoch
-    `avg_loss/train`, over epochs; after each evaluation `loss/test` and so on, over steps. `names` are those of the
-    schedules, `monitors` what plateaus watch: an evaluation that does not measure it is a ConfigError."""
+    """Writes `model_epoch_<e>.pt` files and TensorBoard curves.
+
+    A file is written after epoch 0, every `save_freq` epochs from there, and after the last epoch. The curves are
+    `loss/train` and `<metric>/train` at each step, `avg_loss/train` at each epoch, and `loss/test` and `<metric>/test`
+    at the step of each evaluation. `names` are the names of the schedules, `monitors` the metrics that plateau
+    schedules watch. Raises ConfigError if an evaluation does not measure one of them."""
 
     def __init__(
         self, logdir: Path, save_freq: int, names: Sequence[str], monitors: Sequence[str], curves: CurveRecorder
@@ -32,24 +34,24 @@ class EpochFilesCallback(Callback):
         self.monitors, self.curves = tuple(monitors), curves
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        """Clears away what a kill in the middle of a file left."""
-        for left in stale_temporaries(self.logdir, "model_epoch_*.pt"):
-            left.unlink()
+        """Removes temporary files of an earlier process that was killed."""
+        for stale in stale_temporaries(self.logdir, "model_epoch_*.pt"):
+            stale.unlink()
 
     def on_step_end(self, trainer: Trainer, output: StepOutput) -> None:
-        """A point of each curve."""
+        """Adds the step's point to each training curve."""
         values = {f"{name}/train": value for name, value in (output.metrics or {}).items()}
         self.curves.add(trainer.state.step, {"loss/train": float(output.loss), **values})  # type: ignore[arg-type]
 
     def on_eval_end(self, trainer: Trainer, record: dict[str, float]) -> None:
-        """What a plateau watches must be there."""
+        """Raises ConfigError if the evaluation lacks a metric that a plateau schedule watches."""
         for monitor in self.monitors:
             if monitor not in record:
-                effect = f"ReduceLROnPlateau, which watches '{monitor}', would never lower the rate"
+                effect = f"ReduceLROnPlateau, which watches '{monitor}', would never lower the learning rate"
                 raise not_measured("params['learning_rate_schedule']", monitor, record, effect)
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, float]) -> None:
-        """The file, if it is its turn, and the epoch's points."""
+        """Adds the epoch's points to the curves, and writes a file if one is due."""
         state, epoch = trainer.state, int(record["epoch"])
         self.curves.add(epoch, {"avg_loss/train": record["train_loss"]})
         measured = {f"{name[5:]}/test": value for name, value in record.items() if name.startswith("test_")}
@@ -75,39 +77,40 @@ class EpochFilesCallback(Callback):
             )
         except OSError as error:
             raise RunFailedError(
-                f"'{path}' could not be written: {first_line(error)}. Make room; the same call of train then goes on "
-                f"from the last checkpoint."
+                f"'{path}' could not be written: {first_line(error)}. Free disk space; the same call to train then "
+                f"resumes from the last checkpoint."
             ) from error
 
 
 class ConsoleLines(Progress):
-    """On a terminal the bar; everywhere one line an epoch and, of an evaluation, its loss and metrics."""
+    """Prints one line per epoch, and the loss and metrics of each evaluation; on a terminal also a progress bar."""
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, float]) -> None:
-        """The lines, to eight decimals. Epochs and evaluations are counted from 0."""
-        say = self.console.print
-        say(f"Epoch {record['epoch']:.0f} done. Average Epoch Loss {record['train_loss']:.8f}")
+        """Prints the lines, with eight decimals. Epochs and evaluations are counted from 0."""
+        write = self.console.print
+        write(f"Epoch {record['epoch']:.0f} done. Average Epoch Loss {record['train_loss']:.8f}")
         if "test_loss" not in record:
             return
         number = sum("test_loss" in row for row in trainer.state.history) - 1
-        say(f"Evaluation {number} done. Average Loss {record['test_loss']:.8f}")
+        write(f"Evaluation {number} done. Average Loss {record['test_loss']:.8f}")
         measured = {name[5:]: value for name, value in record.items() if name.startswith("test_")}
         del measured["loss"]
         if measured:
-            say(_RULE)
-            say(" ".join(f"{name} {value:.8f}" for name, value in measured.items()))
-            say(_RULE)
+            write(_RULE)
+            write(" ".join(f"{name} {value:.8f}" for name, value in measured.items()))
+            write(_RULE)
 
 
 def load_checkpoint(path: str | Path, model: nn.Module) -> dict[str, Any]:
-    """Fills the model from a `model_epoch_<e>.pt`, whether it was written here or by the trainer that this interface
-    comes from, and gives all that is in it, on the CPU. No code in the file is run. Raises ArtifactError for a file
-    that is missing or damaged, that runs code, or that belongs to another network."""
+    """Loads the weights of a `model_epoch_<e>.pt` into `model`, and returns the content of the file, on the CPU.
+
+    Files of the original trainer can be read too. No code in the file is run. Raises ArtifactError for a file that is
+    missing or damaged, that would run code, or that belongs to another network."""
     file = expand_user(path)
     content = load_checksummed(file, numpy_globals())
     if not isinstance(content, Mapping) or "model_state_dict" not in content:
-        held = f" It holds: {join_names(map(str, content))}." if isinstance(content, Mapping) else ""
-        raise ArtifactError(f"'{file}' has no 'model_state_dict', so it is no model_epoch_<e>.pt.{held}")
+        keys = f" It holds: {join_names(map(str, content))}." if isinstance(content, Mapping) else ""
+        raise ArtifactError(f"'{file}' is not a model_epoch_<e>.pt; it has no 'model_state_dict'.{keys}")
     try:
         model.load_state_dict(content["model_state_dict"])
     except (RuntimeError, TypeError, AttributeError) as error:

@@ -1,4 +1,4 @@
-"""`train`: the dict, a network and two functions -> a training in `logdir`, started or resumed."""
+"""The `train` function of the params interface, which starts or resumes the run in `logdir`."""
 
 import random
 from collections.abc import Callable, Mapping
@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from sightline.core.console import plain_console
 from sightline.core.errors import argument_names
 from sightline.core.files import expand_user
 from sightline.core.identity import Identity, data_values
 from sightline.core.locate import current_names
 from sightline.core.mappings import flatten
 from sightline.core.types import TrainState
-from sightline.engine.progress import plain_console
 from sightline.engine.runtime import Runtime
 from sightline.params.data import build_loaders, open_splits
 from sightline.params.files import ConsoleLines, EpochFilesCallback
@@ -29,20 +29,20 @@ from sightline.session import CheckpointPolicy, FitOptions, Interface, ResumePol
 
 INTERFACE = Interface(
     name="params",
-    again="the same call of train",
-    advice="Restore what it began with to resume it, or choose another logdir to start over.",
+    again="the same call to train",
+    advice="Restore the original settings to resume, or choose another logdir to start over.",
     without_checkpoint=(
-        "Nothing is overwritten: choose another logdir. load_checkpoint(path, model) begins with the weights of a "
-        "model_epoch_<e>.pt."
+        "Nothing is overwritten: choose another logdir. To start from the weights of a model_epoch_<e>.pt, use "
+        "load_checkpoint(path, model)."
     ),
     traces=("model_epoch_*.pt", "events.out.*"),
 )
 
 
 def set_seeds(seed: int) -> None:
-    """Seeds torch on every device, NumPy and `random`."""
+    """Seeds the global generators of torch (on all devices), NumPy and `random`."""
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 what other people's code draws from
+    np.random.seed(seed)  # noqa: NPY002 the user's code may use the global generator
     torch.manual_seed(seed)
 
 
@@ -55,20 +55,21 @@ def train(
     logdir: str | Path,
     **kwargs: Any,
 ) -> bool:
-    """Trains `model` for `params['num_epochs']` epochs on the images in `datadir`. Returns True when it is done, False
-    when Ctrl-C or SIGTERM stopped it, after a checkpoint.
+    """Trains `model` for `params['num_epochs']` epochs on the images in `datadir`.
 
-    Every batch goes through `train_step(x, y, model, optim, **kwargs)` or `test_step(x, y, model, **kwargs)`, each of
-    which returns (loss as a float, dict of floats or None). Of `kwargs`, `train_torchmetrics` and `test_torchmetrics`
-    are reset at each epoch and evaluation. `logdir` gets `model_epoch_<e>.pt`, TensorBoard's files, `log.jsonl`, and
-    `checkpoints` to resume from.
+    Returns True when training is done, False if Ctrl-C or SIGTERM stopped it, after writing a checkpoint.
 
-    Called again with the same `logdir`, it resumes bit for bit, or does nothing where all epochs are done; `model` gets
-    its weights back. Raises ArtifactError when the images or the dict are not the same (but for the keys `MAY_CHANGE`),
-    when another process trains there, and when the directory holds something else; ConfigError or DataError for a wrong
-    dict or wrong data, before the first step."""
+    Every batch is passed to `train_step(x, y, model, optim, **kwargs)` or `test_step(x, y, model, **kwargs)`, which
+    return (loss as a float, dict of floats or None). The metrics `train_torchmetrics` and `test_torchmetrics` in
+    `kwargs` are reset at each epoch and evaluation. `logdir` receives `model_epoch_<e>.pt`, TensorBoard files,
+    `log.jsonl`, and `checkpoints` to resume from.
+
+    Called again with the same `logdir`, it resumes with the same results to the bit, or only loads the weights into
+    `model` if all epochs are done. Raises ArtifactError if the images or the dict differ (except for the keys
+    `MAY_CHANGE`), if another process trains there, and if the directory holds another run; ConfigError or DataError for
+    an invalid dict or invalid data, before the first step."""
     settings, run = with_defaults(params), Run(expand_user(logdir))
-    with argument_names(NAMES), Session(run, INTERFACE, ResumePolicy(finished="return"), report=_say) as session:
+    with argument_names(NAMES), Session(run, INTERFACE, ResumePolicy(finished="return"), report=_report) as session:
         return _train(session, settings, model, UserSteps(train_step, test_step, kwargs), datadir, kwargs)
 
 
@@ -89,8 +90,8 @@ def _train(
     data, preprocess, record = open_splits(settings, datadir)
     config["data"] = record["fingerprint"]
     if saved is not None:
-        began = data_values(saved.config["data"])
-        session.check(Identity(data_values(config["data"])), began, "a training with other images or labels")
+        saved_data = data_values(saved.config["data"])
+        session.check(Identity(data_values(config["data"])), saved_data, "a training with other images or labels")
     batches, test = build_loaders(settings, data, preprocess, runtime.device)
     model.to(runtime.device)
     optimizer = make_optimizer(settings, model)
@@ -100,11 +101,11 @@ def _train(
     position = session.restore(state)
     if session.finished(state, settings["num_epochs"]):
         return True
-    made_with = {run.path / "params.json": config["params"]}
+    run_files = {run.path / "params.json": config["params"]}
     if position is None:
-        made_with[run.data] = record
+        run_files[run.data] = record
     else:
-        _say(f"Resuming '{run.path}' from epoch {state.epoch}, step {state.step}.")
+        _report(f"Resuming '{run.path}' from epoch {state.epoch}, step {state.step}.")
     curves = CurveRecorder()
     monitors = [schedule.monitor for schedule in schedules if schedule.monitor is not None]
     training = FitOptions(
@@ -122,17 +123,17 @@ def _train(
         recorders=[JsonlRecorder(), curves],
     )
     session.prepare(training, CheckpointPolicy("test_loss", "min", about={"data": record["fingerprint"]}))
-    result = session.fit(begin=lambda: _write(run, made_with))
+    result = session.fit(begin=lambda: _write(run, run_files))
     if result.interrupted:
-        _say(f"Stopped after step {result.steps}; the same call of train resumes from there.")
+        _report(f"Stopped after step {result.steps}; the same call to train resumes from there.")
     return not result.interrupted
 
 
-def _say(line: str) -> None:
+def _report(line: str) -> None:
     plain_console().print(line)
 
 
 def _write(run: Run, files: Mapping[Path, Any]) -> None:
-    """Writes what the run is made with."""
+    """Writes the run's settings, and the record of its data."""
     for path, content in files.items():
         run.write_json(path, content)

@@ -1,4 +1,4 @@
-"""The dict's list of layers -> a classifier."""
+"""Builds a classifier from the dict's list of layers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,12 +14,14 @@ _WIDTHS = ("in_channels", "num_features")
 
 
 def build_classifier(params: Mapping[str, Any], outputs: str = "probabilities") -> nn.Module:
-    """`params['net_arch']`, then Flatten and a linear layer of `params['n_classes']`, whose input is worked out from
-    `image_height`, `image_width` and `is_image_color`; and a softmax, unless `outputs` is "logits", which is what cross
-    entropy takes. `in_channels` and `num_features` may be "auto". float32 [B,C,H,W] -> [B,n_classes].
+    """Builds `params['net_arch']` with Flatten, a linear layer and a softmax appended.
 
-    Raises ModelError for a layer that does not fit: which one, what it gets and needs, the repair, and the smallest
-    square image the network takes. Working this out changes no weight and no buffer."""
+    The linear layer has `params['n_classes']` outputs; its input size follows from `image_height`, `image_width` and
+    `is_image_color`. With `outputs="logits"`, which cross entropy needs, there is no softmax. `in_channels` and
+    `num_features` may be "auto". The network maps float32 [N, C, H, W] to [N, n_classes].
+
+    Raises ModelError for a layer that does not fit, with what it gets and needs, the fix, and the smallest square image
+    that the network accepts. Computing the sizes changes no weights or buffers."""
     settings = with_defaults(params)
     if outputs not in _OUTPUTS:
         raise ConfigError(
@@ -31,12 +33,13 @@ def build_classifier(params: Mapping[str, Any], outputs: str = "probabilities") 
         raise ConfigError("params['net_arch']: expected a list of dicts, each with 'class' and 'kwargs'.")
     with argument_names(NAMES):
         try:
-            return _built(layers, shape, classes, outputs)
+            return _build(layers, shape, classes, outputs)
         except ModelError as error:
-            raise ModelError(f"params['net_arch']: {error}{_repaired(layers, shape, classes)}") from error
+            advice = _fit_with_auto(layers, shape, classes, str(error))
+            raise ModelError(f"params['net_arch']: {error}{advice}") from error
 
 
-def _built(layers: Sequence[Mapping[str, Any]], shape: tuple[int, int, int], classes: int, outputs: str) -> nn.Module:
+def _build(layers: Sequence[Mapping[str, Any]], shape: tuple[int, int, int], classes: int, outputs: str) -> nn.Module:
     head: list[Mapping[str, Any]] = [
         {"class": nn.Flatten},
         {"class": nn.Linear, "kwargs": {"in_features": "auto", "out_features": classes}},
@@ -45,17 +48,20 @@ def _built(layers: Sequence[Mapping[str, Any]], shape: tuple[int, int, int], cla
     return build_model({"layers": [*layers, *head]}, shape, classes, outputs=outputs, key="net_arch")[0]
 
 
-def _repaired(layers: Sequence[Mapping[str, Any]], shape: tuple[int, int, int], classes: int) -> str:
-    """What is still wrong when every layer takes the width that comes to it; nothing where no width was the trouble."""
-    wide = [
-        {**layer, "kwargs": {name: "auto" if name in _WIDTHS else given for name, given in kwargs.items()}}
+def _fit_with_auto(layers: Sequence[Mapping[str, Any]], shape: tuple[int, int, int], classes: int, problem: str) -> str:
+    """A sentence on whether the network fits with 'auto' widths in every layer; empty if no layer sets a width, or if
+    the problem is the same with them."""
+    automatic = [
+        {**layer, "kwargs": {name: "auto" if name in _WIDTHS else value for name, value in kwargs.items()}}
         for layer, kwargs in ((layer, dict(layer.get("kwargs") or {})) for layer in layers)
     ]
-    if wide == [dict(layer) for layer in layers]:
+    if automatic == [dict(layer) for layer in layers]:
         return ""
     try:
-        _built(wide, shape, classes, "logits")
+        _build(automatic, shape, classes, "logits")
     except ModelError as error:
-        reason = str(error)
-        return f" With 'auto' for {' and '.join(_WIDTHS)} in every layer, {reason[0].lower()}{reason[1:]}"
+        if str(error) == problem:
+            return ""
+        reason = str(error).partition(": ")[2] or str(error)
+        return f" With that, {reason}"
     return f" With 'auto' for {' and '.join(_WIDTHS)} in every layer it fits."

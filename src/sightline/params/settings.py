@@ -1,4 +1,4 @@
-"""The keys of the dict as keys of the config, checked by its schema, and the names that messages use for them."""
+"""Validates the dict, maps its keys to keys of the config, and names them in messages."""
 
 import warnings
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ ALIASES = {
     "manual_seed": "seed",
 }
 MAY_CHANGE = (*list(defaults)[:7], "num_epochs", "save_freq", "device", "mode")
-"""Keys that may have other values when a run is resumed."""
+"""Keys whose values may change when a run is resumed."""
 _SWITCHES = ("shuffle_dataset", "flip_images", "normalise_images", "is_image_color")
 _BY_KEY = {name: f"params['{key}']" for key, name in ALIASES.items()} | {
     "data.preprocess.size": "params['image_height'] and params['image_width']",
@@ -46,59 +46,60 @@ NAMES: dict[str, str | None] = {
     "weights": None,
     "store": None,
 }
-"""Neutral names, and keys of the config, as the dict has them."""
+"""Maps neutral argument names and config keys to the names that the dict uses, for messages."""
 
 
 def with_defaults(params: Mapping[str, Any]) -> dict[str, Any]:
-    """All 32 keys: those that are missing have their values of the default dict. Raises ConfigError for a key that is
-    probably a slip of the pen, and warns of any other that nothing here reads."""
+    """Returns all 32 keys, with default values for missing ones.
+
+    Raises ConfigError for an invalid value and for a key that looks misspelt; warns of other unknown keys."""
     if not isinstance(params, Mapping):
         raise ConfigError(f"params: expected a dict, found {type(params).__name__}.")
     for key in params:
         if key not in defaults:
-            meant = did_you_mean(str(key), defaults)
-            if meant:
-                raise ConfigError(f"params['{key}']: no such key.{meant}")
-            warnings.warn(f"params['{key}']: nothing here reads this key.", UserWarning, stacklevel=3)
+            suggestion = did_you_mean(str(key), defaults)
+            if suggestion:
+                raise ConfigError(f"params['{key}']: unknown key.{suggestion}")
+            warnings.warn(f"params['{key}']: unknown key; it is ignored.", UserWarning, stacklevel=3)
     settings = defaults | dict(params)
     if settings["optim_class"] is not defaults["optim_class"] and "optim_kwargs" not in params:
-        settings["optim_kwargs"] = {}  # the default ones are those of the default class
+        settings["optim_kwargs"] = {}  # the default arguments belong to the default class
     for key in _SWITCHES:
         if not isinstance(settings[key], bool):
             raise ConfigError(f"params['{key}']: expected True or False, found {settings[key]!r}.")
     channels = 3 if settings["is_image_color"] else 1
     for key in ("normalise_mean", "normalise_std") if settings["normalise_images"] else ():
         if not isinstance(settings[key], list | tuple) or len(settings[key]) != channels:
-            what = "colour pictures" if channels == 3 else "gray pictures"
-            raise ConfigError(f"params['{key}']: expected {channels} number(s) for {what}, found {settings[key]!r}.")
+            expected = "3 numbers for colour images" if channels == 3 else "1 number for grayscale images"
+            raise ConfigError(f"params['{key}']: expected {expected}, found {settings[key]!r}.")
     if not isinstance(settings["n_classes"], int):
-        raise ConfigError(f"params['n_classes']: expected a whole number, found {settings['n_classes']!r}.")
+        raise ConfigError(f"params['n_classes']: expected an integer, found {settings['n_classes']!r}.")
     for key in ("image_height", "image_width", "eval_batch_size"):
         if not isinstance(settings[key], int) or settings[key] < 1:
-            raise ConfigError(f"params['{key}']: expected a whole number of at least 1, found {settings[key]!r}.")
+            raise ConfigError(f"params['{key}']: expected an integer >= 1, found {settings[key]!r}.")
     return settings
 
 
 def as_config(settings: Mapping[str, Any], datadir: str | Path) -> TrainConfig:
-    """What the dict says about images and the length of the run, as a config."""
+    """Returns the dict's settings of the images and the training as a config, validated by its schema."""
     tree: dict[str, Any] = {}
     normalise, flip = settings["normalise_images"], settings["flip_images"]
-    changed = {
+    values = {
         "is_image_color": 3 if settings["is_image_color"] else 1,
         "normalise_mean": list(settings["normalise_mean"]) if normalise else [0.0],
         "normalise_std": list(settings["normalise_std"]) if normalise else [1.0],
         "flip_probability": settings["flip_probability"] if flip else 0.0,
         "device": str(settings["device"]),
     }
-    fixed = {
+    constants = {
         "data.root": str(datadir),
         "data.val": 0,
         "data.test": 0,
         "data.preprocess.size": [settings["image_height"], settings["image_width"]],
-        "data.augment.vertical_flip": changed["flip_probability"],
+        "data.augment.vertical_flip": values["flip_probability"],
         "data.augment.shift": 0,
     }
-    for name, value in {**{ALIASES[key]: changed.get(key, settings[key]) for key in ALIASES}, **fixed}.items():
+    for name, value in {**{ALIASES[key]: values.get(key, settings[key]) for key in ALIASES}, **constants}.items():
         *groups, last = name.split(".")
         node = tree
         for group in groups:
@@ -109,7 +110,7 @@ def as_config(settings: Mapping[str, Any], datadir: str | Path) -> TrainConfig:
 
 
 def describe_value(value: Any) -> Any:
-    """A value of the dict as plain data that says whether it is the same: classes and functions by their names."""
+    """Converts a value of the dict to plain data for comparison; classes and functions become their names."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""The user's two functions as a task of the engine, and what measures them."""
+"""The user's two step functions as a task of the engine, and the meters that collect their results."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,37 +13,38 @@ from sightline.models.softmax import DoubleSoftmax
 
 
 class UserSteps(Task):
-    """Calls `train_step(x, y, model, optim, **kwargs)` and `test_step(x, y, model, **kwargs)`; each gives (loss as a
-    float, metrics as a dict of floats or None). The update is theirs. Whether the first training step puts
-    probabilities into cross entropy is looked at, and warned of."""
+    """The engine task that calls `train_step(x, y, model, optim, **kwargs)` and `test_step(x, y, model, **kwargs)`.
+
+    Each returns (loss as a float, metrics as a dict of floats or None); `train_step` also updates the weights. Warns if
+    the first training step passes probabilities to cross entropy."""
 
     def __init__(self, train_step: Callable[..., Any], test_step: Callable[..., Any], kwargs: Mapping[str, Any]):
         for name, step in (("train_step", train_step), ("test_step", test_step)):
             if not callable(step):
                 raise ConfigError(f"{name}: expected a function, found {type(step).__name__}.")
         self._train, self._test, self._kwargs = train_step, test_step, dict(kwargs)
-        self._looked = False
+        self._checked = False
 
     def train_step(self, state: TrainState, batch: Batch) -> StepOutput:
-        """One call of the user's."""
-        if self._looked or _is_compiled(state.model):  # what is compiled would be compiled once more for the look
+        """Calls the user's `train_step` once."""
+        if self._checked or _is_compiled(state.model):  # the check would make a compiled model compile again
             returned = self._train(batch.x, batch.y, state.model, state.optimizer, **self._kwargs)
         else:
-            self._looked = True
-            with DoubleSoftmax() as look:
+            self._checked = True
+            with DoubleSoftmax() as check:
                 returned = self._train(batch.x, batch.y, state.model, state.optimizer, **self._kwargs)
-            look.warn(
-                "train_step gives probabilities to cross_entropy",
-                "build_classifier(params, outputs='logits') makes the network without its softmax.",
+            check.warn(
+                "train_step passes probabilities to cross_entropy",
+                "Build the network without softmax: build_classifier(params, outputs='logits').",
             )
         return _output(returned, batch, "train_step")
 
     def eval_step(self, state: TrainState, batch: Batch) -> StepOutput:
-        """One call of the user's; the trainer has switched gradients off and the model to evaluation."""
+        """Calls the user's `test_step` once; the trainer has disabled gradients and set the model to eval mode."""
         return _output(self._test(batch.x, batch.y, state.model, **self._kwargs), batch, "test_step")
 
     def predict_step(self, state: TrainState, x: Tensors) -> Tensor:
-        """What the model answers."""
+        """Returns the output of the model."""
         answer: Tensor = state.model(x)
         return answer
 
@@ -58,15 +59,18 @@ def _output(returned: Any, batch: Batch, name: str) -> StepOutput:
         loss = loss.detach() if isinstance(loss, Tensor) else torch.scalar_tensor(loss, dtype=torch.float64)
         values = {key: float(value) for key, value in metrics.items()} if metrics else None
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
-        found = f"a {type(returned).__name__} of {len(returned)}" if isinstance(returned, tuple | list) else returned
+        description = (
+            f"a {type(returned).__name__} of {len(returned)}" if isinstance(returned, tuple | list) else returned
+        )
         raise ConfigError(
-            f"{name} returned {found}; expected (loss, metrics): the loss as a float, and a dict of floats or None."
+            f"{name} returned {description}; expected (loss, metrics): the loss as a float, and a dict of floats or "
+            f"None."
         ) from error
     return StepOutput(loss, len(batch.y), metrics=values)
 
 
 class TrainMeter(Meter):
-    """Of an epoch: the means of what the steps return. `metrics`, an object of torchmetrics, is reset with it."""
+    """Averages what the steps of an epoch return. `metrics`, a torchmetrics object, is reset at the start."""
 
     def __init__(self, metrics: Any = None):
         super().__init__()
@@ -75,24 +79,26 @@ class TrainMeter(Meter):
 
 
 class TestMeter(TrainMeter):
-    """Of an evaluation: where the steps return no metrics, or none but `by_epoch`, what `metrics` has gathered over all
-    of its samples."""
+    """Averages what the steps of an evaluation return.
 
-    __test__ = False  # no test of pytest's
+    With `by_epoch`, or if the steps return no metrics, the values that `metrics` has accumulated over all samples are
+    added."""
+
+    __test__ = False  # not a pytest test
 
     def __init__(self, metrics: Any = None, by_epoch: bool = True):
         super().__init__(metrics)
         self._metrics, self._by_epoch = metrics, by_epoch
 
     def compute(self) -> dict[str, float]:
-        """The mean loss, the steps' own metrics, those that were gathered."""
-        found = super().compute()
-        gathered = isinstance(self._metrics, nn.Module) and any(
+        """Returns the mean loss, the means of the steps' metrics, and the accumulated metrics."""
+        result = super().compute()
+        accumulated = isinstance(self._metrics, nn.Module) and any(
             getattr(part, "update_called", False) for part in self._metrics.modules()
         )
-        if gathered and (self._by_epoch or not self.sums):
+        if accumulated and (self._by_epoch or not self.sums):
             values = self._metrics.compute()
             if not isinstance(values, Mapping):
                 values = {type(self._metrics).__name__: values}
-            found |= {name: float(value) for name, value in values.items() if torch.as_tensor(value).numel() == 1}
-        return found
+            result |= {name: float(value) for name, value in values.items() if torch.as_tensor(value).numel() == 1}
+        return result

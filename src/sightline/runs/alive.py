@@ -1,4 +1,4 @@
-"""Whether a run is being trained now, by its heartbeat; without torch."""
+"""Checks from its heartbeat file whether a run is being trained right now. Does not import torch."""
 
 import os
 import socket
@@ -12,40 +12,44 @@ from sightline.core.files import read_json
 
 HEARTBEAT = "heartbeat.json"
 FRESH = 60.0
+"""Age of a heartbeat in seconds from which on its run no longer counts as alive."""
 
 
 def read_heartbeat(run: Path) -> dict[str, Any]:
-    """What the run said of itself last; empty where it said nothing, or nothing that can be read."""
+    """Returns the content of the heartbeat file in the run directory `run`, or an empty dict if it is missing or
+    unreadable."""
     try:
-        found = read_json(run / HEARTBEAT)
+        heartbeat = read_json(run / HEARTBEAT)
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return heartbeat if isinstance(heartbeat, dict) else {}
 
 
 def is_alive(run: Path) -> bool:
-    """Whether a process is at work on the run in `run`: its heartbeat is younger than a minute, has not said that it
-    ended, and, where it is of this machine, its process is there."""
-    beat = read_heartbeat(run)
-    if beat.get("state") not in ("training", "evaluating") or not _is_fresh(beat):
+    """Returns whether a process is training or evaluating the run in the directory `run`.
+
+    Its heartbeat must be less than a minute old and have the state `training` or `evaluating`. If it was written on
+    this machine, the process must also exist."""
+    heartbeat = read_heartbeat(run)
+    if heartbeat.get("state") not in ("training", "evaluating") or not _is_fresh(heartbeat):
         return False
-    return beat.get("host") != socket.gethostname() or _is_running(beat.get("pid"))
+    return heartbeat.get("host") != socket.gethostname() or _is_running(heartbeat.get("pid"))
 
 
-def _is_fresh(beat: Mapping[str, Any]) -> bool:
-    with suppress(KeyError, TypeError, ValueError):  # TypeError also for a time without a zone
-        return abs((datetime.now(UTC) - datetime.fromisoformat(beat["time"])).total_seconds()) < FRESH
+def _is_fresh(heartbeat: Mapping[str, Any]) -> bool:
+    with suppress(KeyError, TypeError, ValueError):  # a time without a time zone raises TypeError
+        return abs((datetime.now(UTC) - datetime.fromisoformat(heartbeat["time"])).total_seconds()) < FRESH
     return False
 
 
 def _is_running(pid: object) -> bool:
     if not isinstance(pid, int) or isinstance(pid, bool) or pid <= 0:
         return False
-    if os.name == "nt":  # there, signal 0 is Ctrl-C
+    if os.name == "nt":  # on Windows, signal 0 is Ctrl-C
         return True
     try:
         os.kill(pid, 0)
-    except PermissionError:  # somebody else's
+    except PermissionError:  # the process exists and belongs to another user
         return True
     except (OSError, OverflowError):
         return False

@@ -1,4 +1,4 @@
-"""Run: one directory, and the only module that knows what is in it by name."""
+"""`Run`: the directory of one training run and the names of the files in it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sightline.core.errors import ArtifactError, ConfigError, arg, did_you_mean
+from sightline.core.errors import ArtifactError, ConfigError, arg, did_you_mean, reason
 from sightline.core.files import (
     expand_user,
     lock_if_free,
@@ -26,7 +26,9 @@ from sightline.core.yamlfile import dump_yaml
 
 
 class Run:
-    """A run's directory and the files in it. `Run.create` makes a new one, `Run.open` finds one that is there."""
+    """The directory of a run, with the path of each file in it as an attribute.
+
+    `Run.create` creates a new directory, `Run.open` opens an existing one; the constructor does not access the disk."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -42,7 +44,7 @@ class Run:
         self.exported = path / "exported"
 
     def predictions(self, split: str) -> Path:
-        """The per-sample table of a split."""
+        """Returns the path of the per-sample table of a split."""
         return self.path / "predictions" / f"{split}.csv"
 
     @classmethod
@@ -54,117 +56,126 @@ class Run:
         fill: Callable[[Run], None] = lambda run: None,
         lock: ExitStack | None = None,
     ) -> Run:
-        """A new directory `parent`/`name`; without a name, `default` and the time. ConfigError when it exists.
+        """Creates the directory `parent`/`name`; if `name` is None, the name is `default` and the current time.
 
-        `fill` writes its first files, into a directory that has another name until then: what is killed in between
-        leaves no half of a run, and what it does leave is cleared away by the next one. The run is `locked` from its
-        beginning on, where a `lock` is given until that ends."""
+        `fill` writes the first files into a hidden temporary directory, which is then renamed. A killed process
+        thus creates no incomplete run, and the next call removes its temporary directory. The directory is locked while
+        it is filled; if `lock` is passed, the lock is kept until that stack closes. Raises ConfigError if the run
+        exists or its directory cannot be created."""
         parent = expand_user(parent)
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            _sweep_unnamed(parent)
-            with ExitStack() as held:
-                aside = _unnamed(parent, held)
+            _remove_stale_directories(parent)
+            with ExitStack() as stack:
+                temporary = _create_temporary_directory(parent, stack)
                 try:
-                    fill(cls(aside))
-                    run = cls(_moved(aside, parent, name, default))
+                    fill(cls(temporary))
+                    run = cls(_rename_to_run(temporary, parent, name, default))
                 except BaseException:
-                    shutil.rmtree(aside, ignore_errors=True)
+                    shutil.rmtree(temporary, ignore_errors=True)
                     raise
                 if lock is not None:
-                    lock.enter_context(held.pop_all())
+                    lock.enter_context(stack.pop_all())
                 return run
         except OSError as error:
-            raise ConfigError(f"{arg.directory}: cannot make a directory in '{parent}': {error.strerror}.") from error
+            raise ConfigError(f"{arg.directory}: cannot create a directory in '{parent}': {error.strerror}.") from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps every other process from training this run, until the block or the process ends, however it ends.
-        Raises ArtifactError when another one is at it."""
-        with locked(self.path) as mine:
-            if not mine:
+        """A context manager that locks the run, so that no other process trains it.
+
+        The lock is released when the block or the process ends. Raises ArtifactError if another process holds it."""
+        with locked(self.path) as acquired:
+            if not acquired:
                 raise ArtifactError(f"'{self.path}' is being trained by another process.")
             yield
 
     def sweep(self) -> None:
-        """Removes the parts of files that a kill in the middle of writing them left. Only for who holds the lock; what
-        `sightline evaluate`, which needs none, is writing stays."""
-        own = {
+        """Removes temporary files that a killed process left. The caller must hold the run's lock.
+
+        Files that `sightline evaluate`, which does not take this lock, is still writing are kept."""
+        patterns = {
             self.path: ("*.yaml", "*.json", "log.jsonl", "*.csv.gz"),
             self.exported: ("*.json",),
             self.predictions("").parent: ("*.csv",),
         }
-        for left in [
-            left for folder, names in own.items() for name in names for left in stale_temporaries(folder, name)
-        ]:
-            if left.is_file():
-                with suppress(FileNotFoundError), lock_if_free(left) as dead:
-                    if dead:
-                        left.unlink()
+        stale = [
+            file for folder, names in patterns.items() for name in names for file in stale_temporaries(folder, name)
+        ]
+        for file in stale:
+            if file.is_file():
+                with suppress(FileNotFoundError), lock_if_free(file) as abandoned:
+                    if abandoned:
+                        file.unlink()
 
     @property
     def id(self) -> str | None:
-        """The name that this run alone has, whatever its directory is called; None for one of before there were ids."""
+        """The unique id of the run, independent of its directory's name; None if it has none or cannot be read."""
         try:
-            found = read_json(self.environment).get("id")
+            run_id = read_json(self.environment).get("id")
         except (OSError, ValueError, AttributeError):
             return None
-        return found if isinstance(found, str) else None
+        return run_id if isinstance(run_id, str) else None
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
-        """The run at `path`; raises ArtifactError when there is none."""
+        """Returns the run at `path`. Raises ArtifactError if the directory or its config.yaml does not exist."""
         run = cls(Path(path))
         if not run.path.is_dir():
             siblings = [entry.name for entry in run.path.parent.iterdir()] if run.path.parent.is_dir() else []
             raise ArtifactError(f"there is no run '{path}'.{did_you_mean(run.path.name, siblings)}")
         if not run.config.is_file():
-            raise ArtifactError(f"'{path}' is no run: it has no {run.config.name}.")
+            raise ArtifactError(f"'{path}' is not a run directory: it has no {run.config.name}.")
         return run
 
     def write_config(self, config: Mapping[str, Any], unresolved: Mapping[str, Any] | None = None) -> None:
-        """The resolved config, and, when the run is made, the config before that, both in the schema's order."""
+        """Writes the resolved config and, if passed, the `unresolved` one, as YAML in the order of their keys."""
         if unresolved is not None:
             write_text(self.unresolved, dump_yaml(unresolved))
         write_text(self.config, dump_yaml(config))
 
     def write_json(self, path: Path, value: Any) -> None:
-        """One of the run's JSON files, atomically."""
+        """Writes one of the run's JSON files atomically, creating its directory if needed."""
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, value)
 
     def read_environment(self) -> dict[str, Any]:
-        """What the run was made with. Raises ArtifactError when that cannot be read."""
+        """Returns the content of environment.json. Raises ArtifactError if it cannot be read or is not an object."""
         try:
-            found = read_json(self.environment)
+            environment = read_json(self.environment)
         except (OSError, ValueError) as error:
-            raise ArtifactError(f"'{self.environment}' is damaged, or cannot be read: {error}.") from error
-        if not isinstance(found, dict):
-            raise ArtifactError(f"'{self.environment}' is damaged: expected an object, found {type(found).__name__}.")
-        return found
+            raise ArtifactError(f"'{self.environment}' is damaged or cannot be read: {error}.") from error
+        if not isinstance(environment, dict):
+            kind = type(environment).__name__
+            raise ArtifactError(f"'{self.environment}' is damaged: expected an object, found {kind}.")
+        return environment
 
     def read_given(self) -> list[str]:
-        """The names of the parts that were handed over in Python when the run began."""
+        """Returns the names of the arguments passed as Python objects when the run was created, such as `loss`.
+
+        The list is empty if environment.json cannot be read."""
         try:
             return list(read_json(self.environment).get("given", ()))
         except (OSError, ValueError, AttributeError):
             return []
 
     def read_data(self) -> dict[str, Any]:
-        """What the run noted about its data."""
+        """Returns the content of data.json. Raises ArtifactError if it cannot be read or has no valid `fingerprint`."""
         try:
-            found: dict[str, Any] = read_json(self.data)
-            whole = isinstance(found["fingerprint"], dict)
+            data: dict[str, Any] = read_json(self.data)
+            fingerprint = data["fingerprint"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ArtifactError(f"'{self.data}' is damaged, or cannot be read: {error}.") from error
-        if not whole:
-            raise ArtifactError(f"'{self.data}' is damaged: its fingerprint is no object.")
-        return found
+            raise ArtifactError(f"'{self.data}' is damaged or cannot be read: {reason(error)}.") from error
+        if not isinstance(fingerprint, dict):
+            kind = type(fingerprint).__name__
+            raise ArtifactError(f"'{self.data}' is damaged: 'fingerprint': expected an object, found {kind}.")
+        return data
 
 
-def _unnamed(parent: Path, lock: ExitStack) -> Path:
-    """A new directory with a hidden name, locked: one without the lock is what a killed process left. Where another
-    process takes it for that before it has the lock, another one."""
+def _create_temporary_directory(parent: Path, lock: ExitStack) -> Path:
+    """Creates and locks a directory with a hidden name; one without a lock counts as left by a killed process.
+
+    Another process may remove the directory before it is locked; then a new one is created."""
     while True:
         path = temporary_sibling(parent / "run")
         path.mkdir()
@@ -173,23 +184,23 @@ def _unnamed(parent: Path, lock: ExitStack) -> Path:
                 return path
 
 
-def _sweep_unnamed(parent: Path) -> None:
-    """Clears away what runs left that were killed before they had a name. One that is being filled is locked."""
-    for left in stale_temporaries(parent, "run"):
-        if left.is_dir() and not left.is_symlink():
-            with suppress(OSError), lock_if_free(left) as dead:
-                if dead:
-                    shutil.rmtree(left, ignore_errors=True)
+def _remove_stale_directories(parent: Path) -> None:
+    """Removes the temporary directories of killed processes; one that is being filled is locked and stays."""
+    for directory in stale_temporaries(parent, "run"):
+        if directory.is_dir() and not directory.is_symlink():
+            with suppress(OSError), lock_if_free(directory) as abandoned:
+                if abandoned:
+                    shutil.rmtree(directory, ignore_errors=True)
 
 
-def _moved(aside: Path, parent: Path, name: str | None, default: str) -> Path:
-    """Gives the directory its name, where there is none of that name, or an empty one."""
+def _rename_to_run(temporary: Path, parent: Path, name: str | None, default: str) -> Path:
+    """Renames the directory to its final name, which may be that of an empty directory; returns the new path."""
     if name is not None:
         path = check_free(parent, name)
         try:
-            return aside.rename(path)
+            return temporary.rename(path)
         except OSError:
-            check_free(parent, name)  # another run was quicker
+            check_free(parent, name)  # another run may have taken the name just now
             raise
     stem = f"{default}-{time.strftime('%Y%m%d-%H%M%S')}"
     for suffix in ("", *(f"-{i}" for i in range(2, 1000))):  # other runs may start in the same second
@@ -197,32 +208,34 @@ def _moved(aside: Path, parent: Path, name: str | None, default: str) -> Path:
         if path.exists():
             continue
         try:
-            return aside.rename(path)
-        except OSError as error:  # another run was quicker
+            return temporary.rename(path)
+        except OSError as error:  # another run may have taken the name just now
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
-    raise ConfigError(f"{arg.directory}: no free name for a run in '{parent}'.")
+    raise ConfigError(f"{arg.directory}: no free name for a run in '{parent}'; 999 runs '{stem}…' exist.")
 
 
 def check_place(parent: str | Path) -> None:
-    """Raises ConfigError when no run can be made in `parent`: better told now than after an hour of decoding."""
+    """Raises ConfigError if no run can be created in `parent`, for a check before the data is decoded."""
     path = expand_user(parent).absolute()
-    there = next(place for place in (path, *path.parents) if place.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        kind = "cannot be written to" if there.is_dir() else "is a file"
-        raise ConfigError(f"{arg.directory}: no run can be made in '{parent}': '{there}' {kind}.")
+    existing = next(place for place in (path, *path.parents) if place.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        problem = "is not writable" if existing.is_dir() else "is a file"
+        raise ConfigError(f"{arg.directory}: cannot create a run in '{parent}': '{existing}' {problem}.")
 
 
 def check_free(parent: str | Path, name: str) -> Path:
-    """The path of a run that does not exist yet; raises ConfigError when it does."""
+    """Returns the path `parent`/`name` of a new run.
+
+    Raises ConfigError if `name` is not a valid directory name, or if the path exists and is not an empty directory."""
     path = expand_user(parent) / name
     if not name or name in (".", "..") or "/" in name or "\\" in name:
         raise ConfigError(
-            f"{arg.run_name}: {name!r} is no name of a directory; the directory it is in is {arg.directory}."
+            f"{arg.run_name}: {name!r} is not a valid directory name. To set the parent directory, use {arg.directory}."
         )
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ConfigError(
-            f"{arg.run_name}: '{path}' exists, and a run is never written over. Choose another {arg.run_name}, "
-            f"or go on with it: sightline resume {path}"
+            f"{arg.run_name}: '{path}' exists, and a run is never overwritten. Choose another {arg.run_name}, "
+            f"or resume the run: sightline resume {path}"
         )
     return path

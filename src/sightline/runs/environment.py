@@ -1,4 +1,4 @@
-"""What a run was made with: versions, machine, the user's own code as git knows it."""
+"""The environment of a run: package versions, machine, and the git state of the user's code."""
 
 import importlib.metadata
 import os
@@ -17,8 +17,10 @@ _MAX_DIFF_CHARS = 1 << 20
 
 
 def collect_environment(directory: Path | None = None) -> dict[str, Any]:
-    """A JSON-ready description of Python, packages, torch's settings, and the git commit, changes and untracked files
-    of `directory` (the current one by default). No environment variables: they may hold secrets."""
+    """Returns a JSON-ready description of the command, Python, packages, machine, torch's settings and git state.
+
+    The git state is that of the repository around `directory`, by default the current directory. Environment variables
+    are not included, since they may hold secrets."""
     packages = {dist.metadata["Name"]: dist.version for dist in importlib.metadata.distributions()}
     return {
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -40,14 +42,14 @@ def collect_environment(directory: Path | None = None) -> dict[str, Any]:
 
 
 def machine_summary() -> str:
-    """The machine for a reader: `2 cores Intel Xeon with AVX512, 24 GiB, no GPU, Linux 6.1`. Nothing names it."""
+    """Returns a description such as `2 cores Intel Xeon with AVX512, 24 GiB, no GPU, Linux 6.1`, without host name."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     capability = torch.backends.cpu.get_cpu_capability()
     vectors = "" if capability in ("DEFAULT", "NO AVX") else f" with {capability}"
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     gpu = ", ".join(f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus)) or "no GPU"
     if not gpus and torch.backends.mps.is_available():
-        gpu = "the GPU of the chip"
+        gpu = "integrated GPU (MPS)"
     memory = _total_memory_bytes()
     release = re.match(r"\d+(\.\d+)?", platform.release())
     parts = [
@@ -60,11 +62,11 @@ def machine_summary() -> str:
 
 
 def _processor() -> str:
-    """What the processor is sold as, without the marks of trade."""
+    """Returns the processor's product name, without trademark signs and clock rate."""
     name = ""
     with suppress(OSError):
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text("utf-8", "replace"), re.MULTILINE)
-        name = found[1] if found else ""
+        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text("utf-8", "replace"), re.MULTILINE)
+        name = match[1] if match else ""
     if not name and sys.platform == "darwin":
         name = (_run_command("sysctl", "-n", "machdep.cpu.brand_string") or "").strip()
     name = re.sub(r"\((R|TM|C)\)|\bCPU\b|\s@.*", " ", name or platform.processor() or platform.machine())
@@ -72,14 +74,17 @@ def _processor() -> str:
 
 
 def _total_memory_bytes() -> int:
-    """Bytes of the machine's memory; 0 where the system does not say."""
+    """Returns the machine's memory in bytes, or 0 if the system does not report it."""
     with suppress(AttributeError, ValueError, OSError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return 0
 
 
 def git_state(directory: Path) -> dict[str, Any] | None:
-    """Commit, diff against it (up to 1 MiB) and untracked files of the repository around `directory`, if any."""
+    """Returns commit, diff and untracked files of the git repository around `directory`, or None without one.
+
+    `diff` is against the commit and has at most 2**20 characters (`diff_cut` says whether it was cut), `untracked` at
+    most 1000 file names."""
     commit = _git(directory, "rev-parse", "HEAD")
     if commit is None:
         return None
@@ -93,15 +98,15 @@ def git_state(directory: Path) -> dict[str, Any] | None:
     }
 
 
-def _git(directory: Path, *words: str) -> str | None:
-    return _run_command("git", "-C", str(directory), *words)
+def _git(directory: Path, *arguments: str) -> str | None:
+    return _run_command("git", "-C", str(directory), *arguments)
 
 
-def _run_command(*words: str) -> str | None:
-    """What a program prints; None where there is no such program, or it fails."""
+def _run_command(*command: str) -> str | None:
+    """Returns the standard output of a program, or None if it does not exist or fails."""
     try:
-        done = subprocess.run(  # noqa: S603 fixed words, no shell
-            words, capture_output=True, timeout=20, check=True
+        done = subprocess.run(  # noqa: S603 fixed arguments, no shell
+            command, capture_output=True, timeout=20, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -1,5 +1,7 @@
-"""TensorBoard's file, written by whoever logs. `SummaryWriter` hands every point to a thread, which takes four times as
-long and the interpreter's lock from the step at any moment; where there is a point for every step, that shows."""
+"""A writer for TensorBoard event files that runs in the caller's thread.
+
+`SummaryWriter` passes every point to a thread. This takes four times as long, and the thread may take the interpreter
+lock during a step, which is noticeable with one point per step."""
 
 import itertools
 import os
@@ -13,15 +15,17 @@ from typing import IO, Any
 
 from sightline.core.files import errors_name_path
 
-_NUMBERS = itertools.count()
-_PATIENCE = 10.0
-_TOGETHER = 256  # many points in one go take half as long as one after each step
+_FILE_NUMBERS = itertools.count()
+_MAX_DELAY_SECONDS = 10.0
+_MAX_PENDING = 256  # writing many points together takes half as long as writing each after its step
 
 
 class EventFile:
-    """Curves of scalars by tag. The file is begun at the first point. With `purge_step`, TensorBoard forgets what
-    earlier files of the directory have of that step and all after it. A reader beside the run sees points that are ten
-    seconds old; `flush`, which another thread may call, brings all that there are to the disk."""
+    """An event file of scalars by tag in `directory`, created at the first point.
+
+    With `purge_step`, TensorBoard discards what earlier files of the directory have for that step and all later ones.
+    Points are buffered: `add` writes them once there are 256 of them or the last write is over ten seconds ago.
+    `flush`, which another thread may call, syncs all of them to disk."""
 
     def __init__(self, directory: Path, purge_step: int | None = None):
         self._directory = directory
@@ -33,19 +37,19 @@ class EventFile:
         self._written = time.time()
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """One point of each curve."""
+        """Adds one point to the curve of each tag in `values`."""
         now = time.time()
         if self._records is None:
-            self._begin(now)
+            self._create(now)
         self._pending.append((now, step, values))
-        if len(self._pending) >= _TOGETHER or now - self._written > _PATIENCE:
+        if len(self._pending) >= _MAX_PENDING or now - self._written > _MAX_DELAY_SECONDS:
             self._write_pending()
 
-    def _begin(self, now: float) -> None:
+    def _create(self, now: float) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        name = f"events.out.tfevents.{now:.0f}.{socket.gethostname()}.{os.getpid()}.{next(_NUMBERS):04}"
+        name = f"events.out.tfevents.{now:.0f}.{socket.gethostname()}.{os.getpid()}.{next(_FILE_NUMBERS):04}"
         self._directory.mkdir(parents=True, exist_ok=True)
         self._event = Event
         self._file = (self._directory / name).open("xb")
@@ -65,19 +69,19 @@ class EventFile:
             self._written = time.time()
             with errors_name_path(Path(self._file.name)):
                 while self._pending:
-                    when, step, values = self._pending.popleft()
+                    wall_time, step, values = self._pending.popleft()
                     scalars = [{"tag": tag, "simple_value": value} for tag, value in values.items()]
-                    self._write(self._event(wall_time=when, step=step, summary={"value": scalars}))
+                    self._write(self._event(wall_time=wall_time, step=step, summary={"value": scalars}))
                 self._records.flush()
 
     def flush(self) -> None:
-        """Brings what was logged to the disk, so that it outlives a power cut as the checkpoint does."""
+        """Writes pending points and syncs the file to disk, so that they survive a power failure."""
         self._write_pending()
         if self._file is not None:
             os.fsync(self._file.fileno())  # without the lock: a step must not wait for the disk
 
     def close(self) -> None:
-        """Writes what is still in memory, and closes the file."""
+        """Writes pending points and closes the file."""
         self._write_pending()
         if self._records is not None:
             self._records.close()

@@ -1,4 +1,4 @@
-"""Where log points go: a JSON line, TensorBoard, several at once."""
+"""Recorders, which store log points: as JSON lines, as TensorBoard events, or in several recorders at once."""
 
 import json
 import math
@@ -17,22 +17,26 @@ LOG, TENSORBOARD = "log.jsonl", "tensorboard"
 
 
 def log_rows_before(path: Path, place: tuple[int, int]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The lines of a log, and what they say, that were written before a checkpoint at (step, epoch)."""
+    """Yields (line, parsed row) for every line of a log that was written before the checkpoint at `place`.
+
+    `place` is the checkpoint's (step, epoch). A line that is cut off or is not a JSON object is skipped."""
     step, epoch = place
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         try:
             row = parse_json(line)
-        except ValueError:  # cut off in the middle
+        except ValueError:  # a killed process may leave an incomplete line
             continue
         if not isinstance(row, dict):
             continue
-        of_an_epoch = "train_loss" in row
-        if row.get("step", 0) <= step and not (of_an_epoch and row.get("epoch", 0) >= epoch):
+        ends_epoch = "train_loss" in row
+        if row.get("step", 0) <= step and not (ends_epoch and row.get("epoch", 0) >= epoch):
             yield line, row
 
 
 def log_points_at(path: Path, place: tuple[int, int]) -> list[dict[str, float]]:
-    """What a log says of the very step of a checkpoint at (step, epoch), as it was recorded."""
+    """Returns the values that a log has for the step of the checkpoint at `place`, a (step, epoch), one dict per line.
+
+    `step` and `seconds` are left out; null is read as NaN."""
     return [
         {key: math.nan if value is None else value for key, value in row.items() if key not in ("step", "seconds")}
         for _, row in log_rows_before(path, place)
@@ -41,9 +45,10 @@ def log_points_at(path: Path, place: tuple[int, int]) -> list[dict[str, float]]:
 
 
 class JsonlRecorder(Recorder):
-    """`log.jsonl` in the run's directory, one JSON object a line: `step`, the seconds since the run began, and the
-    values. A resumed run first drops what the interrupted one wrote after the checkpoint, so that each log point is
-    there once. The file is touched at the first log point."""
+    """Writes `log.jsonl` in the run directory, one JSON object per line: `step`, `seconds` and the values.
+
+    `seconds` counts from the creation of the recorder. A resumed run first removes the lines that the interrupted run
+    wrote after its checkpoint, so that each log point occurs once. The file is opened at the first log point."""
 
     def __init__(self) -> None:
         self._path = Path(LOG)
@@ -52,62 +57,62 @@ class JsonlRecorder(Recorder):
         self._start = time.perf_counter()
 
     def start(self, directory: Path, config: Mapping[str, Any], position: tuple[int, int] | None) -> None:
-        """Notes where the file is, and from where on the run records."""
+        """Sets the path of the log and the (step, epoch) from which the run is resumed, if it is."""
         self._path, self._resumed_at = directory / LOG, position
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes one line and hands it to the system, so that a reader beside the run sees it."""
+        """Writes one line and flushes it to the operating system, so that other processes can read it at once."""
         if self._file is None:
-            self._drop_what_comes_again()
+            self._drop_lines_after_checkpoint()
             self._file = self._path.open("a", encoding="utf-8")
         row = {"step": step, "seconds": round(time.perf_counter() - self._start, 3), **values}
         with errors_name_path(self._path):
             self._file.write(json.dumps(replace_non_finite(row), allow_nan=False) + "\n")
             self._file.flush()
 
-    def _drop_what_comes_again(self) -> None:
+    def _drop_lines_after_checkpoint(self) -> None:
         if self._resumed_at is None or not self._path.exists():
             return
-        kept = [line for line, _ in log_rows_before(self._path, self._resumed_at)]
-        write_text(self._path, "".join(f"{line}\n" for line in kept))
+        lines = [line for line, _ in log_rows_before(self._path, self._resumed_at)]
+        write_text(self._path, "".join(f"{line}\n" for line in lines))
 
     def flush(self) -> None:
-        """Brings what was logged to the disk, so that it outlives a power cut as the checkpoint does."""
+        """Syncs the log to disk, so that it survives a power failure as the checkpoint does."""
         if self._file is not None:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the file, if one is open."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
 
 class TensorBoardRecorder(Recorder):
-    """Scalars for TensorBoard in the run's directory `tensorboard`: `loss/train`, `accuracy/val` and so on, so that
-    `splits` share a chart.
+    """Writes scalars for TensorBoard to `tensorboard/` in the run directory.
 
-    A resumed run makes TensorBoard forget the points of the checkpoint's step and all after it, for TensorBoard knows
-    no epochs; the values of that step which `log.jsonl` keeps are written once more."""
+    A value such as `train_loss` whose name starts with one of `splits` gets the tag `loss/train`, so that all splits
+    share a chart; the others get `step/NAME`. TensorBoard has no epochs, so a resumed run purges the checkpoint's step
+    and all later ones, and then writes the values that `log.jsonl` has for that step again."""
 
     def __init__(self, splits: Sequence[str]):
         self._splits = tuple(splits)
         self._directory = Path(TENSORBOARD)
         self._resumed_at: int | None = None
-        self._again: list[dict[str, float]] = []
+        self._rewritten: list[dict[str, float]] = []
         self._file: EventFile | None = None
 
     def start(self, directory: Path, config: Mapping[str, Any], position: tuple[int, int] | None) -> None:
-        """Reads what the log says of the step of the checkpoint."""
+        """Reads the values that the log has for the step of the checkpoint, if the run is resumed from one."""
         self._directory = directory / TENSORBOARD
         self._resumed_at = None if position is None else position[0]
-        self._again = [] if position is None else log_points_at(directory / LOG, position)
+        self._rewritten = [] if position is None else log_points_at(directory / LOG, position)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """One scalar for each value."""
+        """Writes one scalar per value."""
         if self._file is None:
             self._file = EventFile(self._directory, self._resumed_at)
-            for earlier in self._again:
+            for earlier in self._rewritten:
                 self._file.add(self._resumed_at or 0, self._tagged(earlier))
         self._file.add(step, self._tagged(values))
 
@@ -119,91 +124,93 @@ class TensorBoardRecorder(Recorder):
         return tagged
 
     def flush(self) -> None:
-        """Brings what was logged to the disk, too."""
+        """Writes buffered scalars and syncs the file to disk."""
         if self._file is not None:
             self._file.flush()
 
     def close(self) -> None:
-        """Writes what is still in memory, and closes the file."""
+        """Writes buffered scalars and closes the file."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
 
 class CurveRecorder(TensorBoardRecorder):
-    """Curves that an interface draws itself, by `add`, in `place` within the run's directory; the points that the
-    engine logs are not drawn. They are over updates or, `by_epoch`, over epochs from 1. A resumed run keeps those of
-    the checkpoint and draws later ones again."""
+    """Writes TensorBoard curves that an interface adds itself with `add`; log points of the engine are ignored.
+
+    The file is in the directory `place`, relative to the run directory. The x axis is the step or, with `by_epoch`, the
+    epoch counted from 1. A resumed run keeps the points up to the checkpoint and purges later ones."""
 
     def __init__(self, place: str | Path = ".", by_epoch: bool = False):
         super().__init__(())
         self._place, self._by_epoch = place, by_epoch
 
     def start(self, directory: Path, config: Mapping[str, Any], position: tuple[int, int] | None) -> None:
-        """Notes from where on points come again. The file is begun at the first point."""
+        """Prepares the file, which is created at the first point; a resumed run purges the points after `position`."""
         done = None if position is None else position[1] if self._by_epoch else position[0]
         self._file = EventFile(directory / self._place, None if done is None else done + 1)
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """One point of each curve."""
+        """Adds one point to each curve; `step` is an epoch with `by_epoch`."""
         if self._file is not None:
             self._file.add(step, values)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Draws nothing."""
+        """Does nothing."""
 
 
 def as_recorder(found: Any) -> Recorder:
-    """What a caller passed in as a recorder, with every method of the protocol: those of an object that has only some
-    of them do nothing. Raises TypeError for one without `log`."""
+    """Returns a caller's recorder as a `Recorder`; methods of the protocol that the object lacks do nothing.
+
+    Raises TypeError if the object has no `log` method."""
     if isinstance(found, Recorder):
         return found
     if not callable(getattr(found, "log", None)):
         raise TypeError(
-            f"the recorder {type(found).__name__} has no `log(step, values)`; see sightline.core.types.Recorder."
+            f"the recorder {type(found).__name__} has no `log(step, values)` method. See sightline.core.types.Recorder."
         )
-    made = _WithDefaults()
+    recorder = _WithDefaults()
     for name in ("start", "log", "artifact", "flush", "close"):
         if callable(getattr(found, name, None)):
-            setattr(made, name, getattr(found, name))
-    return made
+            setattr(recorder, name, getattr(found, name))
+    return recorder
 
 
 class _WithDefaults(Recorder):
-    """The methods that a caller's object lacks."""
+    """A recorder whose methods do nothing until they are replaced with those of a caller's object."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """The caller's."""
+        """Is replaced with the caller's method."""
 
 
 class RecorderList(Recorder):
-    """Passes everything on to several recorders, in their order."""
+    """A recorder that passes every call on to several recorders, in order."""
 
     def __init__(self, *recorders: Recorder):
         self._recorders = recorders
 
     def start(self, directory: Path, config: Mapping[str, Any], position: tuple[int, int] | None) -> None:
-        """Starts each."""
+        """Starts each recorder."""
         for recorder in self._recorders:
             recorder.start(directory, config, position)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """To each, in order."""
+        """Passes the log point to each recorder."""
         for recorder in self._recorders:
             recorder.log(step, values)
 
     def artifact(self, path: Path) -> None:
-        """To each."""
+        """Passes the path to each recorder."""
         for recorder in self._recorders:
             recorder.artifact(path)
 
     def flush(self) -> None:
-        """Those that keep something back write it."""
+        """Flushes each recorder."""
         for recorder in self._recorders:
             recorder.flush()
 
     def close(self) -> None:
-        """Closes each, also where one fails."""
+        """Closes every recorder, even if one of them raises."""
         with ExitStack() as stack:
             for recorder in reversed(self._recorders):
                 stack.callback(recorder.close)

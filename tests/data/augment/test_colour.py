@@ -1,4 +1,4 @@
-"""Colour operations: torchvision as the reference, each image by itself."""
+"""Colour operations: equal to torchvision's, and independent of the other images of the batch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from helpers.augmentations import EPOCH, SEED, batches, check, check_draws, picture
+from helpers.augmentations import EPOCH, SEED, batches, check, check_draws, random_images
 from sightline.data.augment import colour
 from sightline.data.augment.colour import ColorJitter
 from sightline.data.augment.geometry import uniform_between
@@ -37,31 +37,31 @@ OPERATIONS: dict[str, Callable[[Tensor, NDArray[np.float64]], Tensor]] = {
 }
 
 
-def pictures() -> list[Tensor]:
-    """Noise, few and close values, one value, a gradient; large, odd and tiny; gray and in colour."""
-    found = []
+def sample_images() -> list[Tensor]:
+    """Images of noise, of few or similar values, of one value and of a gradient; in several sizes, gray and colour."""
+    images = []
     for channels in (1, 3):
         for height, width in ((32, 32), (45, 37), (3, 3), (2, 9), (120, 130)):
-            noise = picture(1, channels, height, width)[0]
+            noise = random_images(1, channels, height, width)[0]
             ramp = (torch.arange(height * width) * 255 // (height * width)).to(torch.uint8)
-            found += [noise, noise // 8 + 60, noise // 128 * 255, torch.full_like(noise, 77)]
-            found.append(ramp.view(1, height, width).repeat(channels, 1, 1))
-    return found
+            images += [noise, noise // 8 + 60, noise // 128 * 255, torch.full_like(noise, 77)]
+            images.append(ramp.view(1, height, width).repeat(channels, 1, 1))
+    return images
 
 
 def compare(ours: Operation, theirs: Operation, different: float) -> None:
-    """At most one level apart, in at most a part `different` of all pixels."""
-    apart, pixels = 0, 0
-    for image in pictures():
+    """Asserts that results differ by at most one level, in at most the fraction `different` of all pixels."""
+    differing, pixels = 0, 0
+    for image in sample_images():
         distance = (ours(image.unsqueeze(0))[0].int() - theirs(image).int()).abs()
         assert distance.max() <= 1
-        apart, pixels = apart + int(distance.sum()), pixels + distance.numel()
-    assert apart <= different * pixels
+        differing, pixels = differing + int(distance.sum()), pixels + distance.numel()
+    assert differing <= different * pixels
 
 
 @settings(max_examples=80)
 @given(batch=batches(), name=st.sampled_from(sorted(OPERATIONS)), seed=SEED)
-def test_a_batch_is_its_images_one_by_one_and_the_input_is_kept(
+def test_a_batch_equals_its_images_one_by_one_and_the_input_is_unchanged(
     batch: tuple[Tensor, NDArray[np.int64]], name: str, seed: int
 ) -> None:
     def step(images: Tensor, index: NDArray[np.int64], seed: int, epoch: int) -> Tensor:
@@ -72,36 +72,36 @@ def test_a_batch_is_its_images_one_by_one_and_the_input_is_kept(
 
 @settings(max_examples=40)
 @given(batch=batches(), name=st.sampled_from(sorted(JITTERS)), seed=SEED, epoch=EPOCH)
-def test_jitter_of_a_batch_is_that_of_its_images_one_by_one(
+def test_jitter_of_a_batch_equals_jitter_of_its_images_one_by_one(
     batch: tuple[Tensor, NDArray[np.int64]], name: str, seed: int, epoch: int
 ) -> None:
     check(JITTERS[name], *batch, seed, epoch)
 
 
-def test_jitter_of_several_blocks_is_that_of_its_images_one_by_one() -> None:
-    check(JITTERS["all"], picture(70, 3, 45, 47), np.arange(70), 3, 4)
+def test_jitter_of_several_blocks_equals_jitter_of_their_images_one_by_one() -> None:
+    check(JITTERS["all"], random_images(70, 3, 45, 47), np.arange(70), 3, 4)
 
 
 # Torchvision adds with a fused multiply-add where the processor has one; the sum of two rounded products can come out
-# on the other side of an integer, which rounding down makes a level. Brightness has no sum.
+# on the other side of an integer, and rounding down makes that one level. Brightness has no sum.
 @pytest.mark.parametrize("factor", [0.0, 0.01, 0.3, 0.5, 0.7, 1.0, 1.1, 1.33, 1.9, 1.99])
 @pytest.mark.parametrize(
     ("name", "different"), [("brightness", 0.0), ("contrast", 0.005), ("saturation", 0.005), ("sharpness", 0.005)]
 )
-def test_blends_are_torchvisions(name: str, different: float, factor: float) -> None:
+def test_blends_equal_torchvisions(name: str, different: float, factor: float) -> None:
     functional = importlib.import_module("torchvision.transforms.v2.functional")
     ours, theirs = getattr(colour, name), getattr(functional, f"adjust_{name}")
     compare(lambda images: ours(images, np.array([factor])), lambda image: theirs(image, factor), different)
 
 
 @pytest.mark.parametrize("name", ["autocontrast", "equalize"])
-def test_stretching_is_torchvisions_to_the_bit(name: str) -> None:
+def test_stretching_equals_torchvisions_to_the_bit(name: str) -> None:
     functional = importlib.import_module("torchvision.transforms.v2.functional")
     compare(getattr(colour, name), getattr(functional, name), 0)
 
 
 @pytest.mark.parametrize("bits", range(9))
-def test_posterize_is_torchvisions_to_the_bit(bits: int) -> None:
+def test_posterize_equals_torchvisions_to_the_bit(bits: int) -> None:
     functional = importlib.import_module("torchvision.transforms.v2.functional")
     compare(
         lambda images: colour.posterize(images, np.array([bits])), lambda image: functional.posterize(image, bits), 0
@@ -109,7 +109,7 @@ def test_posterize_is_torchvisions_to_the_bit(bits: int) -> None:
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0, 8.5, 127.5, 254.0, 254.5, 255.0])
-def test_solarize_is_torchvisions_to_the_bit(threshold: float) -> None:
+def test_solarize_equals_torchvisions_to_the_bit(threshold: float) -> None:
     functional = importlib.import_module("torchvision.transforms.v2.functional")
     compare(
         lambda images: colour.solarize(images, np.array([threshold])),
@@ -120,21 +120,21 @@ def test_solarize_is_torchvisions_to_the_bit(threshold: float) -> None:
 
 @settings(max_examples=40)
 @given(batch=batches(), name=st.sampled_from(["brightness", "contrast", "saturation", "sharpness"]))
-def test_a_factor_of_one_is_the_image(batch: tuple[Tensor, NDArray[np.int64]], name: str) -> None:
+def test_a_factor_of_one_does_not_change_the_image(batch: tuple[Tensor, NDArray[np.int64]], name: str) -> None:
     images, _ = batch
     assert torch.equal(getattr(colour, name)(images, np.ones(len(images))), images)
 
 
 def test_the_mean_of_a_large_image_is_exact() -> None:
-    """More than float32 can count: 4096x1030 pixels of 255, 254 and so on."""
-    image = picture(1, 1, 4096, 1030) // 2 + 128
+    """The sum of 4096 x 1030 pixels from 128 to 255 is not exact in float32."""
+    image = random_images(1, 1, 4096, 1030) // 2 + 128
     mean = int(image.long().sum()) / image.numel()
-    found = colour.contrast(image, np.zeros(1))
-    assert found.unique().tolist() == [int(mean)]
+    result = colour.contrast(image, np.zeros(1))
+    assert result.unique().tolist() == [int(mean)]
 
 
-def test_thirteenths_are_rounded_rightly() -> None:
-    """Every weighted sum that nine pixels can have, of which the middle one counts five times."""
+def test_thirteenths_are_rounded_correctly() -> None:
+    """Weighted sums of nine pixels, of which the centre counts five times."""
     for total in range(13 * 255 + 1):
         if total % 97 and total % 13:
             continue
@@ -148,8 +148,8 @@ def test_thirteenths_are_rounded_rightly() -> None:
         assert colour.sharpness(image, np.zeros(1))[0, 0, 1, 1] == (2 * total + 13) // 26
 
 
-def test_jitter_is_its_operations_in_order_with_factors_in_range() -> None:
-    images, index = picture(300, 3, 12, 12), np.arange(300)
+def test_jitter_applies_its_operations_in_order_with_factors_in_range() -> None:
+    images, index = random_images(300, 3, 12, 12), np.arange(300)
     expected = images
     for name, reach in (("brightness", 0.4), ("contrast", 0.5), ("saturation", 0.6)):
         factor = uniform_between((1 - reach, 1 + reach), 1, 2, f"jitter {name}", index)
@@ -161,17 +161,17 @@ def test_jitter_is_its_operations_in_order_with_factors_in_range() -> None:
 
 def test_a_factor_is_never_below_zero() -> None:
     images = torch.full((500, 1, 1, 1), 100, dtype=torch.uint8)
-    found = ColorJitter(brightness=3.0)(images, np.arange(500), 0, 0)
-    assert found.float().mean() > 150  # half of the factors from -2 to 4 would be black
-    assert found.max() == 255
+    result = ColorJitter(brightness=3.0)(images, np.arange(500), 0, 0)
+    assert result.float().mean() > 150  # half of the factors from -2 to 4 would be black
+    assert result.max() == 255
 
 
-def test_jitter_leaves_what_is_not_switched_on_and_the_saturation_of_gray() -> None:
-    gray, colours = picture(20, 1, 9, 9), picture(20, 3, 9, 9)
+def test_jitter_changes_only_what_is_enabled_and_never_the_saturation_of_gray() -> None:
+    gray, colours = random_images(20, 1, 9, 9), random_images(20, 3, 9, 9)
     assert torch.equal(ColorJitter()(colours, np.arange(20), 0, 0), colours)
     assert torch.equal(ColorJitter(saturation=1.0)(gray, np.arange(20), 0, 0), gray)
 
 
 @pytest.mark.parametrize("name", sorted(JITTERS))
-def test_another_epoch_and_another_seed_draw_anew(name: str) -> None:
+def test_another_epoch_and_another_seed_give_other_images(name: str) -> None:
     check_draws(JITTERS[name])

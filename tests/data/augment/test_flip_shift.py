@@ -1,4 +1,4 @@
-"""Batched augmentation: each image by itself, a function of (seed, epoch, row)."""
+"""Batched augmentation: each image depends on (seed, epoch, row) and not on the rest of the batch."""
 
 from __future__ import annotations
 
@@ -39,30 +39,30 @@ def batches(draw: st.DrawFn) -> tuple[Tensor, np.ndarray[tuple[int], np.dtype[np
 
 
 def numbered(count: int) -> Tensor:
-    """Images whose pixels are all different, so that any move shows."""
+    """Images whose pixels are all different, so that any move is visible."""
     return torch.arange(1, 26, dtype=torch.uint8).view(1, 1, 5, 5).repeat(count, 1, 1, 1)
 
 
 @settings(max_examples=60)
 @given(batch=batches(), name=NAMES, seed=SEED, epoch=EPOCH)
-def test_kind_shape_range_and_the_input_are_kept(
+def test_dtype_shape_and_range_are_kept_and_the_input_is_unchanged(
     batch: tuple[Tensor, np.ndarray[tuple[int], np.dtype[np.int64]]], name: str, seed: int, epoch: int
 ) -> None:
     images, index = batch
     before, rows = images.clone(), index.copy()
-    found = STEPS[name](images, index, seed, epoch)
-    assert found.dtype == torch.uint8
-    assert found.shape == images.shape
+    result = STEPS[name](images, index, seed, epoch)
+    assert result.dtype == torch.uint8
+    assert result.shape == images.shape
     assert torch.equal(images, before)
     assert np.array_equal(index, rows)
-    for new, old in zip(found, images, strict=True):
-        assert set(new.unique().tolist()) <= {0, *old.unique().tolist()}  # pixels are moved, never invented
+    for new, old in zip(result, images, strict=True):
+        assert set(new.unique().tolist()) <= {0, *old.unique().tolist()}  # pixels are moved, no other values appear
 
 
 @settings(max_examples=60)
 @given(batch=batches(), name=NAMES, seed=SEED, epoch=EPOCH, size=st.integers(1, 12))
 @pytest.mark.rows("X15")
-def test_a_batch_is_its_images_one_by_one_in_any_company(
+def test_an_image_is_augmented_the_same_in_any_batch(
     batch: tuple[Tensor, np.ndarray[tuple[int], np.dtype[np.int64]]], name: str, seed: int, epoch: int, size: int
 ) -> None:
     images, index = batch
@@ -76,7 +76,7 @@ def test_a_batch_is_its_images_one_by_one_in_any_company(
 
 @settings(max_examples=40)
 @given(batch=batches(), seed=SEED, epoch=EPOCH, vertical=st.booleans(), p=st.floats(0, 1))
-def test_flipping_twice_is_nothing(
+def test_flipping_twice_restores_the_image(
     batch: tuple[Tensor, np.ndarray[tuple[int], np.dtype[np.int64]]], seed: int, epoch: int, vertical: bool, p: float
 ) -> None:
     images, index = batch
@@ -85,51 +85,51 @@ def test_flipping_twice_is_nothing(
 
 
 @pytest.mark.parametrize(("vertical", "axis"), [(False, 3), (True, 2)])
-def test_a_flip_is_a_mirror_and_its_probability_what_it_says(vertical: bool, axis: int) -> None:
+def test_a_flip_mirrors_images_with_its_probability(vertical: bool, axis: int) -> None:
     images, index = numbered(4000), np.arange(4000)
     mirrored = images.flip(axis)
     assert torch.equal(Flip(0, vertical)(images, index, 0, 0), images)
     assert torch.equal(Flip(1, vertical)(images, index, 0, 0), mirrored)
-    found = Flip(0.3, vertical)(images, index, 0, 0)
-    changed = (found != images).flatten(1).any(1)
-    assert torch.equal(found[changed], mirrored[changed])
+    result = Flip(0.3, vertical)(images, index, 0, 0)
+    changed = (result != images).flatten(1).any(1)
+    assert torch.equal(result[changed], mirrored[changed])
     assert abs(changed.float().mean().item() - 0.3) < 0.03  # four standard deviations
 
 
-def test_the_two_flips_are_drawn_apart() -> None:
+def test_the_two_flips_are_drawn_independently() -> None:
     images, index = numbered(2000), np.arange(2000)
     sideways = (Flip(0.5)(images, index, 0, 0) != images).flatten(1).any(1)
-    upside = (Flip(0.5, vertical=True)(images, index, 0, 0) != images).flatten(1).any(1)
-    assert abs((sideways & upside).float().mean().item() - 0.25) < 0.05
+    upside_down = (Flip(0.5, vertical=True)(images, index, 0, 0) != images).flatten(1).any(1)
+    assert abs((sideways & upside_down).float().mean().item() - 0.25) < 0.05
 
 
 @settings(max_examples=60)
 @given(batch=batches(), pixels=st.integers(1, 9), seed=SEED, epoch=EPOCH)
-def test_a_shift_is_pad_and_crop_of_each_image(
+def test_a_shift_pads_and_crops_each_image(
     batch: tuple[Tensor, np.ndarray[tuple[int], np.dtype[np.int64]]], pixels: int, seed: int, epoch: int
 ) -> None:
     images, index = batch
-    found = ShiftCrop(pixels)(images, index, seed, epoch)
+    result = ShiftCrop(pixels)(images, index, seed, epoch)
     height, width = images.shape[2:]
     for i, image in enumerate(images.numpy()):
         top = int(integers(seed, epoch, "shift down", index[i : i + 1], 0, 2 * pixels)[0])
         left = int(integers(seed, epoch, "shift right", index[i : i + 1], 0, 2 * pixels)[0])
         padded = np.pad(image, ((0, 0), (pixels, pixels), (pixels, pixels)))
-        assert np.array_equal(found[i], padded[:, top : top + height, left : left + width])
+        assert np.array_equal(result[i], padded[:, top : top + height, left : left + width])
 
 
 def test_every_shift_is_equally_likely() -> None:
     images = torch.zeros((9000, 1, 5, 5), dtype=torch.uint8)
-    images[:, :, 2, 2] = 1  # the place of the one white pixel tells the shift
-    found = ShiftCrop(1)(images, np.arange(9000), 0, 0)
-    counts = found.sum(dim=(0, 1))[1:4, 1:4]
+    images[:, :, 2, 2] = 1  # the position of the one white pixel shows the shift
+    result = ShiftCrop(1)(images, np.arange(9000), 0, 0)
+    counts = result.sum(dim=(0, 1))[1:4, 1:4]
     assert counts.sum().item() == 9000
     assert (counts - 1000).abs().max().item() < 150  # five standard deviations
 
 
 @pytest.mark.parametrize("name", sorted(STEPS))
 @pytest.mark.rows("X15")
-def test_another_epoch_and_another_seed_draw_anew(name: str) -> None:
+def test_another_epoch_and_another_seed_give_other_images(name: str) -> None:
     images, index = numbered(64), np.arange(64)
     first = STEPS[name](images, index, 0, 0)
     assert torch.equal(STEPS[name](images, index, 0, 0), first)
@@ -137,7 +137,7 @@ def test_another_epoch_and_another_seed_draw_anew(name: str) -> None:
     assert not torch.equal(STEPS[name](images, index, 1, 0), first)
 
 
-def test_torchs_own_generator_is_not_touched() -> None:
+def test_torchs_global_generator_is_not_used() -> None:
     state = torch.get_rng_state()
     for step in STEPS.values():
         step(numbered(8), np.arange(8), 0, 0)
@@ -149,26 +149,26 @@ def test_an_empty_batch_stays_empty() -> None:
         assert step(numbered(1)[:0], np.arange(0), 0, 0).shape == (0, 1, 5, 5)
 
 
-def test_only_what_is_switched_on_is_applied() -> None:
+def test_only_enabled_augmentations_are_applied() -> None:
     assert augmentation_pipeline() == []
     two = augmentation_pipeline(flip=0.5, vertical_flip=0.25, shift=2)
     assert two == [Flip(0.5), Flip(0.25, vertical=True), ShiftCrop(2)]
     assert augmentation_pipeline(policy="trivial") == [TrivialAugment()]
 
 
-def test_the_crop_comes_first_and_what_blackens_last() -> None:
-    own = PerImage(torch.Tensor.contiguous)
-    made = augmentation_pipeline(
-        erase=0.1, cutout=4, transforms=[own], contrast=0.2, policy="rand", rand_ops=3, rand_magnitude=5, rotate=10,
+def test_the_crop_comes_first_and_erasing_last() -> None:
+    custom = PerImage(torch.Tensor.contiguous)
+    pipeline = augmentation_pipeline(
+        erase=0.1, cutout=4, transforms=[custom], contrast=0.2, policy="rand", rand_ops=3, rand_magnitude=5, rotate=10,
         scale=(0.9, 1.1), translate=0.1, shear=5, flip=0.5, crop=(0.2, 1.0), crop_ratio=(0.5, 2.0),
     )  # fmt: skip
-    assert made == [
+    assert pipeline == [
         RandomResizedCrop((0.2, 1.0), (0.5, 2.0)),
         Flip(0.5),
         Affine(10, 0.1, (0.9, 1.1), 5),
         RandAugment(3, 5),
         ColorJitter(0, 0.2, 0),
-        own,
+        custom,
         Erase(0.1),
         Cutout(4),
     ]

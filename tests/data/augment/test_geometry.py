@@ -1,4 +1,4 @@
-"""Crops, affine maps and erasing: each image by itself, what they draw, and torchvision as the reference."""
+"""Crops, affine maps and erasing: equal to torchvision's, with draws in range, independent of the rest of the batch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch.nn import functional as nn_functional
 
-from helpers.augmentations import SEED, picture
+from helpers.augmentations import SEED, random_images
 from sightline.core.rng import uniform
 from sightline.data.augment.geometry import (
     Affine,
@@ -48,7 +48,7 @@ def reference_box(crop: RandomResizedCrop, row: int, height: int, width: int) ->
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (40, 3), (32, 32), (375, 500), (30, 400), (400, 30)])
 @pytest.mark.parametrize("crop", [RandomResizedCrop(), RandomResizedCrop((0.5, 1.0), (0.9, 1.1))])
-def test_boxes_are_torchvisions(crop: RandomResizedCrop, size: tuple[int, int]) -> None:
+def test_boxes_equal_torchvisions(crop: RandomResizedCrop, size: tuple[int, int]) -> None:
     boxes = crop.boxes(np.arange(60), 5, 6, np.tile(size, (60, 1)))
     assert boxes.dtype == np.int64
     assert boxes.tolist() == [reference_box(crop, row, *size) for row in range(60)]
@@ -61,7 +61,7 @@ def test_boxes_are_torchvisions(crop: RandomResizedCrop, size: tuple[int, int]) 
     ratio=st.tuples(st.floats(0.1, 10), st.floats(0.1, 10)).map(sorted),
     seed=SEED,
 )
-def test_a_box_lies_in_its_picture_and_does_not_depend_on_the_others(
+def test_a_box_is_inside_its_image_and_does_not_depend_on_the_others(
     sizes: list[tuple[int, int]], scale: list[float], ratio: list[float], seed: int
 ) -> None:
     crop, index = RandomResizedCrop((scale[0], scale[1]), (ratio[0], ratio[1])), np.arange(len(sizes))
@@ -75,7 +75,7 @@ def test_a_box_lies_in_its_picture_and_does_not_depend_on_the_others(
         assert np.array_equal(crop.boxes(index[i : i + 1], seed, 0, array[i : i + 1]), boxes[i : i + 1])
 
 
-def test_area_and_ratio_are_in_range_and_spread_as_torchvisions() -> None:
+def test_area_and_ratio_are_in_range_and_distributed_as_torchvisions() -> None:
     transforms = importlib.import_module("torchvision.transforms.v2")
     boxes = RandomResizedCrop().boxes(np.arange(4000), 0, 0, np.full((4000, 2), 300))
     height, width = boxes[:, 2], boxes[:, 3]
@@ -94,16 +94,16 @@ def test_area_and_ratio_are_in_range_and_spread_as_torchvisions() -> None:
 
 @pytest.mark.parametrize("size", [(32, 32), (45, 30), (1, 7), (1, 1)])
 def test_a_crop_is_the_box_resized_bilinearly(size: tuple[int, int]) -> None:
-    images, index, crop = picture(40, 3, *size), np.arange(40), RandomResizedCrop()
-    found = crop(images, index, 1, 2)
+    images, index, crop = random_images(40, 3, *size), np.arange(40), RandomResizedCrop()
+    result = crop(images, index, 1, 2)
     for i, (top, left, height, width) in enumerate(crop.boxes(index, 1, 2, np.tile(size, (40, 1))).tolist()):
         part = images[i : i + 1, :, top : top + height, left : left + width].double()
         exact = nn_functional.interpolate(part, size=size, mode="bilinear", align_corners=False)[0]
-        assert (found[i] - exact).abs().max() < 0.501
+        assert (result[i] - exact).abs().max() < 0.501
 
 
-def test_a_crop_of_the_whole_is_the_image() -> None:
-    images = picture(5, 3, 20, 30)
+def test_a_crop_of_the_full_image_does_not_change_it() -> None:
+    images = random_images(5, 3, 20, 30)
     assert torch.equal(RandomResizedCrop((1.0, 1.0), (1.5, 1.5))(images, np.arange(5), 0, 0), images)
 
 
@@ -116,21 +116,21 @@ def one_matrix(size: tuple[int, int], angle: float, move: list[float], scale: fl
 @pytest.mark.parametrize("angle", [0.0, 17.0, -120.0])
 @pytest.mark.parametrize("scale", [0.6123, 1.2345])
 @pytest.mark.parametrize("shear", [[0.0, 0.0], [25.0, 0.0], [-10.0, 33.0]])
-def test_warp_is_torchvisions_affine(angle: float, scale: float, shear: list[float]) -> None:
+def test_warp_equals_torchvisions_affine(angle: float, scale: float, shear: list[float]) -> None:
     functional = importlib.import_module("torchvision.transforms.v2.functional")
-    image = picture(1, 3, 60, 45)
+    image = random_images(1, 3, 60, 45)
     matrices = one_matrix((60, 45), angle, [3.0, -5.0], scale, shear)
-    known = {"angle": angle, "translate": [3, -5], "scale": scale, "shear": shear}
-    nearest = functional.affine(image, interpolation="nearest", **known)
-    # where a place falls midway between two pixels, the last bit of float32 decides
+    options = {"angle": angle, "translate": [3, -5], "scale": scale, "shear": shear}
+    nearest = functional.affine(image, interpolation="nearest", **options)
+    # where a position is midway between two pixels, the last bit of float32 decides
     assert (warp(image, matrices, bilinear=False) != nearest).float().mean() < 0.005
-    exact = functional.affine(image.double(), interpolation="bilinear", **known)
+    exact = functional.affine(image.double(), interpolation="bilinear", **options)
     assert (warp(image, matrices, bilinear=True) - exact).abs().max() < 0.51
 
 
 @pytest.mark.parametrize("bilinear", [False, True])
-def test_quarter_turns_and_whole_moves_are_exact(bilinear: bool) -> None:
-    image = picture(1, 3, 21, 21)
+def test_quarter_turns_and_moves_by_full_pixels_are_exact(bilinear: bool) -> None:
+    image = random_images(1, 3, 21, 21)
     for turns in range(5):
         turned = warp(image, one_matrix((21, 21), 90.0 * turns, [0, 0], 1, [0, 0]), bilinear=bilinear)
         assert torch.equal(turned, image.rot90(-turns, (2, 3)))  # clockwise
@@ -140,16 +140,16 @@ def test_quarter_turns_and_whole_moves_are_exact(bilinear: bool) -> None:
 
 
 @pytest.mark.parametrize("bilinear", [False, True])
-def test_an_image_with_more_pixels_than_float32_counts_is_moved_rightly(bilinear: bool) -> None:
-    image = picture(1, 1, 1, 4_300_001)
-    found = warp(image, one_matrix((1, 4_300_001), 0, [1, 0], 1, [0, 0]), bilinear=bilinear)
-    assert torch.equal(found[..., 1:], image[..., :-1])
+def test_an_image_with_more_pixels_than_float32_counts_is_moved_correctly(bilinear: bool) -> None:
+    image = random_images(1, 1, 1, 4_300_001)
+    result = warp(image, one_matrix((1, 4_300_001), 0, [1, 0], 1, [0, 0]), bilinear=bilinear)
+    assert torch.equal(result[..., 1:], image[..., :-1])
 
 
-def test_affine_is_torchvisions_with_what_it_draws() -> None:
+def test_affine_equals_torchvisions_with_the_same_draws() -> None:
     functional = importlib.import_module("torchvision.transforms.v2.functional")
-    images, index, step = picture(30, 3, 32, 40), np.arange(30), Affine(20, 0.25, (0.8, 1.25), 15)
-    found = step(images, index, 7, 8)
+    images, index, step = random_images(30, 3, 32, 40), np.arange(30), Affine(20, 0.25, (0.8, 1.25), 15)
+    result = step(images, index, 7, 8)
 
     def drawn(what: str, reach: float) -> NDArray[np.float64]:
         return uniform_between((-reach, reach), 7, 8, f"affine {what}", index)
@@ -166,11 +166,11 @@ def test_affine_is_torchvisions_with_what_it_draws() -> None:
             shear=[drawn("shear", 15)[i], 0.0],
             interpolation="bilinear",
         )
-        assert (found[i] - exact).abs().max() < 0.51
+        assert (result[i] - exact).abs().max() < 0.51
 
 
-def test_affine_with_nothing_switched_on_is_the_image() -> None:
-    images = picture(4, 3, 9, 8)
+def test_affine_without_options_does_not_change_the_image() -> None:
+    images = random_images(4, 3, 9, 8)
     assert torch.equal(Affine()(images, np.arange(4), 0, 0), images)
 
 
@@ -180,7 +180,7 @@ def test_erase_blackens_a_rectangle_in_range_with_its_probability() -> None:
     chosen = black.any(2).any(1)
     assert abs(chosen.float().mean().item() - 0.4) < 0.04  # more than four standard deviations
     height, width = black.any(2).sum(1)[chosen], black.any(1).sum(1)[chosen]
-    assert torch.equal(black.sum((1, 2))[chosen], height * width)  # the whole of its rectangle
+    assert torch.equal(black.sum((1, 2))[chosen], height * width)  # the full rectangle is black
     assert ((height + 0.5) * (width + 0.5) >= 0.02 * 2000).all()
     assert ((height - 0.5) * (width - 0.5) <= 0.33 * 2000).all()
     assert ((height + 0.5) / (width - 0.5) >= 0.3).all()
@@ -190,8 +190,8 @@ def test_erase_blackens_a_rectangle_in_range_with_its_probability() -> None:
     assert black.any(0).any(1).all()
 
 
-def test_erase_leaves_what_is_too_small_for_a_rectangle() -> None:
-    images = picture(20, 3, 1, 1)
+def test_erase_does_not_change_an_image_too_small_for_a_rectangle() -> None:
+    images = random_images(20, 3, 1, 1)
     assert torch.equal(Erase(1.0)(images, np.arange(20), 0, 0), images)
 
 

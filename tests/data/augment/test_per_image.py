@@ -1,4 +1,4 @@
-"""Transforms of one image: seeded by the row, put back afterwards, and told what they may give back."""
+"""Transforms of single images: seeded by the row, without effect on the global generators, and with checked results."""
 
 from __future__ import annotations
 
@@ -16,36 +16,32 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from helpers.augmentations import EPOCH, SEED, batches, check, check_draws, picture
+from helpers.augmentations import EPOCH, SEED, batches, check, check_draws, random_images
 from sightline.core.errors import DataError
 from sightline.data.augment.per_image import PerImage
 
 
 def noisy_tensor(image: Tensor) -> Tensor:
-    """Draws from all three generators, and writes into what it is given."""
+    """Draws from all three generators, and writes into its input."""
     image += torch.randint(0, 256, image.shape, dtype=torch.uint8)
     return image ^ random.randrange(256) ^ int(np.random.randint(256))  # noqa: NPY002
 
 
 def noisy_array(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     image[:] = noisy_tensor(torch.from_numpy(image)).numpy()
-    return image[:, ::-1]  # of negative stride
+    return image[:, ::-1]  # with a negative stride
 
 
-def noisy_picture(image: Image.Image) -> Image.Image:
+def noisy_pil(image: Image.Image) -> Image.Image:
     return image.rotate(random.uniform(-90, 90))
 
 
-STEPS = {
-    "tensor": PerImage(noisy_tensor),
-    "numpy": PerImage(noisy_array, "numpy"),
-    "pil": PerImage(noisy_picture, "pil"),
-}
+STEPS = {"tensor": PerImage(noisy_tensor), "numpy": PerImage(noisy_array, "numpy"), "pil": PerImage(noisy_pil, "pil")}
 
 
 @settings(max_examples=60)
 @given(batch=batches(), kind=st.sampled_from(sorted(STEPS)), seed=SEED, epoch=EPOCH)
-def test_a_batch_is_its_images_one_by_one_and_the_input_is_kept(
+def test_a_batch_equals_its_images_one_by_one_and_the_input_is_unchanged(
     batch: tuple[Tensor, NDArray[np.int64]], kind: str, seed: int, epoch: int
 ) -> None:
     states = random.getstate(), repr(np.random.get_state())  # noqa: NPY002
@@ -54,31 +50,31 @@ def test_a_batch_is_its_images_one_by_one_and_the_input_is_kept(
 
 
 @pytest.mark.parametrize("kind", sorted(STEPS))
-def test_another_epoch_and_another_seed_draw_anew(kind: str) -> None:
+def test_another_epoch_and_another_seed_give_other_images(kind: str) -> None:
     check_draws(STEPS[kind], 8)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("kind", sorted(STEPS))
-def test_the_transform_is_given_the_image_and_its_result_is_the_images(kind: str, channels: int) -> None:
-    images = picture(3, channels, 4, 6)
+def test_the_transform_receives_the_image_and_its_result_is_used(kind: str, channels: int) -> None:
+    images = random_images(3, channels, 4, 6)
     seen: list[Any] = []
 
-    def look(image: Any) -> Any:
+    def record(image: Any) -> Any:
         seen.append(image)
         return image
 
-    assert torch.equal(PerImage(look, kind)(images, np.arange(3), 0, 0), images)
-    for found, image in zip(seen, images, strict=True):
+    assert torch.equal(PerImage(record, kind)(images, np.arange(3), 0, 0), images)
+    for received, image in zip(seen, images, strict=True):
         if kind == "tensor":
-            assert torch.equal(found, image)
+            assert torch.equal(received, image)
         elif kind == "numpy":
-            assert found.dtype == np.uint8
-            assert np.array_equal(found, image.permute(1, 2, 0))
+            assert received.dtype == np.uint8
+            assert np.array_equal(received, image.permute(1, 2, 0))
         else:
-            assert found.mode == ("L" if channels == 1 else "RGB")
-            assert found.size == (6, 4)
-            assert np.array_equal(np.asarray(found).reshape(4, 6, channels), image.permute(1, 2, 0))
+            assert received.mode == ("L" if channels == 1 else "RGB")
+            assert received.size == (6, 4)
+            assert np.array_equal(np.asarray(received).reshape(4, 6, channels), image.permute(1, 2, 0))
 
 
 @pytest.mark.parametrize(
@@ -89,8 +85,8 @@ def test_the_transform_is_given_the_image_and_its_result_is_the_images(kind: str
         lambda image: torch.from_numpy(image).permute(2, 0, 1),
     ],
 )
-def test_a_gray_image_may_come_back_in_any_form(change: Callable[[Any], Any]) -> None:
-    images = picture(3, 1, 4, 6)
+def test_a_gray_image_may_be_returned_in_any_form(change: Callable[[Any], Any]) -> None:
+    images = random_images(3, 1, 4, 6)
     assert torch.equal(PerImage(change, "numpy")(images, np.arange(3), 0, 0), images)
 
 
@@ -98,9 +94,9 @@ def test_a_gray_image_may_come_back_in_any_form(change: Callable[[Any], Any]) ->
 def test_torchvisions_transforms_draw_by_row(kind: str) -> None:
     v2 = importlib.import_module("torchvision.transforms.v2")
     transform = v2.Compose([v2.RandomHorizontalFlip(), v2.ColorJitter(0.5, 0.5, 0.5, 0.1), v2.RandomRotation(20)])
-    check(PerImage(transform, kind), picture(8, 3, 16, 18), np.arange(8) * 7, 2, 3)
+    check(PerImage(transform, kind), random_images(8, 3, 16, 18), np.arange(8) * 7, 2, 3)
     wrap = v2.Compose([v2.ToImage(), v2.RandomCrop(16, padding=2)])
-    check(PerImage(wrap, kind), picture(8, 3, 16, 16), np.arange(8), 2, 3)
+    check(PerImage(wrap, kind), random_images(8, 3, 16, 16), np.arange(8), 2, 3)
 
 
 def test_it_may_not_be_called_in_another_thread() -> None:
@@ -108,8 +104,8 @@ def test_it_may_not_be_called_in_another_thread() -> None:
     assert PerImage(noisy_tensor) == PerImage(noisy_tensor, "tensor")
 
 
-def test_a_kind_that_is_none_is_refused() -> None:
-    with pytest.raises(ValueError, match="kind is 'tensor', 'pil' or 'numpy', not 'opencv'"):
+def test_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match="kind: expected one of: 'tensor', 'pil', 'numpy', found 'opencv'"):
         PerImage(noisy_tensor, "opencv")
 
 
@@ -118,7 +114,7 @@ def to_float(image: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("transform", "kind", "told"),
+    ("transform", "kind", "returned"),
     [
         (to_float, "tensor", "a float32 tensor [3, 4, 6]"),
         (lambda image: image[:, :2], "tensor", "a uint8 tensor [3, 2, 6]"),
@@ -131,14 +127,16 @@ def to_float(image: Tensor) -> Tensor:
         (lambda image: None, "numpy", "an object of type NoneType"),
     ],
 )
-def test_what_may_not_come_back_is_told(transform: Callable[[Any], Any], kind: str, told: str) -> None:
+def test_an_invalid_result_is_an_error_that_describes_it(
+    transform: Callable[[Any], Any], kind: str, returned: str
+) -> None:
     state = torch.get_rng_state()
     with pytest.raises(DataError) as caught:
-        PerImage(transform, kind)(picture(2, 3, 4, 6), np.array([41, 42]), 0, 0)
+        PerImage(transform, kind)(random_images(2, 3, 4, 6), np.array([41, 42]), 0, 0)
     message = str(caught.value)
     name = "to_float" if transform is to_float else "<lambda>"
-    assert f"{name} was given a uint8 tensor [3, 4, 6] and gave back {told}." in message
-    assert "leave ToTensor, ToDtype and Normalize out" in message
+    assert f"{name} received a uint8 tensor [3, 4, 6] and returned {returned}." in message
+    assert "Leave out ToTensor, ToDtype and Normalize" in message
     assert "data.preprocess.size" in message
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -156,10 +154,10 @@ class Failing:
         return image
 
 
-def test_an_exception_names_the_transform_and_its_picture_and_the_generators_are_put_back() -> None:
+def test_an_exception_names_the_transform_and_its_image_and_restores_the_generators() -> None:
     states = torch.get_rng_state(), random.getstate(), repr(np.random.get_state())  # noqa: NPY002
     with pytest.raises(DataError, match=r"Failing failed on a uint8 tensor \[1, 2, 2\]: KeyError: 'no such") as caught:
-        PerImage(Failing())(picture(3, 1, 2, 2), np.array([8, 9, 10]), 0, 0)
+        PerImage(Failing())(random_images(3, 1, 2, 2), np.array([8, 9, 10]), 0, 0)
     assert isinstance(caught.value.__cause__, KeyError)
     assert torch.equal(torch.get_rng_state(), states[0])
     assert (random.getstate(), repr(np.random.get_state())) == states[1:]  # noqa: NPY002

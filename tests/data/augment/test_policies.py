@@ -1,4 +1,4 @@
-"""TrivialAugment and RandAugment: torchvision as the reference, what they draw, each image by itself."""
+"""TrivialAugment and RandAugment: equal to torchvision's, with the right draws, each image independent of others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from helpers.augmentations import picture
+from helpers.augmentations import random_images
 from sightline.data.augment import policies
 from sightline.data.augment.policies import OPERATIONS, RandAugment, TrivialAugment, apply_operations, strength_table
 
@@ -22,8 +22,8 @@ GEOMETRIC = OPERATIONS[1:6]
 SIGNED = OPERATIONS[1:10]
 
 
-def theirs(operation: str) -> Callable[[Tensor, float], Tensor]:
-    """What torchvision's policies do to one image."""
+def torchvision_operation(operation: str) -> Callable[[Tensor, float], Tensor]:
+    """The function by which torchvision's policies apply an operation to one image."""
     F = importlib.import_module("torchvision.transforms.v2.functional")
 
     def affine(image: Tensor, **changed: Any) -> Tensor:
@@ -52,24 +52,24 @@ def theirs(operation: str) -> Callable[[Tensor, float], Tensor]:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_every_operation_is_torchvisions_at_every_strength(operation: str, channels: int) -> None:
+def test_every_operation_equals_torchvisions_at_every_strength(operation: str, channels: int) -> None:
     number = OPERATIONS.index(operation)
     by = WIDE[number]
     if operation in SIGNED:
         by = np.concatenate([by, -by])
-    images = picture(len(by), channels, 40, 36)
-    found = apply_operations(images, np.full(len(by), number), by)
-    reference, different = theirs(operation), 0.0
-    for image, one, strength in zip(images, found, by.tolist(), strict=True):
+    images = random_images(len(by), channels, 40, 36)
+    results = apply_operations(images, np.full(len(by), number), by)
+    reference, different = torchvision_operation(operation), 0.0
+    for image, result, strength in zip(images, results, by.tolist(), strict=True):
         expected = reference(image, strength)
         if operation not in GEOMETRIC:
-            assert (one.int() - expected.int()).abs().max() <= 1  # see the operation's own tests
-        different += (one != expected).float().mean().item() / len(by)
-    # where a place falls midway between two pixels, the last bit of float32 decides
+            assert (result.int() - expected.int()).abs().max() <= 1  # see the tests of the operation
+        different += (result != expected).float().mean().item() / len(by)
+    # where a position is midway between two pixels, the last bit of float32 decides
     assert different <= 0.005
 
 
-def test_strengths_are_torchvisions() -> None:
+def test_strengths_equal_torchvisions() -> None:
     transforms = importlib.import_module("torchvision.transforms.v2")
     random = strength_table(shear=0.3, translate=(150 / 331 * 50, 150 / 331 * 40), rotate=30.0, blend=0.9, bits=4)
     for table, policy in ((WIDE, transforms.TrivialAugmentWide), (random, transforms.RandAugment)):
@@ -88,20 +88,20 @@ def test_strengths_are_torchvisions() -> None:
 
 
 def test_only_the_rows_that_drew_an_operation_are_changed() -> None:
-    images = picture(60, 3, 12, 11)
+    images = random_images(60, 3, 12, 11)
     operation = np.random.default_rng(0).integers(0, 14, 60)
     by = WIDE[operation, 20]
-    found = apply_operations(images, operation, by)
+    result = apply_operations(images, operation, by)
     for number in range(14):
         rows = np.flatnonzero(operation == number)
         assert len(rows)
-        assert torch.equal(found[rows], apply_operations(images[rows], operation[rows], by[rows]))
-    assert torch.equal(found[operation == 0], images[operation == 0])
+        assert torch.equal(result[rows], apply_operations(images[rows], operation[rows], by[rows]))
+    assert torch.equal(result[operation == 0], images[operation == 0])
 
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[NDArray[np.int64], NDArray[np.float64]]]:
-    """What the policies hand to `apply_operations`, which is not called."""
+    """The arguments that the policies pass to `apply_operations`, which is replaced."""
     calls = []
 
     def record(images: Tensor, operation: NDArray[np.int64], strength: NDArray[np.float64]) -> Tensor:
@@ -115,25 +115,25 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[NDArray[np.int64], NDAr
 Drawn = list[tuple[NDArray[np.int64], NDArray[np.float64]]]
 
 
-def test_trivial_augment_draws_every_operation_and_every_magnitude_alike(drawn: Drawn) -> None:
+def test_trivial_augment_draws_every_operation_and_every_magnitude_equally_often(drawn: Drawn) -> None:
     count = 14 * 31 * 60
     TrivialAugment()(torch.empty((count, 1, 1, 1), dtype=torch.uint8), np.arange(count), 0, 0)
     ((operation, strength),) = drawn
     share = count / 14
     assert (np.abs(np.bincount(operation, minlength=14) - share) < 5 * math.sqrt(share)).all()
     for number, name in enumerate(OPERATIONS):
-        found, row = strength[operation == number], WIDE[number]
-        assert set(np.abs(found)) == set(np.abs(row))
+        strengths, row = strength[operation == number], WIDE[number]
+        assert set(np.abs(strengths)) == set(np.abs(row))
         if name in SIGNED:
-            moved = found[found != 0]
+            moved = strengths[strengths != 0]
             assert abs((moved < 0).mean() - 0.5) < 0.07
         for value, expected in zip(*np.unique(row, return_counts=True), strict=True):
-            times = (np.abs(found) == value).sum()
+            times = (np.abs(strengths) == value).sum()
             assert abs(times - expected * share / 31) < 6 * math.sqrt(expected * share / 31) + 1
 
 
 @pytest.mark.parametrize("magnitude", [0, 9, 30])
-def test_rand_augment_draws_its_operations_apart_and_keeps_its_magnitude(drawn: Drawn, magnitude: int) -> None:
+def test_rand_augment_draws_its_operations_independently_and_keeps_its_magnitude(drawn: Drawn, magnitude: int) -> None:
     RandAugment(3, magnitude)(torch.empty((5000, 1, 40, 50), dtype=torch.uint8), np.arange(5000), 0, 0)
     assert len(drawn) == 3
     table = strength_table(shear=0.3, translate=(150 / 331 * 50, 150 / 331 * 40), rotate=30.0, blend=0.9, bits=4)
@@ -145,12 +145,12 @@ def test_rand_augment_draws_its_operations_apart_and_keeps_its_magnitude(drawn: 
         assert abs(same - 1 / 14) < 0.02
 
 
-def test_rand_augment_without_operations_is_the_image() -> None:
-    images = picture(4, 3, 9, 8)
+def test_rand_augment_without_operations_does_not_change_the_image() -> None:
+    images = random_images(4, 3, 9, 8)
     assert torch.equal(RandAugment(num_ops=0)(images, np.arange(4), 0, 0), images)
 
 
 @pytest.mark.parametrize("magnitude", [-1, 31])
-def test_a_magnitude_that_is_none_is_refused(magnitude: int) -> None:
-    with pytest.raises(ValueError, match=f"magnitude is 0 to 30, not {magnitude}"):
+def test_an_invalid_magnitude_is_refused(magnitude: int) -> None:
+    with pytest.raises(ValueError, match=rf"magnitude: expected an integer in \[0, 30\], found {magnitude}"):
         RandAugment(magnitude=magnitude)

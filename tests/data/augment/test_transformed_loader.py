@@ -1,4 +1,4 @@
-"""Transforms of finished images: the same draws for the same row in any batch, and what they may give back."""
+"""Tensor transforms: the same draws for the same row in any batch, and checks of their results."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def same(one: dict[int, Tensor], other: dict[int, Tensor]) -> bool:
     return all(torch.equal(one[row], other[row]) for row in one.keys() & other.keys())
 
 
-def test_a_row_draws_the_same_in_any_batch_and_disturbs_nobody() -> None:
+def test_a_row_draws_the_same_in_any_batch_without_effect_on_the_global_generators() -> None:
     plain, small, large = loader(4), *(TransformedLoader(loader(size), [doubled, shifted], 7) for size in (4, 6))
     assert len(small) == len(plain) == 3
     torch.manual_seed(1)
@@ -68,19 +68,20 @@ def test_a_row_draws_the_same_in_any_batch_and_disturbs_nobody() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"), [(doubled, 2.0), ([doubled, doubled], 4.0), (nn.Sequential(nn.Identity()), 1.0), (None, 1.0)]
+    ("transforms", "expected"),
+    [(doubled, 2.0), ([doubled, doubled], 4.0), (nn.Sequential(nn.Identity()), 1.0), (None, 1.0)],
 )
-def test_one_transform_several_or_none(given: Any, expected: float) -> None:
-    found = build_transforms(given, SHAPE, training=False, key="steps")
-    assert torch.equal(apply_transforms(found, torch.ones(SHAPE)), torch.full(SHAPE, expected))
+def test_one_transform_several_or_none(transforms: Any, expected: float) -> None:
+    built = build_transforms(transforms, SHAPE, training=False, key="steps")
+    assert torch.equal(apply_transforms(built, torch.ones(SHAPE)), torch.full(SHAPE, expected))
 
 
-def test_sequences_are_taken_apart_nodes_made_and_what_draws_is_for_training_alone() -> None:
+def test_sequences_are_flattened_nodes_built_and_random_transforms_left_out_of_evaluation() -> None:
     node = {"_target_": "torchvision.transforms.Normalize", "mean": [0.5], "std": [0.5]}
-    given = [torchvision.Compose([doubled, nn.Sequential(torchvision.RandomRotation(90))]), node, shifted]
+    transforms = [torchvision.Compose([doubled, nn.Sequential(torchvision.RandomRotation(90))]), node, shifted]
     names = {
-        training: [getattr(found, "__name__", type(found).__name__) for found in build_transforms(
-            given, SHAPE, training=training, key="steps"
+        training: [getattr(transform, "__name__", type(transform).__name__) for transform in build_transforms(
+            transforms, SHAPE, training=training, key="steps"
         )]
         for training in (True, False)
     }  # fmt: skip
@@ -88,19 +89,19 @@ def test_sequences_are_taken_apart_nodes_made_and_what_draws_is_for_training_alo
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("transforms", "message"),
     [
         ([doubled, 3], r"^steps\[1\]: expected a transform, found int\.$"),
-        ([lambda image: image[:, :2]], r"^steps\[0\]: <lambda> was given .*\[1, 4, 4\] and gave back .*\[1, 2, 4\]; "),
-        ([lambda image: image[:, :2]], r"; expected floats of the same shape\. .* is data\.preprocess\.size\.$"),
-        ([torchvision.ToPILImage()], r"gave back a PIL image of mode L, 4x4"),
-        ([lambda image: image.byte()], r"gave back a uint8 tensor"),
+        ([lambda image: image[:, :2]], r"^steps\[0\]: <lambda> received .*\[1, 4, 4\] and returned .*\[1, 2, 4\]\. "),
+        ([lambda image: image[:, :2]], r"\. Expected floats of the same shape\. Set .* with data\.preprocess\.size\.$"),
+        ([torchvision.ToPILImage()], r"returned a PIL image of mode L, 4x4"),
+        ([lambda image: image.byte()], r"returned a uint8 tensor"),
         ([lambda image: 1 / 0], r"and failed with ZeroDivisionError: division by zero$"),
     ],
 )  # fmt: skip
-def test_what_is_no_transform_of_finished_images_is_refused(given: list[Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
-        build_transforms(given, SHAPE, training=True, key="steps")
+def test_an_invalid_transform_is_refused(transforms: list[Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_transforms(transforms, SHAPE, training=True, key="steps")
 
 
 def test_a_transform_that_fails_on_a_later_image_is_named() -> None:
@@ -108,5 +109,5 @@ def test_a_transform_that_fails_on_a_later_image_is_named() -> None:
         assert image.max() < 1, "too bright"
         return image
 
-    with pytest.raises(DataError, match=r"picky was given a float32 tensor \[1, 4, 4\] and failed with AssertionError"):
+    with pytest.raises(DataError, match=r"picky received a float32 tensor \[1, 4, 4\] and failed with AssertionError"):
         list(TransformedLoader(loader(4), build_transforms(picky, SHAPE, training=True, key="steps"), 0))

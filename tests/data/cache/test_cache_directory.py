@@ -1,4 +1,4 @@
-"""The cache directory: an entry is whole or not there, one process builds it, old ones go when there are too many."""
+"""The cache directory: entries are complete or absent, one process builds each, and a limit deletes the oldest."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from helpers.images import noise, write_folders, write_image
+from sightline.core.log import logger
 from sightline.data.cache.directory import Cache, commit_entry, preallocate
 from sightline.data.cache.pack import PackOptions, pack_splits
 from sightline.data.images.preprocess import Preprocess
@@ -26,7 +27,7 @@ GRAY = Preprocess(4, 4, 1)
 
 
 def put(cache: Cache, key: str, size: int = 1000, used: float | None = None) -> None:
-    """An entry of about `size` bytes, last used then."""
+    """Adds an entry of about `size` bytes that was last used at the time `used`."""
     with cache.build(key) as folder:
         assert folder is not None
         (folder / "pixels.npy").write_bytes(b"x" * size)
@@ -40,11 +41,11 @@ def names(cache: Cache) -> list[str]:
 
 
 def visible(folder: Path) -> list[str]:
-    """All that is in the cache but its lock files."""
+    """The names of everything in the cache except its lock files."""
     return sorted(path.name for path in folder.iterdir() if path.name != "locks")
 
 
-def test_an_entry_is_found_by_its_key_with_all_it_holds(tmp_path: Path) -> None:
+def test_an_entry_is_found_by_its_key_with_its_metadata_and_size(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "deep" / "cache")
     assert cache.find(KEYS[0]) is None
     assert cache.entries() == []
@@ -57,22 +58,22 @@ def test_an_entry_is_found_by_its_key_with_all_it_holds(tmp_path: Path) -> None:
     assert names(cache) == [KEYS[0]]
 
 
-def test_the_directory_is_given_or_the_environments_or_the_users(
+def test_the_directory_comes_from_the_argument_the_environment_or_the_user(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SIGHTLINE_CACHE", str(tmp_path / "environment"))
     assert Cache().folder == tmp_path / "environment"
-    assert Cache(tmp_path / "given").folder == tmp_path / "given"
+    assert Cache(tmp_path / "argument").folder == tmp_path / "argument"
     monkeypatch.setenv("HOME", str(tmp_path))
     assert Cache("~/mine").folder == tmp_path / "mine"
     monkeypatch.delenv("SIGHTLINE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     if sys.platform == "linux":
         assert Cache().folder == tmp_path / "xdg" / "sightline" / "packed"
-    assert not any((tmp_path / name).exists() for name in ("environment", "given", "mine", "xdg"))
+    assert not any((tmp_path / name).exists() for name in ("environment", "argument", "mine", "xdg"))
 
 
-def test_a_block_that_fails_leaves_nothing(tmp_path: Path) -> None:
+def test_a_build_that_fails_removes_its_files(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
 
     def build(error: type[BaseException]) -> None:
@@ -87,7 +88,7 @@ def test_a_block_that_fails_leaves_nothing(tmp_path: Path) -> None:
         assert visible(tmp_path) == []
 
 
-def test_an_entry_is_not_seen_before_it_is_finished(tmp_path: Path) -> None:
+def test_an_entry_is_not_visible_before_it_is_finished(tmp_path: Path) -> None:
     cache, other = Cache(tmp_path), Cache(tmp_path)
     with cache.build(KEYS[0]) as folder:
         assert folder is not None
@@ -97,25 +98,27 @@ def test_an_entry_is_not_seen_before_it_is_finished(tmp_path: Path) -> None:
     assert other.find(KEYS[0]) is not None
 
 
-def test_who_waited_finds_the_entry_made(tmp_path: Path) -> None:
-    """Two threads that want the same entry: one builds, the other is told that it waits, and builds nothing."""
-    inside, go_on = threading.Event(), threading.Event()
-    notes: list[str] = []
+def test_a_thread_that_waited_finds_the_finished_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads that want the same entry: one builds it, the other logs that it waits and builds nothing."""
+    inside, proceed = threading.Event(), threading.Event()
+    messages: list[str] = []
     built: list[bool] = []
 
     def first() -> None:
         with Cache(tmp_path).build(KEYS[0]) as folder:
             inside.set()
-            assert go_on.wait(60)
+            assert proceed.wait(60)
             assert folder is not None
             commit_entry(folder, {"shape": [1]})
 
-    def second() -> None:
-        def note(text: str) -> None:
-            notes.append(text)
-            go_on.set()
+    def log(text: str) -> None:
+        messages.append(text)
+        proceed.set()
 
-        with Cache(tmp_path, note=note).build(KEYS[0]) as folder:
+    monkeypatch.setattr(logger, "info", log)
+
+    def second() -> None:
+        with Cache(tmp_path).build(KEYS[0]) as folder:
             built.append(folder is not None)
 
     threads = [threading.Thread(target=first), threading.Thread(target=second)]
@@ -124,15 +127,15 @@ def test_who_waited_finds_the_entry_made(tmp_path: Path) -> None:
     threads[1].start()
     for thread in threads:
         thread.join(60)
-    assert notes == ["waiting for another process that is decoding the same data"]
+    assert messages == ["Waiting for another process that is decoding the same data."]
     assert built == [False]
 
 
-def test_what_a_killed_builder_left_is_removed_by_the_next(tmp_path: Path) -> None:
+def test_files_of_a_killed_builder_are_removed_by_the_next(tmp_path: Path) -> None:
     for leftover in (f".{KEYS[0]}.deadbeef", f".{KEYS[1]}.deadbeef"):
         (tmp_path / leftover).mkdir()
         (tmp_path / leftover / "pixels.npy").write_bytes(b"x" * 100)
-    (tmp_path / KEYS[0]).mkdir()  # an entry that was forgotten
+    (tmp_path / KEYS[0]).mkdir()  # an entry that was invalidated
     (tmp_path / KEYS[0] / "pixels.npy").write_bytes(b"damaged")
     cache = Cache(tmp_path)
     put(cache, KEYS[0], 10)
@@ -143,12 +146,12 @@ def test_what_a_killed_builder_left_is_removed_by_the_next(tmp_path: Path) -> No
 # --- limit and clear
 
 
-def test_beyond_the_limit_the_least_recently_used_go_and_the_new_one_stays(tmp_path: Path) -> None:
+def test_beyond_the_limit_the_least_recently_used_entries_are_deleted(tmp_path: Path) -> None:
     cache = Cache(tmp_path, limit=3900)
     for position, key in enumerate(KEYS[:3]):
         put(cache, key, used=1000 + position)
     assert set(names(cache)) == set(KEYS[:3])
-    assert cache.find(KEYS[0]) is not None  # used now, so the next to go is the second
+    assert cache.find(KEYS[0]) is not None  # used now, so the second is deleted next
     put(cache, KEYS[3], used=5000)
     assert set(names(cache)) == {KEYS[0], KEYS[2], KEYS[3]}
     assert KEYS[1] not in visible(tmp_path)
@@ -156,7 +159,7 @@ def test_beyond_the_limit_the_least_recently_used_go_and_the_new_one_stays(tmp_p
     assert names(cache) == [KEYS[4]]
 
 
-def test_entries_are_listed_the_last_used_first(tmp_path: Path) -> None:
+def test_entries_are_listed_with_the_last_used_first(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     for key, used in zip(KEYS, (30, 10, 20), strict=False):
         put(cache, key, used=used)
@@ -164,7 +167,7 @@ def test_entries_are_listed_the_last_used_first(tmp_path: Path) -> None:
     assert names(cache) == [KEYS[0], KEYS[2], KEYS[1]]
 
 
-def test_trimming_tells_what_it_freed(tmp_path: Path) -> None:
+def test_trim_returns_the_bytes_that_it_freed(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     for position, key in enumerate(KEYS[:4]):
         put(cache, key, used=position)
@@ -175,7 +178,7 @@ def test_trimming_tells_what_it_freed(tmp_path: Path) -> None:
     assert names(cache) == [KEYS[3], KEYS[2]]
 
 
-def test_clearing_leaves_nothing_but_what_is_being_built(tmp_path: Path) -> None:
+def test_clear_deletes_everything_except_entries_being_built(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     put(cache, KEYS[0])
     put(cache, KEYS[1])
@@ -194,8 +197,8 @@ def test_clearing_leaves_nothing_but_what_is_being_built(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("meta", [None, "{", ""])
-def test_clearing_frees_what_damaged_entries_hold(tmp_path: Path, meta: str | None) -> None:
-    """They may be gigabytes, and when the files they were made of have changed, nobody builds them anew."""
+def test_clear_deletes_damaged_entries(tmp_path: Path, meta: str | None) -> None:
+    """They may take gigabytes, and are never rebuilt if the files that they were made of have changed."""
     cache = Cache(tmp_path)
     put(cache, KEYS[0])
     entry = cache.entries()[0]
@@ -208,8 +211,8 @@ def test_clearing_frees_what_damaged_entries_hold(tmp_path: Path, meta: str | No
     assert visible(tmp_path) == []
 
 
-def test_what_is_not_the_caches_own_is_never_deleted(tmp_path: Path) -> None:
-    """`data.cache_dir` or `sightline cache --dir` may name a directory that holds other things, such as a home."""
+def test_other_files_in_the_directory_are_never_deleted(tmp_path: Path) -> None:
+    """`data.cache_dir` or `sightline cache --dir` may name a directory with other files, such as a home directory."""
     (tmp_path / ".ssh").mkdir()
     (tmp_path / ".ssh" / "id_ed25519").write_text("a key")
     (tmp_path / ".profile").write_text("settings")
@@ -225,7 +228,7 @@ def test_what_is_not_the_caches_own_is_never_deleted(tmp_path: Path) -> None:
     assert set(before) <= set(after)
 
 
-def test_a_limit_that_is_no_number_deletes_nothing(tmp_path: Path) -> None:
+def test_an_infinite_limit_deletes_nothing(tmp_path: Path) -> None:
     cache = Cache(tmp_path, limit=float("inf"))
     put(cache, KEYS[0])
     put(cache, KEYS[1])
@@ -235,7 +238,7 @@ def test_a_limit_that_is_no_number_deletes_nothing(tmp_path: Path) -> None:
 # --- files
 
 
-def test_reserved_space_is_really_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preallocated_space_is_really_reserved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     preallocate(tmp_path / "a", 100_000)
     status = (tmp_path / "a").stat()
     assert status.st_size == 100_000
@@ -253,7 +256,7 @@ def test_reserved_space_is_really_there(tmp_path: Path, monkeypatch: pytest.Monk
 # --- real processes
 
 PACK = """
-import sys, time
+import logging, sys, time
 from pathlib import Path
 import sightline.data.cache.entry as storage
 from sightline.data.cache.directory import Cache
@@ -268,11 +271,12 @@ def progress(count):
     global decoded
     decoded += count
     if decoded == count:
-        print("begun", flush=True)
+        print("started", flush=True)
     time.sleep(delay)
 
 storage._BLOCK_BYTES = 64  # blocks of four images, so that there is a middle to be killed in
-cache = Cache(folder, note=lambda text: print("note", text, flush=True))
+logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="note %(message)s", force=True)
+cache = Cache(folder)
 source = open_source("folder", root, val=0, test=0)
 packed, _ = pack_splits(source, Preprocess(4, 4, 1), progress, None, PackOptions(store, cache))
 print("done", decoded, packed["train"].fingerprint(), int(packed["train"].pixels(range(60)).sum()), flush=True)
@@ -289,62 +293,62 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
 
 
 def finished(process: subprocess.Popen[str]) -> list[str]:
-    """The words of its last line."""
+    """Waits for a process; the fields of the last line that it printed."""
     out, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     return out.splitlines()[-1].split()
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    return write_folders(tmp_path / "pictures", {"cat": 40, "dog": 40})
+def images(tmp_path: Path) -> Path:
+    return write_folders(tmp_path / "images", {"cat": 40, "dog": 40})
 
 
-def expected(pictures: Path) -> tuple[str, str]:
-    packed, _ = pack_splits(open_source("folder", pictures, val=0, test=0), GRAY)
+def expected(images: Path) -> tuple[str, str]:
+    packed, _ = pack_splits(open_source("folder", images, val=0, test=0), GRAY)
     return packed["train"].fingerprint(), str(int(packed["train"].pixels(range(60)).sum()))
 
 
 @pytest.mark.parametrize("store", ["pixels", "encoded"])
-def test_two_processes_that_pack_the_same_data_make_one_entry(tmp_path: Path, pictures: Path, store: str) -> None:
-    both = [start(pictures, tmp_path / "cache", store, 0.02) for _ in range(2)]
-    ends = [finished(process) for process in both]
-    assert {tuple(end[2:]) for end in ends} == {expected(pictures)}
-    assert sorted(int(end[1]) for end in ends) == [0, 80], "one decoded, the other waited for it"
+def test_two_processes_that_pack_the_same_data_make_one_entry(tmp_path: Path, images: Path, store: str) -> None:
+    processes = [start(images, tmp_path / "cache", store, 0.02) for _ in range(2)]
+    results = [finished(process) for process in processes]
+    assert {tuple(result[2:]) for result in results} == {expected(images)}
+    assert sorted(int(result[1]) for result in results) == [0, 80], "one decoded, the other waited for it"
     assert len(visible(tmp_path / "cache")) == 1
 
 
 @pytest.mark.parametrize("store", ["pixels", pytest.param("encoded", marks=pytest.mark.slow)])
-def test_when_the_builder_is_killed_who_waited_builds_the_whole_entry(
-    tmp_path: Path, pictures: Path, store: str
+def test_when_the_builder_is_killed_a_waiting_process_builds_the_complete_entry(
+    tmp_path: Path, images: Path, store: str
 ) -> None:
     """SIGKILL in the middle of packing, while another process waits for the entry."""
-    first = start(pictures, tmp_path / "cache", store, 30)
+    first = start(images, tmp_path / "cache", store, 30)
     assert first.stdout is not None
-    assert first.stdout.readline() == "begun\n"
-    second = start(pictures, tmp_path / "cache", store, 0)
+    assert first.stdout.readline() == "started\n"
+    second = start(images, tmp_path / "cache", store, 0)
     assert second.stdout is not None
-    assert second.stdout.readline().startswith("note waiting for another process")
-    (left,) = visible(tmp_path / "cache")
-    assert left.startswith(".")
+    assert second.stdout.readline().startswith("note Waiting for another process")
+    (partial,) = visible(tmp_path / "cache")
+    assert partial.startswith(".")
     first.send_signal(signal.SIGKILL)
     assert first.wait(300) == -signal.SIGKILL
     first.communicate()
-    end = finished(second)
-    assert end[1] == "80"
-    assert tuple(end[2:]) == expected(pictures)
+    result = finished(second)
+    assert result[1] == "80"
+    assert tuple(result[2:]) == expected(images)
     (entry,) = visible(tmp_path / "cache")
     assert not entry.startswith(".")
-    again = finished(start(pictures, tmp_path / "cache", store, 0))
+    again = finished(start(images, tmp_path / "cache", store, 0))
     assert again[1] == "0"
-    assert tuple(again[2:]) == expected(pictures)
+    assert tuple(again[2:]) == expected(images)
 
 
-def test_an_interrupted_builder_leaves_no_half_entry(tmp_path: Path, pictures: Path) -> None:
+def test_an_interrupted_builder_removes_its_partial_entry(tmp_path: Path, images: Path) -> None:
     """SIGINT, as Ctrl-C sends it, in the middle of packing."""
-    process = start(pictures, tmp_path / "cache", "pixels", 30)
+    process = start(images, tmp_path / "cache", "pixels", 30)
     assert process.stdout is not None
-    assert process.stdout.readline() == "begun\n"
+    assert process.stdout.readline() == "started\n"
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=300)
     assert process.returncode != 0
@@ -352,7 +356,7 @@ def test_an_interrupted_builder_leaves_no_half_entry(tmp_path: Path, pictures: P
     assert visible(tmp_path / "cache") == []
 
 
-def test_an_entry_deleted_while_it_is_read_goes_on_being_read(tmp_path: Path) -> None:
+def test_an_entry_deleted_while_in_use_can_still_be_read(tmp_path: Path) -> None:
     for store in ("pixels", "encoded"):
         samples = [Sample(str(i), write_image(tmp_path / f"{i}.png", noise(4, 4, seed=i)), 0) for i in range(9)]
         cache = Cache(tmp_path / store)
@@ -364,15 +368,15 @@ def test_an_entry_deleted_while_it_is_read_goes_on_being_read(tmp_path: Path) ->
         assert np.array_equal(shown, np.stack([noise(4, 4, seed=i) for i in range(9)]))
 
 
-def test_the_meta_says_where_the_images_came_from(tmp_path: Path, pictures: Path) -> None:
+def test_the_metadata_names_the_origin_of_the_images(tmp_path: Path, images: Path) -> None:
     cache = Cache(tmp_path / "cache")
     before = time.time()
-    pack_splits(open_source("folder", pictures), GRAY, packing=PackOptions("pixels", cache))
+    pack_splits(open_source("folder", images), GRAY, packing=PackOptions("pixels", cache))
     (entry,) = cache.entries()
     meta = json.loads((entry.path / "meta.json").read_text())
     assert len(meta.pop("sum")) == 64
     assert meta == entry.meta
-    assert entry.meta["origin"] == str(pictures)
+    assert entry.meta["origin"] == str(images)
     assert entry.meta["store"] == "pixels"
     assert entry.meta["shape"] == [80, 1, 4, 4]
     assert entry.last_used >= before - 10

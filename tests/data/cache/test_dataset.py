@@ -1,4 +1,4 @@
-"""A packed split: its rows, its stats about every image, and the fingerprint and statistics made of them."""
+"""A packed split: its rows, its stats of every image, and the fingerprint and statistics computed from them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def dataset(images: torch.Tensor, classes: tuple[str, ...] = CLASSES) -> PackedD
 
 
 def pixels_of(count: int, channels: int = 3, side: int = 4) -> torch.Tensor:
-    """uint8 [N,C,H,W] of noise, no two alike."""
+    """Noise, uint8 [N,C,H,W], no two images equal."""
     images = np.stack([noise(side, side, channels, seed=i) for i in range(count)])
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
@@ -68,9 +68,9 @@ def test_two_splits_share_one_tensor() -> None:
     assert one.fingerprint() != other.fingerprint()
 
 
-def test_encoded_images_are_decoded_when_they_are_looked_at(tmp_path: Path) -> None:
-    pictures = [noise(6, 6, 3, seed=i) for i in range(4)]
-    files = [write_image(tmp_path / f"{i}.png", picture) for i, picture in enumerate(pictures)]
+def test_encoded_images_are_decoded_when_they_are_read(tmp_path: Path) -> None:
+    images = [noise(6, 6, 3, seed=i) for i in range(4)]
+    files = [write_image(tmp_path / f"{i}.png", image) for i, image in enumerate(images)]
     read: list[int] = []
 
     def fetch(row: int) -> Path:
@@ -81,16 +81,16 @@ def test_encoded_images_are_decoded_when_they_are_looked_at(tmp_path: Path) -> N
     packed = PackedDataset(encoded, torch.zeros(2, dtype=torch.int64), ("x", "y"), CLASSES, np.array([3, 1]))
     assert packed.shape == (2, 3, 6, 6)
     assert read == []
-    found = packed.pixels([0, 1])
+    result = packed.pixels([0, 1])
     assert read == [3, 1]
-    assert np.array_equal(found.permute(0, 2, 3, 1).numpy(), np.stack([pictures[3], pictures[1]]))
+    assert np.array_equal(result.permute(0, 2, 3, 1).numpy(), np.stack([images[3], images[1]]))
 
 
-def test_an_encoded_image_that_is_gone_is_named(tmp_path: Path) -> None:
+def test_an_encoded_image_that_is_missing_is_named(tmp_path: Path) -> None:
     name, sizes = "'gone.png' (row 7)", np.full((1, 2), 4, np.int32)
     encoded = EncodedImages(Preprocess(4, 4, 1), sizes, lambda row: tmp_path / "gone.png", lambda row: name)
     packed = PackedDataset(encoded, torch.zeros(1, dtype=torch.int64), ("x",), CLASSES)
-    with pytest.raises(ImageError, match=r"cannot read 'gone\.png' \(row 7\): No such file"):
+    with pytest.raises(ImageError, match=r"Cannot read 'gone\.png' \(row 7\): No such file"):
         packed.pixels([0])
 
 
@@ -107,10 +107,10 @@ def test_counts_are_in_class_order_and_name_the_empty_ones() -> None:
     shape=st.tuples(st.integers(1, 9), st.sampled_from([1, 3]), st.integers(1, 40), st.integers(1, 40)),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_facts_are_sha256_and_sums_of_the_pixels(shape: tuple[int, ...], seed: int) -> None:
+def test_stats_are_sha256_and_sums_of_the_pixels(shape: tuple[int, ...], seed: int) -> None:
     images = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
     if seed % 3 == 0:
-        images[:] = 255  # the largest sums there can be
+        images[:] = 255  # the largest possible sums
     stats = ImageStats.from_images(images)
     wide = images.astype(np.int64)
     assert np.array_equal(stats.moments[..., 0], wide.sum((2, 3)))
@@ -120,7 +120,7 @@ def test_facts_are_sha256_and_sums_of_the_pixels(shape: tuple[int, ...], seed: i
     assert [row.tobytes() for row in stats.digests] == [hashlib.sha256(i.tobytes()).digest()[:16] for i in images]
 
 
-def test_no_images_have_no_facts() -> None:
+def test_no_images_have_empty_stats() -> None:
     assert [len(values) for values in ImageStats.from_images(np.empty((0, 3, 4, 4), np.uint8))] == [0] * 5
 
 
@@ -156,16 +156,16 @@ CHANGES: dict[str, Callable[[PackedDataset], PackedDataset]] = {
 }
 
 
-@pytest.mark.parametrize("noted", [False, True])
+@pytest.mark.parametrize("with_stats", [False, True])
 @pytest.mark.parametrize("change", CHANGES)
-def test_whatever_a_model_would_see_changes_the_fingerprint(change: str, noted: bool) -> None:
+def test_whatever_a_model_would_see_changes_the_fingerprint(change: str, with_stats: bool) -> None:
     changed = CHANGES[change](BASE)
-    if noted:
+    if with_stats:
         changed = replace(changed, stats=stats_of(changed.images))
     assert changed.fingerprint() != BASE.fingerprint()
 
 
-def test_class_names_are_kept_apart() -> None:
+def test_class_names_are_separated_in_the_fingerprint() -> None:
     assert replace(BASE, classes=("a, b", "c")).fingerprint() != replace(BASE, classes=("a", "b, c")).fingerprint()
 
 
@@ -178,19 +178,19 @@ def test_nothing_else_changes_the_fingerprint() -> None:
 
 @settings(max_examples=30)
 @given(rows=st.lists(st.integers(0, 6), min_size=1, max_size=12))
-def test_rows_of_shared_images_are_as_good_as_a_copy(rows: list[int]) -> None:
+def test_rows_of_shared_images_equal_a_copy(rows: list[int]) -> None:
     images, labels = pixels_of(7), torch.arange(len(rows)) % 3
     ids = tuple(map(str, rows))
     copied = PackedDataset(images[rows], labels, ids, CLASSES)
     shared = PackedDataset(images, labels, ids, CLASSES, np.array(rows))
-    noted = replace(shared, stats=stats_of(images))
-    assert copied.fingerprint() == shared.fingerprint() == noted.fingerprint()
-    assert copied.statistics() == shared.statistics() == noted.statistics()
-    assert torch.equal(copied.pixels(range(len(rows))), noted.pixels(range(len(rows))))
+    with_stats = replace(shared, stats=stats_of(images))
+    assert copied.fingerprint() == shared.fingerprint() == with_stats.fingerprint()
+    assert copied.statistics() == shared.statistics() == with_stats.statistics()
+    assert torch.equal(copied.pixels(range(len(rows))), with_stats.pixels(range(len(rows))))
 
 
-class _Once:
-    """A reference as an archive gives it."""
+class _Reference:
+    """A reference as an archive returns it."""
 
     def __init__(self, data: bytes, token: str | None):
         self.data, self.token = data, token
@@ -199,30 +199,31 @@ class _Once:
         return self.data
 
 
-def test_however_they_are_kept_the_same_pixels_have_the_same_fingerprint_and_statistics(tmp_path: Path) -> None:
+def test_equal_pixels_have_the_same_fingerprint_and_statistics_in_any_storage(tmp_path: Path) -> None:
     """Files of three formats, bytes, references and arrays; decoded or encoded; cached or not; alone or beside
     another split that shares the images."""
-    pictures = [noise(5, 7, 3, seed=i) for i in range(9)]
+    arrays = [noise(5, 7, 3, seed=i) for i in range(9)]
     files = {
-        suffix: [write_image(tmp_path / f"{i}.{suffix}", picture) for i, picture in enumerate(pictures)]
+        suffix: [write_image(tmp_path / f"{i}.{suffix}", array) for i, array in enumerate(arrays)]
         for suffix in ("png", "bmp", "tif")
     }
     encoded = [file.read_bytes() for file in files["png"]]
-    kinds = {**files, "bytes": encoded, "arrays": pictures, "references": [_Once(b, str(i)) for i, b in
-             enumerate(encoded)], "unknown": [_Once(b, None) for b in encoded]}  # fmt: skip
-    found = set()
+    kinds = {**files, "bytes": encoded, "arrays": arrays, "references": [_Reference(b, str(i)) for i, b in
+             enumerate(encoded)], "unknown": [_Reference(b, None) for b in encoded]}  # fmt: skip
+    results = set()
     for kind, images in kinds.items():
         listed = [Sample(f"{kind}{i}", image, i % 3) for i, image in enumerate(images)]
         splits = {"train": listed[::2], "val": listed[1::2]}
         for store in ("pixels", "encoded"):
-            for cache in (None, Cache(tmp_path / "cache"), Cache(tmp_path / "cache")):  # none, made, found
+            # no cache, a new entry, an existing entry
+            for cache in (None, Cache(tmp_path / "cache"), Cache(tmp_path / "cache")):
                 source = ListSource(DataInfo("test", CLASSES), splits)
                 packed, _ = pack_splits(source, Preprocess(5, 7, 3), packing=PackOptions(store, cache))
-                found.add(tuple((part.fingerprint(), part.statistics()) for part in packed.values()))
-                assert packed["train"].pixels([1]).permute(0, 2, 3, 1).numpy().tolist() == [pictures[2].tolist()]
-    plain = dataset(torch.from_numpy(np.stack(pictures[::2])).permute(0, 3, 1, 2))
+                results.add(tuple((part.fingerprint(), part.statistics()) for part in packed.values()))
+                assert packed["train"].pixels([1]).permute(0, 2, 3, 1).numpy().tolist() == [arrays[2].tolist()]
+    plain = dataset(torch.from_numpy(np.stack(arrays[::2])).permute(0, 3, 1, 2))
     plain = replace(plain, labels=torch.tensor([i % 3 for i in range(0, 9, 2)]))
-    ((train, _),) = found
+    ((train, _),) = results
     assert train == (plain.fingerprint(), plain.statistics())
 
 
@@ -235,7 +236,7 @@ def test_however_they_are_kept_the_same_pixels_have_the_same_fingerprint_and_sta
     seed=st.integers(0, 2**32 - 1),
     part=st.none() | st.lists(st.integers(0, 8), min_size=1, max_size=9),
 )
-def test_statistics_are_numpys(shape: tuple[int, ...], seed: int, part: list[int] | None) -> None:
+def test_statistics_equal_numpys(shape: tuple[int, ...], seed: int, part: list[int] | None) -> None:
     images = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
     packed = dataset(torch.from_numpy(images))
     seen: NDArray[np.uint8] = images
@@ -256,8 +257,8 @@ def test_statistics_are_numpys(shape: tuple[int, ...], seed: int, part: list[int
 @given(value=st.integers(0, 255), count=st.integers(1, 3000))
 @example(value=105, count=3)
 @example(value=175, count=3)
-def test_a_channel_that_never_changes_has_a_deviation_of_one(value: int, count: int) -> None:
-    # not 1e-17, which would blow the first pixel that differs up to 1e14
+def test_a_constant_channel_has_a_standard_deviation_of_one(value: int, count: int) -> None:
+    # not 1e-17, which would scale the first pixel that differs to 1e14
     packed = dataset(torch.full((count, 1, 1, 1), value, dtype=torch.uint8))
     mean, std = packed.statistics()
     assert std == (1.0,)

@@ -1,5 +1,5 @@
-"""Images kept on disk or in memory: what is damaged is noticed, what cannot be written is told, and the pixels are the
-same in every case."""
+"""Images stored on disk or in memory: damage is detected, failed writes are reported, and the pixels are the same in
+every case."""
 
 from __future__ import annotations
 
@@ -45,23 +45,22 @@ def samples_in(folder: Path, bad: bool = False) -> list[Sample]:
     return samples
 
 
-def truth(samples: list[Sample]) -> np.ndarray:
+def decode_all(samples: list[Sample]) -> np.ndarray:
     return np.stack([DECODER.decode(sample.image) for sample in samples])
 
 
 class Packer:
-    """Packs the same samples again and again, and counts what is decoded."""
+    """Packs the same samples repeatedly and counts the decoded images."""
 
-    def __init__(self, samples: list[Sample], store: str, folder: Path, **how: Any):
-        self.samples, self.store, self.how = samples, store, how
-        self.notes: list[str] = []
-        self.cache = Cache(folder, note=self.notes.append)
+    def __init__(self, samples: list[Sample], store: str, folder: Path, **options: Any):
+        self.samples, self.store, self.options = samples, store, options
+        self.cache = Cache(folder)
 
     def __call__(self) -> tuple[PackedDataset, int]:
         counted: list[int] = []
         source = ListSource(DataInfo("test", ("a", "b")), {"train": self.samples})
         packed, _ = pack_splits(
-            source, DECODER, counted.append, packing=PackOptions(self.store, self.cache, **self.how)
+            source, DECODER, counted.append, packing=PackOptions(self.store, self.cache, **self.options)
         )
         return packed["train"], sum(counted)
 
@@ -73,12 +72,12 @@ class Packer:
 
 @pytest.fixture(params=STORES)
 def packer(request: pytest.FixtureRequest, tmp_path: Path) -> Packer:
-    return Packer(samples_in(tmp_path / "pictures"), request.param, tmp_path / "cache")
+    return Packer(samples_in(tmp_path / "images"), request.param, tmp_path / "cache")
 
 
 def check(packed: PackedDataset, samples: list[Sample]) -> None:
-    """Every pixel, the fingerprint and the statistics are those of the files themselves."""
-    expected = truth(samples)
+    """Asserts that pixels, fingerprint and statistics equal those of the files themselves."""
+    expected = decode_all(samples)
     assert np.array_equal(packed.pixels(range(len(samples))).numpy(), expected)
     labels = torch.tensor([sample.label for sample in samples])
     plain = PackedDataset(torch.from_numpy(expected), labels, packed.ids, packed.classes)
@@ -87,7 +86,9 @@ def check(packed: PackedDataset, samples: list[Sample]) -> None:
 
 
 @pytest.mark.rows("X15")
-def test_a_hit_decodes_nothing(packer: Packer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hit_decodes_nothing(
+    packer: Packer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     first, decoded = packer()
     assert decoded == COUNT
     check(first, packer.samples)
@@ -106,21 +107,21 @@ def test_a_hit_decodes_nothing(packer: Packer, monkeypatch: pytest.MonkeyPatch) 
         if packer.store == "pixels":
             assert np.array_equal(again.pixels(range(COUNT)).numpy(), first.pixels(range(COUNT)).numpy())
     check(again, packer.samples)
-    assert packer.notes == []
+    assert caplog.messages == []
 
 
 def test_a_cached_encoded_image_is_not_read_from_its_file(tmp_path: Path) -> None:
-    packer = Packer(samples_in(tmp_path / "pictures"), "encoded", tmp_path / "cache")
+    packer = Packer(samples_in(tmp_path / "images"), "encoded", tmp_path / "cache")
     packer()
     packed, _ = packer()
-    expected = truth(packer.samples)
+    expected = decode_all(packer.samples)
     for sample in packer.samples:
         sample.image.unlink()  # type: ignore[union-attr]
     assert np.array_equal(packed.pixels(range(COUNT)).numpy(), expected)
 
 
 def test_cached_pixels_can_be_changed_without_changing_the_cache(tmp_path: Path) -> None:
-    packer = Packer(samples_in(tmp_path / "pictures"), "pixels", tmp_path / "cache")
+    packer = Packer(samples_in(tmp_path / "images"), "pixels", tmp_path / "cache")
     packed, _ = packer()
     assert isinstance(packed.images, torch.Tensor)
     packed.images.zero_()
@@ -175,53 +176,56 @@ FILES = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize(("store", "name"), [(store, name) for store in STORES for name in FILES[store]])
-def test_a_damaged_file_is_noticed_and_the_entry_made_anew(tmp_path: Path, store: str, name: str, damage: str) -> None:
-    packer = Packer(samples_in(tmp_path / "pictures"), store, tmp_path / "cache")
+def test_a_damaged_file_is_detected_and_the_entry_rebuilt(
+    tmp_path: Path, store: str, name: str, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    packer = Packer(samples_in(tmp_path / "images"), store, tmp_path / "cache")
     packer()
-    if name == "meta.json":  # its last byte is the end of a line, which means nothing
+    if name == "meta.json":  # its last byte is a line end without meaning
         truncate(packer.entry / name)
     DAMAGE[damage](packer.entry / name)
+    caplog.clear()
     packed, decoded = packer()
     assert decoded == COUNT
     check(packed, packer.samples)
-    assert packer.notes == ([] if name == "meta.json" else packer.notes)
-    assert all("are damaged; decoding them again" in note for note in packer.notes)
+    assert name != "meta.json" or caplog.messages == []
+    assert all("are damaged. They are decoded again" in message for message in caplog.messages)
     again, decoded = packer()
-    assert decoded == 0, "the entry was not made anew"
+    assert decoded == 0, "the entry was not rebuilt"
     check(again, packer.samples)
 
 
 @settings(max_examples=40)
 @given(data=st.data(), by=st.integers(1, 255))
-def test_any_flipped_byte_of_pixels_or_facts_is_noticed_or_harmless(
+def test_any_flipped_byte_of_pixels_or_stats_is_detected_or_harmless(
     data: st.DataObject, by: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     packer = ready(tmp_path_factory, "pixels")
     name = data.draw(st.sampled_from(["pixels.npy", "digests.npy", "moments.npy", "sizes.npy"]))
     file = packer.entry / name
     place = data.draw(st.integers(0, file.stat().st_size - 1))
-    whole = file.read_bytes()
+    original = file.read_bytes()
     flip(file, place, by)
     try:
         packed, decoded = packer()
         check(packed, packer.samples)
-        if name != "pixels.npy" or place >= 128:  # in numpy's header there is room that means nothing
+        if name != "pixels.npy" or place >= 128:  # NumPy's header has unused bytes
             assert decoded == COUNT
     finally:
-        if packer.cache.entries() and file.read_bytes() != whole:
-            file.write_bytes(whole)
+        if packer.cache.entries() and file.read_bytes() != original:
+            file.write_bytes(original)
 
 
 @settings(max_examples=40)
 @given(data=st.data(), by=st.integers(1, 255))
-def test_any_flipped_byte_of_encoded_images_is_noticed(
+def test_any_flipped_byte_of_encoded_images_is_detected(
     data: st.DataObject, by: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     packer = ready(tmp_path_factory, "encoded")
     file = packer.entry / "encoded.bin"
     flip(file, data.draw(st.integers(0, file.stat().st_size - 1)), by)
     packed, decoded = packer()
-    assert decoded == 0  # it is noticed when the image is read
+    assert decoded == 0  # it is detected when the image is read
     check(packed, packer.samples)
     again, decoded = packer()
     assert decoded == COUNT
@@ -232,10 +236,10 @@ _READY: dict[str, Packer] = {}
 
 
 def ready(factory: pytest.TempPathFactory, store: str) -> Packer:
-    """A packer whose entry is there; one for all examples."""
+    """A packer whose entry exists, the same one for all examples."""
     if store not in _READY:
         folder = factory.mktemp(store)
-        _READY[store] = Packer(samples_in(folder / "pictures"), store, folder / "cache")
+        _READY[store] = Packer(samples_in(folder / "images"), store, folder / "cache")
     _READY[store]()
     return _READY[store]
 
@@ -243,8 +247,8 @@ def ready(factory: pytest.TempPathFactory, store: str) -> Packer:
 @pytest.mark.parametrize(
     ("old", "new"), [(b"}", b" "), (b"'descr':", b"'descr'("), (b"shape", b"shap"), (b"12", b"92")]
 )
-def test_a_damaged_header_is_noticed(tmp_path: Path, old: bytes, new: bytes) -> None:
-    packer = Packer(samples_in(tmp_path / "pictures"), "pixels", tmp_path / "cache")
+def test_a_damaged_header_is_detected(tmp_path: Path, old: bytes, new: bytes) -> None:
+    packer = Packer(samples_in(tmp_path / "images"), "pixels", tmp_path / "cache")
     packer()
     file = packer.entry / "pixels.npy"
     content = file.read_bytes()
@@ -255,8 +259,8 @@ def test_a_damaged_header_is_noticed(tmp_path: Path, old: bytes, new: bytes) -> 
     check(packed, packer.samples)
 
 
-def test_a_header_that_calls_the_pixels_signed_is_noticed(tmp_path: Path) -> None:
-    packer = Packer(samples_in(tmp_path / "pictures"), "pixels", tmp_path / "cache")
+def test_a_header_with_a_signed_dtype_is_detected(tmp_path: Path) -> None:
+    packer = Packer(samples_in(tmp_path / "images"), "pixels", tmp_path / "cache")
     packer()
     file = packer.entry / "pixels.npy"
     content = file.read_bytes()
@@ -267,8 +271,8 @@ def test_a_header_that_calls_the_pixels_signed_is_noticed(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("damage", ["truncated", "longer", "missing", "empty"])
-def test_a_file_of_encoded_images_of_another_length_is_noticed_at_once(tmp_path: Path, damage: str) -> None:
-    packer = Packer(samples_in(tmp_path / "pictures"), "encoded", tmp_path / "cache")
+def test_a_file_of_encoded_images_of_another_length_is_detected_at_once(tmp_path: Path, damage: str) -> None:
+    packer = Packer(samples_in(tmp_path / "images"), "encoded", tmp_path / "cache")
     packer()
     file = packer.entry / "encoded.bin"
     {**DAMAGE, "longer": lengthen}[damage](file)
@@ -277,14 +281,14 @@ def test_a_file_of_encoded_images_of_another_length_is_noticed_at_once(tmp_path:
     check(packed, packer.samples)
 
 
-def test_a_damaged_encoded_image_is_read_from_its_file_and_the_entry_forgotten(tmp_path: Path) -> None:
-    packer = Packer(samples_in(tmp_path / "pictures"), "encoded", tmp_path / "cache")
+def test_a_damaged_encoded_image_is_read_from_its_file_and_the_entry_invalidated(tmp_path: Path) -> None:
+    packer = Packer(samples_in(tmp_path / "images"), "encoded", tmp_path / "cache")
     packed, _ = packer()
     entry = packer.entry
     flip(entry / "encoded.bin", 20)  # in the first image of the entry
-    assert np.array_equal(packed.pixels(range(1, COUNT)).numpy(), truth(packer.samples)[1:])
+    assert np.array_equal(packed.pixels(range(1, COUNT)).numpy(), decode_all(packer.samples)[1:])
     assert len(packer.cache.entries()) == 1
-    assert np.array_equal(packed.pixels([0]).numpy(), truth(packer.samples)[:1])
+    assert np.array_equal(packed.pixels([0]).numpy(), decode_all(packer.samples)[:1])
     assert packer.cache.entries() == []
     again, decoded = packer()
     assert decoded == COUNT
@@ -292,17 +296,17 @@ def test_a_damaged_encoded_image_is_read_from_its_file_and_the_entry_forgotten(t
     assert packer.entry == entry
 
 
-def test_a_file_of_encoded_images_that_is_cut_off_while_it_is_open(tmp_path: Path) -> None:
-    packer = Packer(samples_in(tmp_path / "pictures"), "encoded", tmp_path / "cache")
+def test_a_file_of_encoded_images_may_be_truncated_while_it_is_open(tmp_path: Path) -> None:
+    packer = Packer(samples_in(tmp_path / "images"), "encoded", tmp_path / "cache")
     packed, _ = packer()
     os.truncate(packer.entry / "encoded.bin", 10)
     check(packed, packer.samples)
 
 
 @pytest.mark.parametrize("store", STORES)
-def test_a_flipped_digit_in_the_list_of_bad_images_is_noticed(tmp_path: Path, store: str) -> None:
-    """Else the zeros in the place of an image that could not be read would be trained on, with its label."""
-    packer = Packer(samples_in(tmp_path / "pictures", bad=True), store, tmp_path / "cache", on_bad="skip")
+def test_a_flipped_digit_in_the_list_of_bad_images_is_detected(tmp_path: Path, store: str) -> None:
+    """Otherwise the zeros stored for an unreadable image would be trained on with its label."""
+    packer = Packer(samples_in(tmp_path / "images", bad=True), store, tmp_path / "cache", on_bad="skip")
     packed, _ = packer()
     assert [name for name, _ in packed.left_out] == [f"id{BAD}"]
     meta = packer.entry / "meta.json"
@@ -314,30 +318,30 @@ def test_a_flipped_digit_in_the_list_of_bad_images_is_noticed(tmp_path: Path, st
     assert bool(again.pixels(range(COUNT - 1)).flatten(1).any(1).all())
 
 
-def test_a_torn_meta_is_no_entry(packer: Packer) -> None:
+def test_an_incomplete_metadata_file_is_not_an_entry(packer: Packer) -> None:
     packer()
     meta = packer.entry / "meta.json"
     text = meta.read_text()
-    for torn in ("", "{", text[: len(text) // 2], "null", "[]", "{}", '"a text"', text.replace("sums", "smus")):
-        meta.write_text(torn)
+    for damaged in ("", "{", text[: len(text) // 2], "null", "[]", "{}", '"a text"', text.replace("sums", "smus")):
+        meta.write_text(damaged)
         packed, decoded = packer()
-        assert decoded == COUNT, torn
+        assert decoded == COUNT, damaged
         check(packed, packer.samples)
 
 
-# --- what cannot be written
+# --- failed writes
 
 
-def full(*_: object) -> None:
+def disk_full(*_: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 WAYS = [(store, way) for store in STORES for way in ("a file in its place", "a full disk while writing", "no locks")]
-WAYS.append(("pixels", "no room"))  # of encoded images nobody knows beforehand how much room they take
+WAYS.append(("pixels", "no room"))  # the size of encoded images is not known in advance
 
 
 @pytest.mark.parametrize(("packer", "way"), WAYS, indirect=["packer"])
-def test_where_nothing_can_be_written_the_run_decodes_for_itself(
+def test_a_run_whose_cache_cannot_be_written_decodes_without_it(
     packer: Packer, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = packer.cache.folder
@@ -347,18 +351,18 @@ def test_where_nothing_can_be_written_the_run_decodes_for_itself(
         folder.mkdir()
         (folder / "locks").write_text("not a directory")
     elif way == "no room":
-        monkeypatch.setattr(os, "posix_fallocate", full)
+        monkeypatch.setattr(os, "posix_fallocate", disk_full)
     elif packer.store == "pixels":
-        monkeypatch.setattr(os, "pwrite", full)
+        monkeypatch.setattr(os, "pwrite", disk_full)
     else:
-        monkeypatch.setattr(np, "save", full)
+        monkeypatch.setattr(np, "save", disk_full)
     with pytest.warns(UserWarning, match=r"cannot be kept in '.*'.*data\.cache_dir.*data\.cache=false"):
         packed, decoded = packer()
     assert decoded >= COUNT
     check(packed, packer.samples)
     monkeypatch.undo()
     if folder.is_dir():
-        assert [path.name for path in folder.iterdir()] == ["locks"], "a half entry is left"
+        assert [path.name for path in folder.iterdir()] == ["locks"], "a partial entry remains"
     if way in ("no room", "a full disk while writing"):
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
@@ -368,21 +372,21 @@ def test_where_nothing_can_be_written_the_run_decodes_for_itself(
 
 
 @pytest.mark.parametrize("store", STORES)
-def test_a_really_full_file_system(tmp_path: Path, store: str) -> None:
+def test_a_full_file_system(tmp_path: Path, store: str) -> None:
     """A tmpfs of 40 KB, where this process may mount one."""
-    with small_disk(tmp_path / "small", "40k") as place:
+    with small_disk(tmp_path / "small", "40k") as disk:
         samples = [
             Sample(f"id{i}", write_image(tmp_path / f"{i}.png", noise(5, 4, 3, seed=i), compress_level=0), i % 2)
             for i in range(900)
         ]
-        packer = Packer(samples, store, place / "cache")
+        packer = Packer(samples, store, disk / "cache")
         with pytest.warns(UserWarning, match="No space left on device"):
             packed, _ = packer()
         check(packed, samples)
-        assert [path.name for path in (place / "cache").iterdir()] == ["locks"]
+        assert [path.name for path in (disk / "cache").iterdir()] == ["locks"]
 
 
-def test_a_cache_that_can_only_be_read_is_as_good(packer: Packer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_cache_is_used(packer: Packer, monkeypatch: pytest.MonkeyPatch) -> None:
     packer()
 
     def refuse(*_: object, **__: object) -> None:
@@ -396,7 +400,7 @@ def test_a_cache_that_can_only_be_read_is_as_good(packer: Packer, monkeypatch: p
     check(packed, packer.samples)
 
 
-def test_a_damaged_entry_in_a_cache_that_can_only_be_read(packer: Packer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_entry_in_a_read_only_cache_is_decoded_again(packer: Packer, monkeypatch: pytest.MonkeyPatch) -> None:
     packer()
     truncate(packer.entry / "digests.npy")
 
@@ -410,10 +414,10 @@ def test_a_damaged_entry_in_a_cache_that_can_only_be_read(packer: Packer, monkey
     check(packed, packer.samples)
 
 
-def test_what_could_not_be_read_for_a_passing_reason_is_tried_again(packer: Packer) -> None:
-    """A file without read permission, too many open files, a share that hangs: afterwards the file's size and time are
-    what they were, so the cache must not remember that it could not be read. Root may read everything; here a
-    directory stands in for a while, of the same size and time."""
+def test_a_temporary_read_error_is_not_remembered(packer: Packer) -> None:
+    """After missing permissions, too many open files or a network share that hangs, a file has the same size and time
+    as before, so the cache must not remember the error. Root may read everything, so here a directory of the same size
+    and time replaces the file for a while."""
     file = packer.samples[7].image
     assert isinstance(file, Path)
     data = file.read_bytes()
@@ -423,7 +427,7 @@ def test_what_could_not_be_read_for_a_passing_reason_is_tried_again(packer: Pack
     size = file.stat().st_size
     if size < len(data):
         pytest.skip("directories are too small here")
-    with pytest.raises(DataError, match=r"cannot read .*07\.png': Is a directory"):
+    with pytest.raises(DataError, match=r"Cannot read .*07\.png': Is a directory"):
         packer()
     file.rmdir()
     file.write_bytes(data.ljust(size, b"\0"))
@@ -433,14 +437,14 @@ def test_what_could_not_be_read_for_a_passing_reason_is_tried_again(packer: Pack
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_a_picture_that_shrinks_while_it_is_used_is_named(tmp_path: Path, cached: bool) -> None:
-    """The part that is cut from it was worked out from the size it had when it was packed."""
+def test_an_image_that_shrinks_while_it_is_used_is_named(tmp_path: Path, cached: bool) -> None:
+    """The crop was computed from the size that the image had when it was packed."""
     samples = [Sample(f"id{i}", write_image(tmp_path / f"{i}.png", noise(50, 50, 3, seed=i)), i % 2) for i in range(4)]
     source = ListSource(DataInfo("test", ("a", "b")), {"train": samples})
-    how = PackOptions("encoded", Cache(tmp_path / "cache") if cached else None)
-    packed = pack_splits(source, DECODER, packing=how)[0]["train"]
+    packing = PackOptions("encoded", Cache(tmp_path / "cache") if cached else None)
+    packed = pack_splits(source, DECODER, packing=packing)[0]["train"]
     if cached:
-        flip(next(iter(how.cache.entries())).path / "encoded.bin", 60)  # type: ignore[union-attr]
+        flip(next(iter(packing.cache.entries())).path / "encoded.bin", 60)  # type: ignore[union-attr]
     for i in range(4):
         write_image(tmp_path / f"{i}.png", noise(9, 9, 3, seed=i))
     batches = BatchLoader(packed, DECODER, 4, augment=[RandomResizedCrop((0.05, 0.1))])

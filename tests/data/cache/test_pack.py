@@ -1,4 +1,4 @@
-"""Source -> packed splits: every image decoded once, in the source's order, with what is `auto` taken from the data."""
+"""Packing a source: every image is decoded once, in the order of the source, and `auto` values come from the data."""
 
 from __future__ import annotations
 
@@ -44,33 +44,36 @@ def source(**splits: list[Sample]) -> ListSource:
 
 
 def pack(
-    samples: list[Sample], preprocess: Preprocess = GRAY, progress: Callable[[int], None] = lambda _: None, **how: Any
+    samples: list[Sample],
+    preprocess: Preprocess = GRAY,
+    progress: Callable[[int], None] = lambda _: None,
+    **options: Any,
 ) -> PackedDataset:
-    return pack_splits(source(train=samples), preprocess, progress, packing=PackOptions(**how))[0]["train"]
+    return pack_splits(source(train=samples), preprocess, progress, packing=PackOptions(**options))[0]["train"]
 
 
-HOW = ("memory", "cached", "encoded", "cached encoded")
+STORAGES = ("memory", "cached", "encoded", "cached encoded")
 
 
-@pytest.fixture(params=HOW)
-def how(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
-    """The arguments of every way to keep images."""
+@pytest.fixture(params=STORAGES)
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+    """The `PackOptions` arguments of each way to store images."""
     cache = Cache(tmp_path / "cache") if "cached" in request.param else None
     return {"store": "encoded" if "encoded" in request.param else "pixels", "cache": cache}
 
 
-def test_images_labels_and_ids_are_in_the_order_of_the_samples(tmp_path: Path, how: dict[str, Any]) -> None:
-    pixels = [noise(4, 4, seed=i) for i in range(700)]  # more than two pieces of work
+def test_images_labels_and_ids_are_in_the_order_of_the_samples(tmp_path: Path, storage: dict[str, Any]) -> None:
+    pixels = [noise(4, 4, seed=i) for i in range(700)]  # more than two blocks of work
     samples = []
     for i, image in enumerate(pixels):
-        path = write_image(tmp_path / f"{i * 7919 % 700}.png", image)  # no order that sorting would find
+        path = write_image(tmp_path / f"{i * 7919 % 700}.png", image)  # not in sorted order
         samples.append(Sample(f"id{i}", path, i % 3, columns={"site": str(i % 5)} if i % 2 else {}))
-    packed = pack(samples, **how)
+    packed = pack(samples, **storage)
     assert len(packed) == 700
-    assert isinstance(packed.images, EncodedImages) is (how["store"] == "encoded")
-    found = packed.pixels(range(700))
-    assert found.dtype == torch.uint8
-    assert np.array_equal(found.numpy()[:, 0], np.stack(pixels))
+    assert isinstance(packed.images, EncodedImages) is (storage["store"] == "encoded")
+    result = packed.pixels(range(700))
+    assert result.dtype == torch.uint8
+    assert np.array_equal(result.numpy()[:, 0], np.stack(pixels))
     assert packed.labels.dtype == torch.int64
     assert packed.labels.tolist() == [i % 3 for i in range(700)]
     assert packed.ids == tuple(f"id{i}" for i in range(700))
@@ -100,7 +103,7 @@ def test_every_split_has_its_own_images_and_no_others(
         assert packed[name].labels.tolist() == [sample.label for sample in listed]
 
 
-def test_only_some_splits() -> None:
+def test_only_the_requested_splits_are_packed() -> None:
     data = source(train=samples_of(5), val=samples_of(3), test=samples_of(2))
     packed, _ = pack_splits(data, GRAY, only=("test",))
     assert {split: len(part) for split, part in packed.items()} == {"test": 2}
@@ -109,49 +112,49 @@ def test_only_some_splits() -> None:
 
 def test_the_number_of_threads_changes_nothing(tmp_path: Path) -> None:
     samples = files_of(tmp_path, 600)
-    prints = set()
+    fingerprints = set()
     for threads in (1, 2, 5):
         for store in ("pixels", "encoded"):
             packed = pack(samples, store=store, workers=Workers(threads))
-            prints.add(packed.fingerprint())
+            fingerprints.add(packed.fingerprint())
             assert np.array_equal(packed.pixels([599]).numpy()[0], GRAY.decode(samples[599].image))
-    assert len(prints) == 1
+    assert len(fingerprints) == 1
 
 
-def test_packing_leaves_torchs_own_threads_alone() -> None:
-    """Weights trained on another number of threads are other weights: it must not depend on whether, and how, images
-    were decoded before."""
+def test_packing_does_not_change_torchs_number_of_threads() -> None:
+    """Trained weights depend on the number of threads, so it must not depend on whether, and how, images were decoded
+    before."""
     code = (
         "import numpy as np, torch\n"
         "from sightline.core.parallel import map_in_order\n"
         "list(map_in_order(lambda i: torch.zeros(9).sum(), range(4), threads=2, max_pending=4))\n"
         "print(torch.get_num_threads())"
     )
-    found = [
+    counts = [
         subprocess.run(
-            [sys.executable, "-c", words],
+            [sys.executable, "-c", script],
             capture_output=True,
             text=True,
             check=True,
             env={**os.environ, "OMP_NUM_THREADS": "3"},
         ).stdout
-        for words in (code, "import torch; print(torch.get_num_threads())")
+        for script in (code, "import torch; print(torch.get_num_threads())")
     ]
-    assert found[0] == found[1] != "1\n"
+    assert counts[0] == counts[1] != "1\n"
 
 
-def test_every_image_finished_is_counted(tmp_path: Path, how: dict[str, Any]) -> None:
+def test_progress_counts_every_image(tmp_path: Path, storage: dict[str, Any]) -> None:
     seen: list[int] = []
-    pack(files_of(tmp_path, 600), progress=seen.append, **how)
+    pack(files_of(tmp_path, 600), progress=seen.append, **storage)
     assert sum(seen) == 600
     assert len(seen) > 1
     counted: list[int] = []
     data = source(train=files_of(tmp_path / "t", 5), val=files_of(tmp_path / "v", 3))
-    pack_splits(data, GRAY, counted.append, packing=PackOptions(**how))
+    pack_splits(data, GRAY, counted.append, packing=PackOptions(**storage))
     assert sum(counted) == 8
 
 
-def test_no_samples_are_no_images() -> None:
+def test_an_empty_split_has_no_images() -> None:
     packed = pack([])
     assert len(packed) == 0
     assert packed.shape == (0, 1, 4, 4)
@@ -159,13 +162,13 @@ def test_no_samples_are_no_images() -> None:
     assert packed.counts == dict.fromkeys(CLASSES, 0)
 
 
-def test_pixels_are_kept_up_to_a_limit_and_encoded_images_above(tmp_path: Path) -> None:
+def test_pixels_are_stored_up_to_a_limit_and_encoded_images_above(tmp_path: Path) -> None:
     samples = files_of(tmp_path, 10, channels=3)
     fits = 10 * 3 * 4 * 4
 
-    def encoded(limit: int, crop_limit: int = 64 * 64, **how: Any) -> bool:
-        how |= {"pixels_limit": limit, "crop_limit": crop_limit}
-        return isinstance(pack(samples, Preprocess(4, 4, 3), **how).images, EncodedImages)
+    def encoded(limit: int, crop_limit: int = 64 * 64, **options: Any) -> bool:
+        options |= {"pixels_limit": limit, "crop_limit": crop_limit}
+        return isinstance(pack(samples, Preprocess(4, 4, 3), **options).images, EncodedImages)
 
     assert not encoded(fits)
     assert encoded(fits - 1)
@@ -176,13 +179,13 @@ def test_pixels_are_kept_up_to_a_limit_and_encoded_images_above(tmp_path: Path) 
     assert not encoded(fits, crop_limit=15, crops=False)
 
 
-def test_more_images_than_memory_are_told_in_words() -> None:
+def test_more_images_than_memory_are_an_error() -> None:
     samples = [Sample("a", b"", 0)] * 4
     with pytest.raises(DataError, match=r"4 images of 4000000 x 4000000 need .* GiB of memory.*data\.store=encoded"):
         pack(samples, Preprocess(4_000_000, 4_000_000, 3), store="pixels")
 
 
-# --- what cannot be read
+# --- images that cannot be read
 
 
 @pytest.mark.parametrize("bad", [[5], [5, 6], [5, 599], [300, 5, 280], [599, 300]])
@@ -198,29 +201,29 @@ def test_every_bad_image_is_named_in_the_order_of_the_samples(
     for _ in range(2):  # the second time out of the cache
         with pytest.raises(DataError) as caught:
             pack(samples, store=store, cache=Cache(tmp_path / "cache") if cached else None)
-        told = str(caught.value)
-        places = [told.index(f"'{tmp_path / f'{row}.png'}' (row {row}) is no image") for row in sorted(bad)]
+        message = str(caught.value)
+        places = [message.index(f"'{tmp_path / f'{row}.png'}' (row {row}) is not an image") for row in sorted(bad)]
         assert places == sorted(places)
-        assert told.count("is no image") == len(bad)
-        assert "data.on_bad=skip" in told
+        assert message.count("is not an image") == len(bad)
+        assert "data.on_bad=skip" in message
 
 
 def test_of_many_bad_images_ten_are_named_and_the_rest_counted() -> None:
     samples = [Sample(f"id{i}", b"junk %d" % i, 0) for i in range(25)]
     with pytest.raises(DataError, match="25 images cannot be used") as caught:
         pack(samples)
-    assert str(caught.value).count("is no image") == 10
+    assert str(caught.value).count("is not an image") == 10
     assert "… and 15 more" in str(caught.value)
 
 
 def test_bytes_in_memory_are_named_by_their_id() -> None:
-    with pytest.raises(DataError, match="'id0' is no image"):
+    with pytest.raises(DataError, match="'id0' is not an image"):
         pack([Sample("id0", b"junk", 0)])
 
 
 @pytest.mark.parametrize("on_bad", ["error", "skip"])
 def test_two_samples_with_the_same_bad_bytes_are_both_named(on_bad: str, tmp_path: Path) -> None:
-    """Such as two cells of a table that are empty: an entry of the cache holds one image for both."""
+    """For example two empty cells of a table: a cache entry holds one image for both."""
     samples = [Sample(f"id{i}", b"" if i in (2, 5) else write_image(tmp_path / f"{i}.png"), i % 3, f"row {i}")
                for i in range(9)]  # fmt: skip
     if on_bad == "error":
@@ -231,8 +234,8 @@ def test_two_samples_with_the_same_bad_bytes_are_both_named(on_bad: str, tmp_pat
         left_out = pack(samples, cache=Cache(tmp_path / "cache"), on_bad="skip").left_out
         assert [name for name, _ in left_out] == ["id2", "id5"]
         reasons = " ".join(reason for _, reason in left_out)
-    assert "'id2' (row 2) is no image" in reasons
-    assert "'id5' (row 5) is no image" in reasons
+    assert "'id2' (row 2) is not an image" in reasons
+    assert "'id5' (row 5) is not an image" in reasons
 
 
 # --- auto
@@ -249,7 +252,7 @@ def test_auto_takes_size_and_channels_from_the_first_image_and_measures_train() 
     assert normal.std(dim=(0, 2, 3), unbiased=False).tolist() == pytest.approx([1, 1, 1], abs=1e-5)
 
 
-def test_what_is_given_is_kept() -> None:
+def test_configured_values_are_kept() -> None:
     values: dict[str, Any] = {"size": [6, 5], "channels": 1, "mean": [0.25], "std": [0.5], "resize": "pad"}
     _, preprocess = pack_splits(source(train=samples_of(3, channels=3)), values)
     assert preprocess == Preprocess(6, 5, 1, (0.25,), (0.5,), resize="pad")
@@ -265,7 +268,9 @@ def test_what_is_given_is_kept() -> None:
 def test_with_auto_an_image_of_another_size_is_named(split: str) -> None:
     splits = {"train": samples_of(3), "val": samples_of(3)}
     splits[split][2] = Sample("odd", noise(4, 5), 0)
-    with pytest.raises(DataError, match=r"'odd' is 4 x 5 pixels, the first image 4 x 4\. Set data\.preprocess\.size"):
+    with pytest.raises(
+        DataError, match=r"'odd' is 4 x 5 pixels, but the first image is 4 x 4\. Set data\.preprocess\.size"
+    ):
         pack_splits(source(**splits), {"size": "auto"})
     packed, _ = pack_splits(source(**splits), {"size": 4})
     assert packed[split].shape == (3, 1, 4, 4)
@@ -273,7 +278,9 @@ def test_with_auto_an_image_of_another_size_is_named(split: str) -> None:
 
 def test_with_auto_a_colour_image_among_gray_ones_is_named() -> None:
     samples = [*samples_of(3), Sample("odd", noise(4, 4, 3), 0)]
-    with pytest.raises(DataError, match=r"'odd' is a colour image, the first one is gray.*data\.preprocess\.channels"):
+    with pytest.raises(
+        DataError, match=r"'odd' is a colour image, but the first image is gray.*data\.preprocess\.channels"
+    ):
         pack_splits(source(train=samples), {})
     packed, _ = pack_splits(source(train=samples), {"channels": 3})
     assert packed["train"].shape == (4, 3, 4, 4)
@@ -281,22 +288,22 @@ def test_with_auto_a_colour_image_among_gray_ones_is_named() -> None:
 
 @pytest.mark.parametrize("store", ["pixels", "encoded"])
 @pytest.mark.parametrize("odd", ["size", "channels"])
-def test_auto_asks_the_same_of_images_that_are_cached_already(tmp_path: Path, odd: str, store: str) -> None:
-    """An entry that was made with a size given holds resized images; a later run with `auto` must not take them."""
+def test_auto_checks_images_that_are_already_cached(tmp_path: Path, odd: str, store: str) -> None:
+    """An entry that was made with a fixed size holds resized images; a later run with `auto` must not use them."""
     samples = files_of(tmp_path, 6)
     write_image(tmp_path / "3.png", noise(5, 4) if odd == "size" else noise(4, 4, 3))
-    how = PackOptions(store, Cache(tmp_path / "cache"))
-    given = {"size": 4, "channels": 1}
-    pack_splits(source(train=samples), given, packing=how)
+    packing = PackOptions(store, Cache(tmp_path / "cache"))
+    values = {"size": 4, "channels": 1}
+    pack_splits(source(train=samples), values, packing=packing)
     counted: list[int] = []
     with pytest.raises(DataError, match=r"3\.png' is (5 x 4 pixels|a colour image)"):
-        pack_splits(source(train=samples), {**given, odd: "auto"}, counted.append, packing=how)
+        pack_splits(source(train=samples), {**values, odd: "auto"}, counted.append, packing=packing)
     assert counted == []  # from the cache
     other = {"size": "channels", "channels": "size"}[odd]
-    pack_splits(source(train=samples), {**given, other: "auto"}, packing=how)
+    pack_splits(source(train=samples), {**values, other: "auto"}, packing=packing)
 
 
-def test_an_image_that_auto_refuses_leaves_no_entry(tmp_path: Path) -> None:
+def test_an_image_that_auto_refuses_creates_no_entry(tmp_path: Path) -> None:
     samples = files_of(tmp_path, 6)
     write_image(tmp_path / "3.png", noise(5, 4))
     cache = Cache(tmp_path / "cache")
@@ -306,21 +313,21 @@ def test_an_image_that_auto_refuses_leaves_no_entry(tmp_path: Path) -> None:
     assert [path.name for path in cache.folder.iterdir()] == ["locks"]
 
 
-def test_a_gray_image_among_colour_ones_is_fine() -> None:
+def test_a_gray_image_among_colour_ones_is_accepted() -> None:
     packed, preprocess = pack_splits(source(train=[*samples_of(2, channels=3), *samples_of(1)]), {})
     assert preprocess.channels == 3
     third = packed["train"].pixels([2])[0]
     assert np.array_equal(third[0], third[2])
 
 
-def test_a_finished_preprocessing_is_taken_as_it_is() -> None:
+def test_a_preprocess_object_is_used_unchanged() -> None:
     wanted = Preprocess(8, 8, 3, (0.1,), (0.2,))
     packed, preprocess = pack_splits(source(train=samples_of(3)), wanted)
     assert preprocess is wanted
     assert packed["train"].shape == (3, 3, 8, 8)
 
 
-def test_a_first_image_that_cannot_be_read_is_named_or_passed_over(tmp_path: Path) -> None:
+def test_a_first_image_that_cannot_be_read_is_named_or_skipped(tmp_path: Path) -> None:
     path = tmp_path / "bad.png"
     path.write_bytes(b"not an image")
     with pytest.raises(DataError, match=r"bad\.png"):
@@ -331,11 +338,11 @@ def test_a_first_image_that_cannot_be_read_is_named_or_passed_over(tmp_path: Pat
     packed, preprocess = pack_splits(source(train=[Sample("bad", path, 0), *samples_of(3)]), {}, packing=skip)
     assert preprocess.shape == (1, 4, 4)
     assert packed["train"].ids == ("id0", "id1", "id2")
-    with pytest.raises(DataError, match="none of the 1 training images can be read"):
+    with pytest.raises(DataError, match="None of the 1 training images can be read"):
         pack_splits(source(train=[Sample("bad", path, 0)]), {}, packing=skip)
 
 
-# --- what makes two runs share an entry
+# --- when two runs share an entry
 
 
 def keys(cache: Cache) -> set[str]:
@@ -343,8 +350,8 @@ def keys(cache: Cache) -> set[str]:
 
 
 def test_seeds_splits_and_labels_share_one_entry(tmp_path: Path) -> None:
-    """Another seed, other parts for val and test, another label, another order: nothing is decoded again."""
-    root = write_folders(tmp_path / "pictures", {"cat": 9, "dog": 12, "eel": 8})
+    """With another seed, other sizes of val and test, other labels or another order, nothing is decoded again."""
+    root = write_folders(tmp_path / "images", {"cat": 9, "dog": 12, "eel": 8})
     cache, counted = Cache(tmp_path / "cache"), list[int]()
 
     def packed(**options: Any) -> dict[str, PackedDataset]:
@@ -355,10 +362,10 @@ def test_seeds_splits_and_labels_share_one_entry(tmp_path: Path) -> None:
     first = packed()
     assert sum(counted) == 29
     counted.clear()
-    prints = {first["train"].fingerprint()}
+    fingerprints = {first["train"].fingerprint()}
     for options in ({"seed": 1}, {"val": 0.3}, {"val": 0, "test": 0}, {"test": 5}):
         again = packed(**options)
-        prints.add(again["train"].fingerprint())
+        fingerprints.add(again["train"].fingerprint())
         for part in again.values():
             expected = np.stack([GRAY.decode(root / name) for name in part.ids])
             assert np.array_equal(part.pixels(range(len(part))).numpy(), expected)
@@ -367,7 +374,7 @@ def test_seeds_splits_and_labels_share_one_entry(tmp_path: Path) -> None:
     rest = [sample for split in ("val", "test") for sample in open_source("folder", root).splits[split]]
     pack_splits(source(train=relabelled, val=rest), GRAY, counted.append, None, PackOptions(cache=cache))
     assert counted == []
-    assert len(prints) == 5
+    assert len(fingerprints) == 5
     assert len(keys(cache)) == 1
 
 
@@ -379,7 +386,7 @@ def test_another_preprocessing_is_another_entry(tmp_path: Path, change: dict[str
     samples, cache, counted = files_of(tmp_path, 5), Cache(tmp_path / "cache"), list[int]()
     pack(samples, GRAY, cache=cache)
     pack(samples, Preprocess(4, 4, 1, (0.3,), (0.7,)), counted.append, cache=cache)
-    assert counted == []  # how pixels are normalised later is no matter
+    assert counted == []  # normalisation is not part of the key
     values = {**GRAY.to_dict(), **change, "mean": [0.0], "std": [1.0]}
     changed = pack(samples, Preprocess.from_dict(values), counted.append, cache=cache)
     assert sum(counted) == 5
@@ -388,15 +395,15 @@ def test_another_preprocessing_is_another_entry(tmp_path: Path, change: dict[str
 
 
 def rewrite(path: Path) -> None:
-    """Another picture of the same number of bytes."""
+    """Replaces an image by another one with the same number of bytes."""
     before = path.stat()
     data = bytearray(path.read_bytes())
-    picture = noise(4, 4, seed=99)
+    image = noise(4, 4, seed=99)
     for seed in range(100, 400):
-        write_image(path, picture, compress_level=0)
+        write_image(path, image, compress_level=0)
         if path.stat().st_size == len(data):
             break
-        picture = noise(4, 4, seed=seed)
+        image = noise(4, 4, seed=seed)
     assert path.stat().st_size == len(data)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
 
@@ -418,7 +425,7 @@ def test_a_file_that_changed_is_decoded_again(tmp_path: Path, change: str, store
         os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     else:
         file.unlink()
-        with pytest.raises(DataError, match=r"cannot read .*3\.png': No such file"):
+        with pytest.raises(DataError, match=r"Cannot read .*3\.png': No such file"):
             pack(samples, store=store, cache=cache)
         write_image(file, noise(4, 4, seed=77))
     packed = pack(samples, progress=counted.append, store=store, cache=cache)
@@ -441,26 +448,26 @@ def test_a_reference_that_changed_is_decoded_again(tmp_path: Path) -> None:
         assert len(keys(cache)) == entries
 
 
-def test_a_reference_that_gives_pixels_can_be_kept_encoded(tmp_path: Path) -> None:
-    """`Reference.read` may give an array or a Pillow image; there are no bytes to keep then."""
+def test_a_reference_that_returns_pixels_can_be_stored_encoded(tmp_path: Path) -> None:
+    """`Reference.read` may return an array or a Pillow image; then there are no encoded bytes to store."""
     from PIL import Image
 
     class Member:
-        def __init__(self, seed: int, picture: bool):
-            self.seed, self.picture, self.token = seed, picture, f"{seed}"
+        def __init__(self, seed: int, pillow: bool):
+            self.seed, self.pillow, self.token = seed, pillow, f"{seed}"
 
         def read(self) -> Any:
             pixels = noise(4, 4, seed=self.seed)
-            return Image.fromarray(pixels) if self.picture else pixels
+            return Image.fromarray(pixels) if self.pillow else pixels
 
-    samples = [Sample(f"id{i}", Member(i, picture=i % 2 == 0), 0) for i in range(4)]
+    samples = [Sample(f"id{i}", Member(i, pillow=i % 2 == 0), 0) for i in range(4)]
     for _ in range(2):
         packed = pack(samples, store="encoded", cache=Cache(tmp_path / "cache"))
         for i in range(4):
             assert np.array_equal(packed.pixels([i])[0, 0].numpy(), noise(4, 4, seed=i))
 
 
-def test_an_image_that_two_samples_name_is_kept_once(tmp_path: Path) -> None:
+def test_an_image_of_two_samples_is_stored_once(tmp_path: Path) -> None:
     path, data = write_image(tmp_path / "a.png"), write_image(tmp_path / "b.png", noise(4, 4, seed=9)).read_bytes()
     samples = [Sample("one", path, 0), Sample("two", data, 1), Sample("three", path, 2), Sample("four", data, 0)]
     counted: list[int] = []
@@ -473,19 +480,19 @@ def test_an_image_that_two_samples_name_is_kept_once(tmp_path: Path) -> None:
     assert np.array_equal(shown[1], shown[3])
 
 
-def test_a_relative_path_is_another_one_from_another_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_path_is_another_file_in_another_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = Cache(tmp_path / "cache")
-    found = []
-    for place in ("one", "two"):
-        write_image(tmp_path / place / "a.png", noise(4, 4, seed=len(found)), compress_level=0)
-        os.utime(tmp_path / place / "a.png", ns=(0, 0))
-        monkeypatch.chdir(tmp_path / place)
-        found.append(pack([Sample("a", Path("a.png"), 0)], cache=cache).pixels([0])[0, 0].numpy())
-    assert np.array_equal(found[0], noise(4, 4, seed=0))
-    assert np.array_equal(found[1], noise(4, 4, seed=1))
+    images = []
+    for folder in ("one", "two"):
+        write_image(tmp_path / folder / "a.png", noise(4, 4, seed=len(images)), compress_level=0)
+        os.utime(tmp_path / folder / "a.png", ns=(0, 0))
+        monkeypatch.chdir(tmp_path / folder)
+        images.append(pack([Sample("a", Path("a.png"), 0)], cache=cache).pixels([0])[0, 0].numpy())
+    assert np.array_equal(images[0], noise(4, 4, seed=0))
+    assert np.array_equal(images[1], noise(4, 4, seed=1))
 
 
-def test_a_path_that_is_no_utf8_is_kept_like_any_other(tmp_path: Path) -> None:
+def test_a_path_that_is_not_utf8_is_cached_like_any_other(tmp_path: Path) -> None:
     root = tmp_path / os.fsdecode(b"caf\xe9")
     write_folders(root, {"cat": 3, "dog": 3})
     cache, counted = Cache(tmp_path / "cache"), list[int]()

@@ -1,5 +1,5 @@
-"""The content key: another one for pixels that differ anywhere, the same for the same pixels in any lossless form, and
-so the same splits, in which no copy of a training image is held out."""
+"""The content key: different if any pixel differs, equal for equal pixels in any lossless form. Splits by it are equal
+too, and no copy of a training image is held out."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ Pixels = NDArray[np.uint8]
 
 
 def key_of(image: bytes | Pixels | Image.Image | Path) -> int:
-    picture = decode_image(image, "it")
+    decoded = decode_image(image, "it")
     if not isinstance(image, bytes | Path):
-        assert content_key(image) == content_key(picture)
-    return content_key(picture)
+        assert content_key(image) == content_key(decoded)
+    return content_key(decoded)
 
 
 def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -47,31 +47,31 @@ def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
     return stream.getvalue()
 
 
-# --- other pixels, another key
+# --- different pixels have different keys
 
 
 @pytest.mark.parametrize("channels", [0, 3])
-def test_ten_thousand_images_that_differ_in_one_dot_have_as_many_keys(channels: int) -> None:
-    """One bright pixel anywhere in 512 x 512: all of them are looked at, not some."""
+def test_ten_thousand_images_that_differ_in_one_pixel_have_different_keys(channels: int) -> None:
+    """One bright pixel anywhere in 512 x 512: the key depends on all pixels, not on some."""
     side = 512
     pixels = np.zeros((side, side, channels) if channels else (side, side), np.uint8)
     places = np.random.default_rng(0).choice(side * side, 10_000, replace=False)
-    found = {content_key(pixels)}
+    keys = {content_key(pixels)}
     for row, column in zip(*divmod(places, side), strict=True):
         pixels[row, column] = 200
-        found.add(content_key(pixels))
+        keys.add(content_key(pixels))
         pixels[row, column] = 0
-    assert len(found) == 10_001
+    assert len(keys) == 10_001
 
 
-def test_images_that_differ_by_one_level_in_one_channel_have_other_keys() -> None:
+def test_images_that_differ_by_one_level_in_one_channel_have_different_keys() -> None:
     pixels = noise(20, 30, 3)
-    found = {content_key(pixels)}
+    keys = {content_key(pixels)}
     for place in np.ndindex(*pixels.shape):
         pixels[place] ^= 1
-        found.add(content_key(pixels))
+        keys.add(content_key(pixels))
         pixels[place] ^= 1
-    assert len(found) == 1 + pixels.size
+    assert len(keys) == 1 + pixels.size
 
 
 def test_the_same_bytes_in_another_shape_are_another_image() -> None:
@@ -82,16 +82,16 @@ def test_the_same_bytes_in_another_shape_are_another_image() -> None:
     assert len(gray | colour) == len(gray) + len(colour) == len(shapes) + len([w for _, w in shapes if w % 3 == 0])
 
 
-def test_near_equal_images_of_every_kind_have_other_keys() -> None:
-    """Flat ones of every level, stripes that are moved, blocks that are exchanged, ramps that are turned round."""
-    found, count = set(), 0
+def test_similar_images_of_every_kind_have_different_keys() -> None:
+    """Stripes of every level, moved and transposed, and images with two exchanged blocks."""
+    keys, count = set(), 0
     stripes = np.indices((64, 64))[1] % 2 * 255
     for level in range(256):
         for shift in range(2):
             image = np.where(np.roll(stripes, shift, 1) > 0, level, 255 - level).astype(np.uint8)
             for one in (image, image.T):
-                if level not in (127, 128):  # there half of them are equal but for one level
-                    found.add(content_key(np.ascontiguousarray(one)))
+                if level not in (127, 128):  # these two levels differ by one only
+                    keys.add(content_key(np.ascontiguousarray(one)))
                     count += 1
     blocks = noise(64, 64)
     for first in range(0, 64, 8):
@@ -101,23 +101,23 @@ def test_near_equal_images_of_every_kind_have_other_keys() -> None:
                 blocks[56:, second : second + 8],
                 blocks[:8, first : first + 8],
             )
-            found.add(content_key(changed))
+            keys.add(content_key(changed))
             count += 1
     # a stripe of one level and its opposite, moved by one, are the same image
-    assert len(found) == count - 254 * 2
+    assert len(keys) == count - 254 * 2
 
 
-# --- the same pixels, the same key
+# --- equal pixels have equal keys
 
 
 def indexed(pixels: Pixels) -> Image.Image:
-    """An image with a palette, in an order of its own, of pixels [H,W] or [H,W,3] of at most 256 colours."""
+    """An image with a palette in random order, of pixels [H,W] or [H,W,3] with at most 256 colours."""
     flat = pixels.reshape(-1, 3) if pixels.ndim == 3 else np.repeat(pixels.reshape(-1, 1), 3, 1)
     colours, index = np.unique(flat, axis=0, return_inverse=True)
     order = np.random.default_rng(0).permutation(len(colours))
-    made = Image.fromarray(np.argsort(order)[index.reshape(-1)].reshape(pixels.shape[:2]).astype(np.uint8), "P")
-    made.putpalette(colours[order].astype(np.uint8).tobytes())
-    return made
+    image = Image.fromarray(np.argsort(order)[index.reshape(-1)].reshape(pixels.shape[:2]).astype(np.uint8), "P")
+    image.putpalette(colours[order].astype(np.uint8).tobytes())
+    return image
 
 
 def forms_of(pixels: Pixels) -> dict[str, bytes | Pixels | Image.Image]:
@@ -163,29 +163,29 @@ def test_every_lossless_form_of_the_same_pixels_has_the_same_key(height: int, wi
         pixels = pixels // 86 * 85
     elif kind == "first row gray":
         pixels[0] = pixels[0, :, :1]
-    found = {name: key_of(image) for name, image in forms_of(pixels).items()}
-    assert set(found.values()) == {content_key(pixels)}, found
+    keys = {name: key_of(image) for name, image in forms_of(pixels).items()}
+    assert set(keys.values()) == {content_key(pixels)}, keys
 
 
-def test_what_is_transparent_counts_as_white_whatever_the_background_is() -> None:
+def test_transparent_pixels_count_as_white_for_any_background() -> None:
     pixels = noise(9, 8, 4)
     pixels[..., 3] = np.where(pixels[..., 3] > 127, 255, 0)
     image = Image.fromarray(pixels)
     other = pixels.copy()
-    other[pixels[..., 3] == 0, :3] = 7  # colours that nobody sees
+    other[pixels[..., 3] == 0, :3] = 7  # colours of invisible pixels
     shown = np.where(pixels[..., 3:] == 255, pixels[..., :3], 255).astype(np.uint8)
     assert key_of(image) == key_of(Image.fromarray(other)) == key_of(shown)
     for background in (0, 255):
         assert Preprocess(9, 8, 3, background=background).decode_with_stats(image, "it").key == key_of(image)
 
 
-# --- the splits of a data set
+# --- the splits of a dataset
 
 COUNT = 120
 
 
 def sparse(count: int = COUNT, side: int = 64) -> list[Pixels]:
-    """Black images with one small dot each, at places of their own."""
+    """Black images with one white pixel each, all at different positions."""
     places = np.random.default_rng(1).choice(side * side, count, replace=False)
     images = np.zeros((count, side * side), np.uint8)
     images[np.arange(count), places] = 255
@@ -243,31 +243,31 @@ SOURCES: dict[str, Callable[[Path], DataSource]] = {
 
 
 def shown_in(packed: dict[str, PackedDataset]) -> dict[str, set[bytes]]:
-    """What each split shows, as the network sees it."""
+    """The images of each split, as bytes of the pixels that the network sees."""
     return {
         split: {image.numpy().tobytes() for image in part.pixels(range(len(part)))} for split, part in packed.items()
     }
 
 
 def test_the_splits_are_the_same_in_every_lossless_form_and_size(tmp_path: Path) -> None:
-    found = {}
+    shown = {}
     for name, make in SOURCES.items():
         (tmp_path / name).mkdir()
         source = make(tmp_path / name)
         packed, _ = pack_splits(source, {"size": 64, "channels": 1})
-        found[name] = shown_in(packed)
+        shown[name] = shown_in(packed)
         assert {split: len(part) for split, part in packed.items()} == {"train": 84, "val": 12, "test": 24}
-        assert sum(map(len, found[name].values())) == COUNT, "no two show the same"
+        assert sum(map(len, shown[name].values())) == COUNT, "two images are equal"
         in_colour, _ = pack_splits(source, {"size": 64, "channels": 3})
         assert {
             split: {image[: 64 * 64] for image in images} for split, images in shown_in(in_colour).items()
-        } == found[name]
-    assert all(splits == found["gray"] for splits in found.values())
+        } == shown[name]
+    assert all(splits == shown["gray"] for splits in shown.values())
 
 
 @pytest.mark.parametrize("store", ["pixels", "encoded"])
 @pytest.mark.parametrize("cached", [False, True])
-def test_small_differences_in_large_images_make_no_copies(store: str, cached: bool, tmp_path: Path) -> None:
+def test_large_images_with_small_differences_are_not_copies(store: str, cached: bool, tmp_path: Path) -> None:
     """300 images of 512 x 512, each with one small dot: a test split of 60, not of a few."""
     images = np.zeros((300, 512, 512), np.uint8)
     places = np.random.default_rng(0).integers(0, 510, (300, 2))
@@ -278,7 +278,7 @@ def test_small_differences_in_large_images_make_no_copies(store: str, cached: bo
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path, compress_level=1)
     packing = PackOptions(store, Cache(tmp_path / "cache") if cached else None)
-    for _ in range(2):  # made, then out of the cache
+    for _ in range(2):  # decoded, then from the cache
         source = open_source("folder", tmp_path / "images")
         packed, _ = pack_splits(source, {"size": 32, "channels": 1}, packing=packing)
         assert {split: len(part) for split, part in packed.items()} == {"train": 210, "val": 30, "test": 60}
@@ -288,8 +288,8 @@ def test_small_differences_in_large_images_make_no_copies(store: str, cached: bo
         assert len(set(stats.keys.tolist())) == 300
 
 
-def test_copies_with_another_palette_are_never_in_two_splits(tmp_path: Path) -> None:
-    """Each image twice: once with its palette in one order, once in another, as an optimiser of PNG files leaves it."""
+def test_copies_with_and_without_a_palette_are_never_in_two_splits(tmp_path: Path) -> None:
+    """Each image twice: once with a palette, as optimisers write PNG files, and once as RGB."""
     random = np.random.default_rng(2)
     for number in range(100):
         pixels = random.integers(0, 4, (16, 16, 3), dtype=np.uint8) * 85
@@ -338,20 +338,20 @@ CHECKSUMS = {
     "turned": 1683395077,
     "large": 314513374,
 }
-"""As the version that drew splits by them computed them."""
+"""The checksums as computed by the version that drew splits by them."""
 
 
 @pytest.mark.parametrize("name", CHECKSUMS)
-def test_the_checksums_that_splits_were_drawn_by_are_what_they_were(name: str) -> None:
-    """A run of then is resumed, and measured, on the splits it has."""
+def test_the_checksums_of_earlier_versions_do_not_change(name: str) -> None:
+    """A run of that version is resumed and evaluated on its own splits."""
     assert content_checksum(stored()[name], "it") == CHECKSUMS[name]
 
 
 @pytest.mark.parametrize("store", ["pixels", "encoded"])
 def test_a_run_of_an_earlier_version_keeps_its_splits(store: str, tmp_path: Path) -> None:
     source = in_folders(tmp_path, "png", png("L"))
-    now, _ = pack_splits(source, {"size": 64, "channels": 1}, packing=PackOptions(store))
+    current, _ = pack_splits(source, {"size": 64, "channels": 1}, packing=PackOptions(store))
     for record, same in (({"drawn_by": "content key"}, True), ({}, False)):
         packing = PackOptions(store, Cache(tmp_path / "cache"))
-        then, _ = pack_splits(with_saved_splits(source, record), {"size": 64, "channels": 1}, packing=packing)
-        assert (shown_in(then) == shown_in(now)) is same
+        earlier, _ = pack_splits(with_saved_splits(source, record), {"size": 64, "channels": 1}, packing=packing)
+        assert (shown_in(earlier) == shown_in(current)) is same

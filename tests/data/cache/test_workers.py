@@ -1,4 +1,4 @@
-"""Processes that decode: the same as threads, and no run ends because one of them does."""
+"""Decoding processes: the same results as threads, and no run fails because one of them ends."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ DECODER = Preprocess(8, 8, 3)
 
 @pytest.fixture
 def samples(tmp_path: Path) -> list[Sample]:
-    found = []
+    listed = []
     for i in range(60):
         side = 8 if i % 3 else 11
         path = write_image(tmp_path / f"{i:02}.{'jpg' if i % 2 else 'png'}", noise(side, side, 3, seed=i))
-        found.append(Sample(f"id{i}", path, i % 2))
-    return found
+        listed.append(Sample(f"id{i}", path, i % 2))
+    return listed
 
 
 def pack(samples: list[Sample], cache: Path | None, on_bad: str = "error") -> PackedDataset:
@@ -43,41 +43,41 @@ def pack(samples: list[Sample], cache: Path | None, on_bad: str = "error") -> Pa
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The lengths of the blocks that processes decoded."""
-    found: list[int] = []
+    lengths: list[int] = []
     real = DecodingProcesses.decode
 
     def decode(self: DecodingProcesses, paths: list[str], offset: int) -> object:
         block = real(self, paths, offset)
-        found.append(len(paths) if block is not None else 0)
+        lengths.append(len(paths) if block is not None else 0)
         return block
 
     monkeypatch.setattr(DecodingProcesses, "decode", decode)
-    return found
+    return lengths
 
 
-def test_processes_decode_what_threads_decode(
+def test_processes_decode_the_same_as_threads(
     samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blocks = counted(monkeypatch)
-    found = pack(samples, tmp_path / "cache")
+    packed = pack(samples, tmp_path / "cache")
     assert sum(blocks) == 60
     plain = pack(samples, None)
-    assert sum(blocks) == 60, "without a cache, threads do it"
-    assert found.fingerprint() == plain.fingerprint()
-    assert np.array_equal(found.pixels(range(60)).numpy(), plain.pixels(range(60)).numpy())
-    assert found.statistics() == plain.statistics()
+    assert sum(blocks) == 60, "without a cache, processes decoded"
+    assert packed.fingerprint() == plain.fingerprint()
+    assert np.array_equal(packed.pixels(range(60)).numpy(), plain.pixels(range(60)).numpy())
+    assert packed.statistics() == plain.statistics()
 
 
-def test_what_processes_could_not_read_is_named(samples: list[Sample], tmp_path: Path) -> None:
+def test_an_image_that_processes_cannot_read_is_named(samples: list[Sample], tmp_path: Path) -> None:
     samples[7].image.write_bytes(b"no image")  # type: ignore[union-attr]
-    with pytest.raises(DataError, match=r"'.*07\.jpg' is no image"):
+    with pytest.raises(DataError, match=r"'.*07\.jpg' is not an image"):
         pack(samples, tmp_path / "cache")
     left_out = pack(samples, tmp_path / "cache", "skip").left_out
     assert [name for name, _ in left_out] == ["id7"]
 
 
 @pytest.mark.filterwarnings("error")
-def test_where_processes_cannot_be_started_threads_decode(
+def test_threads_decode_where_processes_cannot_be_started(
     samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = pack(samples, None)
@@ -88,7 +88,7 @@ def test_where_processes_cannot_be_started_threads_decode(
         assert sum(blocks) == 0
 
 
-def test_what_python_prints_while_it_starts_is_passed_over(
+def test_output_of_python_at_startup_is_ignored(
     samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "site").mkdir()
@@ -123,14 +123,14 @@ def test_a_process_that_ends_is_replaced_by_a_thread_unless_a_file_crashed_it(
     monkeypatch.setattr(module, "_send", send)
     plain = pack(samples, None)
     if crash:
-        with pytest.raises(DataError, match=r"one of the files from '.*00\.png' to '.*' crashes its decoder"):
+        with pytest.raises(DataError, match=r"One of the files from '.*00\.png' to '.*' crashes the decoder"):
             pack(samples, tmp_path / "cache")
         assert [path.name for path in (tmp_path / "cache").iterdir()] == ["locks"]
     else:
         assert pack(samples, tmp_path / "cache").fingerprint() == plain.fingerprint()
 
 
-def test_closed_processes_leave_the_work_to_threads(samples: list[Sample], tmp_path: Path) -> None:
+def test_closed_processes_decode_nothing(samples: list[Sample], tmp_path: Path) -> None:
     processes = DecodingProcesses(2)
     processes.close()
     processes.close()

@@ -1,4 +1,4 @@
-"""Every mode and bit depth that Pillow opens, against the values that were written into the file.
+"""Every mode and bit depth that Pillow opens, compared with the values that were written to the file.
 
 Most of these files are written here byte by byte, because Pillow writes few of the bit depths that it reads."""
 
@@ -40,7 +40,7 @@ def values_of(bits: int, *shape: int, seed: int = 0) -> Values:
 
 
 def packed(values: Values, bits: int, order: str = ">") -> bytes:
-    """Rows of values, the most significant bit first, each row filled up to bytes."""
+    """Rows of values, the most significant bit first, each row padded to full bytes."""
     rows = values.reshape(len(values), -1)
     if bits >= 8 and bits % 8 == 0:
         return rows.astype(f"{order}u{bits // 8}").tobytes()
@@ -49,7 +49,7 @@ def packed(values: Values, bits: int, order: str = ">") -> bytes:
 
 
 def png(values: Values, bits: int, kind: int, *chunks: tuple[bytes, bytes], interlaced: bool = False) -> bytes:
-    """Colour type `kind`: 0 gray, 2 RGB, 3 palette, 4 gray and alpha, 6 RGBA; with more chunks before the pixels."""
+    """A PNG of colour type `kind`: 0 gray, 2 RGB, 3 palette, 4 gray and alpha, 6 RGBA; `chunks` precede the pixels."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -68,8 +68,8 @@ def png(values: Values, bits: int, kind: int, *chunks: tuple[bytes, bytes], inte
 def tiff(
     values: Values, bits: int, photometric: int, order: str = "<", data: bytes | None = None, **tags: Any
 ) -> bytes:
-    """One strip, or with `planar=2` one for each channel. `tags`: `extra`, `form` (of the samples), `deflate`,
-    `planar`, `colours` (a palette), `chroma` (subsampling) and `turned` (EXIF orientation)."""
+    """A TIFF file of one strip, or with `planar=2` one for each channel. `tags`: `extra`, `form` (of the samples),
+    `deflate`, `planar`, `colours` (a palette), `chroma` (subsampling) and `turned` (EXIF orientation)."""
     height, width = values.shape[:2]
     count = 1 if values.ndim == 2 else values.shape[2]
     planes = [values[..., i] for i in range(count)] if tags.get("planar") == 2 and values.ndim == 3 else [values]
@@ -91,8 +91,8 @@ def tiff(
         ("chroma", 530),
     ):
         if name in tags:
-            given = tags[name]
-            fields[tag] = ("H", [given] * (count if name == "form" else 1) if isinstance(given, int) else given)
+            value = tags[name]
+            fields[tag] = ("H", [value] * (count if name == "form" else 1) if isinstance(value, int) else value)
     body = b"".join(strips) + bytes(sum(map(len, strips)) % 2)
     start = 8 + len(body)
     more = start + 6 + 12 * len(fields)
@@ -107,15 +107,15 @@ def tiff(
 
 
 def pnm(values: Values, largest: int, *, plain: bool) -> bytes:
-    """PGM or PPM, as text or binary."""
+    """A PGM or PPM file, as text or binary."""
     kind = (2 if values.ndim == 2 else 3) + (0 if plain else 3)
     head = f"P{kind}\n{values.shape[1]} {values.shape[0]}\n{largest}\n".encode()
     return head + (" ".join(map(str, values.ravel())).encode() if plain else packed(values, 8 if largest < 256 else 16))
 
 
 def jpeg2000(values: Values, bits: Sequence[int], *, signed: bool = False) -> bytes:
-    """Lossless. Pillow writes 8 or 16 bits; the header is then changed to `bits` of each channel. A decoder adds half
-    of the range that the header states, so the values are written with the difference."""
+    """Lossless JPEG 2000. Pillow writes 8 or 16 bits; the header is then changed to `bits` of each channel. A decoder
+    adds half of the range that the header states, so the values are written with the difference."""
     wide = 16 if max(bits) > 8 else 8
     shift = (1 << (wide - 1)) - np.array([0 if signed else 1 << (count - 1) for count in bits])
     raw = (values.reshape(*values.shape[:2], len(bits)) + shift).astype(np.uint16 if wide == 16 else np.uint8)
@@ -128,7 +128,7 @@ def jpeg2000(values: Values, bits: Sequence[int], *, signed: bool = False) -> by
 
 
 def jp2(codestream: bytes, width: int, height: int, bits: int, colours: Sequence[tuple[int, ...]]) -> bytes:
-    """The file around a codestream of indices of a palette."""
+    """A JP2 file around a codestream of palette indices."""
 
     def box(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I4s", len(data) + 8, kind) + data
@@ -142,7 +142,7 @@ def jp2(codestream: bytes, width: int, height: int, bits: int, colours: Sequence
 
 
 class Bits:
-    """The coded part of a JPEG, with a Huffman table in which the code of each length is its number in 5 bits."""
+    """The coded part of a JPEG, with a Huffman table in which the code of each length is the length in 5 bits."""
 
     def __init__(self) -> None:
         self.text = ""
@@ -222,16 +222,16 @@ def fits(values: Values, bits: int) -> bytes:
 
 
 def bmp_of_16_bits(values: Values) -> bytes:
-    """5 bits for each of red, green and blue."""
+    """A BMP file with 5 bits for each of red, green and blue."""
     height, width = values.shape[:2]
-    words = (values[..., 0] << 10) | (values[..., 1] << 5) | values[..., 2]
-    rows = b"".join(line.astype("<u2").tobytes().ljust((2 * width + 3) // 4 * 4, b"\0") for line in words[::-1])
+    pixels = (values[..., 0] << 10) | (values[..., 1] << 5) | values[..., 2]
+    rows = b"".join(line.astype("<u2").tobytes().ljust((2 * width + 3) // 4 * 4, b"\0") for line in pixels[::-1])
     head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 16, 0, len(rows), 0, 0, 0, 0)
     return b"BM" + struct.pack("<IHHI", 54 + len(rows), 0, 0, 54) + head + rows
 
 
 def bmp_of_a_palette(values: Values, bits: int, colours: Values) -> bytes:
-    """`colours` [N,3] are red, green, blue."""
+    """A BMP file with a palette; `colours` [N,3] are red, green, blue."""
     height, width = values.shape
     stride = (width * bits + 31) // 32 * 4
     rows = b""
@@ -244,11 +244,11 @@ def bmp_of_a_palette(values: Values, bits: int, colours: Values) -> bytes:
     return b"BM" + struct.pack("<IHHI", start + len(rows), 0, 0, start) + head + table + rows
 
 
-# --- what is decoded
+# --- decoded values
 
 
 class Case(NamedTuple):
-    """A file, the values 0..255 that it shows (gray [H,W] or RGB [H,W,3]), and by how much what is decoded may differ:
+    """A file, the values 0..255 that it shows (gray [H,W] or RGB [H,W,3]), and by how much decoded values may differ:
     half a level for one rounding."""
 
     data: bytes
@@ -257,7 +257,7 @@ class Case(NamedTuple):
 
 
 def over(levels: Values, alpha: Values) -> Values:
-    """Values over the background, by alpha from 0 to 1."""
+    """Values composited over the background, with alpha in [0, 1]."""
     return levels * alpha + BACKGROUND * (1 - alpha)
 
 
@@ -266,45 +266,45 @@ def scaled(values: Values, bits: int) -> Values:
 
 
 def cases() -> dict[str, Case]:
-    found: dict[str, Case] = {}
-    found |= png_cases() | tiff_cases() | other_cases()
-    return found
+    result: dict[str, Case] = {}
+    result |= png_cases() | tiff_cases() | other_cases()
+    return result
 
 
 def png_cases() -> dict[str, Case]:
-    found = {}
+    result = {}
     for bits in (1, 2, 4, 8, 16):
         gray = values_of(bits, 5, 9)
-        found[f"png gray {bits}"] = Case(png(gray, bits, 0), scaled(gray, bits))
+        result[f"png gray {bits}"] = Case(png(gray, bits, 0), scaled(gray, bits))
         for place in (0, 1, 7):  # black, white and a value between
             clear = int(gray[0, place])
             shown = np.where(gray == clear, BACKGROUND, scaled(gray, bits))
             data = png(gray, bits, 0, (b"tRNS", struct.pack(">H", clear)))
-            found[f"png gray {bits} with value {place} transparent"] = Case(data, shown)
+            result[f"png gray {bits} with value {place} transparent"] = Case(data, shown)
         if bits <= 8:
             palette = values_of(8, 1 << bits, 3, seed=1)
             chunk = (b"PLTE", palette.astype(np.uint8).tobytes())
-            found[f"png palette {bits}"] = Case(png(gray, bits, 3, chunk), palette[gray])
+            result[f"png palette {bits}"] = Case(png(gray, bits, 3, chunk), palette[gray])
             alphas = values_of(8, 1 << bits, seed=2)
             data = png(gray, bits, 3, chunk, (b"tRNS", alphas.astype(np.uint8).tobytes()))
             shown = over(palette[gray], alphas[gray][..., None] / 255)
-            found[f"png palette {bits} with alpha"] = Case(data, shown, 1)
+            result[f"png palette {bits} with alpha"] = Case(data, shown, 1)
     for bits in (8, 16):
-        within = 0.5 if bits == 8 else 1  # of 16 bits of a colour Pillow keeps the upper 8
+        within = 0.5 if bits == 8 else 1  # of a 16-bit colour Pillow keeps the upper 8 bits
         rgb = values_of(bits, 5, 9, 3)
-        found[f"png rgb {bits}"] = Case(png(rgb, bits, 2), scaled(rgb, bits), within)
+        result[f"png rgb {bits}"] = Case(png(rgb, bits, 2), scaled(rgb, bits), within)
         rgba = values_of(bits, 5, 9, 4)
         shown = over(scaled(rgba[..., :3], bits), rgba[..., 3:] / ((1 << bits) - 1))
-        found[f"png rgba {bits}"] = Case(png(rgba, bits, 6), shown, within + 1)
+        result[f"png rgba {bits}"] = Case(png(rgba, bits, 6), shown, within + 1)
         both = values_of(bits, 5, 9, 2)
         shown = over(scaled(both[..., 0], bits), both[..., 1] / ((1 << bits) - 1))
-        found[f"png gray and alpha {bits}"] = Case(png(both, bits, 4), shown, within + 1)
+        result[f"png gray and alpha {bits}"] = Case(png(both, bits, 4), shown, within + 1)
         for interlaced in (False, True):
             rgb[0, :4] = [[7, 7, 7], [7, 7, 8], [7 << (bits - 8), 0, 0], [7, 7, 7]]
             clear = (b"tRNS", struct.pack(">3H", 7, 7, 7))
             shown = np.where((rgb == 7).all(-1)[..., None], BACKGROUND, scaled(rgb, bits))
             name = f"png rgb {bits} with a transparent colour{', interlaced' if interlaced else ''}"
-            found[name] = Case(png(rgb, bits, 2, clear, interlaced=interlaced), shown, within)
+            result[name] = Case(png(rgb, bits, 2, clear, interlaced=interlaced), shown, within)
     rgb[1, :4] = [
         [0x3007, 0x3007, 0x3007],
         [0x3007, 0x3007, 0x3008],
@@ -313,12 +313,12 @@ def png_cases() -> dict[str, Case]:
     ]
     clear = (b"tRNS", struct.pack(">3H", 0x3007, 0x3007, 0x3007))
     shown = np.where((rgb == 0x3007).all(-1)[..., None], BACKGROUND, scaled(rgb, 16))
-    found["png rgb 16 with a bright transparent colour"] = Case(png(rgb, 16, 2, clear), shown, 1)
-    return found
+    result["png rgb 16 with a bright transparent colour"] = Case(png(rgb, 16, 2, clear), shown, 1)
+    return result
 
 
 def tiff_cases() -> dict[str, Case]:
-    found = {}
+    result = {}
     for order, deflate in (("<", False), (">", False), ("<", True), (">", True)):
         name = f"{'little' if order == '<' else 'big'} endian{' deflate' if deflate else ''}"
         for bits in (1, 2, 4, 8, 12, 16):
@@ -330,47 +330,47 @@ def tiff_cases() -> dict[str, Case]:
                 gray = values_of(bits, 5, 10)
                 data = tiff(gray, bits, photometric, order, deflate=deflate)
                 shown = scaled(gray, bits) if photometric else 255 - scaled(gray, bits)
-                found[f"tiff {name} gray {bits} photometric {photometric}"] = Case(data, shown)
+                result[f"tiff {name} gray {bits} photometric {photometric}"] = Case(data, shown)
         for bits in (8, 16):
             within = 0.5 if bits == 8 else 1
             rgba = values_of(bits, 5, 10, 4)
             levels, alpha = scaled(rgba[..., :3], bits), rgba[..., 3:] / ((1 << bits) - 1)
             make = {"deflate": deflate, "order": order}
-            found[f"tiff {name} rgb {bits}"] = Case(tiff(rgba[..., :3], bits, 2, **make), levels, within)
-            found[f"tiff {name} rgbx {bits}"] = Case(tiff(rgba, bits, 2, extra=0, **make), levels, within)
-            found[f"tiff {name} rgba {bits}"] = Case(
+            result[f"tiff {name} rgb {bits}"] = Case(tiff(rgba[..., :3], bits, 2, **make), levels, within)
+            result[f"tiff {name} rgbx {bits}"] = Case(tiff(rgba, bits, 2, extra=0, **make), levels, within)
+            result[f"tiff {name} rgba {bits}"] = Case(
                 tiff(rgba, bits, 2, extra=2, **make), over(levels, alpha), within + 1
             )
             dark = np.concatenate([(rgba[..., :3] * alpha).astype(np.int64), rgba[..., 3:]], axis=-1)
             shown = scaled(dark[..., :3], bits) + BACKGROUND * (1 - alpha)
             # a dark value is divided by alpha, rounded, and multiplied again
-            found[f"tiff {name} rgba {bits}, premultiplied"] = Case(
+            result[f"tiff {name} rgba {bits}, premultiplied"] = Case(
                 tiff(dark, bits, 2, extra=1, **make), shown, within + 2
             )
             inks = (255 - scaled(rgba[..., :3], bits)) * (255 - scaled(rgba[..., 3:], bits)) / 255
-            found[f"tiff {name} cmyk {bits}"] = Case(tiff(rgba, bits, 5, **make), inks, within + 1.5)
+            result[f"tiff {name} cmyk {bits}"] = Case(tiff(rgba, bits, 5, **make), inks, within + 1.5)
             if deflate or bits == 8:
                 data = tiff(rgba[..., :3], bits, 2, planar=2, **make)
-                found[f"tiff {name} rgb {bits}, separate channels"] = Case(data, levels, within)
+                result[f"tiff {name} rgb {bits}, separate channels"] = Case(data, levels, within)
         both = values_of(8, 5, 10, 2)
         alpha = both[..., 1] / 255
-        found[f"tiff {name} gray and other"] = Case(tiff(both, 8, 1, extra=0, **make), both[..., 0])
-        found[f"tiff {name} gray and alpha"] = Case(tiff(both, 8, 1, extra=2, **make), over(both[..., 0], alpha), 1.5)
+        result[f"tiff {name} gray and other"] = Case(tiff(both, 8, 1, extra=0, **make), both[..., 0])
+        result[f"tiff {name} gray and alpha"] = Case(tiff(both, 8, 1, extra=2, **make), over(both[..., 0], alpha), 1.5)
         dark = np.stack([(both[..., 0] * alpha).astype(np.int64), both[..., 1]], axis=-1)
         shown = dark[..., 0] + BACKGROUND * (1 - alpha)
-        found[f"tiff {name} gray and alpha, premultiplied"] = Case(tiff(dark, 8, 1, extra=1, **make), shown, 2.5)
+        result[f"tiff {name} gray and alpha, premultiplied"] = Case(tiff(dark, 8, 1, extra=1, **make), shown, 2.5)
         for bits in (1, 2, 4, 8):
             palette = values_of(8, 1 << bits, 3, seed=3)
             index = values_of(bits, 5, 10)
             for factor in (1, 256, 257):  # some programs write 8-bit colours
                 colours = (palette.T * factor).ravel().tolist()
                 data = tiff(index, bits, 3, colours=colours, **make)
-                found[f"tiff {name} palette {bits} times {factor}"] = Case(data, palette[index])
-    return found
+                result[f"tiff {name} palette {bits} times {factor}"] = Case(data, palette[index])
+    return result
 
 
 def other_cases() -> dict[str, Case]:
-    found = {}
+    result = {}
     for largest in (1, 3, 100, 255, 256, 1000, 1023, 4095, 16383, 65535):
         for plain in (False, True):
             gray, rgb = (np.random.default_rng(0).integers(0, largest + 1, shape) for shape in ((5, 9), (5, 9, 3)))
@@ -378,48 +378,48 @@ def other_cases() -> dict[str, Case]:
             kind = "text" if plain else "binary"
             # more than 255: scaled to 16 bits, then to 8
             data = pnm(gray, largest, plain=plain)
-            found[f"pgm {kind} {largest}"] = Case(data, gray * 255 / largest, 0.5 if largest < 256 else 0.502)
-            found[f"ppm {kind} {largest}"] = Case(pnm(rgb, largest, plain=plain), rgb * 255 / largest)
-    found["pbm"] = Case(b"P1\n3 2\n0 1 0\n1 1 0\n", np.array([[255, 0, 255], [0, 0, 255]]))
+            result[f"pgm {kind} {largest}"] = Case(data, gray * 255 / largest, 0.5 if largest < 256 else 0.502)
+            result[f"ppm {kind} {largest}"] = Case(pnm(rgb, largest, plain=plain), rgb * 255 / largest)
+    result["pbm"] = Case(b"P1\n3 2\n0 1 0\n1 1 0\n", np.array([[255, 0, 255], [0, 0, 255]]))
     for bits in range(1, 17):
         gray = values_of(bits, 7, 6)
-        found[f"jpeg 2000 gray {bits}"] = Case(jpeg2000(gray, (bits,)), scaled(gray, bits))
+        result[f"jpeg 2000 gray {bits}"] = Case(jpeg2000(gray, (bits,)), scaled(gray, bits))
     rgb = np.stack([values_of(bits, 7, 6, seed=bits) for bits in (5, 6, 4)], axis=-1)
     shown = np.stack([scaled(rgb[..., i], bits) for i, bits in enumerate((5, 6, 4))], axis=-1)
-    found["jpeg 2000 rgb 565"] = Case(jpeg2000(rgb, (5, 6, 4)), shown)
+    result["jpeg 2000 rgb 565"] = Case(jpeg2000(rgb, (5, 6, 4)), shown)
     rgb, alpha = values_of(8, 7, 6, 3), values_of(1, 7, 6, 1)
     data = jpeg2000(np.concatenate([rgb, alpha], axis=-1), (8, 8, 8, 1))
-    found["jpeg 2000 with 1-bit alpha"] = Case(data, over(rgb, alpha))
+    result["jpeg 2000 with 1-bit alpha"] = Case(data, over(rgb, alpha))
     both = np.concatenate([rgb[..., :1], alpha], axis=-1)
-    found["jpeg 2000 gray with 1-bit alpha"] = Case(jpeg2000(both, (8, 1)), over(rgb[..., 0], alpha[..., 0]))
+    result["jpeg 2000 gray with 1-bit alpha"] = Case(jpeg2000(both, (8, 1)), over(rgb[..., 0], alpha[..., 0]))
     for bits in (2, 4, 8):
         colours = [(200 - i, i, 3 * i) for i in range(1 << bits)] if bits < 8 else [(200 - i, i, 3) for i in range(200)]
         index = values_of(bits, 7, 6) % len(colours)
         data = jp2(jpeg2000(index, (bits,)), 6, 7, bits, colours)
-        found[f"jpeg 2000 palette {bits}"] = Case(data, np.array(colours)[index])
+        result[f"jpeg 2000 palette {bits}"] = Case(data, np.array(colours)[index])
     gray = values_of(8, 5, 9)
-    found["fits 8"] = Case(fits(gray, 8), gray)
-    found["lossless jpeg 8"] = Case(lossless_jpeg(gray, 8), gray)
+    result["fits 8"] = Case(fits(gray, 8), gray)
+    result["lossless jpeg 8"] = Case(lossless_jpeg(gray, 8), gray)
     rgb = values_of(8, 5, 9, 3)
-    found["lossless jpeg 8, rgb"] = Case(lossless_jpeg(rgb, 8, adobe(0)), rgb)
+    result["lossless jpeg 8, rgb"] = Case(lossless_jpeg(rgb, 8, adobe(0)), rgb)
     five = values_of(5, 5, 9, 3)
     for bits in (1, 4, 8):
         colours = values_of(8, 1 << bits, 3, seed=3)
         index = values_of(bits, 5, 11)
-        found[f"bmp palette {bits}"] = Case(bmp_of_a_palette(index, bits, colours), colours[index])
+        result[f"bmp palette {bits}"] = Case(bmp_of_a_palette(index, bits, colours), colours[index])
     ramp = np.repeat(np.arange(256)[:, None], 3, 1)
     for name, colours in {"gray": ramp, "gray, reversed": ramp[::-1]}.items():
         index = values_of(8, 5, 11)
-        shown = index if name == "gray" else colours[index]  # this palette Pillow takes for gray
-        found[f"bmp palette 8 {name}"] = Case(bmp_of_a_palette(index, 8, colours), shown)
+        shown = index if name == "gray" else colours[index]  # Pillow reads this palette as gray
+        result[f"bmp palette 8 {name}"] = Case(bmp_of_a_palette(index, 8, colours), shown)
     two = np.array([[0, 0, 0], [255, 255, 255]])
     for bits in (1, 8):
         for name, colours in {"black and white": two, "white and black": two[::-1]}.items():
             index = values_of(1, 5, 11)
             shown = index * 255 if name == "black and white" else colours[index]
-            found[f"bmp palette {bits} {name}"] = Case(bmp_of_a_palette(index, bits, colours), shown)
-    found["bmp 16"] = Case(bmp_of_16_bits(five), five * 255 / 31, 1)
-    return found
+            result[f"bmp palette {bits} {name}"] = Case(bmp_of_a_palette(index, bits, colours), shown)
+    result["bmp 16"] = Case(bmp_of_16_bits(five), five * 255 / 31, 1)
+    return result
 
 
 CASES = cases()
@@ -443,7 +443,7 @@ def test_every_mode_and_bit_depth_shows_the_values_that_were_written(name: str) 
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_file_its_bytes_a_pillow_image_and_the_cache_give_the_same(name: str, tmp_path: Path) -> None:
+def test_a_file_its_bytes_a_pillow_image_and_the_cache_give_the_same_pixels(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     path = tmp_path / "image"
     path.write_bytes(case.data)
@@ -471,9 +471,9 @@ def test_a_file_its_bytes_a_pillow_image_and_the_cache_give_the_same(name: str, 
 )
 def test_orientation_and_bit_depth_of_a_tiff_are_both_applied(bits: int, orientation: int) -> None:
     gray = values_of(bits, 6, 10)
-    found = decode_image(tiff(gray, bits, 1, turned=orientation), "a")
+    decoded = decode_image(tiff(gray, bits, 1, turned=orientation), "a")
     expected = {1: gray, 3: gray[::-1, ::-1], 6: gray.T[:, ::-1]}[orientation]
-    assert np.abs(composite_alpha(found, 0) - scaled(expected, bits)).max() <= 0.5
+    assert np.abs(composite_alpha(decoded, 0) - scaled(expected, bits)).max() <= 0.5
 
 
 def test_orientation_and_a_transparent_16_bit_colour_are_both_applied() -> None:
@@ -483,10 +483,10 @@ def test_orientation_and_a_transparent_16_bit_colour_are_both_applied() -> None:
     rgb[0, 1], rgb[0, 2] = (300, 300, 300), (300, 300, 301)
     clear = struct.pack(">3H", 300, 300, 300)
     chunks = ((b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")), (b"tRNS", clear))
-    found = composite_alpha(decode_image(png(rgb, 16, 2, *chunks), "a"), 255)
-    assert found.shape == (6, 4, 3)
-    assert found[1, 3].tolist() == [255, 255, 255]
-    assert found[2, 3].tolist() == [1, 1, 1]
+    decoded = composite_alpha(decode_image(png(rgb, 16, 2, *chunks), "a"), 255)
+    assert decoded.shape == (6, 4, 3)
+    assert decoded[1, 3].tolist() == [255, 255, 255]
+    assert decoded[2, 3].tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("deflate", [False, True])
@@ -497,20 +497,20 @@ def test_a_tiff_that_pillow_has_loaded_keeps_its_bit_depth(deflate: bool) -> Non
     assert np.array_equal(composite_alpha(decode_image(loaded, "a"), 0), composite_alpha(decode_image(data, "a"), 0))
 
 
-def test_lab_is_brought_to_srgb() -> None:
+def test_lab_is_converted_to_srgb() -> None:
     """White, black, and sRGB red, green and blue, whose values in L*a*b* (D50) are well known."""
     lab = [[100, 0, 0], [0, 0, 0], [54.3, 80.8, 69.9], [87.8, -79.3, 81.0], [29.6, 68.3, -112.0]]
     stored = np.array([[[round(light * 2.55), round(a) & 255, round(b) & 255] for light, a, b in lab]])
     expected = np.array([[[255] * 3, [0] * 3, [255, 0, 0], [0, 255, 0], [0, 0, 255]]])
-    found = composite_alpha(decode_image(tiff(stored, 8, 8), "a"), 0)
-    assert np.abs(found.astype(int) - expected).max() <= 25  # a* and b* have steps of 1
+    decoded = composite_alpha(decode_image(tiff(stored, 8, 8), "a"), 0)
+    assert np.abs(decoded.astype(int) - expected).max() <= 25  # a* and b* have steps of 1
 
 
 # --- Pillow images
 
 
 def pillow_image(mode: str, seed: int = 0) -> tuple[Image.Image, Values | None]:
-    """An image in memory and what it shows; None where that is not known."""
+    """An image in memory and the values it shows, or None if they are not known."""
     random = np.random.default_rng(seed)
     eight = random.integers(0, 256, (6, 8, 4), dtype=np.uint8)
     first, rest, alpha = eight[..., 0].astype(float), eight[..., :3].astype(float), eight[..., 3:] / 255
@@ -528,18 +528,18 @@ def pillow_image(mode: str, seed: int = 0) -> tuple[Image.Image, Values | None]:
     if mode in ("I", "F"):
         return Image.new(mode, (8, 6)), None
     if mode in ("P", "PA"):
-        made, colours = image(np.roll(eight, 0)), random.integers(0, 256, (256, 3))
-        made.putpalette(colours.astype(np.uint8).tobytes())
+        created, colours = image(np.roll(eight, 0)), random.integers(0, 256, (256, 3))
+        created.putpalette(colours.astype(np.uint8).tobytes())
         levels = colours[eight[..., 0]].astype(float)
-        return made, over(levels, eight[..., 1:2] / 255) if mode == "PA" else levels
+        return created, over(levels, eight[..., 1:2] / 255) if mode == "PA" else levels
     if mode in ("La", "RGBa"):
         dark = (eight[..., : bands - 1] * (eight[..., bands - 1 : bands] / 255)).astype(np.uint8)
         both = np.concatenate([dark, eight[..., bands - 1 : bands]], axis=-1)
         shown = dark + BACKGROUND * (1 - eight[..., bands - 1 : bands] / 255)
         return image(both), shown[..., 0] if mode == "La" else shown
     if mode in ("YCbCr", "HSV", "LAB"):
-        made = Image.fromarray(eight[..., :3] // 8 + 100).convert(mode)
-        return made, (eight[..., :3] // 8 + 100).astype(float)
+        created = Image.fromarray(eight[..., :3] // 8 + 100).convert(mode)
+        return created, (eight[..., :3] // 8 + 100).astype(float)
     if mode == "CMYK":
         return image(), (255 - rest) * (255 - eight[..., 3:].astype(float)) / 255
     shown = {"L": first, "LA": over(first, eight[..., 1] / 255), "RGBA": over(rest, alpha)}.get(mode, rest)
@@ -548,7 +548,7 @@ def pillow_image(mode: str, seed: int = 0) -> tuple[Image.Image, Values | None]:
 
 @settings(max_examples=120)
 @given(mode=st.sampled_from(sorted(set(Image.MODES))), seed=st.integers(0, 1000), channels=st.sampled_from([1, 3]))
-def test_a_pillow_image_of_any_mode_is_decoded_and_kept_or_refused(mode: str, seed: int, channels: int) -> None:
+def test_a_pillow_image_of_any_mode_is_decoded_and_encoded_or_refused(mode: str, seed: int, channels: int) -> None:
     image, shown = pillow_image(mode, seed)
     before = image.tobytes()
     preprocess = Preprocess(6, 8, channels, background=BACKGROUND)
@@ -556,18 +556,18 @@ def test_a_pillow_image_of_any_mode_is_decoded_and_kept_or_refused(mode: str, se
         with pytest.raises(ImageError, match=r"^it has (signed 32-bit|floating-point) pixels"):
             preprocess.decode(image, "it")
         return
-    found = preprocess.decode(image)
+    decoded = preprocess.decode(image)
     if channels == 1:
         expected = (shown if shown.ndim == 2 else shown @ [0.299, 0.587, 0.114])[None]
     else:
         expected = shown[None].repeat(3, 0) if shown.ndim == 2 else shown.transpose(2, 0, 1)
-    assert np.abs(found - expected).max() <= (8 if mode in ("HSV", "LAB") else 3 if mode == "YCbCr" else 2.6)
-    assert np.array_equal(preprocess.decode(to_encoded_bytes(image, "it")), found)
-    assert np.array_equal(preprocess.decode(image.copy()), found)
+    assert np.abs(decoded - expected).max() <= (8 if mode in ("HSV", "LAB") else 3 if mode == "YCbCr" else 2.6)
+    assert np.array_equal(preprocess.decode(to_encoded_bytes(image, "it")), decoded)
+    assert np.array_equal(preprocess.decode(image.copy()), decoded)
     assert image.tobytes() == before
     assert image.mode == mode
     part = Preprocess(3, 4, channels, background=BACKGROUND).decode(image, crop=(2, 1, 3, 4))
-    assert np.array_equal(part, found[:, 2:5, 1:5])
+    assert np.array_equal(part, decoded[:, 2:5, 1:5])
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "I;16"])
@@ -577,12 +577,12 @@ def test_the_transparent_value_of_a_pillow_image_shows_the_background(mode: str)
     clear = image.getpixel((2, 1))
     image.info["transparency"] = clear
     preprocess = Preprocess(6, 8, 3, background=BACKGROUND)
-    found = preprocess.decode(image)
-    there = np.array([[image.getpixel((x, y)) == clear for x in range(8)] for y in range(6)])
-    assert (found[:, there] == BACKGROUND).all()
+    decoded = preprocess.decode(image)
+    transparent = np.array([[image.getpixel((x, y)) == clear for x in range(8)] for y in range(6)])
+    assert (decoded[:, transparent] == BACKGROUND).all()
     levels = shown if shown.ndim == 3 else shown[..., None].repeat(3, -1)
-    assert np.abs(found - levels.transpose(2, 0, 1))[:, ~there].max() <= 0.5
-    assert np.array_equal(preprocess.decode(to_encoded_bytes(image, "a")), found)
+    assert np.abs(decoded - levels.transpose(2, 0, 1))[:, ~transparent].max() <= 0.5
+    assert np.array_equal(preprocess.decode(to_encoded_bytes(image, "a")), decoded)
 
 
 WRITTEN = {
@@ -593,7 +593,7 @@ WRITTEN = {
 
 
 @pytest.mark.parametrize(("kind", "mode"), [(kind, mode) for kind, modes in WRITTEN.items() for mode in modes.split()])
-def test_what_pillow_writes_without_loss_is_read_without_loss(kind: str, mode: str) -> None:
+def test_files_that_pillow_writes_without_loss_are_read_without_loss(kind: str, mode: str) -> None:
     rgba = np.random.default_rng(5).integers(0, 256, (16, 16, 4), dtype=np.uint8)
     rgba[..., 3] = np.where(rgba[..., 3] > 90, 255, 0)
     image = Image.fromarray(rgba if mode in ("RGBA", "LA") else rgba[..., :3]).convert(mode)
@@ -601,17 +601,17 @@ def test_what_pillow_writes_without_loss_is_read_without_loss(kind: str, mode: s
     image.save(stream, kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {}))
     expected = np.asarray(image.convert("RGBA")).astype(float)
     levels = over(expected[..., :3], expected[..., 3:] / 255)
-    found = Preprocess(16, 16, 3, background=BACKGROUND).decode(stream.getvalue())
-    assert np.abs(found - levels.transpose(2, 0, 1)).max() <= 0.5
+    decoded = Preprocess(16, 16, 3, background=BACKGROUND).decode(stream.getvalue())
+    assert np.abs(decoded - levels.transpose(2, 0, 1)).max() <= 0.5
 
 
-def test_the_first_frame_of_an_animation_is_shown() -> None:
+def test_the_first_frame_of_an_animation_is_decoded() -> None:
     frames = [Image.fromarray(noise(8, 8, 3, seed=seed)).convert("P") for seed in range(3)]
     for kind, options in (("GIF", {}), ("PNG", {}), ("WEBP", {"lossless": True})):
         stream = io.BytesIO()
         frames[0].save(stream, kind, save_all=True, append_images=frames[1:], **options)
-        found = Preprocess(8, 8, 3).decode(stream.getvalue())
-        assert np.array_equal(found, np.asarray(frames[0].convert("RGB")).transpose(2, 0, 1))
+        decoded = Preprocess(8, 8, 3).decode(stream.getvalue())
+        assert np.array_equal(decoded, np.asarray(frames[0].convert("RGB")).transpose(2, 0, 1))
 
 
 # --- JPEG
@@ -634,10 +634,10 @@ STORED: dict[str, dict[str, Any]] = {
 def assert_as_pillow(data: bytes) -> None:
     with Image.open(io.BytesIO(data)) as opened:
         expected = np.asarray(opened if opened.mode == "L" else opened.convert("RGB"))
-    found = composite_alpha(decode_image(data, "a"), 0)
-    assert np.array_equal(found, expected)
-    quick = try_decode_jpeg(data)
-    assert quick is None or np.array_equal(quick, expected)
+    decoded = composite_alpha(decode_image(data, "a"), 0)
+    assert np.array_equal(decoded, expected)
+    fast = try_decode_jpeg(data)
+    assert fast is None or np.array_equal(fast, expected)
     levels = np.asarray(Image.fromarray(expected).convert("L"))
     assert np.array_equal(Preprocess(*expected.shape[:2], 1).decode(data)[0], levels)
 
@@ -665,11 +665,11 @@ def test_a_lossless_jpeg_of_other_than_8_bits_is_refused(bits: int, kind: str) -
     shape = (5, 9) if kind == "gray" else (5, 9, 3)
     data = lossless_jpeg(values_of(bits, *shape), bits, b"" if kind == "gray" else adobe(int(kind == "YCbCr")))
     assert try_decode_jpeg(data) is None
-    with pytest.raises(ImageError, match=f"^x.jpg is .* that Pillow does not decode: JPEG, cannot handle {bits}-bit"):
+    with pytest.raises(ImageError, match=f"^x.jpg {NOT_DECODED} JPEG, cannot handle {bits}-bit"):
         Preprocess(5, 9, 1).decode(data, "x.jpg")
 
 
-# --- what is refused, and the reason
+# --- refused files and the reason
 
 # 2 x 2 RGB of 12 bits, reversible: Pillow cannot write it
 RGB_OF_12_BITS = (
@@ -679,14 +679,16 @@ RGB_OF_12_BITS = (
 )
 GRAY, GRAY_16, RGB_16 = values_of(8, 5, 10), values_of(16, 5, 10), values_of(16, 5, 10, 3)
 LONG = values_of(31, 5, 10)
-NO_RANGE = "pixels, whose values for black and white are not known; save it with unsigned 8 or 16 bits"
-NOT_DECODED = "is no image, or a damaged one, or of a kind that Pillow does not decode:"
+NO_RANGE = "pixels, whose values for black and white are not known. Save it with unsigned 8 or 16 bits"
+NOT_DECODED = "is damaged, or of a kind that Pillow does not support:"
 UNKNOWN = f"{NOT_DECODED} TIFF, .*"
-SEPARATE = "channels separate .PlanarConfiguration 2., which Pillow decodes wrong; save it with PlanarConfiguration 1"
+SEPARATE = (
+    "channels separately .PlanarConfiguration 2., which Pillow decodes incorrectly. Save it with PlanarConfiguration 1"
+)
 REFUSED: dict[str, tuple[bytes, str]] = {
     "bmp 4, black and white": (
         bmp_of_a_palette(values_of(1, 5, 11), 4, np.array([[0, 0, 0], [255, 255, 255]])),
-        "4 bits per pixel and a palette of gray levels alone, which Pillow decodes wrong; save it as PNG",
+        "4 bits per pixel and a palette of gray levels only, which Pillow decodes incorrectly. Save it as PNG",
     ),
     "tiff signed 8": (tiff(GRAY, 8, 1, form=2), f"has signed 8-bit {NO_RANGE}"),
     "tiff signed 16": (tiff(GRAY_16, 16, 1, form=2), f"has signed 16-bit {NO_RANGE}"),
@@ -707,14 +709,14 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "tiff separate alpha, not declared": (
         tiff(values_of(8, 5, 10, 4), 8, 2, planar=2, deflate=True), f"its 8-bit {SEPARATE}"),
     "tiff separate L*a*b*": (tiff(values_of(8, 5, 10, 3), 8, 8, planar=2), f"its 8-bit {SEPARATE}"),
-    "tiff subsampled": (tiff(values_of(8, 6, 10, 3), 8, 6, chroma=(2, 2)), "subsampled YCbCr .*; save it as RGB"),
+    "tiff subsampled": (tiff(values_of(8, 6, 10, 3), 8, 6, chroma=(2, 2)), "subsampled YCbCr .*. Save it as RGB"),
     "pfm": (b"Pf\n2 1\n-1.0\n" + bytes(8), f"has floating-point {NO_RANGE}"),
     "fits 16": (fits(values_of(15, 5, 9), 16), f"has signed 16-bit {NO_RANGE}"),
     "fits 32": (fits(LONG, 32), f"has signed 32-bit {NO_RANGE}"),
     "fits float": (fits(GRAY, -32), f"has floating-point {NO_RANGE}"),
     "jpeg 2000 signed": (jpeg2000(values_of(11, 7, 6) - 1024, (12,), signed=True), f"has signed 12-bit {NO_RANGE}"),
     "jpeg 2000 rgb 12": (
-        bytes.fromhex(RGB_OF_12_BITS), "JPEG 2000 with 12 bits per channel .* largest values as 0; save it with 8"),
+        bytes.fromhex(RGB_OF_12_BITS), "JPEG 2000 image with 12 bits .* largest values as 0. Save it with 8"),
     "jpeg 12": (block_jpeg((ONE,), bits=12, marker=0xC1), f"{NOT_DECODED} JPEG, .* 12-bit layers; save it with 8"),
     "jpeg of 2 channels": (block_jpeg((ONE, ONE)), f"{NOT_DECODED} JPEG, cannot handle 2-layer images"),
     "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(40), f"{NOT_DECODED} cannot find loader for this HDF5 file"),
@@ -722,7 +724,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_decoded_right_is_refused_with_the_reason(name: str, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_decoded_correctly_is_refused_with_the_reason(name: str, tmp_path: Path) -> None:
     data, reason = REFUSED[name]
     path = tmp_path / "x"
     path.write_bytes(data)
@@ -740,11 +742,11 @@ def test_what_cannot_be_decoded_right_is_refused_with_the_reason(name: str, tmp_
         to_encoded_bytes(opened, "x")
 
 
-def test_a_16_bit_colour_that_pillow_has_cut_to_8_is_not_compared() -> None:
+def test_a_transparent_16_bit_colour_that_pillow_has_cut_to_8_bits_is_refused() -> None:
     rgb = values_of(16, 4, 6, 3)
     loaded = Image.open(io.BytesIO(png(rgb, 16, 2, (b"tRNS", struct.pack(">3H", *rgb[1, 1].tolist())))))
     loaded.load()
-    with pytest.raises(ImageError, match=r"^x had 16-bit colours, one of which.* pass the file"):
+    with pytest.raises(ImageError, match=r"^x had 16-bit colours, one of which.* Pass the file"):
         Preprocess(4, 6, 3).decode(loaded, "x")
 
 
@@ -752,7 +754,7 @@ def test_a_16_bit_colour_that_pillow_has_cut_to_8_is_not_compared() -> None:
 
 
 def tga(values: Values, depth: int, attributes: int) -> bytes:
-    """Uncompressed, from the top: gray [H,W], or channels [H,W,C] in Pillow's order of red, green, blue, fourth."""
+    """Uncompressed TGA, from the top: gray [H,W], or channels [H,W,C] in Pillow's order of red, green, blue, fourth."""
     height, width = values.shape[:2]
     kind = 3 if values.ndim == 2 else 2
     head = struct.pack("<BBBHHBHHHHBB", 0, 0, kind, 0, 0, 0, 0, 0, width, height, depth, 0x20 | attributes)
@@ -761,13 +763,13 @@ def tga(values: Values, depth: int, attributes: int) -> bytes:
 
 
 @pytest.mark.parametrize("fourth", [0, 255, 77])
-def test_a_tga_without_alpha_is_opaque_whatever_its_fourth_byte_is(fourth: int) -> None:
+def test_a_tga_without_alpha_is_opaque_for_any_fourth_byte(fourth: int) -> None:
     rgb = values_of(8, 5, 7, 3)
     rgba = np.concatenate([rgb, np.full((5, 7, 1), fourth)], -1)
     assert np.array_equal(Preprocess(5, 7, 3).decode(tga(rgba, 32, 0)).transpose(1, 2, 0), rgb)
     shown = over(rgb, np.array(fourth / 255))
-    found = Preprocess(5, 7, 3, background=BACKGROUND).decode(tga(rgba, 32, 8)).transpose(1, 2, 0)
-    assert np.abs(found - shown).max() <= 1.5
+    decoded = Preprocess(5, 7, 3, background=BACKGROUND).decode(tga(rgba, 32, 8)).transpose(1, 2, 0)
+    assert np.abs(decoded - shown).max() <= 1.5
 
 
 def test_a_palette_with_alpha_keeps_its_8_bit_colours() -> None:
@@ -797,8 +799,8 @@ TWICE = {
 
 
 @pytest.mark.parametrize("name", sorted(name for name in CASES if name in TWICE))
-def test_an_image_that_is_open_is_not_loaded_and_shows_the_same_each_time(name: str) -> None:
-    """Loading it would lose what its file says about its values."""
+def test_an_opened_image_is_not_loaded_and_decodes_the_same_each_time(name: str) -> None:
+    """Loading it would lose the information of its file about its values."""
     data = CASES[name].data
     opened = Image.open(io.BytesIO(data))
     height, width = CASES[name].expected.shape[:2]
@@ -808,11 +810,11 @@ def test_an_image_that_is_open_is_not_loaded_and_shows_the_same_each_time(name: 
         assert np.array_equal(preprocess.decode(opened), expected)
     assert opened.tile, "it was loaded"
     with ThreadPoolExecutor(4) as threads:
-        for found in threads.map(lambda _: preprocess.decode(opened), range(40)):
-            assert np.array_equal(found, expected)
+        for decoded in threads.map(lambda _: preprocess.decode(opened), range(40)):
+            assert np.array_equal(decoded, expected)
 
 
-def test_the_frame_that_a_caller_chose_is_decoded() -> None:
+def test_the_frame_that_the_caller_selected_is_decoded() -> None:
     frames = [Image.fromarray(values_of(8, 6, 8, seed=seed).astype(np.uint8)) for seed in range(3)]
     stream = io.BytesIO()
     frames[0].save(stream, "TIFF", save_all=True, append_images=frames[1:])

@@ -1,4 +1,4 @@
-"""The end of an epoch: no training batch of one image, and batches that are left out where that is asked for."""
+"""The end of an epoch: no training batch has one image, and `drop_last` drops an incomplete one."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def batches(loader: BatchLoader, epoch: int) -> list[list[int]]:
     drop=st.booleans(), workers=st.sampled_from([0, 2]), epoch=st.integers(0, 3),
 )  # fmt: skip
 @settings(max_examples=150)
-def test_no_training_batch_of_one_and_every_image_once(
+def test_no_training_batch_has_one_image_and_every_image_comes_once(
     count: int, size: int, world: int, balanced: bool, drop: bool, workers: int, epoch: int
 ) -> None:
-    """Before, 61 images in batches of 4 ended with a batch of one."""
+    """In an earlier version, 61 images in batches of 4 ended with a batch of one."""
     if count < world or (drop and count < size * world):
         return
     data, seen, lengths = dataset(count), list[int](), set[int]()
@@ -50,17 +50,17 @@ def test_no_training_batch_of_one_and_every_image_once(
             data, PREPROCESS, size, shuffle=True, balanced=balanced, drop_last=drop, workers=workers, rank=rank,
             world_size=world,
         )  # fmt: skip
-        found = batches(loader, epoch)
-        lengths.add(len(found))
-        assert len(found) == len(loader)
-        seen += [row for batch in found for row in batch]
+        result = batches(loader, epoch)
+        lengths.add(len(result))
+        assert len(result) == len(loader)
+        seen += [row for batch in result for row in batch]
         if drop:
-            assert {len(batch) for batch in found} == {size}
+            assert {len(batch) for batch in result} == {size}
         elif size > 1 and count >= 2 * world:
-            assert all(2 <= len(batch) <= size + 2 for batch in found)
-        for first in range(len(found) + 1):  # resuming anywhere
+            assert all(2 <= len(batch) <= size + 2 for batch in result)
+        for first in range(len(result) + 1):  # resuming anywhere
             loader.seek(epoch, first)
-            assert [batch.index.tolist() for batch in loader if batch.index is not None] == found[first:]
+            assert [batch.index.tolist() for batch in loader if batch.index is not None] == result[first:]
     assert len(lengths) == 1
     expected = count // (size * world) * size * world if drop else count
     assert len(seen) == expected
@@ -68,19 +68,19 @@ def test_no_training_batch_of_one_and_every_image_once(
         assert len(set(seen)) == expected
 
 
-def test_what_is_left_out_is_other_images_in_every_epoch() -> None:
+def test_other_images_are_left_out_in_every_epoch() -> None:
     loader = BatchLoader(dataset(10), PREPROCESS, 4, shuffle=True, drop_last=True)
-    out = [set(range(10)) - {row for batch in batches(loader, epoch) for row in batch} for epoch in range(20)]
-    assert all(len(rows) == 2 for rows in out)
-    assert set().union(*out) == set(range(10))
+    left_out = [set(range(10)) - {row for batch in batches(loader, epoch) for row in batch} for epoch in range(20)]
+    assert all(len(rows) == 2 for rows in left_out)
+    assert set().union(*left_out) == set(range(10))
 
 
-def test_evaluation_keeps_its_last_image_in_a_batch_of_its_own() -> None:
+def test_evaluation_has_its_last_image_in_a_separate_batch() -> None:
     assert [len(rows) for rows in batches(BatchLoader(dataset(9), PREPROCESS, 4), 0)] == [4, 4, 1]
 
 
 class Normalised(nn.Module):
-    """Cannot be trained on one image."""
+    """A network with batch normalisation, which cannot be trained on one image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,16 +90,16 @@ class Normalised(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
             self.sizes.append(len(x))
-        answer: Tensor = self.layers(x)
-        return answer
+        output: Tensor = self.layers(x)
+        return output
 
 
 @pytest.mark.parametrize("sampler", ["shuffle", "balanced"])
 @pytest.mark.parametrize(("size", "accumulate"), [(64, 1), (16, 4), (2, 32), (21, 3), (8, 2)])
-def test_batch_normalisation_lives_to_the_end_of_the_epoch(
+def test_batch_normalisation_trains_to_the_end_of_the_epoch(
     tmp_path: Path, size: int, accumulate: int, sampler: str
 ) -> None:
-    """Before, "Expected more than 1 value per channel when training" at the end of epoch 1."""
+    """In an earlier version, epoch 1 ended with "Expected more than 1 value per channel when training"."""
     total = 1797
     for left in (1, 2, 3):
         steps = (total - left - 1) // (size * accumulate)
@@ -113,17 +113,17 @@ def test_batch_normalisation_lives_to_the_end_of_the_epoch(
         model = Normalised()
         result = sightline.fit(config, model=model)
         sizes = model.sizes[1:] if model.sizes[0] == 2 and sum(model.sizes) == train + 2 else model.sizes
-        assert sum(sizes) == train  # the first two are those that the network was tried with
+        assert sum(sizes) == train  # without the two images that the network was tried with
         assert min(sizes) >= 2
         assert result.epochs == 1
 
 
 @given(total=st.integers(1, 40), accumulate=st.integers(1, 9), size=st.integers(1, 9))
-def test_a_batch_is_never_cut_into_parts_of_one(total: int, accumulate: int, size: int) -> None:
+def test_a_batch_is_never_split_into_parts_of_one_image(total: int, accumulate: int, size: int) -> None:
     sizes: list[int] = []
 
     class Watched(nn.Module):
-        """Notes how many images it is shown."""
+        """Records how many images it receives."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -131,8 +131,8 @@ def test_a_batch_is_never_cut_into_parts_of_one(total: int, accumulate: int, siz
 
         def forward(self, x: Tensor) -> Tensor:
             sizes.append(len(x))
-            answer: Tensor = self.layer(x)
-            return answer
+            output: Tensor = self.layer(x)
+            return output
 
     model = Watched()
     task = SupervisedTask(nn.CrossEntropyLoss(), accumulate=accumulate, part_size=size)
@@ -143,10 +143,10 @@ def test_a_batch_is_never_cut_into_parts_of_one(total: int, accumulate: int, siz
         assert min(sizes) >= min(2, total)
 
 
-def test_leaving_out_all_there_is_is_refused(tmp_path: Path) -> None:
+def test_leaving_out_every_image_is_refused(tmp_path: Path) -> None:
     config = {"data": {"batch_size": 2000, "drop_last": True}, "run": {"dir": str(tmp_path)}}
     message = r"data\.drop_last: the 1258 training images do not fill one step of 2000"
     with pytest.raises(ConfigError, match=message):
         sightline.fit(config)
-    with pytest.raises(ValueError, match="drop_last leaves no batch of 4 out of 3 images"):
+    with pytest.raises(ValueError, match="drop_last: 3 images do not fill one step of 4"):
         BatchLoader(dataset(3), PREPROCESS, 4, drop_last=True)

@@ -1,5 +1,5 @@
-"""Batches out of a packed data set: which rows, in which order, changed how; by how many threads, processes and ranks
-is no matter."""
+"""Batches of a packed dataset: which rows, in which order and how augmented, whatever the number of threads, processes
+and ranks."""
 
 from __future__ import annotations
 
@@ -70,12 +70,12 @@ SEED = st.integers(0, 2**40)
 @pytest.mark.rows("CB3")
 @settings(max_examples=60)
 @given(count=COUNT, size=SIZE, seed=SEED, shuffle=st.booleans())
-def test_every_row_comes_once_an_epoch_and_the_last_batch_is_what_is_left(
+def test_every_row_comes_once_per_epoch_and_the_last_batch_holds_the_rest(
     count: int, size: int, seed: int, shuffle: bool
 ) -> None:
     batches = loader(count, size, seed, shuffle)
     sizes = [size] * (count // size) + [count % size] * bool(count % size)
-    if shuffle and size > 1 and len(sizes) > 1 and sizes[-1] == 1:  # nothing is trained on one image
+    if shuffle and size > 1 and len(sizes) > 1 and sizes[-1] == 1:  # no training batch has only one image
         sizes = [*sizes[:-2], size + 1]
     assert len(batches) == len(sizes)
     for _ in range(2):
@@ -101,19 +101,19 @@ def test_the_batch_size_changes_neither_the_order_nor_any_image(
 @settings(max_examples=40)
 @given(count=COUNT, size=SIZE, seed=SEED, epoch=st.integers(0, 3), data=st.data())
 @pytest.mark.rows("X15")
-def test_seeking_is_skipping(count: int, size: int, seed: int, epoch: int, data: st.DataObject) -> None:
-    played = loader(count, size, seed)
+def test_seeking_equals_skipping_batches(count: int, size: int, seed: int, epoch: int, data: st.DataObject) -> None:
+    sequential = loader(count, size, seed)
     for _ in range(epoch):
-        list(played)
-    whole = list(played)
-    batch = data.draw(st.integers(0, len(whole)))
+        list(sequential)
+    full = list(sequential)
+    batch = data.draw(st.integers(0, len(full)))
     sought = loader(count, size, seed)
     sought.seek(epoch, batch)
     rest = list(sought)
-    assert len(rest) == len(whole) - batch
+    assert len(rest) == len(full) - batch
     if rest:
-        assert same(rest, whole[batch:])
-    assert same(list(sought), list(played)), "after a seek the next epoch is a whole one"
+        assert same(rest, full[batch:])
+    assert same(list(sought), list(sequential)), "the epoch after a sought one is incomplete"
 
 
 def test_epochs_differ_in_order_and_in_augmentation() -> None:
@@ -126,7 +126,7 @@ def test_epochs_differ_in_order_and_in_augmentation() -> None:
     assert changed.float().mean().item() > 0.5
 
 
-def test_the_same_seed_gives_the_same_stream_and_another_another() -> None:
+def test_the_same_seed_gives_the_same_stream_and_another_seed_another() -> None:
     one, same_seed, other = loader(50, 8, seed=3), loader(50, 8, seed=3), loader(50, 8, seed=4)
     for _ in range(3):
         first = list(one)
@@ -134,7 +134,7 @@ def test_the_same_seed_gives_the_same_stream_and_another_another() -> None:
         assert rows(first) != rows(list(other))
 
 
-def test_torchs_own_generator_neither_matters_nor_moves() -> None:
+def test_torchs_global_generator_is_neither_used_nor_changed() -> None:
     torch.manual_seed(1)
     first = list(loader(20, 8))
     torch.manual_seed(2)
@@ -144,7 +144,7 @@ def test_torchs_own_generator_neither_matters_nor_moves() -> None:
     assert same(first, second)
 
 
-def test_index_joins_every_sample_to_its_image_and_label() -> None:
+def test_index_gives_the_row_of_every_image_and_label() -> None:
     data = dataset(37)
     batches = BatchLoader(data, PREPROCESS, 8, shuffle=True)
     expected = PREPROCESS.normalizer()(data.images)
@@ -155,7 +155,7 @@ def test_index_joins_every_sample_to_its_image_and_label() -> None:
         assert torch.equal(batch.y, data.labels[batch.index])
 
 
-def test_without_shuffle_the_order_is_that_of_the_data_in_every_epoch() -> None:
+def test_without_shuffle_every_epoch_is_in_the_order_of_the_data() -> None:
     batches = loader(20, 6, shuffle=False)
     assert rows(list(batches)) == rows(list(batches)) == list(range(20))
 
@@ -181,7 +181,7 @@ def test_the_data_is_not_changed() -> None:
 
 
 def test_a_long_epoch_is_the_same_in_any_batch_size() -> None:
-    # longer than the piece of the order that is computed at once
+    # longer than the part of the order that is computed at once
     count = 140_000
     data = PackedDataset(
         torch.zeros((count, 1, 1, 1), dtype=torch.uint8),
@@ -207,15 +207,15 @@ def test_an_empty_split_has_no_batches() -> None:
 
 @pytest.mark.parametrize("size", [0, -1])
 def test_a_batch_needs_at_least_one_image(size: int) -> None:
-    with pytest.raises(ValueError, match=f"at least 1, not {size}"):
+    with pytest.raises(ValueError, match=f"an integer >= 1, found {size}"):
         loader(4, size)
 
 
-def test_a_trainer_can_resume_on_it() -> None:
+def test_it_is_a_loader_that_a_trainer_can_resume() -> None:
     assert isinstance(loader(4, 2), Loader)
 
 
-# --- what changes nothing: threads, depth, ranks, batch size
+# --- threads, prefetch depth, ranks and batch size do not change the samples
 
 
 CHAINS: dict[str, tuple[Any, ...]] = {
@@ -229,31 +229,31 @@ KINDS = [f"{kind} {chain}" for kind in ("pixels", "encoded") for chain in CHAINS
 
 @cache
 def files() -> tuple[bytes, ...]:
-    """Seven encoded colour pictures of different sizes, PNG and JPEG."""
-    made = []
+    """Seven encoded colour images of different sizes, PNG and JPEG."""
+    contents = []
     for i, (height, width) in enumerate([(9, 9), (12, 7), (8, 20), (6, 6), (15, 15), (9, 30), (11, 10)]):
         file = io.BytesIO()
         Image.fromarray(noise(height, width, 3, seed=i)).save(file, "JPEG" if i % 2 else "PNG")
-        made.append(file.getvalue())
-    return tuple(made)
+        contents.append(file.getvalue())
+    return tuple(contents)
 
 
 def sides_of(data: bytes) -> tuple[int, int]:
-    """(height, width) of an encoded picture."""
+    """(height, width) of an encoded image."""
     width, height = Image.open(io.BytesIO(data)).size
     return height, width
 
 
 def encoded(count: int, side: int = 6, images: Sequence[bytes] | None = None) -> PackedDataset:
     images = images or files()
-    whole = files() if len(images) == len(files()) else images  # one of them may be damaged
-    sizes = np.array([sides_of(data) for data in whole], np.int32)
-    kept = EncodedImages(Preprocess(side, side, 3), sizes, images.__getitem__, lambda row: f"'file {row}'")
+    intact = files() if len(images) == len(files()) else images  # one of `images` may be damaged
+    sizes = np.array([sides_of(data) for data in intact], np.int32)
+    store = EncodedImages(Preprocess(side, side, 3), sizes, images.__getitem__, lambda row: f"'file {row}'")
     rows = np.arange(count) * 3 % len(images)
-    return PackedDataset(kept, torch.arange(count) % 2, tuple(map(str, range(count))), ("a", "b"), rows)
+    return PackedDataset(store, torch.arange(count) % 2, tuple(map(str, range(count))), ("a", "b"), rows)
 
 
-def made(kind: str, count: int, size: int, **how: Any) -> BatchLoader:
+def make_loader(kind: str, count: int, size: int, **options: Any) -> BatchLoader:
     store, chain = kind.split()
     augment = (PerImage(lambda image: image.flip(1)), *AUGMENT) if chain == "alone" else CHAINS[chain]
     if store == "encoded":
@@ -264,14 +264,14 @@ def made(kind: str, count: int, size: int, **how: Any) -> BatchLoader:
         images = torch.from_numpy(pixels if store == "rows" else pixels[:count])
         data = PackedDataset(images, torch.arange(count) % 2, tuple(map(str, range(count))), ("a", "b"), order)
         preprocess = Preprocess(6, 6, 3, (0.4,), (0.3,))
-    return BatchLoader(data, preprocess, size, augment=augment, **how)
+    return BatchLoader(data, preprocess, size, augment=augment, **options)
 
 
 def by_row(batches: list[Batch]) -> tuple[Tensor, Tensor]:
-    """(x, y) in the order of the data set; every row is there once."""
+    """(x, y) in the order of the dataset; asserts that every row occurs once."""
     x, y, index = joined(batches)
     order = index.argsort()
-    assert torch.equal(index[order], torch.arange(len(index))), "a row is missing or is there twice"
+    assert torch.equal(index[order], torch.arange(len(index))), "a row is missing or occurs twice"
     return x[order], y[order]
 
 
@@ -280,17 +280,17 @@ WORKERS, DEPTHS = (0, 1, 2, 4), (0, 1, 2, 5)
 
 @pytest.mark.rows("X15")
 @pytest.mark.parametrize("kind", KINDS)
-def test_threads_and_depth_change_no_batch(kind: str) -> None:
+def test_threads_and_prefetch_depth_do_not_change_any_batch(kind: str) -> None:
     count, size, epoch = 23, 5, 3
-    reference = made(kind, count, size, shuffle=True, seed=7, workers=0)
+    reference = make_loader(kind, count, size, shuffle=True, seed=7, workers=0)
     reference.seek(epoch)
     expected = list(reference)
     for workers, prefetch in itertools.product(WORKERS, DEPTHS):
-        batches = made(kind, count, size, shuffle=True, seed=7, workers=workers, prefetch=prefetch)
+        batches = make_loader(kind, count, size, shuffle=True, seed=7, workers=workers, prefetch=prefetch)
         batches.seek(epoch)
-        found = list(batches)
-        assert [len(batch.y) for batch in found] == [5, 5, 5, 5, 3]
-        assert same(found, expected), (workers, prefetch)
+        result = list(batches)
+        assert [len(batch.y) for batch in result] == [5, 5, 5, 5, 3]
+        assert same(result, expected), (workers, prefetch)
         batches.seek(epoch, 2)
         assert same(list(batches), expected[2:]), (workers, prefetch)
 
@@ -308,26 +308,35 @@ def test_threads_and_depth_change_no_batch(kind: str) -> None:
     prefetch=st.sampled_from(DEPTHS),
     shuffle=st.booleans(),
 )
-def test_however_an_epoch_is_shared_out_every_sample_is_the_same(
+def test_samples_do_not_depend_on_how_an_epoch_is_divided(
     kind: str, count: int, size: int, world: int, seed: int, epoch: int, workers: int, prefetch: int, shuffle: bool
 ) -> None:
     """Batch size, worker count, rank count and prefetch depth change neither the samples drawn
     per epoch nor any sample's augmentation."""
-    alone = made(kind, count, count, seed=seed, workers=0, shuffle=shuffle)
-    alone.seek(epoch)
-    expected = by_row(list(alone))
-    found: list[Batch] = []
+    reference = make_loader(kind, count, count, seed=seed, workers=0, shuffle=shuffle)
+    reference.seek(epoch)
+    expected = by_row(list(reference))
+    batches: list[Batch] = []
     steps = set()
     for rank in range(world):
-        mine = made(kind, count, size, seed=seed, shuffle=shuffle, workers=workers, prefetch=prefetch, rank=rank,
-                    world_size=world)  # fmt: skip
-        mine.seek(epoch)
-        part = list(mine)
+        rank_loader = make_loader(
+            kind,
+            count,
+            size,
+            seed=seed,
+            shuffle=shuffle,
+            workers=workers,
+            prefetch=prefetch,
+            rank=rank,
+            world_size=world,
+        )
+        rank_loader.seek(epoch)
+        part = list(rank_loader)
         assert all(len(batch.y) for batch in part), "a step without an image"
-        steps |= {len(part), len(mine)}
-        found += part
-    assert len(steps) == 1, "ranks that take different numbers of steps wait for each other for ever"
-    x, y = by_row(found)
+        steps |= {len(part), len(rank_loader)}
+        batches += part
+    assert len(steps) == 1, "ranks with different numbers of steps wait for each other forever"
+    x, y = by_row(batches)
     assert torch.equal(x, expected[0])
     assert torch.equal(y, expected[1])
 
@@ -336,26 +345,26 @@ def test_however_an_epoch_is_shared_out_every_sample_is_the_same(
 @given(count=st.integers(1, 60), size=st.integers(1, 9), world=st.integers(1, 3), data=st.data())
 def test_ranks_share_each_step_evenly_and_seek_together(count: int, size: int, world: int, data: st.DataObject) -> None:
     if count < world:
-        with pytest.raises(ValueError, match=f"{count} images cannot be shared by {world} processes"):
+        with pytest.raises(ValueError, match=f"{count} images are too few for {world} processes"):
             BatchLoader(dataset(count), PREPROCESS, size, rank=0, world_size=world)
         return
     ranks = [
         BatchLoader(dataset(count), PREPROCESS, size, shuffle=True, rank=rank, world_size=world, workers=0)
         for rank in range(world)
     ]
-    whole = [list(rank) for rank in ranks]
+    epochs = [list(rank) for rank in ranks]
     alone = loader(count, size * world, augment=False)
     order = rows(list(alone))
-    told: list[int] = []
+    seen: list[int] = []
     for step in range(len(ranks[0])):
-        sizes = [len(part[step].y) for part in whole]
+        sizes = [len(part[step].y) for part in epochs]
         assert max(sizes) - min(sizes) <= 1
-        told += [row for part in whole for row in part[step].index.tolist()]
+        seen += [row for part in epochs for row in part[step].index.tolist()]
         if step < len(ranks[0]) - 1:
             assert sizes == [size] * world
-    assert told == order, "together the ranks take the order one process takes"
+    assert seen == order, "together the ranks do not follow the order of one process"
     batch = data.draw(st.integers(0, len(ranks[0])))
-    for rank, part in zip(ranks, whole, strict=True):
+    for rank, part in zip(ranks, epochs, strict=True):
         rank.seek(0, batch)
         assert rows(list(rank)) == rows(part[batch:])
 
@@ -369,13 +378,14 @@ def test_ranks_share_each_step_evenly_and_seek_together(count: int, size: int, w
     shuffle=st.booleans(),
     draw=st.data(),
 )
-def test_small_batches_that_are_made_together_are_those_made_alone(
+def test_small_batches_prepared_together_equal_those_prepared_alone(
     count: int, size: int, world: int, workers: int, shuffle: bool, draw: st.DataObject
 ) -> None:
-    """Also from the middle of an epoch on, and by ranks; and each lies in memory as if it had been made alone."""
+    """Also from the middle of an epoch and on several ranks; each batch is aligned in memory as one prepared alone."""
     data = dataset(count)
     expected = PREPROCESS.normalizer()(data.images)
-    alone = BatchLoader(data, PREPROCESS, 1, shuffle=shuffle, seed=3, workers=0)  # 25 numbers are not made together
+    # batches of 25 values are not prepared together
+    alone = BatchLoader(data, PREPROCESS, 1, shuffle=shuffle, seed=3, workers=0)
     ranks = [
         BatchLoader(data, PREPROCESS, size, shuffle=shuffle, seed=3, workers=workers, rank=rank, world_size=world)
         for rank in range(world)
@@ -394,16 +404,16 @@ def test_small_batches_that_are_made_together_are_those_made_alone(
 
 
 @pytest.mark.parametrize(("rank", "world"), [(-1, 2), (2, 2), (1, 1)])
-def test_a_rank_that_is_none(rank: int, world: int) -> None:
-    with pytest.raises(ValueError, match=f"rank must be one of 0 to {world - 1}, not {rank}"):
+def test_an_invalid_rank_is_refused(rank: int, world: int) -> None:
+    with pytest.raises(ValueError, match=rf"rank: expected an integer in \[0, {world - 1}\], found {rank}"):
         BatchLoader(dataset(9), PREPROCESS, 2, rank=rank, world_size=world)
 
 
 @pytest.mark.rows("X15")
 @pytest.mark.parametrize("kind", ["pixels batched", "encoded crop", "encoded batched", "pixels policy"])
 def test_no_two_epochs_repeat_an_augmentation(kind: str) -> None:
-    """Over 40 epochs no two show the whole of the data alike, and no sample is shown a handful of ways alone."""
-    batches = made(kind, 24, 7, seed=3, shuffle=True, workers=1)
+    """Of 40 epochs no two are equal, and every sample is augmented in more than ten ways."""
+    batches = make_loader(kind, 24, 7, seed=3, shuffle=True, workers=1)
     epochs = [by_row(list(batches))[0] for _ in range(40)]
     assert len({epoch.numpy().tobytes() for epoch in epochs}) == 40
     ways = [len({epoch[row].numpy().tobytes() for epoch in epochs}) for row in range(24)]
@@ -412,9 +422,9 @@ def test_no_two_epochs_repeat_an_augmentation(kind: str) -> None:
         assert (one != other).flatten(1).any(1).float().mean() > 0.5
 
 
-def test_looking_at_some_rows_shows_what_an_epoch_shows() -> None:
+def test_look_returns_rows_as_an_epoch_returns_them() -> None:
     for kind in KINDS:
-        batches = made(kind, 20, 6, seed=5, shuffle=True)
+        batches = make_loader(kind, 20, 6, seed=5, shuffle=True)
         batches.seek(4)
         x, y = by_row(list(batches))
         look = batches.look([11, 3, 3], 4)
@@ -423,8 +433,8 @@ def test_looking_at_some_rows_shows_what_an_epoch_shows() -> None:
         assert look.index.tolist() == [11, 3, 3]
 
 
-def test_a_crop_is_taken_from_the_original_picture() -> None:
-    """A detail that is lost when the whole picture is brought to size first."""
+def test_a_crop_is_taken_from_the_original_image() -> None:
+    """It shows a detail that is lost when the full image is resized first."""
     stripes = np.zeros((256, 256, 3), np.uint8)
     stripes[:, ::2] = 255  # one pixel wide: at 1/16 of the size, all gray
     file = io.BytesIO()
@@ -439,24 +449,24 @@ def test_a_crop_is_taken_from_the_original_picture() -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("kind", ["pixels batched", "pixels plain", "encoded crop"])
-def test_a_batch_that_is_kept_in_part_is_not_written_over(kind: str, workers: int) -> None:
-    """Whatever shares its memory: a part of it, an array over it, a tensor for gradients."""
+def test_a_batch_of_which_a_view_is_kept_is_not_overwritten(kind: str, workers: int) -> None:
+    """Whatever shares its memory: a slice, a NumPy array or a detached tensor."""
     views = (lambda x: x[1], lambda x: x[:1].numpy(), lambda x: x.detach().flatten(1).T, lambda x: x.numpy()[::2])
     for view in views:
-        batches = made(kind, 160, 4, shuffle=True, workers=workers)
-        kept = [(view(batch.x), view(batch.x.clone())) for batch in itertools.chain(batches, batches)]
-        assert all((np.asarray(one) == np.asarray(other)).all() for one, other in kept)
+        batches = make_loader(kind, 160, 4, shuffle=True, workers=workers)
+        pairs = [(view(batch.x), view(batch.x.clone())) for batch in itertools.chain(batches, batches)]
+        assert all((np.asarray(one) == np.asarray(other)).all() for one, other in pairs)
 
 
-# --- threads that come and go
+# --- threads start and end
 
 
 def running() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread is not threading.main_thread()}
 
 
-def gone(before: set[threading.Thread], seconds: float = 60) -> bool:
-    """Whether no thread is left that was not there before; one that ends is given the time to."""
+def threads_ended(before: set[threading.Thread], seconds: float = 60) -> bool:
+    """Whether all threads started since `before` have ended; waits up to `seconds` for them."""
     end = time.monotonic() + seconds
     while running() - before:
         if time.monotonic() > end:
@@ -466,31 +476,31 @@ def gone(before: set[threading.Thread], seconds: float = 60) -> bool:
 
 
 @pytest.mark.parametrize("kind", ["pixels batched", "pixels plain", "encoded crop"])
-@pytest.mark.parametrize("taken", [0, 1, 3])
-def test_an_iterator_left_early_leaves_no_thread_and_the_next_epoch_is_whole(kind: str, taken: int) -> None:
+@pytest.mark.parametrize("requested", [0, 1, 3])
+def test_an_iterator_closed_early_ends_its_threads_and_the_next_epoch_is_complete(kind: str, requested: int) -> None:
     before = running()
-    batches = made(kind, 40, 4, shuffle=True, seed=1, workers=4, prefetch=5)
+    batches = make_loader(kind, 40, 4, shuffle=True, seed=1, workers=4, prefetch=5)
     for _ in range(3):
         iterator = iter(batches)
-        seen = list(itertools.islice(iterator, taken))
-        assert len(seen) == taken
+        seen = list(itertools.islice(iterator, requested))
+        assert len(seen) == requested
         iterator.close()
         del iterator
-    assert gone(before)
-    reference = made(kind, 40, 4, shuffle=True, seed=1, workers=0)
-    epoch = 3 if taken else 0  # an epoch of which nothing was taken has not begun
+    assert threads_ended(before)
+    reference = make_loader(kind, 40, 4, shuffle=True, seed=1, workers=0)
+    epoch = 3 if requested else 0  # an epoch of which no batch was requested has not started
     reference.seek(epoch)
     assert same(list(batches), list(reference))
-    assert gone(before)
+    assert threads_ended(before)
 
 
 @pytest.mark.parametrize("kind", ["pixels batched", "encoded crop"])
-def test_a_loop_that_is_broken_off_leaves_no_thread(kind: str) -> None:
+def test_a_loop_that_stops_early_ends_the_threads(kind: str) -> None:
     before = running()
-    batches = made(kind, 40, 4, workers=2, prefetch=2)
+    batches = make_loader(kind, 40, 4, workers=2, prefetch=2)
     for _ in batches:
         break
-    assert gone(before)
+    assert threads_ended(before)
 
     def failing_step() -> None:
         for _ in batches:
@@ -498,52 +508,52 @@ def test_a_loop_that_is_broken_off_leaves_no_thread(kind: str) -> None:
 
     with pytest.raises(RuntimeError, match="a step that failed"):
         failing_step()
-    assert gone(before)
+    assert threads_ended(before)
 
 
-def test_no_more_batches_are_begun_than_may_wait() -> None:
-    begun: list[int] = []
+def test_no_more_batches_are_started_than_may_wait() -> None:
+    started: list[int] = []
 
     def count(images: Tensor, index: NDArray[np.int64], seed: int, epoch: int) -> Tensor:
-        begun.append(len(index))
+        started.append(len(index))
         return images
 
     for prefetch in (1, 2, 5):
-        begun.clear()
+        started.clear()
         batches = BatchLoader(dataset(100), PREPROCESS, 4, augment=[count], workers=2, prefetch=prefetch)
-        for taken, _ in enumerate(batches, start=1):
+        for received, _ in enumerate(batches, start=1):
             time.sleep(0.002)
-            assert taken <= len(begun) <= taken + prefetch
-        assert len(begun) == 25
+            assert received <= len(started) <= received + prefetch
+        assert len(started) == 25
 
 
-def test_no_batch_is_begun_after_the_iterator_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first is there, the two threads have begun one each and wait until those behind them have been dropped."""
-    begun: list[int] = []
-    left = threading.Event()
+def test_no_batch_is_started_after_the_iterator_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first batch is returned; two threads have started one each and wait until the queued ones are cancelled."""
+    started: list[int] = []
+    cancelled = threading.Event()
     shutdown = ThreadPoolExecutor.shutdown
 
-    def drop(pool: ThreadPoolExecutor, wait: bool = True, *, cancel_futures: bool = False) -> None:
+    def cancel(pool: ThreadPoolExecutor, wait: bool = True, *, cancel_futures: bool = False) -> None:
         shutdown(pool, wait=False, cancel_futures=cancel_futures)
-        left.set()
+        cancelled.set()
         shutdown(pool, wait=wait)
 
-    def held(images: Tensor, index: NDArray[np.int64], seed: int, epoch: int) -> Tensor:
-        begun.append(len(index))
-        assert 0 in index or left.wait(60)
+    def block(images: Tensor, index: NDArray[np.int64], seed: int, epoch: int) -> Tensor:
+        started.append(len(index))
+        assert 0 in index or cancelled.wait(60)
         return images
 
-    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", drop)
+    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", cancel)
     before = running()
-    iterator = iter(BatchLoader(dataset(200), PREPROCESS, 4, augment=[held], workers=2, prefetch=20))
+    iterator = iter(BatchLoader(dataset(200), PREPROCESS, 4, augment=[block], workers=2, prefetch=20))
     next(iterator)
     iterator.close()  # type: ignore[attr-defined]
-    assert gone(before)
-    assert len(begun) <= 3
+    assert threads_ended(before)
+    assert len(started) <= 3
 
 
 class Failing:
-    """An augmentation that raises where it meets a certain row."""
+    """An augmentation that raises at a certain row."""
 
     def __init__(self, row: int, threaded: bool = True):
         self.row, self.threaded = row, threaded
@@ -556,16 +566,16 @@ class Failing:
 
 @pytest.mark.parametrize("workers", [0, 1, 4])
 @pytest.mark.parametrize("threaded", [False, True])
-def test_what_an_augmentation_raises_reaches_the_loop_at_its_batch(workers: int, threaded: bool) -> None:
+def test_an_exception_of_an_augmentation_reaches_the_loop_at_its_batch(workers: int, threaded: bool) -> None:
     before = running()
     batches = BatchLoader(dataset(30), PREPROCESS, 4, augment=[Failing(13, threaded)], workers=workers, prefetch=5)
-    taken: list[Batch] = []
+    received: list[Batch] = []
     with pytest.raises(ArithmeticError, match="row 13 of epoch 0"):
-        taken.extend(batches)
-    assert len(taken) == 3
-    assert gone(before)
+        received.extend(batches)
+    assert len(received) == 3
+    assert threads_ended(before)
     batches.seek(1, 4)
-    assert rows(list(batches)) == list(range(16, 30)), "the loader goes on after an error"
+    assert rows(list(batches)) == list(range(16, 30)), "the loader does not continue after an error"
 
 
 @pytest.mark.parametrize("workers", [0, 1, 4])
@@ -574,21 +584,21 @@ def test_a_bad_encoded_image_is_named_in_the_loop(workers: int) -> None:
     data = encoded(30, images=[*files()[:5], files()[5][:100], files()[6]])
     (bad,) = {row for row in range(7) if data.rows is not None and data.rows[row] == 5}
     batches = BatchLoader(data, Preprocess(6, 6, 3), 2, workers=workers, prefetch=2)
-    taken: list[Batch] = []
-    with pytest.raises(ImageError, match="'file 5' is no image, or a damaged one"):
-        taken.extend(batches)
-    assert len(taken) == bad // 2
-    assert gone(before)
+    received: list[Batch] = []
+    with pytest.raises(ImageError, match="'file 5' is damaged, or of a kind that Pillow"):
+        received.extend(batches)
+    assert len(received) == bad // 2
+    assert threads_ended(before)
 
 
-def test_a_step_that_is_not_for_threads_runs_in_the_callers_own() -> None:
+def test_an_augmentation_that_is_not_threaded_runs_in_the_calling_thread() -> None:
     seen: set[int] = set()
 
-    def note(image: Tensor) -> Tensor:
+    def record(image: Tensor) -> Tensor:
         seen.add(threading.get_ident())
         return image
 
-    list(BatchLoader(dataset(20), PREPROCESS, 4, augment=[PerImage(note)], workers=4, prefetch=3))
+    list(BatchLoader(dataset(20), PREPROCESS, 4, augment=[PerImage(record)], workers=4, prefetch=3))
     assert seen == {threading.get_ident()}
 
 
@@ -597,10 +607,10 @@ def test_two_iterators_at_once_do_not_disturb_each_other() -> None:
     other.seek(1)
     batches = loader(30, 4)
     first = iter(batches)
-    taken = [next(first)]
+    received = [next(first)]
     second = list(batches)
-    taken += first
-    assert same(taken, list(one))
+    received += first
+    assert same(received, list(one))
     assert same(second, list(other))
 
 
@@ -622,7 +632,7 @@ labels = torch.zeros(1, dtype=torch.int64).expand(count)
 data = PackedDataset(images, labels, range(count), ("a", "b"))
 loader = BatchLoader(data, Preprocess(1, 1, 1), 500, shuffle=True, seed=5, workers=int(sys.argv[1]))
 loader.seek(0, 19_990)
-list(loader)  # what the first steps of any run need
+list(loader)  # memory that the first steps of any run need
 before = peak = anonymous()
 loader.seek(3, 9_000)
 rows = []
@@ -636,15 +646,16 @@ print(len(rows), len(np.unique(rows)), rows.min(), rows.max(), np.abs(np.diff(ro
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is measured in Linux's way")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_ten_million_rows_are_shuffled_without_an_index(workers: str) -> None:
-    """An order of 10 million rows would be 80 MB; from the middle of an epoch, a part of it costs a few."""
-    taken, distinct, low, high, jump, grown = python(LARGE, workers).split()
-    assert int(taken) == int(distinct) == 300_000
+    """An order of 10 million rows would take 80 MB; a part of it, from the middle of an epoch, takes a few MB."""
+    total, distinct, low, high, jump, grown = python(LARGE, workers).split()
+    assert int(total) == int(distinct) == 300_000
     assert int(low) < 1000
     assert int(high) > 9_999_000
-    assert 3.2e6 < float(jump) < 3.5e6  # a third of the whole: rows come from everywhere, not from near each other
+    # a third of the rows: consecutive rows come from everywhere, not from near each other
+    assert 3.2e6 < float(jump) < 3.5e6
     assert int(grown) < 8_000  # KB, of which 1.2 MB are the rows this test keeps
 
 
@@ -654,7 +665,7 @@ def test_ten_million_rows_are_shuffled_without_an_index(workers: str) -> None:
 FLAT = """
 import ctypes, io, sys
 malloc = ctypes.CDLL(None)
-malloc.mallopt(-8, 1)  # M_ARENA_MAX: how many heaps threads have, and keep free memory in, is chance
+malloc.mallopt(-8, 1)  # M_ARENA_MAX: otherwise the number of heaps, which keep free memory, is chance
 import numpy as np, torch
 from PIL import Image
 from sightline.data.augment.flip_shift import Flip, ShiftCrop
@@ -687,18 +698,18 @@ def anonymous():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
 
 pools = [pool._arrays for pool in (loader._floats, loader._bytes)]
-held, most = [], 0
+used, most = [], 0
 for epoch in range(epochs):
     for batch in loader:
         most = max(most, *map(len, pools))
-    malloc.malloc_trim(0)  # how much is free and not given back yet goes by which thread was first
-    held.append(anonymous() - sum(buffer.nbytes for pool in pools for buffer in pool) // 1024)
-print(max(held[2:]) - max(held[:2]), most, loader.prefetch)
+    malloc.malloc_trim(0)  # how much free memory is not returned yet depends on the order of threads
+    used.append(anonymous() - sum(buffer.nbytes for pool in pools for buffer in pool) // 1024)
+print(max(used[2:]) - max(used[:2]), most, loader.prefetch)
 """
 
 
 @pytest.mark.rows("X15")
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="memory is measured in glibc's way")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="memory is measured through glibc's malloc")
 @pytest.mark.parametrize(
     ("kind", "count", "epochs", "size"),
     [
@@ -709,7 +720,7 @@ print(max(held[2:]) - max(held[:2]), most, loader.prefetch)
     ],
 )
 def test_memory_is_flat_from_the_second_epoch_on(kind: str, count: int, epochs: int, size: int) -> None:
-    """What is in use beside the buffers for batches; and of these there are as many as batches at once."""
+    """Memory without the batch buffers does not grow, and there are only as many buffers as batches at a time."""
     grown, buffers, prefetch = map(int, python(FLAT, kind, str(count), str(epochs), str(size)).split())
     assert grown < 1_000  # KB
-    assert buffers <= prefetch + 4  # waiting, begun, in the loop's hands, and just handed over by each of two threads
+    assert buffers <= prefetch + 4  # waiting, started, in use by the loop, and just returned by each of two threads

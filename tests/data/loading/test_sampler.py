@@ -1,4 +1,4 @@
-"""Epochs that show every class equally often; what that, and weights, do for a class that is rare."""
+"""Balanced sampling: every epoch shows all classes equally often. How it and class weights help a rare class."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SKEWED = (40, 3, 0, 11, 1)
 
 
 def dataset(counts: tuple[int, ...] | list[int], order: NDArray[np.int64] | None = None) -> PackedDataset:
-    """So many pictures of each class, listed in some order; `stats` make the loader go by content."""
+    """`counts` images of each class, listed in `order`; with `stats` the loader orders them by content."""
     labels = np.repeat(np.arange(len(counts)), counts)
     images = np.random.default_rng(len(labels)).integers(0, 256, (len(labels), 1, 6, 6), dtype=np.uint8)
     order = np.random.default_rng(1).permutation(len(labels)) if order is None else order
@@ -49,8 +49,8 @@ def dataset(counts: tuple[int, ...] | list[int], order: NDArray[np.int64] | None
     )
 
 
-def loader(data: PackedDataset, size: int = 7, **how: Any) -> BatchLoader:
-    return BatchLoader(data, PREPROCESS, size, shuffle=True, balanced=True, **how)
+def loader(data: PackedDataset, size: int = 7, **options: Any) -> BatchLoader:
+    return BatchLoader(data, PREPROCESS, size, shuffle=True, balanced=True, **options)
 
 
 def joined(batches: list[Batch]) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,17 +62,17 @@ def same(one: list[Batch], other: list[Batch]) -> bool:
 
 
 def spread(counts: Mapping[int, int], among: list[int]) -> int:
-    found = [counts.get(one, 0) for one in among]
-    return max(found) - min(found)
+    values = [counts.get(one, 0) for one in among]
+    return max(values) - min(values)
 
 
 @settings(max_examples=80)
 @given(histogram=HISTOGRAM, seed=SEED, size=st.integers(1, 40), start=st.sampled_from([0, 0, 1, 17, 10**9]))
-def test_an_epoch_has_as_many_of_each_class_and_over_epochs_each_image_has_its_turn(
+def test_an_epoch_has_equally_many_of_each_class_and_images_take_turns_over_epochs(
     histogram: list[int], seed: int, size: int, start: int
 ) -> None:
     data = dataset(histogram)
-    there = [label for label, count in enumerate(histogram) if count]
+    present = [label for label, count in enumerate(histogram) if count]
     batches = loader(data, size, seed=seed, workers=0)
     batches.seek(start)
     shown: Counter[int] = Counter()
@@ -82,17 +82,17 @@ def test_an_epoch_has_as_many_of_each_class_and_over_epochs_each_image_has_its_t
         assert len(y) == len(data)
         assert torch.equal(y, data.labels[index])
         assert torch.equal(x, PREPROCESS.normalizer()(data.pixels(index.numpy())))
-        assert spread(Counter(y.tolist()), there) <= 1
+        assert spread(Counter(y.tolist()), present) <= 1
         labels.update(y.tolist())
         shown.update(index.tolist())
-        assert spread(labels, there) <= (1 if start == 0 else 2), "the rest goes round the classes"
-        for label in there:
+        assert spread(labels, present) <= (1 if start == 0 else 2), "the remainder does not rotate over the classes"
+        for label in present:
             rows = torch.nonzero(data.labels == label).flatten().tolist()
-            assert spread(shown, rows) <= 1, "the images of a class take turns"
+            assert spread(shown, rows) <= 1, "the images of a class do not take turns"
 
 
 def test_an_image_of_a_common_class_is_not_shown_again_before_the_others_were() -> None:
-    """Over as many epochs as one round takes, each of the 400 comes once."""
+    """Six epochs show the class 1000 times: each of its 400 images two or three times."""
     data = dataset([400, 50, 50])
     batches = loader(data, 50, seed=3)
     shown = Counter(row for _ in range(6) for row in joined(list(batches))[2].tolist())
@@ -101,16 +101,16 @@ def test_an_image_of_a_common_class_is_not_shown_again_before_the_others_were() 
     assert Counter(common) == {2: 200, 3: 200}
 
 
-def test_the_order_is_another_in_every_epoch_and_for_every_seed() -> None:
+def test_the_order_differs_between_epochs_and_between_seeds() -> None:
     data = dataset(SKEWED)
     orders = [joined(list(loader(data, seed=seed)))[2].tolist() for seed in range(3)]
     batches = loader(data)
     orders += [joined(list(batches))[2].tolist() for _ in range(4)][1:]
     assert len(set(map(tuple, orders))) == 6
     labels = joined(list(batches))[1]
-    assert len(set(labels[:14].tolist())) >= 3, "classes are mixed"
+    assert len(set(labels[:14].tolist())) >= 3, "classes are not mixed"
     common = [{row for row in order if data.labels[row] == 0} for order in orders[:3]]
-    assert common[0] != common[1] != common[2], "another seed begins with other images"
+    assert common[0] != common[1] != common[2], "another seed starts with the same images"
 
 
 @settings(max_examples=50)
@@ -123,12 +123,12 @@ def test_the_order_is_another_in_every_epoch_and_for_every_seed() -> None:
     epoch=st.integers(0, 9),
     draw=st.data(),
 )
-def test_batch_size_threads_ranks_and_where_it_resumes_change_nothing(
+def test_batch_size_threads_ranks_and_resuming_change_nothing(
     size: int, world: int, workers: int, prefetch: int, augment: bool, epoch: int, draw: st.DataObject
 ) -> None:
     data, steps = dataset(SKEWED), AUGMENT if augment else ()
-    alone = loader(data, len(data), seed=5, augment=steps, workers=0)
-    alone.seek(epoch)
+    reference = loader(data, len(data), seed=5, augment=steps, workers=0)
+    reference.seek(epoch)
     ranks = [
         loader(data, size, seed=5, augment=steps, workers=workers, prefetch=prefetch, rank=rank, world_size=world)
         for rank in range(world)
@@ -137,12 +137,12 @@ def test_batch_size_threads_ranks_and_where_it_resumes_change_nothing(
     parts = []
     for rank in ranks:
         rank.seek(epoch)
-        whole = list(rank)
+        full = list(rank)
         rank.seek(epoch, batch)
-        assert same(list(rank), whole[batch:])
-        parts.append(whole)
+        assert same(list(rank), full[batch:])
+        parts.append(full)
     together = [part[step] for step in range(len(parts[0])) for part in parts]
-    assert same(together, list(alone))
+    assert same(together, list(reference))
 
 
 def test_the_order_in_which_the_data_is_listed_changes_nothing() -> None:
@@ -160,24 +160,24 @@ def test_the_order_in_which_the_data_is_listed_changes_nothing() -> None:
             assert ids == other_ids
 
 
-def test_copies_of_an_image_are_augmented_each_in_its_own_way() -> None:
+def test_copies_of_an_image_are_augmented_differently() -> None:
     keys: list[int] = []
 
-    def note(images: Tensor, index: NDArray[np.int64], seed: int, epoch: int) -> Tensor:
+    def record(images: Tensor, index: NDArray[np.int64], seed: int, epoch: int) -> Tensor:
         keys.extend(index.tolist())
         return images
 
     data = dataset([96, 2])
-    batches = loader(data, 98, augment=(*AUGMENT, note), seed=1, workers=0)
+    batches = loader(data, 98, augment=(*AUGMENT, record), seed=1, workers=0)
     x, y, index = joined(list(batches))
-    assert len(set(keys)) == 98, "no two of an epoch draw by the same number"
+    assert len(set(keys)) == 98, "two samples of an epoch draw with the same key"
     rare = torch.nonzero(data.labels == 1).flatten().tolist()
     for row in rare:
         ways = {image.numpy().tobytes() for image in x[index == row]}
         assert int((index == row).sum()) in (24, 25)
         assert len(ways) > 20
         first = joined([batches.look([row], 0)])[0][0].numpy().tobytes()
-        assert first in ways, "one of them is augmented as without balancing"
+        assert first in ways, "no copy is augmented as without balancing"
     plain = BatchLoader(data, PREPROCESS, 98, shuffle=True, augment=AUGMENT, seed=1)
     once, _, rows = joined(list(plain))
     for row in index[y == 0].tolist():
@@ -185,7 +185,7 @@ def test_copies_of_an_image_are_augmented_each_in_its_own_way() -> None:
 
 
 def test_any_epoch_is_reached_without_those_before_it() -> None:
-    """Counts from a formula are those that counting gives."""
+    """The counts from the formula equal those from counting."""
     labels = np.repeat(np.arange(4), (7, 1, 12, 3))
     balanced = BalancedOrder(labels, seed=9)
     counted = np.zeros(4, np.int64)
@@ -205,32 +205,32 @@ def test_a_split_without_images_and_one_with_a_single_class() -> None:
     assert len(x) == 5
 
 
-def test_what_cannot_be_balanced() -> None:
+def test_balancing_needs_shuffling_and_class_labels() -> None:
     data = dataset([3, 3])
-    with pytest.raises(ValueError, match="it needs shuffle=True"):
+    with pytest.raises(ValueError, match="needs shuffle=True"):
         BatchLoader(data, PREPROCESS, 2, balanced=True)
     numbers = PackedDataset(data.images, data.labels.float(), data.ids, ())
-    with pytest.raises(ValueError, match="needs labels that are classes"):
+    with pytest.raises(ValueError, match="needs class labels"):
         loader(numbers)
 
 
-def test_numbers_to_predict_cannot_be_balanced(tmp_path: Path) -> None:
-    pictures = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
-    heights = pictures.mean((1, 2)) / 255
+def test_regression_targets_cannot_be_balanced(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    targets = images.mean((1, 2)) / 255
     config = {"data": {"sampler": "balanced", "target": "number", "cache": False}, "run": {"dir": str(tmp_path)}}
     with pytest.raises(ConfigError, match=r"data\.sampler: with data\.target=number there are no classes"):
-        sightline.fit(config, source=(pictures, heights))
+        sightline.fit(config, source=(images, targets))
 
 
-# --- a class that is rare
+# --- a rare class
 
 RARE = 8
 
 
 def rare_digits(seed: int) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]]:
-    """The digits, with so many eights that they are 2 % of the training images; a third of all is the test split."""
-    found = load_digits()
-    images, labels = (found.images * 15.9375).astype(np.uint8), found.target
+    """The digits with only 2 % eights among the training images; a third of all images is the test split."""
+    digits = load_digits()
+    images, labels = (digits.images * 15.9375).astype(np.uint8), digits.target
     order = np.random.default_rng(seed).permutation(len(labels))
     test, rest = order[:600], order[600:]
     others, eights = rest[labels[rest] != RARE], rest[labels[rest] == RARE]
@@ -239,12 +239,12 @@ def rare_digits(seed: int) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.int6
 
 
 def recalls(folder: Path, change: Mapping[str, Mapping[str, Any]]) -> tuple[float, float]:
-    """Of the rare class, and of the others, on the test split: means over five seeds."""
+    """The recall of the rare class and of the others on the test split, as means over five seeds."""
     layers = [
         {"_target_": "torch.nn.Flatten"},
         {"_target_": "torch.nn.Linear", "in_features": "auto", "out_features": 10},
     ]
-    found = []
+    results = []
     for seed in range(5):
         config: dict[str, Any] = {
             "seed": seed,
@@ -262,14 +262,14 @@ def recalls(folder: Path, change: Mapping[str, Mapping[str, Any]]) -> tuple[floa
         assert result.run is not None
         with (result.run / "predictions" / "test.csv").open() as file:
             rows = [(int(row["label"]) == RARE, row["label"] == row["prediction"]) for row in csv.DictReader(file)]
-        found.append([np.mean([right for rare, right in rows if rare is kind]) for kind in (True, False)])
-    rare, others = np.mean(found, axis=0)
+        results.append([np.mean([right for rare, right in rows if rare is kind]) for kind in (True, False)])
+    rare, others = np.mean(results, axis=0)
     return float(rare), float(others)
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[float, float]:
-    """What plain training gives."""
+    """The recalls of training without balancing or weights."""
     return recalls(tmp_path_factory.mktemp("plain"), {})
 
 
@@ -277,11 +277,11 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[float, float]:
 def test_balanced_sampling_finds_more_of_a_rare_class(plain: tuple[float, float], tmp_path: Path) -> None:
     rare, others = recalls(tmp_path, {"data": {"sampler": "balanced"}})
     assert rare > plain[0] + 0.1
-    assert others > plain[1] - 0.1, "the others do not pay for it"
+    assert others > plain[1] - 0.1, "the other classes lose too much"
 
 
 @pytest.mark.slow
 def test_class_weights_find_more_of_a_rare_class(plain: tuple[float, float], tmp_path: Path) -> None:
     rare, others = recalls(tmp_path, {"module": {"class_weights": "auto"}})
     assert rare > plain[0] + 0.1
-    assert others > plain[1] - 0.1, "the others do not pay for it"
+    assert others > plain[1] - 0.1, "the other classes lose too much"

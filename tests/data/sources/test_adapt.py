@@ -1,4 +1,4 @@
-"""Data handed over in Python: arrays, torch data sets, Hugging Face data sets, and those that torchvision names."""
+"""Data passed from Python: arrays, torch and Hugging Face datasets, and torchvision's datasets by name."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NAMES = ["cat", "dog", "eel"]
 
 
 class Items(Dataset[Any]):
-    """Items made by a function, with attributes as they are given; counts the reads."""
+    """A dataset of items made by a function, with the given attributes; `reads` counts the reads."""
 
     def __init__(self, make: Callable[[int], Any], n: int = 12, **attributes: Any) -> None:
         self.make, self.n, self.reads = make, n, 0
@@ -78,7 +78,7 @@ def test_a_tuple_of_arrays(convert: Callable[[Any], Any]) -> None:
     }
 
 
-def test_a_mapping_of_splits_and_a_source_as_it_is() -> None:
+def test_a_mapping_of_splits_and_a_source_that_is_returned_unchanged() -> None:
     source = as_source({"train": (PIXELS, LABELS), "Validation": (PIXELS[:3], LABELS[:3])}, classes=NAMES)
     assert {split: len(part) for split, part in source.splits.items()} == {"train": 12, "val": 3}
     assert source.info.classes == tuple(NAMES)
@@ -86,32 +86,32 @@ def test_a_mapping_of_splits_and_a_source_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
-        (None, "cannot take builtins.NoneType as data. Expected"),
-        ("folder", "cannot take builtins.str as data"),
-        ((1, 2, 3), r"train: a tuple of 3; expected \(images, labels\)"),
-        ((1, 2), r"train: a tuple of 2; expected \(images, labels\)"),
+        (None, "cannot use builtins.NoneType as data. Expected"),
+        ("folder", "'folder' is a path, not data"),
+        ((1, 2, 3), r"train: found a tuple of 3; expected \(images, labels\)"),
+        ((1, 2), r"train: found a tuple of 2; expected \(images, labels\)"),
         ((PIXELS / 255, LABELS), r"the train images: expected uint8 pixels, found float64 .*\(x \* 255\)"),
-        ((PIXELS, LABELS[:-1]), "the train images has 12 images, but the train labels has 11"),
-        (([PIXELS[0], PIXELS[0][:2]], [0, 1]), "the train images: no array can be made of it"),
+        ((PIXELS, LABELS[:-1]), "the train images: found 12 images, but 11 labels in the train labels"),
+        (([PIXELS[0], PIXELS[0][:2]], [0, 1]), "the train images: cannot be converted to an array"),
         (
             {"train": (PIXELS, LABELS), "tset": (PIXELS, LABELS)},
-            "the key 'tset', which is no split. Did you mean 'test'",
+            "the key 'tset', which is not a split. Did you mean 'test'",
         ),
-        ({"test": (PIXELS, LABELS)}, "no part for train, only test"),
-        ({"train": (PIXELS, LABELS), "val": 1, "valid": 2}, "two parts for val: train, val, valid"),
-        (DataLoader(TensorDataset(torch.zeros(2))), r"a DataLoader; hand over its data set \(loader\.dataset\)"),
-        (iter([1]), "What can only be iterated must be made into a list"),
+        ({"test": (PIXELS, LABELS)}, "no key for train; its keys are: test"),
+        ({"train": (PIXELS, LABELS), "val": 1, "valid": 2}, "two keys for the split val: train, val, valid"),
+        (DataLoader(TensorDataset(torch.zeros(2))), r"found a DataLoader; pass its dataset \(loader\.dataset\)"),
+        (iter([1]), "Convert data that can only be iterated to a list"),
         (type("Stream", (IterableDataset,), {"__iter__": lambda self: iter(())})(), "Stream as data"),
     ],
 )
-def test_what_cannot_be_taken_is_told(data: Any, told: str) -> None:
-    with pytest.raises(DataError, match=told):
+def test_unusable_data_is_an_error(data: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         as_source(data)
 
 
-# --- torch data sets
+# --- torch datasets
 
 
 @pytest.mark.rows("B03", "A38")
@@ -127,7 +127,7 @@ def test_what_cannot_be_taken_is_told(data: Any, told: str) -> None:
         lambda i: {"image": PIXELS[i][..., None], "label": LABELS[i], "id": i},
     ],
 )
-def test_every_usual_item(make: Callable[[int], Any]) -> None:
+def test_items_of_every_usual_form(make: Callable[[int], Any]) -> None:
     samples = as_source(Items(make), **ALL).splits["train"]
     assert [sample.label for sample in samples] == LABELS
     for i, sample in enumerate(samples):
@@ -137,26 +137,26 @@ def test_every_usual_item(make: Callable[[int], Any]) -> None:
 
 @pytest.mark.rows("A38")
 @pytest.mark.parametrize("scale", [torch.float32, torch.float64])
-def test_floats_that_to_tensor_made_are_the_bits_again(scale: torch.dtype) -> None:
+def test_floats_made_by_to_tensor_are_converted_back_exactly(scale: torch.dtype) -> None:
     levels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16)
     assert np.array_equal(to_uint8_image(levels.to(scale) / 255, "x"), levels[0][..., None].numpy())
 
 
 @pytest.mark.parametrize(
-    ("image", "told"),
+    ("image", "message"),
     [
-        (torch.zeros(3, 4, 4) - 2.1, "float32 pixels from -2.1 to -2.1 that are not the whole levels.*Leave Normalize"),
-        (torch.full((1, 4, 4), 0.5), "from 0.5 to 0.5 that are not the whole levels"),
+        (torch.zeros(3, 4, 4) - 2.1, "float32 pixels from -2.1 to -2.1; expected multiples of 1/255.*Remove Normalize"),
+        (torch.full((1, 4, 4), 0.5), "from 0.5 to 0.5; expected multiples of 1/255"),
         (torch.full((1, 4, 4), 128.0), "from 128 to 128"),
         (torch.full((1, 4, 4), float("nan")), "from nan to nan"),
-        (torch.zeros(1, 4, 4, dtype=torch.int64), "pixels of int64; expected uint8, or floats from 0 to 1"),
+        (torch.zeros(1, 4, 4, dtype=torch.int64), r"found int64 pixels; expected uint8, or floats in \[0, 1\]"),
         (torch.zeros(2, 4, 5, dtype=torch.uint8), r"a Tensor of shape \[2, 4, 5\]; expected \[H,W\]"),
         (np.zeros((4,), np.uint8), r"a ndarray of shape \[4\]"),
         ("x.png", "a str of shape"),
     ],
 )
-def test_pixels_of_another_kind_are_refused(image: Any, told: str) -> None:
-    with pytest.raises(DataError, match=told):
+def test_images_of_another_dtype_or_shape_are_refused(image: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         as_source(Items(lambda i: (image, i % 2)))
 
 
@@ -164,7 +164,7 @@ def test_pixels_of_another_kind_are_refused(image: Any, told: str) -> None:
     ("shape", "tensor", "array"),
     [((3, 4, 5), (4, 5, 3), (4, 5, 3)), ((4, 5, 3), (4, 5, 3), (4, 5, 3)), ((3, 5, 1), (5, 1, 3), (3, 5, 1))],
 )
-def test_channels_are_where_the_kind_of_image_has_them(
+def test_the_axis_of_channels_depends_on_the_type_of_the_image(
     shape: tuple[int, ...], tensor: tuple[int, ...], array: tuple[int, ...]
 ) -> None:
     assert np.asarray(to_uint8_image(torch.zeros(shape, dtype=torch.uint8), "x")).shape == tensor
@@ -173,18 +173,18 @@ def test_channels_are_where_the_kind_of_image_has_them(
 
 @pytest.mark.parametrize("name", ["targets", "labels", "_labels"])
 @pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor])
-def test_labels_that_are_kept_need_no_image(name: str, kind: Callable[[Any], Any]) -> None:
+def test_stored_labels_are_used_without_reading_images(name: str, kind: Callable[[Any], Any]) -> None:
     data = Items(pair, **{name: kind(LABELS)}, classes=NAMES)
     both = ConcatDataset([Subset(data, [5, 1, 0]), data])
     source = as_source(both, **ALL)
-    assert data.reads <= 18  # to see that they do not change, and that the labels are these
+    assert data.reads <= 18  # to check that items do not change and have these labels
     assert source.info.classes == ("cat", "dog", "eel")
     expected = [LABELS[i] for i in (5, 1, 0)] + LABELS
     assert [sample.label for sample in source.splits["train"]] == expected
     assert np.array_equal(pixels(source.splits["train"][0]), PIXELS[5])
 
 
-def test_tensors_keep_their_labels() -> None:
+def test_a_tensor_dataset_has_stored_labels() -> None:
     data = TensorDataset(torch.from_numpy(PIXELS)[:, None] / 255, torch.tensor(LABELS))
     assert stored_labels(data) == LABELS
     assert [sample.label for sample in as_source(data, **ALL).splits["train"]] == LABELS
@@ -201,45 +201,42 @@ def test_tensors_keep_their_labels() -> None:
         {"targets": [9, *LABELS[1:]]},
     ],
 )
-def test_labels_that_may_not_be_the_items_are_read_from_them(attributes: dict[str, Any]) -> None:
+def test_stored_labels_that_may_differ_from_the_items_are_not_used(attributes: dict[str, Any]) -> None:
     data = Items(pair, **attributes)
     assert [sample.label for sample in as_source(data, **ALL).splits["train"]] == LABELS
     assert data.reads >= 12
 
 
-def test_a_label_that_is_not_the_listed_one_is_noticed_when_the_image_is_read() -> None:
+def test_a_label_that_differs_from_the_listed_one_is_detected_when_the_image_is_read() -> None:
     data = Items(pair, targets=[*LABELS[:5], 0, *LABELS[6:]])
     samples = as_source(data, **ALL).splits["train"]
-    with pytest.raises(DataError, match=r"the train data set \(Items\), item 5: its label is 2 now and was 0 before"):
+    with pytest.raises(DataError, match=r"the train dataset \(Items\), item 5: the label is now 2, but was 0 before"):
         pixels(samples[5])
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (lambda i: PIXELS[i], r"item 0: a ndarray; expected \(image, label\), or a dict"),
         (lambda i: (PIXELS[i], 0, 0), r"item 0: a tuple of 3; expected \(image, label\)"),
         (lambda i: {"image": PIXELS[i], "lable": 0}, "item 0: no key 'label', only image, lable"),
-        (
-            lambda i: (PIXELS[i], torch.eye(3)[0]),
-            r"item 0: the label is a Tensor of shape \[3\]; expected a whole number",
-        ),
-        (lambda i: (PIXELS[i], 0.5), "item 0: the label is a float; expected a whole number or text"),
+        (lambda i: (PIXELS[i], torch.eye(3)[0]), r"item 0: the label is a Tensor of shape \[3\]; expected an integer"),
+        (lambda i: (PIXELS[i], 0.5), "item 0: the label is a float; expected an integer or text"),
         (lambda i: [][i], r"item 0: cannot be read: IndexError: list index out of range"),
     ],
 )
-def test_items_of_another_form_are_refused(make: Callable[[int], Any], told: str) -> None:
-    with pytest.raises(DataError, match=told):
+def test_items_of_another_form_are_refused(make: Callable[[int], Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
         as_source(Items(make))
 
 
 def test_classes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(DataError, match=r"item 2: label 2 is out of range; the data names 2 classes: cat, dog"):
         as_source(Items(pair, targets=LABELS, classes=NAMES[:2]))
-    with pytest.raises(DataError, match="its parts do not name the same classes in the same order"):
+    with pytest.raises(DataError, match="its parts do not have the same classes in the same order"):
         as_source(ConcatDataset([Items(pair, classes=NAMES), Items(pair, classes=NAMES[::-1])]))
     parts = {"train": Items(pair, classes=NAMES), "test": Items(pair, classes=["cat", "dog", "fox"])}
-    with pytest.raises(DataError, match="the test data set names classes that train has not: fox"):
+    with pytest.raises(DataError, match="The test dataset has classes that are not in the train dataset: fox"):
         as_source(parts)
     with pytest.raises(DataError, match=r"data\.classes is 5, but the data names 3 classes: cat, dog, eel"):
         as_source(Items(pair, classes=NAMES), classes=5)
@@ -247,14 +244,14 @@ def test_classes_that_do_not_fit_are_refused() -> None:
         as_source(Items(pair, 0))
 
 
-def test_given_classes_reorder_or_rename_those_of_the_data() -> None:
+def test_configured_classes_reorder_or_rename_the_classes_of_the_data() -> None:
     def names(classes: list[str]) -> list[str]:
         source = as_source(Items(pair, classes=NAMES), classes=classes, **ALL)
         return [source.info.classes[sample.label] for sample in source.splits["train"]]
 
     assert names(["eel", "cat", "dog"]) == NAMES * 4  # the same names: by name
     assert names(["x", "y", "z"]) == ["x", "y", "z"] * 4  # other names: by place
-    with pytest.raises(DataError, match=r"label 'dog' is out of range; data\.classes has cat, eel, fox"):
+    with pytest.raises(DataError, match=r"label 'dog' is not in data\.classes: cat, eel, fox"):
         names(["cat", "eel", "fox"])
 
 
@@ -263,8 +260,10 @@ def test_a_random_transform_is_refused() -> None:
         image = PIXELS[index]
         return (image[:, ::-1] if torch.rand(()) < 0.5 else image), LABELS[index]
 
-    told = r"item \d differs from one read to the next\. .*would be frozen.*data\.augment\.transforms.*PerImage"
-    with pytest.raises(DataError, match=told):
+    message = (
+        r"item \d differs from one read to the next\. .*same result in every epoch.*data\.augment\.transforms.*PerImage"
+    )
+    with pytest.raises(DataError, match=message):
         as_source(Items(shaken))
     v2 = importlib.import_module("torchvision.transforms")
     rare = v2.Compose([v2.ToTensor(), v2.RandomErasing(0.001)])
@@ -273,7 +272,7 @@ def test_a_random_transform_is_refused() -> None:
     assert as_source(Items(pair, transform=v2.Compose([v2.RandomHorizontalFlip(0.0)])), **ALL)
 
 
-def test_data_sets_that_are_not_known_to_bear_it_are_read_by_one_thread_at_a_time() -> None:
+def test_datasets_that_may_not_be_thread_safe_are_read_by_one_thread_at_a_time() -> None:
     inside = []
 
     def slow(index: int) -> tuple[Any, int]:
@@ -298,15 +297,15 @@ def png(index: int) -> bytes:
 
 
 def hub(**columns: Any) -> Any:
-    """A data set of the twelve images, labels with names, and a column of text."""
+    """A Hugging Face dataset of the twelve images and labels with names; `columns` are added or replace these."""
     datasets = importlib.import_module("datasets")
     cells = {"image": [{"bytes": png(i), "path": None} for i in range(12)], "label": LABELS} | columns
     features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)}
-    made = datasets.Dataset.from_dict({name: cell for name, cell in cells.items() if cell is not None})
-    return made.cast(datasets.Features({name: features.get(name, kind) for name, kind in made.features.items()}))
+    dataset = datasets.Dataset.from_dict({name: cell for name, cell in cells.items() if cell is not None})
+    return dataset.cast(datasets.Features({name: features.get(name, kind) for name, kind in dataset.features.items()}))
 
 
-def test_a_hugging_face_data_set() -> None:
+def test_a_hugging_face_dataset() -> None:
     data = hub(note=[*"abcdefghijk", None], width=list(range(12)))
     source = as_source(data, **ALL)
     samples = source.splits["train"]
@@ -315,7 +314,7 @@ def test_a_hugging_face_data_set() -> None:
     assert [sample.image.read() for sample in samples] == [png(i) for i in range(12)]  # type: ignore[union-attr]
     assert dict(samples[11].columns) == {"note": "", "width": "11"}
     assert samples[3].image.token == f"{data._fingerprint}|3"  # type: ignore[union-attr]
-    assert samples[3].where == "the train data set, row 3"
+    assert samples[3].where == "the train dataset, row 3"
     chosen = as_source(data.with_format("torch").select([5, 1, 0, 2]), **ALL).splits["train"]
     assert [sample.image.read() for sample in chosen] == [png(i) for i in (5, 1, 0, 2)]  # type: ignore[union-attr]
     with ThreadPoolExecutor(6) as pool:
@@ -329,7 +328,7 @@ def test_a_hugging_face_dictionary_is_a_mapping_of_splits() -> None:
     assert {split: len(part) for split, part in source.splits.items()} == {"train": 12, "test": 3}
 
 
-def test_hugging_face_images_beside_the_table(tmp_path: Path) -> None:
+def test_hugging_face_images_in_files_beside_the_table(tmp_path: Path) -> None:
     datasets = importlib.import_module("datasets")
     for i in range(4):
         (tmp_path / f"{i}.png").write_bytes(png(i))
@@ -342,48 +341,54 @@ def test_hugging_face_images_beside_the_table(tmp_path: Path) -> None:
         samples[1].image.read()  # type: ignore[union-attr]
 
 
-def test_what_is_wrong_with_a_hugging_face_data_set_is_told() -> None:
+def test_an_unusable_hugging_face_dataset_is_an_error() -> None:
     datasets = importlib.import_module("datasets")
     with pytest.raises(DataError, match=r"has a transform \(set_transform\).*\.with_format\(None\).*data\.augment"):
         as_source(hub().with_transform(lambda batch: batch))
-    with pytest.raises(DataError, match=r"has the columns image; expected ClassLabel in one of label, .*rename_column"):
+    with pytest.raises(
+        DataError, match=r"has the columns image; expected ClassLabel in one of: label, .*rename_column"
+    ):
         as_source(hub(label=None))
-    with pytest.raises(DataError, match=r"has the columns label; expected Image in one of image, img: cast one"):
+    with pytest.raises(DataError, match=r"has the columns label; expected Image in one of: image, img\. Cast one"):
         as_source(hub(image=None))
-    with pytest.raises(DataError, match=r"the column 'image' is no Image; use \.cast_column\('image'"):
+    with pytest.raises(DataError, match=r"the column 'image' is not an Image\. Cast it with \.cast_column\('image'"):
         as_source(datasets.Dataset.from_dict({"image": ["x.png"], "label": [0]}))
-    with pytest.raises(DataError, match="the train data set, row 2, column 'label': no label"):
+    with pytest.raises(DataError, match="the train dataset, row 2, column 'label': no label"):
         as_source(hub(label=[0, 1, -1, *LABELS[3:]]))
     with pytest.raises(DataError, match=r"row 0, column 'label': the label 0\.5 is neither"):
         as_source(datasets.Dataset.from_dict({"img": [None], "label": [0.5]}).cast_column("img", datasets.Image()))
-    with pytest.raises(DataError, match=r"labels that are classes, label, and beside them row; which is the number"):
+    with pytest.raises(
+        DataError, match=r"class labels \(label\) and other columns \(row\)\. Choose the number to predict"
+    ):
         as_source(hub(row=list(range(12))), numbers=True)
-    aged = as_source(hub(row=list(range(12)), target=[0.5] * 12), **ALL, numbers=True)
-    assert [sample.label for sample in aged.splits["train"]] == [0.5] * 12
+    regression = as_source(hub(row=list(range(12)), target=[0.5] * 12), **ALL, numbers=True)
+    assert [sample.label for sample in regression.splits["train"]] == [0.5] * 12
     empty = as_source(hub(image=[None, *({"bytes": png(i), "path": None} for i in range(1, 12))]), **ALL)
     with pytest.raises(DataError, match="row 0: no image in column 'image'"):
         empty.splits["train"][0].image.read()  # type: ignore[union-attr]
 
 
-# --- what a config says of it
+# --- config keys for data passed from Python
 
 
 @pytest.mark.parametrize(
     ("key", "value"), [("source", "folder"), ("root", "x"), ("group_column", "x"), ("download", True)]
 )
-def test_where_the_data_lies_says_nothing_of_data_that_is_at_hand(key: str, value: Any) -> None:
-    with pytest.raises(ConfigError, match=rf"^data\.{key}: the source was handed over in Python, so it says nothing"):
+def test_keys_for_the_location_are_refused_for_data_passed_from_python(key: str, value: Any) -> None:
+    message = rf"^data\.{key}: the source was passed in from Python, so this key has no effect"
+    with pytest.raises(ConfigError, match=message):
         data_source(TrainConfig(data=replace(DataConfig(), **{key: value})), (PIXELS, LABELS))
 
 
 @pytest.mark.parametrize(("key", "value"), [("classes", 3), ("val", 0.5), ("test", 4)])
-def test_a_source_of_ones_own_has_its_classes_and_splits(key: str, value: Any) -> None:
+def test_keys_for_classes_and_splits_are_refused_for_a_custom_source(key: str, value: Any) -> None:
     config = TrainConfig(data=replace(DataConfig(), **{key: value}))
-    own = as_source((PIXELS, LABELS), **ALL)
-    with pytest.raises(ConfigError, match=rf"^data\.{key}: the source that was handed over brings classes and splits"):
-        data_source(config, own)
+    source = as_source((PIXELS, LABELS), **ALL)
+    message = rf"^data\.{key}: the source passed in from Python defines its classes and splits"
+    with pytest.raises(ConfigError, match=message):
+        data_source(config, source)
     data_source(config, (PIXELS.repeat(9, 0), LABELS * 9))
-    assert data_source(TrainConfig(data=replace(DataConfig(), val=0, test=0)), own) is own
+    assert data_source(TrainConfig(data=replace(DataConfig(), val=0, test=0)), source) is source
 
 
 # --- torchvision
@@ -398,12 +403,12 @@ def test_class_folders_of_torchvision(tmp_path: Path) -> None:
     assert theirs.info.classes == ours.info.classes
     for sample, other in zip(theirs.splits["train"], ours.splits["train"], strict=True):
         assert sample.label == other.label
-        with Image.open(other.image) as picture:  # type: ignore[arg-type]
-            assert np.array_equal(pixels(sample), np.asarray(picture.convert("RGB")))
+        with Image.open(other.image) as image:  # type: ignore[arg-type]
+            assert np.array_equal(pixels(sample), np.asarray(image.convert("RGB")))
 
 
 @pytest.mark.rows("B03")
-def test_a_data_set_by_name(tmp_path: Path) -> None:
+def test_a_dataset_by_name(tmp_path: Path) -> None:
     importlib.import_module("torchvision.datasets")
     from test_arrays import write_idx
 
@@ -423,38 +428,46 @@ def test_a_data_set_by_name(tmp_path: Path) -> None:
 
 def test_splits_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = importlib.import_module("torchvision.datasets")
-    asked = []
+    requested = []
 
     class SVHN(Items):
         def __init__(self, root: str, split: str = "train", download: bool = False) -> None:
             if split not in ("train", "valid"):
                 raise ValueError(f"Unknown value '{split}' for argument split.")
-            asked.append((root, split, download))
+            requested.append((root, split, download))
             super().__init__(pair, labels=LABELS)
 
     monkeypatch.setattr(library, "SVHN", SVHN)
     source = open_source("torchvision", tmp_path, dataset="SVHN", download=True)
-    assert asked == [(str(tmp_path), "train", True), (str(tmp_path), "valid", True)]
+    assert requested == [(str(tmp_path), "train", True), (str(tmp_path), "valid", True)]
     assert {split: len(part) for split, part in source.splits.items()} == {"train": 12, "val": 12}
 
 
-def test_what_torchvision_cannot_give_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unavailable_torchvision_dataset_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     importlib.import_module("torchvision.datasets")
 
-    def told(match: str, root: Path | None = tmp_path, **arguments: Any) -> None:
+    def assert_error(match: str, root: Path | None = tmp_path, **arguments: Any) -> None:
         with pytest.raises(DataError, match=match):
             open_source("torchvision", root, **arguments)
 
-    told(r"data\.dataset: the source 'torchvision' needs the name of a data set")
-    told(r"data\.dataset: torchvision has no data set 'CIFR10'\. Did you mean 'CIFAR10'\?", dataset="CIFR10")
-    told(r"data\.root: say where the files of CIFAR10 are or are to go", None, dataset="CIFAR10")
-    told(rf"data\.root: CIFAR10 is not in '{tmp_path}', or not whole .*Set data\.download=true", dataset="CIFAR10")
-    told(r"data\.root: SVHN is not in .*Set data\.download=true", dataset="SVHN")
-    told(r"data\.download: ImageNet cannot be downloaded; get its files as", dataset="ImageNet", download=True)
-    told(r"data\.dataset: EMNIST cannot be made from a name alone: .*split", dataset="EMNIST")
+    assert_error(r"data\.dataset: the source 'torchvision' needs the name of a dataset")
+    assert_error(r"data\.dataset: torchvision has no dataset 'CIFR10'\. Did you mean 'CIFAR10'\?", dataset="CIFR10")
+    assert_error(r"data\.root: CIFAR10 needs a directory for its files\. Set data\.root=PATH", None, dataset="CIFAR10")
+    assert_error(
+        rf"data\.root: CIFAR10 is missing or incomplete in '{tmp_path}' .*Set data\.download=true", dataset="CIFAR10"
+    )
+    assert_error(r"data\.root: SVHN is missing or incomplete in .*Set data\.download=true", dataset="SVHN")
+    assert_error(
+        r"data\.download: ImageNet cannot be downloaded automatically\. Get its files as",
+        dataset="ImageNet",
+        download=True,
+    )
+    assert_error(r"data\.dataset: EMNIST cannot be created from its name alone: .*split", dataset="EMNIST")
     monkeypatch.setattr("socket.socket.connect", lambda *_: (_ for _ in ()).throw(OSError("no network here")))
     monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: (_ for _ in ()).throw(OSError("no network here")))
-    told(r"data\.download: CIFAR10 could not be downloaded to '.*': .*no network", dataset="CIFAR10", download=True)
+    assert_error(
+        r"data\.download: CIFAR10 could not be downloaded to '.*': .*no network", dataset="CIFAR10", download=True
+    )
 
 
 def test_without_torchvision_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -464,7 +477,7 @@ def test_without_torchvision_the_extra_is_named(tmp_path: Path, monkeypatch: pyt
         open_source("torchvision", tmp_path, dataset="CIFAR10")
 
 
-# --- data sets whose items share something
+# --- datasets whose items share something
 
 SHARED = [noise(40, 40, 3, seed=number) for number in range(96)]
 
@@ -478,7 +491,7 @@ class InOneFile(Dataset[tuple[Any, int]]):
             for pixels in SHARED:
                 Image.fromarray(pixels).save(file, "BMP")
                 self.places.append(file.tell())
-        self.tar = tarfile.open(folder / "all.tar", "w")  # noqa: SIM115 it lives as long as the data set
+        self.tar = tarfile.open(folder / "all.tar", "w")  # noqa: SIM115 it stays open as long as the dataset
         for number, pixels in enumerate(SHARED):
             stream = io.BytesIO()
             Image.fromarray(pixels).save(stream, "BMP")
@@ -535,15 +548,15 @@ def test_items_that_share_a_file_an_image_or_a_buffer_are_decoded_one_by_one(
     source = as_source(data, **ALL)
     for _ in range(3):
         packed, _ = pack_splits(source, Preprocess(40, 40, 3), packing=PackOptions(store))
-        found = packed["train"].pixels(range(len(SHARED))).numpy().transpose(0, 2, 3, 1)
-        assert np.array_equal(found, np.stack(SHARED))
+        decoded = packed["train"].pixels(range(len(SHARED))).numpy().transpose(0, 2, 3, 1)
+        assert np.array_equal(decoded, np.stack(SHARED))
     for name in ("tar", "image"):
         if hasattr(data, name):
             getattr(data, name).close()
 
 
-def test_the_first_items_are_decoded_as_all_others(tmp_path: Path) -> None:
-    """They are read more often, to see whether they are random; what their file says about its values is not lost."""
+def test_the_first_items_are_decoded_like_all_others(tmp_path: Path) -> None:
+    """They are read more often, to check whether they are random, and keep the information of their file."""
     stream = io.BytesIO()
     palette = Image.fromarray((noise(12, 12) > 127).astype(np.uint8), "P")
     palette.putpalette([0, 0, 0, 255, 255, 255])

@@ -1,4 +1,4 @@
-"""IDX files and NumPy arrays: what is in them becomes samples without a copy, and what is wrong with them is said."""
+"""IDX files and NumPy arrays: their images become samples without a copy, and errors in them are reported."""
 
 from __future__ import annotations
 
@@ -69,10 +69,10 @@ def test_the_samples_are_views(tmp_path: Path) -> None:
     assert all(type(sample.image) is np.ndarray and sample.image.base is not None for sample in samples)
 
 
-def test_the_plain_file_goes_before_the_compressed_one(tmp_path: Path) -> None:
+def test_the_plain_file_has_priority_over_the_compressed_one(tmp_path: Path) -> None:
     write_idx(tmp_path, "train", 9)
     for what in ("images", "labels"):
-        (tmp_path / f"train-{what}-idx{3 if what == 'images' else 1}-ubyte.gz").write_bytes(b"not looked at")
+        (tmp_path / f"train-{what}-idx{3 if what == 'images' else 1}-ubyte.gz").write_bytes(b"not read")
     assert len(open_source("auto", tmp_path, **ALL).splits["train"]) == 9
 
 
@@ -82,56 +82,72 @@ def test_colour_images_have_four_axes(tmp_path: Path) -> None:
     assert pixels(open_source("idx", tmp_path, **ALL).splits["train"]).shape == (4, 6, 5, 3)
 
 
-def test_several_data_sets_in_one_folder_need_a_choice(tmp_path: Path) -> None:
+def test_several_datasets_in_one_folder_need_a_choice(tmp_path: Path) -> None:
     write_idx(tmp_path, "train", 9, prefix="emnist-digits-")
     write_idx(tmp_path, "train", 6, prefix="emnist-letters-")
     with pytest.raises(
-        DataError, match=r"has several data sets: emnist-digits-train-images…, emnist-letters-.*say which"
+        DataError, match=r"has several datasets: emnist-digits-train-images…, emnist-letters-.*Choose one"
     ):
         open_source("auto", tmp_path)
     chosen = open_source("auto", tmp_path / "emnist-letters-train-images-idx3-ubyte", **ALL)
     assert len(chosen.splits["train"]) == 6
     write_idx(tmp_path / "top" / "A" / "raw", "train", 6)
     write_idx(tmp_path / "top" / "B" / "raw", "train", 6)
-    with pytest.raises(DataError, match=r"has IDX files in .*A/raw, .*B/raw; say which with data\.root"):
+    with pytest.raises(DataError, match=r"has IDX files in several folders: .*A/raw, .*B/raw\. Set data\.root to one"):
         open_source("auto", tmp_path / "top")
 
 
-WHOLE = idx(noise(9, 6, 5))
+COMPLETE = idx(noise(9, 6, 5))
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "told"),
+    ("name", "data", "message"),
     [
-        ("train-images-idx3-ubyte", b"", "is no IDX file: it begins with nothing"),
-        ("train-images-idx3-ubyte", b"\x89PNG....", "is no IDX file: it begins with 89 50 4e 47, expected 00 00 08"),
-        ("train-images-idx3-ubyte", WHOLE[:10], r"its header says .* but there are 10; the file is damaged or cut off"),
-        ("train-images-idx3-ubyte", WHOLE[:-1], r"its header says \[9, 6, 5\], which is 286 bytes, but there are 285"),
-        ("train-images-idx3-ubyte", WHOLE + b"x", "which is 286 bytes, but there are 287"),
+        ("train-images-idx3-ubyte", b"", "is not an IDX file: it is empty"),
+        (
+            "train-images-idx3-ubyte",
+            b"\x89PNG....",
+            r"is not an IDX file: it starts with 89 50 4e 47\. Expected 00 00 08",
+        ),
+        (
+            "train-images-idx3-ubyte",
+            COMPLETE[:10],
+            r"the header gives the shape .* but the file has 10 bytes\. It is damaged or truncated",
+        ),
+        (
+            "train-images-idx3-ubyte",
+            COMPLETE[:-1],
+            r"gives the shape \[9, 6, 5\] \(286 bytes\), but the file has 285 bytes",
+        ),
+        ("train-images-idx3-ubyte", COMPLETE + b"x", r"\(286 bytes\), but the file has 287 bytes"),
         ("train-images-idx3-ubyte", idx(noise(9, 6, 5), 13), "holds float32 with 3 axes; expected uint8 with 3 or 4"),
         ("train-images-idx3-ubyte", idx(noise(9, 6)), "holds uint8 with 2 axes; expected uint8 with 3 or 4"),
-        ("train-images-idx3-ubyte", idx(noise(8, 6, 5)), r"has 8 images, but '.*labels.*' has 9 labels"),
+        ("train-images-idx3-ubyte", idx(noise(8, 6, 5)), r"found 8 images, but 9 labels in '.*labels.*'"),
         ("train-images-idx3-ubyte", idx(noise(9, 6, 5)[:, :0]), r"found the shape \[9, 0, 5\]"),
         ("train-labels-idx1-ubyte", idx(noise(9, 1)), "holds uint8 with 2 axes; expected uint8 with 1"),
-        ("train-images-idx3-ubyte.gz", gzip.compress(WHOLE)[:-20], "no gzip file, or a damaged one.*Download it again"),
-        ("train-images-idx3-ubyte.gz", WHOLE, "no gzip file, or a damaged one"),
+        (
+            "train-images-idx3-ubyte.gz",
+            gzip.compress(COMPLETE)[:-20],
+            "is not a gzip file or is damaged.*Download it again",
+        ),
+        ("train-images-idx3-ubyte.gz", COMPLETE, "is not a gzip file or is damaged"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_told(tmp_path: Path, name: str, data: bytes, told: str) -> None:
+def test_an_invalid_idx_file_is_an_error(tmp_path: Path, name: str, data: bytes, message: str) -> None:
     write_idx(tmp_path, "train", 9)
     if name.endswith(".gz"):
         (tmp_path / name.removesuffix(".gz")).unlink()
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(DataError, match=told) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         open_source("auto", tmp_path)
     assert name in str(caught.value)
 
 
-def test_a_file_that_is_missing_is_named_by_what_it_holds(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no IDX files in .* expected train-images-idx3-ubyte"):
+def test_a_missing_file_is_named_by_its_content(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"No IDX files in .* Expected train-images-idx3-ubyte"):
         open_source("idx", tmp_path)
     write_idx(tmp_path, "t10k", 5)
-    with pytest.raises(DataError, match=r"has no IDX file for train"):
+    with pytest.raises(DataError, match=r"has no IDX files for train"):
         open_source("idx", tmp_path)
     write_idx(tmp_path, "train", 5)
     (tmp_path / "train-labels-idx1-ubyte").unlink()
@@ -141,7 +157,7 @@ def test_a_file_that_is_missing_is_named_by_what_it_holds(tmp_path: Path) -> Non
 
 @settings(max_examples=60)
 @given(shape=SHAPES, cut=st.integers(0, 200), gz=st.booleans())
-def test_every_idx_file_is_read_whole_or_refused(
+def test_every_idx_file_is_read_completely_or_refused(
     tmp_path_factory: pytest.TempPathFactory, shape: tuple[int, ...], cut: int, gz: bool
 ) -> None:
     array = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
@@ -206,49 +222,49 @@ def test_the_usual_names(
 def test_the_usual_shapes(tmp_path: Path, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
     array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     np.savez(tmp_path / "data.npz", x=array, y=LABELS)
-    found = pixels(open_source("auto", tmp_path, **ALL).splits["train"])
-    assert found.shape == expected
-    assert np.array_equal(found, array.transpose(0, 2, 3, 1) if shape[1] == 3 else array.reshape(expected))
+    result = pixels(open_source("auto", tmp_path, **ALL).splits["train"])
+    assert result.shape == expected
+    assert np.array_equal(result, array.transpose(0, 2, 3, 1) if shape[1] == 3 else array.reshape(expected))
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
-        ({"x": IMAGES / 255}, r"x: expected uint8 pixels, found float64 from .* to .*; give \(x \* 255\)\.round"),
-        ({"x": IMAGES.astype("f4")}, r"found float32 from .*; give x\.round\(\)\.astype\('uint8'\)"),
-        ({"x": IMAGES - 128.0}, "normalised already"),
+        ({"x": IMAGES / 255}, r"x: expected uint8 pixels, found float64 from .* to .*; pass \(x \* 255\)\.round"),
+        ({"x": IMAGES.astype("f4")}, r"found float32 from .*; pass x\.round\(\)\.astype\('uint8'\)"),
+        ({"x": IMAGES - 128.0}, "probably normalised"),
         ({"x": IMAGES.astype("i8")}, r"found int64; convert with astype\('uint8'\)"),
         ({"x": IMAGES[0]}, r"x: found the shape \[5, 4\]; expected \[N,H,W\]"),
         ({"x": noise(12, 5, 4).reshape(6, 2, 5, 4)}, r"found the shape \[6, 2, 5, 4\]"),
-        ({"y": LABELS[:5]}, "has 6 images, but y has 5 labels"),
+        ({"y": LABELS[:5]}, "found 6 images, but 5 labels in .*, y"),
         ({"y": np.eye(6)}, r"y: found the shape \[6, 6\]; expected \[N\] or \[N,1\]\. Several columns are one-hot"),
-        ({"y": LABELS / 2}, "y: expected whole numbers or text, found float64"),
+        ({"y": LABELS / 2}, "y: expected integers or text, found float64"),
         ({"y": np.array([None] * 6)}, "data.npz', y: cannot be read: it is pickled, and loading it could run code"),
-        ({"x": IMAGES[:0], "y": LABELS[:0]}, "has no images"),
-        ({"images": IMAGES}, "'x' and 'images' both are the images of train"),
-        ({"y_train": LABELS}, "'y' and 'y_train' both are the labels of train"),
+        ({"x": IMAGES[:0], "y": LABELS[:0]}, "the array has no images"),
+        ({"images": IMAGES}, "the arrays 'x' and 'images' are both train images"),
+        ({"y_train": LABELS}, "the arrays 'y' and 'y_train' are both train labels"),
         ({"x_val": IMAGES}, "has 'x_val' but no labels for val; it has: x, y, x_val"),
     ],
 )
-def test_what_is_wrong_with_an_array_is_told(tmp_path: Path, changes: dict[str, NDArray[np.uint8]], told: str) -> None:
+def test_an_invalid_array_is_an_error(tmp_path: Path, changes: dict[str, NDArray[np.uint8]], message: str) -> None:
     np.savez(tmp_path / "data.npz", **({"x": IMAGES, "y": LABELS} | changes), allow_pickle=True)
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         open_source("auto", tmp_path, **ALL)
 
 
-def test_what_is_wrong_with_the_file_is_told(tmp_path: Path) -> None:
-    np.savez(tmp_path / "data.npz", pictures=IMAGES)
-    with pytest.raises(DataError, match=r"data\.npz' has no arrays for train; it has: pictures\. Expected x_train and"):
+def test_an_invalid_npz_file_is_an_error(tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", photos=IMAGES)
+    with pytest.raises(DataError, match=r"data\.npz' has no arrays for train; it has: photos\. Expected x_train and"):
         open_source("npz", tmp_path)
     np.savez(tmp_path / "more.npz", x=IMAGES)
-    with pytest.raises(DataError, match=r"has 2 \.npz files: data\.npz, more\.npz; say which: data\.root"):
+    with pytest.raises(DataError, match=r"has 2 \.npz files: data\.npz, more\.npz\. Choose one: set data\.root"):
         open_source("npz", tmp_path)
     (tmp_path / "more.npz").write_bytes((tmp_path / "data.npz").read_bytes()[:60])
-    with pytest.raises(DataError, match=r"more\.npz' is no \.npz file, or a damaged one"):
+    with pytest.raises(DataError, match=r"more\.npz' is not an \.npz file or is damaged"):
         open_source("npz", tmp_path / "more.npz")
     np.save(tmp_path / "single.npy", IMAGES)
     (tmp_path / "single.npy").rename(tmp_path / "single.npz")
-    with pytest.raises(DataError, match=r"single\.npz' is no \.npz file, or a damaged one: File is not a zip file"):
+    with pytest.raises(DataError, match=r"single\.npz' is not an \.npz file or is damaged: File is not a zip file"):
         open_source("npz", tmp_path / "single.npz")
 
 

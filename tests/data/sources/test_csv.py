@@ -1,4 +1,4 @@
-"""CSV tables: which columns, which rows, and what is wrong with a row."""
+"""CSV tables: which columns and rows are read, and errors that name the row."""
 
 from __future__ import annotations
 
@@ -60,15 +60,15 @@ def test_the_usual_columns_are_found_in_any_order(root: Path, header: str, row: 
 
 
 def test_columns_can_be_configured(root: Path) -> None:
-    entries = read(root, "files,picture,type,kind", "x,a.png,1,cat", "y,b.png,2,dog", image="picture", label="kind")
+    entries = read(root, "files,photo,type,kind", "x,a.png,1,cat", "y,b.png,2,dog", image="photo", label="kind")
     assert pairs(entries) == AB
 
 
-def test_the_byte_order_mark_of_a_spreadsheet_is_no_part_of_the_first_column(root: Path) -> None:
+def test_the_byte_order_mark_of_a_spreadsheet_is_not_part_of_the_first_column(root: Path) -> None:
     assert pairs(read(root, "files,type", "a.png,cat", "b.png,dog", encoding="utf-8-sig")) == AB
 
 
-def test_other_line_ends_quotes_and_blank_lines_are_fine(root: Path) -> None:
+def test_other_line_ends_quotes_and_blank_lines_are_accepted(root: Path) -> None:
     (root / "info.csv").write_bytes(b'files,type\r\n"a.png","cat"\r\n\r\nb.png,dog\r\n,,\r\n')
     assert pairs(reread(root)) == AB
 
@@ -82,14 +82,14 @@ def test_labels_stay_text(root: Path) -> None:
 
 
 def test_files_are_relative_to_the_images_folder(root: Path) -> None:
-    write_image(root / "pictures" / "deep" / "d.png")
-    found = read(root, "files,type", "deep/d.png,cat", images="pictures")
-    assert found[0].image == root / "pictures" / "deep" / "d.png"
-    assert found[0].id == "pictures/deep/d.png"
+    write_image(root / "photos" / "deep" / "d.png")
+    rows = read(root, "files,type", "deep/d.png,cat", images="photos")
+    assert rows[0].image == root / "photos" / "deep" / "d.png"
+    assert rows[0].id == "photos/deep/d.png"
 
 
 @pytest.mark.parametrize(
-    ("header", "rows", "told"),
+    ("header", "rows", "message"),
     [
         ("a,b", [], r"info\.csv' has none of the columns files, .*it has: a, b.*data\.image_column"),
         ("files,b", ["a.png,cat"], r"none of the columns type, label.*data\.label_column"),
@@ -105,35 +105,35 @@ def test_files_are_relative_to_the_images_folder(root: Path) -> None:
         ("files,type", [",cat"], r"row 2: no file name"),
         ("files,type", ["a.png,cat", "b.png,dog", "a.png,dog"], r"row 4: 'a.png' is listed twice, first in row 2"),
         ("files,type", ["a.png,cat", "./a.png,cat"], r"row 3: './a.png' is listed twice"),
-        ("files,type", ["../data/../secret.png,cat"], r"row 2: '\.\./data/.*' lies outside the data directory"),
-        ("files,type", ["/etc/secret.png,cat"], r"row 2: '/etc/secret\.png' lies outside"),
-        ("files,type", ["pictures,cat"], r"row 2: the file '.*pictures' does not exist"),
-        ("files,type", ['"a.png,cat'], r"no CSV file"),
+        ("files,type", ["../data/../secret.png,cat"], r"row 2: '\.\./data/.*' is outside the data directory"),
+        ("files,type", ["/etc/secret.png,cat"], r"row 2: '/etc/secret\.png' is outside"),
+        ("files,type", ["photos,cat"], r"row 2: the file '.*photos' does not exist"),
+        ("files,type", ['"a.png,cat'], r"is not a valid CSV file"),
     ],
 )
-def test_what_is_wrong_is_told_with_file_row_and_column(root: Path, header: str, rows: list[str], told: str) -> None:
+def test_an_error_names_the_file_the_row_and_the_column(root: Path, header: str, rows: list[str], message: str) -> None:
     write_image(root.parent / "secret.png")
-    (root / "pictures").mkdir()
-    with pytest.raises(DataError, match=told) as caught:
+    (root / "photos").mkdir()
+    with pytest.raises(DataError, match=message) as caught:
         read(root, header, *rows)
     assert "info.csv" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "../../secret.png", "inner/../../secret.png"])
-@pytest.mark.parametrize("here", [".", "..", "data/.."])
+@pytest.mark.parametrize("relative_root", [".", "..", "data/.."])
 def test_a_row_cannot_leave_the_root_however_the_root_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, here: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, relative_root: str
 ) -> None:
-    # the root as the user writes it from where they stand, not as an absolute path
-    stand = tmp_path / "a" / "b" / "c"
-    (stand / "data").mkdir(parents=True)
-    monkeypatch.chdir(stand)
-    for folder in (stand, *stand.parents[:4]):
+    # the root as a user writes it, relative to the current directory
+    current = tmp_path / "a" / "b" / "c"
+    (current / "data").mkdir(parents=True)
+    monkeypatch.chdir(current)
+    for folder in (current, *current.parents[:4]):
         if folder.is_relative_to(tmp_path):
             write_image(folder / "secret.png")
             write_image(folder / "inner" / "x.png")
-    with pytest.raises(DataError, match="lies outside the data directory"):
-        read(Path(here), "files,type", f"{name},cat")
+    with pytest.raises(DataError, match="is outside the data directory"):
+        read(Path(relative_root), "files,type", f"{name},cat")
 
 
 def test_a_relative_root_works(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,12 +144,12 @@ def test_a_relative_root_works(root: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert rows[0].where == "info.csv, row 2"
 
 
-def test_a_name_that_leaves_the_root_and_comes_back_is_inside(root: Path) -> None:
+def test_a_name_that_goes_out_of_the_root_and_back_is_inside(root: Path) -> None:
     rows = read(root, "files,type", "../data/a.png,cat", f"{root}/b.png,dog")
     assert [row.id for row in rows] == ["a.png", "b.png"]
 
 
-def test_the_other_columns_are_kept_as_facts(root: Path) -> None:
+def test_the_other_columns_are_kept(root: Path) -> None:
     header = ",Unnamed: 0,files,type,site, age ,split"
     rows = read(root, header, "0,0,a.png,cat,Bern,7,Train", "1,1,b.png,dog,,8,VALID", split="split")
     assert [dict(row.columns) for row in rows] == [{"site": "Bern", "age": "7"}, {"site": "", "age": "8"}]
@@ -162,15 +162,15 @@ def test_a_hidden_file_that_a_row_names_is_found(root: Path) -> None:
     assert read(root, "files,type", ".hidden.png,cat")[0].id == ".hidden.png"
 
 
-def test_a_file_name_with_a_nul_is_not_there(root: Path) -> None:
+def test_a_file_name_with_a_nul_does_not_exist(root: Path) -> None:
     with pytest.raises(DataError, match=r"row 2: the file .* does not exist"):
         read(root, "files,type", "a.png\0x,cat")
 
 
-def test_the_split_column_knows_three_splits(root: Path) -> None:
-    with pytest.raises(DataError, match=r"row 3: 'tets' is no split\. Did you mean 'test'\?.*data\.split_column"):
+def test_the_split_column_accepts_three_splits(root: Path) -> None:
+    with pytest.raises(DataError, match=r"row 3: 'tets' is not a split\. Did you mean 'test'\?.*data\.split_column"):
         read(root, "files,type,part", "a.png,cat,train", "b.png,dog,tets", split="part")
-    with pytest.raises(DataError, match="row 2: '' is no split"):
+    with pytest.raises(DataError, match="row 2: '' is not a split"):
         read(root, "files,type,part", "a.png,cat,", split="part")
     with pytest.raises(DataError, match=r"data\.split_column: .*no column 'prt'\. Did you mean 'part'\?"):
         read(root, "files,type,part", "a.png,cat,train", split="prt")
@@ -178,7 +178,7 @@ def test_the_split_column_knows_three_splits(root: Path) -> None:
         read(root, "files,type,part", "a.png,cat,train", group="patient")
 
 
-def test_a_linked_folder_inside_the_root_is_the_users_own(root: Path, tmp_path: Path) -> None:
+def test_a_linked_folder_inside_the_root_is_followed(root: Path, tmp_path: Path) -> None:
     write_image(tmp_path / "elsewhere" / "d.png")
     (root / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     assert pairs(read(root, "files,type", "linked/d.png,cat")) == [("d.png", "cat")]
@@ -187,16 +187,16 @@ def test_a_linked_folder_inside_the_root_is_the_users_own(root: Path, tmp_path: 
         read(root, "files,type", "broken.png,cat")
 
 
-def test_a_wrong_column_name_gets_the_nearest(root: Path) -> None:
-    with pytest.raises(DataError, match=r"data\.image_column: .*no column 'picure'. Did you mean 'picture'\?"):
-        read(root, "picture,type", "a.png,cat", image="picure")
+def test_an_unknown_column_name_suggests_the_nearest(root: Path) -> None:
+    with pytest.raises(DataError, match=r"data\.image_column: .*no column 'photograh'. Did you mean 'photograph'\?"):
+        read(root, "photograph,type", "a.png,cat", image="photograh")
     with pytest.raises(DataError, match=r"data\.label_column: .*no column 'typ'. Did you mean 'type'\?"):
-        read(root, "picture,type", "a.png,cat", image="picture", label="typ")
+        read(root, "photograph,type", "a.png,cat", image="photograph", label="typ")
 
 
-def test_a_table_that_is_no_utf8_is_an_error_that_names_it(root: Path) -> None:
+def test_a_table_that_is_not_utf8_is_an_error_that_names_it(root: Path) -> None:
     (root / "info.csv").write_bytes(b"files,type\na.png,K\xe4fer\n")
-    with pytest.raises(DataError, match=r"info\.csv' is no CSV file in UTF-8"):
+    with pytest.raises(DataError, match=r"info\.csv' is not a valid CSV file in UTF-8"):
         reread(root)
 
 
@@ -207,7 +207,7 @@ LABEL = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_siz
 
 @settings(max_examples=60)
 @given(labels=st.lists(LABEL, min_size=1, max_size=3), other=st.text("ab,\"'\n ", max_size=8))
-def test_what_pythons_csv_writer_writes_is_read_back(
+def test_tables_of_pythons_csv_writer_are_read_back(
     tmp_path_factory: pytest.TempPathFactory, labels: list[str], other: str
 ) -> None:
     root = tmp_path_factory.getbasetemp() / "written"
@@ -218,5 +218,5 @@ def test_what_pythons_csv_writer_writes_is_read_back(
     text = io.StringIO(newline="")
     csv.writer(text).writerows([["note", "files", "type"], *([other, *pair] for pair in zip(names, labels))])  # noqa: B905
     (root / "info.csv").write_bytes(text.getvalue().encode())
-    found = pairs(reread(root))
-    assert found == [(name, label.strip()) for name, label in zip(names, labels, strict=True)]
+    result = pairs(reread(root))
+    assert result == [(name, label.strip()) for name, label in zip(names, labels, strict=True)]

@@ -1,4 +1,4 @@
-"""Parquet tables as Hugging Face lays them out, and as others write them."""
+"""Parquet tables as Hugging Face and other programs write them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PNGS = [png(i) for i in range(40)]
 def write(
     path: Path, n: int = 6, images: str = "struct", names: list[str] | None = None, group: int = 2, **columns: Any
 ) -> Path:
-    """A table of n images with the labels 0, 1, 0, …; `columns` are added or take the place of these."""
+    """Writes a table of n images with the labels 0, 1, 0, …; `columns` are added or replace these."""
     path.parent.mkdir(parents=True, exist_ok=True)
     cells: dict[str, Any] = {
         "image": [{"bytes": data, "path": None} if images == "struct" else data for data in PNGS[:n]],
@@ -46,8 +46,8 @@ def write(
     table = pa.table({name: value for name, value in cells.items() if value is not None})
     if names is not None:
         features = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
-        noted = json.dumps({"info": {"features": {k: v for k, v in features.items() if k in cells}}})
-        table = table.replace_schema_metadata({"huggingface": noted})
+        metadata = json.dumps({"info": {"features": {k: v for k, v in features.items() if k in cells}}})
+        table = table.replace_schema_metadata({"huggingface": metadata})
     pq.write_table(table, path, row_group_size=group)
     return path
 
@@ -74,7 +74,7 @@ def test_one_table(tmp_path: Path, images: str) -> None:
     assert open_source("parquet", path, **ALL).info.name == "pets"
 
 
-def test_what_the_library_datasets_writes(tmp_path: Path) -> None:
+def test_tables_of_the_datasets_library(tmp_path: Path) -> None:
     datasets = importlib.import_module("datasets")
     features = datasets.Features(
         {
@@ -88,16 +88,16 @@ def test_what_the_library_datasets_writes(tmp_path: Path) -> None:
         "label": [1, 0] * 3,
         "note": list("abcdef"),
     }
-    made = datasets.Dataset.from_dict(cells, features=features)
-    made.to_parquet(str(tmp_path / "data" / "train-00000-of-00002.parquet"))
-    made.select([3, 4]).to_parquet(str(tmp_path / "data" / "train-00001-of-00002.parquet"))
-    made.select([0, 1]).to_parquet(str(tmp_path / "data" / "test-00000-of-00001.parquet"))
+    dataset = datasets.Dataset.from_dict(cells, features=features)
+    dataset.to_parquet(str(tmp_path / "data" / "train-00000-of-00002.parquet"))
+    dataset.select([3, 4]).to_parquet(str(tmp_path / "data" / "train-00001-of-00002.parquet"))
+    dataset.select([0, 1]).to_parquet(str(tmp_path / "data" / "test-00000-of-00001.parquet"))
     source = open_source("auto", tmp_path, val=0)
     assert source.info.classes == ("dog", "cat")
     assert {split: len(samples) for split, samples in source.splits.items()} == {"train": 8, "test": 2}
     assert [sample.columns["note"] for sample in source.splits["train"]] == list("abcdefde")
-    with Image.open(io.BytesIO(read(source.splits["train"][6]))) as picture:
-        assert picture.tobytes() == noise(5, 4, seed=3).tobytes()
+    with Image.open(io.BytesIO(read(source.splits["train"][6]))) as image:
+        assert image.tobytes() == noise(5, 4, seed=3).tobytes()
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_what_the_library_datasets_writes(tmp_path: Path) -> None:
         {"train": ["trainer.parquet"]},
     ],
 )
-def test_names_of_files_and_folders_tell_the_splits(tmp_path: Path, names: dict[str, list[str]]) -> None:
+def test_the_names_of_files_and_folders_give_the_splits(tmp_path: Path, names: dict[str, list[str]]) -> None:
     for files in names.values():
         for file in files:
             write(tmp_path / file)
@@ -120,13 +120,13 @@ def test_names_of_files_and_folders_tell_the_splits(tmp_path: Path, names: dict[
     }
 
 
-def test_classes_and_columns_can_be_told(tmp_path: Path) -> None:
-    picture = [{"bytes": data, "path": "x.png"} for data in PNGS[:4]]
+def test_columns_can_be_configured(tmp_path: Path) -> None:
+    photos = [{"bytes": data, "path": "x.png"} for data in PNGS[:4]]
     parts = ["train", "train", "Test", "TEST"]
     kinds = ["b", "a", "b", "a"]
-    write(tmp_path / "a.parquet", 4, label=None, picture=picture, kind=kinds, part=parts, patient=[1, 1, 2, 2])
+    write(tmp_path / "a.parquet", 4, label=None, photo=photos, kind=kinds, part=parts, patient=[1, 1, 2, 2])
     source = open_source(
-        "auto", tmp_path, image_column="picture", label_column="kind", split_column="part", group_column="patient"
+        "auto", tmp_path, image_column="photo", label_column="kind", split_column="part", group_column="patient"
     )
     assert source.info.classes == ("a", "b")
     assert {split: len(samples) for split, samples in source.splits.items()} == {"train": 2, "test": 2}
@@ -163,7 +163,7 @@ def test_rows_are_read_in_any_order_by_any_thread(tmp_path: Path, limit: int) ->
 def test_a_row_group_is_entered_once_when_rows_come_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
-    """Counted, not timed: reading in order must not begin a group again for each row."""
+    """Counted, not timed: reading in order must not start a group again for each row."""
     write(tmp_path / "a.parquet", 40, group=10)
     entered = []
     real = parquet._Reader._seek_row_group
@@ -176,57 +176,54 @@ def test_a_row_group_is_entered_once_when_rows_come_in_order(
 
 
 @pytest.mark.parametrize(
-    ("columns", "told"),
+    ("columns", "message"),
     [
         ({"label": [0, 1, None, 1, 0, 1]}, r"a\.parquet, row 2, column 'label': no label\."),
         ({"label": [0, 1, -1, 1, 0, 1], "names": ["a", "b"]}, "row 2, column 'label': no label"),
         ({"label": [0, 1, 2, 1, 0, 1], "names": ["a", "b"]}, "label 2 is out of range; the data names 2 classes: a, b"),
-        ({"label": [0.5] * 6}, "row 0, column 'label': the label 0.5 is neither a whole number nor text"),
-        (
-            {"label": None},
-            r"has none of the columns type, label, target, class; it has: image\. Say which .*label_column",
-        ),
-        ({"image": None}, r"none of the columns files, .* it has: label\. Say which one with data\.image_column"),
+        ({"label": [0.5] * 6}, "row 0, column 'label': the label 0.5 is neither an integer nor text"),
+        ({"label": None}, r"has none of the columns type, label, target, class; it has: image\. Set .*label_column"),
+        ({"image": None}, r"none of the columns files, .* it has: label\. Set data\.image_column"),
         ({"image": [[1, 2]] * 6}, "the column 'image' holds list<.*expected encoded images"),
     ],
 )
-def test_what_is_wrong_with_a_table_is_told(tmp_path: Path, columns: dict[str, Any], told: str) -> None:
+def test_an_invalid_table_is_an_error(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
     write(tmp_path / "a.parquet", **columns)
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         open_source("auto", tmp_path)
 
 
-def test_an_empty_cell_is_told_when_it_is_read(tmp_path: Path) -> None:
+def test_an_empty_cell_is_an_error_when_it_is_read(tmp_path: Path) -> None:
     write(
         tmp_path / "a.parquet", image=[{"bytes": PNGS[0], "path": None}] * 4 + [None, {"bytes": None, "path": "x.png"}]
     )
     samples = open_source("auto", tmp_path, **ALL).splits["train"]
     with pytest.raises(DataError, match=r"a\.parquet, row 4: no image in column 'image'\."):
         read(samples[4])
-    with pytest.raises(DataError, match=r"row 5: no image in column 'image', only the path 'x\.png'; write the table"):
+    with pytest.raises(DataError, match=r"row 5: no image in column 'image', only the path 'x\.png'\. Write the table"):
         read(samples[5])
 
 
-def test_what_is_wrong_with_the_files_is_told(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no \.parquet file in '.*' or in its folder 'data'\."):
+def test_invalid_files_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"No \.parquet file in '.*' or in its folder 'data'\."):
         open_source("parquet", tmp_path)
     write(tmp_path / "plain_text" / "train.parquet")
-    with pytest.raises(DataError, match=r"There are some in .*plain_text; set data\.root to that"):
+    with pytest.raises(DataError, match=r"There are some in .*plain_text\. Set data\.root to one of these"):
         open_source("parquet", tmp_path)
     write(tmp_path / "train.parquet", names=["a", "b"])
     write(tmp_path / "other.parquet")
-    with pytest.raises(DataError, match=r"has tables for train, and other\.parquet, whose split is not told"):
+    with pytest.raises(DataError, match=r"has tables for train, and tables without a split: other\.parquet"):
         open_source("parquet", tmp_path)
     (tmp_path / "other.parquet").rename(tmp_path / "test.parquet")
-    with pytest.raises(DataError, match="do not name the same classes"):
+    with pytest.raises(DataError, match="do not have the same classes"):
         open_source("parquet", tmp_path)
-    with pytest.raises(DataError, match=r"data\.split_column: the tables in .* are of test, train already"):
+    with pytest.raises(DataError, match=r"data\.split_column: the tables in .* already have splits \(test, train\)"):
         open_source("parquet", tmp_path, split_column="label")
     (tmp_path / "train.parquet").unlink()
-    with pytest.raises(DataError, match="has tables for test, none for train"):
+    with pytest.raises(DataError, match="has tables for test, but none for train"):
         open_source("parquet", tmp_path)
     (tmp_path / "test.parquet").write_bytes(b"PAR1 no")
-    with pytest.raises(DataError, match=r"test\.parquet' is no Parquet file, or a damaged one"):
+    with pytest.raises(DataError, match=r"test\.parquet' is not a Parquet file or is damaged"):
         open_source("parquet", tmp_path / "test.parquet")
     write(tmp_path / "test.parquet", 0, image=pa.array([], pa.binary()), label=pa.array([], pa.int64()), group=1)
     with pytest.raises(DataError, match="no rows for train"):

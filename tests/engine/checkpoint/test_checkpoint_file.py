@@ -1,4 +1,4 @@
-"""Files of `torch.save` with a checksum: what was changed, cut off or swapped is refused by name."""
+"""Files of `torch.save` with a checksum: changed and truncated files are refused with their name."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ CONTENT = {"weights": torch.arange(300.0).reshape(3, 100), "step": 7, "names": [
 
 
 @pytest.fixture(scope="module")
-def sealed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    path = tmp_path_factory.mktemp("sealed") / "a.ckpt"
+def checksummed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("checksummed") / "a.ckpt"
     save_checksummed(path, CONTENT)
     return path.read_bytes()
 
@@ -30,7 +30,7 @@ def equal(content: dict[str, Any]) -> bool:
     return torch.equal(content["weights"], CONTENT["weights"]) and rest[0] == rest[1]  # type: ignore[arg-type]
 
 
-def test_what_was_saved_comes_back_and_torch_alone_reads_it_too(tmp_path: Path) -> None:
+def test_a_saved_file_is_read_back_and_torch_can_read_it(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "a.ckpt"
     save_checksummed(path, CONTENT)
     assert has_checksum(path)
@@ -43,39 +43,39 @@ def test_what_was_saved_comes_back_and_torch_alone_reads_it_too(tmp_path: Path) 
 @pytest.mark.rows("X06")
 @settings(max_examples=150)
 @given(data=st.data())
-def test_no_changed_bit_goes_unnoticed(
-    sealed: bytes, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+def test_every_changed_bit_is_detected(
+    checksummed: bytes, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    """A bit anywhere, the end cut off anywhere, or something after the end."""
+    """One changed bit, a truncated file, bytes after the end, or a block of zeros."""
     path = tmp_path_factory.getbasetemp() / "a.ckpt"
-    place = data.draw(st.integers(0, len(sealed) - 1))
+    place = data.draw(st.integers(0, len(checksummed) - 1))
     kind = data.draw(st.sampled_from(["bit", "cut", "more", "zeros"]))
     if kind == "bit":
-        changed = bytearray(sealed)
+        changed = bytearray(checksummed)
         changed[place] ^= 1 << data.draw(st.integers(0, 7))
     elif kind == "cut":
-        changed = bytearray(sealed[:place])
+        changed = bytearray(checksummed[:place])
     elif kind == "more":
-        changed = bytearray(sealed) + data.draw(st.binary(min_size=1, max_size=200))
+        changed = bytearray(checksummed) + data.draw(st.binary(min_size=1, max_size=200))
     else:
-        changed = bytearray(sealed)
+        changed = bytearray(checksummed)
         changed[place : place + 512] = bytes(len(changed[place : place + 512]))
     path.write_bytes(changed)
-    if bytes(changed) == sealed:
+    if bytes(changed) == checksummed:
         return
     try:
         content = load_checksummed(path, [])
     except ArtifactError as error:
         assert str(path) in str(error)  # noqa: PT017 either is right
     else:
-        assert not has_checksum(path), "a changed file passed for a whole one"
+        assert not has_checksum(path), "a changed file passed as a valid one"
         assert equal(content), "other weights"
 
 
-def test_each_byte_of_the_seal_counts(sealed: bytes, tmp_path: Path) -> None:
+def test_a_change_in_any_byte_of_the_checksum_is_detected(checksummed: bytes, tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
-    for place in range(len(sealed) - 83, len(sealed)):
-        changed = bytearray(sealed)
+    for place in range(len(checksummed) - 83, len(checksummed)):
+        changed = bytearray(checksummed)
         changed[place] ^= 0x11
         path.write_bytes(changed)
         if has_checksum(path):
@@ -83,7 +83,7 @@ def test_each_byte_of_the_seal_counts(sealed: bytes, tmp_path: Path) -> None:
                 load_checksummed(path, [])
 
 
-def test_a_file_without_a_seal_is_read_and_its_own_checksums_are_checked(tmp_path: Path) -> None:
+def test_a_file_without_a_checksum_is_read_and_its_zip_checksums_are_checked(tmp_path: Path) -> None:
     path = tmp_path / "old.ckpt"
     torch.save(CONTENT, path)
     assert not has_checksum(path)
@@ -91,7 +91,7 @@ def test_a_file_without_a_seal_is_read_and_its_own_checksums_are_checked(tmp_pat
     changed = bytearray(path.read_bytes())
     changed[changed.index(torch.arange(100.0, 110.0).numpy().tobytes())] ^= 1
     path.write_bytes(changed)
-    with pytest.raises(ArtifactError, match="checksum of 'old/data/0' in it is wrong"):
+    with pytest.raises(ArtifactError, match="checksum of its record 'old/data/0' does not match"):
         load_checksummed(path, [])
 
 
@@ -102,12 +102,12 @@ def rewritten(source: Path, target: Path, compression: int) -> None:
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_records_that_unfold_are_refused_before_they_do(compression: int, tmp_path: Path) -> None:
+def test_compressed_records_are_refused_before_they_are_decompressed(compression: int, tmp_path: Path) -> None:
     torch.save({"weights": torch.zeros(1 << 20)}, tmp_path / "plain.ckpt")
     bomb = tmp_path / "bomb.ckpt"
     rewritten(tmp_path / "plain.ckpt", bomb, compression)
     assert bomb.stat().st_size < 20_000
-    with pytest.raises(ArtifactError, match=r"bomb\.ckpt' is no checkpoint: it holds compressed records"):
+    with pytest.raises(ArtifactError, match=r"bomb\.ckpt' is not a checkpoint: it contains compressed records"):
         load_checksummed(bomb, [])
 
 
@@ -116,21 +116,21 @@ class Payload:
         return exec, ("raise SystemExit('executed')",)
 
 
-def things() -> Iterator[Any]:
+def payloads() -> Iterator[Any]:
     yield Payload()
     yield {"model": Payload()}
     yield [print]
 
 
-@pytest.mark.parametrize("thing", list(things()), ids=["top", "inside", "function"])
-def test_code_is_not_run(thing: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("payload", list(payloads()), ids=["top", "inside", "function"])
+def test_code_is_not_run(payload: Any, tmp_path: Path) -> None:
     path = tmp_path / "evil.ckpt"
-    save_checksummed(path, thing)
-    with pytest.raises(UnreadableError, match=r"evil\.ckpt' cannot be read: it holds '[\w.]+', .* could run code"):
+    save_checksummed(path, payload)
+    with pytest.raises(UnreadableError, match=r"evil\.ckpt' cannot be read: it contains '[\w.]+', .* could run code"):
         load_checksummed(path, [])
 
 
-def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
+def test_a_failed_save_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
     save_checksummed(path, CONTENT)
     before = path.read_bytes()
@@ -145,7 +145,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError(5, "Input/output error")], ids=["memory", "disk"])
-def test_what_is_not_the_files_fault_is_not_called_damage(
+def test_an_error_of_the_system_is_not_reported_as_damage(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a.ckpt"

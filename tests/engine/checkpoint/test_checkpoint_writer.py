@@ -1,4 +1,4 @@
-"""When checkpoints are written and which are kept: whatever happens, the newest whole one is there."""
+"""When checkpoints are written and which are kept; after any failure a valid checkpoint exists."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sightline.engine.trainer import Callback, Trainer
 
 
 class Batches(Loader):
-    """Six batches an epoch; `seek` is arithmetic."""
+    """Six batches per epoch; `seek` only sets an index."""
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -44,7 +44,7 @@ class Batches(Loader):
 
 
 class OneWay(Batches):
-    """A loader that cannot begin in mid-epoch."""
+    """A loader that cannot start in the middle of an epoch."""
 
     def position(self) -> None:
         return None
@@ -57,11 +57,11 @@ def trainer(
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     state = TrainState(model, torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9))
     limit = {"divergence_threshold": more.pop("threshold", None), "log_every": more.pop("log_every", 50)}
-    keeper = Checkpointer(folder / "last.ckpt", folder / "best.ckpt", "val_loss", "min", **more)
+    checkpointer = Checkpointer(folder / "last.ckpt", folder / "best.ckpt", "val_loss", "min", **more)
     batches = Batches() if train is None else train
     return Trainer(
         SupervisedTask(nn.CrossEntropyLoss()), state, batches, {"val": Batches()}, max_epochs=epochs,
-        callbacks=(keeper, *callbacks), **limit,
+        callbacks=(checkpointer, *callbacks), **limit,
     )  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
 
 
-def test_the_newest_stay_and_those_of_every_few_epochs_for_good(tmp_path: Path) -> None:
+def test_the_newest_checkpoints_and_those_of_every_few_epochs_are_kept(tmp_path: Path) -> None:
     trainer(tmp_path, epochs=5, keep=3, keep_every=2).fit()
     assert names(tmp_path) == [
         "best.ckpt", "epoch-0002.ckpt", "epoch-0004.ckpt", "last-1.ckpt", "last-2.ckpt", "last.ckpt"
@@ -84,32 +84,32 @@ def test_the_newest_stay_and_those_of_every_few_epochs_for_good(tmp_path: Path) 
     assert read_checkpoint(tmp_path / "best.ckpt")["kind"] == "best"
 
 
-def test_fewer_are_kept_when_fewer_are_asked_for(tmp_path: Path) -> None:
+def test_a_smaller_keep_removes_older_checkpoints(tmp_path: Path) -> None:
     trainer(tmp_path, epochs=3, keep=3).fit()
     trainer(tmp_path, epochs=2, keep=1).fit()
     assert names(tmp_path) == ["best.ckpt", "last.ckpt"]
 
 
-def test_every_few_steps_and_the_run_is_the_same(tmp_path: Path) -> None:
-    plain, kept_often = trainer(tmp_path / "a"), trainer(tmp_path / "b", every_steps=1, keep=99)
+def test_checkpoints_every_few_steps_do_not_change_the_run(tmp_path: Path) -> None:
+    plain, frequent = trainer(tmp_path / "a"), trainer(tmp_path / "b", every_steps=1, keep=99)
     plain.fit()
-    kept_often.fit()
+    frequent.fit()
     assert all(
         torch.equal(a, b)
-        for a, b in zip(plain.state.model.parameters(), kept_often.state.model.parameters(), strict=True)
+        for a, b in zip(plain.state.model.parameters(), frequent.state.model.parameters(), strict=True)
     )
     steps = [step_of(path) for path in kept(tmp_path / "b" / "last.ckpt")]
     assert steps == sorted(steps, reverse=True)
     assert set(steps) <= set(range(13))
-    assert {0, 6, 12} <= set(steps)  # those of an epoch's end are never left out, others while one is being written
+    assert {0, 6, 12} <= set(steps)  # those at the end of an epoch are never skipped
 
 
-def test_after_some_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_is_written_after_some_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(checkpointing.time, "monotonic", lambda: now)
 
     class Clock(Callback):
-        """A minute a step; waits for the thread, so that no checkpoint is late."""
+        """Adds a minute per step, and waits for the writer thread so that no checkpoint is late."""
 
         def on_step_end(self, trainer: Trainer, output: StepOutput) -> None:
             nonlocal now
@@ -121,21 +121,21 @@ def test_after_some_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert [step_of(path) for path in kept(tmp_path / "last.ckpt")] == [6, 5, 3, 0]
 
 
-def test_one_is_written_when_it_is_asked_for_and_training_goes_on(tmp_path: Path) -> None:
-    asked: list[int] = []
+def test_a_requested_checkpoint_is_written_and_training_continues(tmp_path: Path) -> None:
+    written: list[int] = []
 
     class Ask(Callback):
         def on_step_end(self, trainer: Trainer, output: StepOutput) -> None:
             if trainer.state.step == 4:
                 trainer.request_checkpoint()
 
-    run = trainer(tmp_path, Ask(), epochs=1, keep=9, requested=lambda: asked.append(step_of(tmp_path / "last.ckpt")))
+    run = trainer(tmp_path, Ask(), epochs=1, keep=9, requested=lambda: written.append(step_of(tmp_path / "last.ckpt")))
     assert not run.fit().interrupted
-    assert asked == [4]
+    assert written == [4]
     assert [step_of(path) for path in kept(tmp_path / "last.ckpt")] == [6, 4, 0]
 
 
-def test_one_that_is_asked_for_within_an_evaluation_does_not_wait_for_its_end(tmp_path: Path) -> None:
+def test_a_checkpoint_requested_during_an_evaluation_does_not_wait_for_its_end(tmp_path: Path) -> None:
     seen: list[str] = []
 
     class Evaluated(Batches):
@@ -153,51 +153,53 @@ def test_one_that_is_asked_for_within_an_evaluation_does_not_wait_for_its_end(tm
     assert seen == ["step 6 in val"]
 
 
-def test_a_loader_that_cannot_begin_in_mid_epoch_is_told_of_and_resumed_at_an_epoch(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="OneWay cannot begin in the middle of an epoch"):
+def test_a_loader_that_cannot_start_in_mid_epoch_gives_a_warning_and_resumes_at_an_epoch(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="OneWay cannot start in the middle of an epoch"):
         result = trainer(tmp_path, StopAt(9), train=OneWay(), every_steps=2).fit()
     assert result.interrupted
     assert step_of(tmp_path / "last.ckpt") == 6
-    whole = trainer(tmp_path / "whole")
-    whole.fit()
+    uninterrupted = trainer(tmp_path / "uninterrupted")
+    uninterrupted.fit()
     again = trainer(tmp_path, train=OneWay())
     load_checkpoint(tmp_path / "last.ckpt", again.state)
-    with pytest.warns(UserWarning, match="resumed at the beginning of the epoch"):
+    with pytest.warns(UserWarning, match="resumes at the start of the interrupted epoch"):
         again.fit()
-    assert torch.equal(again.state.model[1].weight, whole.state.model[1].weight)  # type: ignore[index]
+    assert torch.equal(again.state.model[1].weight, uninterrupted.state.model[1].weight)  # type: ignore[index]
 
 
-def test_the_one_before_is_taken_when_the_newest_is_damaged(tmp_path: Path) -> None:
+def test_the_previous_checkpoint_is_used_when_the_newest_is_damaged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     trainer(tmp_path, epochs=3, keep=3).fit()
-    for name, cut in (("last.ckpt", 700), ("last-1.ckpt", 0)):
+    for name, length in (("last.ckpt", 700), ("last-1.ckpt", 0)):
         content = (tmp_path / name).read_bytes()
-        (tmp_path / name).write_bytes(content[:cut])
-    told: list[str] = []
-    path, content = newest_valid(kept(tmp_path / "last.ckpt"), told.append)
+        (tmp_path / name).write_bytes(content[:length])
+    path, content = newest_valid(kept(tmp_path / "last.ckpt"))
+    warnings = caplog.messages
     assert (path.name, content["step"]) == ("last-2.ckpt", 6)
-    assert len(told) == 2
-    assert "last.ckpt' is no checkpoint, or a damaged one" in told[0]
-    assert "kept as 'last.ckpt.damaged'; going on from 'last-1.ckpt'" in told[0]
+    assert len(warnings) == 2
+    assert "last.ckpt' is not a checkpoint or is damaged" in warnings[0]
+    assert "renamed to 'last.ckpt.damaged'. Resuming from the previous one, 'last-1.ckpt'" in warnings[0]
     assert kept(tmp_path / "last.ckpt") == [path]
     (path).write_bytes(b"PK")
-    with pytest.raises(ArtifactError, match=r"last-2\.ckpt' is no checkpoint"):
-        newest_valid([path], told.append)
+    with pytest.raises(ArtifactError, match=r"last-2\.ckpt' is not a checkpoint"):
+        newest_valid([path])
 
 
 @pytest.mark.rows("X01")
-def test_at_no_moment_of_a_write_is_there_no_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Looked at between all the steps of putting a new one in place."""
+def test_a_valid_checkpoint_exists_at_every_moment_of_a_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checked before and after each file operation that puts a new one in place."""
     seen: list[int] = []
 
     def look(*_: Any) -> None:
         if (tmp_path / "last.ckpt").exists() or (tmp_path / "last-1.ckpt").exists():
-            seen.append(newest_valid(kept(tmp_path / "last.ckpt"), print)[1]["step"])
+            seen.append(newest_valid(kept(tmp_path / "last.ckpt"))[1]["step"])
         else:
             seen.append(-1)
 
     for owner, name in ((Path, "replace"), (Path, "unlink"), (checkpointing.os, "link")):
-        true = getattr(owner, name)
-        monkeypatch.setattr(owner, name, lambda *a, true=true, **k: (look(), true(*a, **k), look())[1])
+        original = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, original=original, **k: (look(), original(*a, **k), look())[1])
     trainer(tmp_path, epochs=4, keep=3).fit()
     monkeypatch.undo()
     assert seen[0] == -1
@@ -206,7 +208,7 @@ def test_at_no_moment_of_a_write_is_there_no_whole_one(tmp_path: Path, monkeypat
     assert later[-1] == 24
 
 
-def test_what_a_killed_write_left_is_cleared(tmp_path: Path) -> None:
+def test_temporary_files_of_a_killed_write_are_removed(tmp_path: Path) -> None:
     trainer(tmp_path, epochs=1).fit()
     (tmp_path / ".last.ckpt.0123456789abcdef").write_bytes(b"half")
     (tmp_path / ".best.ckpt.0123456789abcdef").write_bytes(b"half")
@@ -216,13 +218,13 @@ def test_what_a_killed_write_left_is_cleared(tmp_path: Path) -> None:
 
 
 def test_a_step_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training goes on while a checkpoint is written, and what is written is the state of its step."""
-    gate, true = threading.Event(), checkpointing.save_checksummed
+    """Training continues while a checkpoint is written, and the file contains the state of its step."""
+    gate, original = threading.Event(), checkpointing.save_checksummed
 
     def slow(path: Path, content: Any, *rest: Any) -> None:
         if content["step"] == 2:
             assert gate.wait(60)
-        true(path, content, *rest)
+        original(path, content, *rest)
 
     monkeypatch.setattr(checkpointing, "save_checksummed", slow)
 
@@ -241,29 +243,29 @@ def test_a_step_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.M
     assert torch.equal(saved, reference.state.model[1].weight)  # type: ignore[index]
 
 
-def test_what_goes_wrong_in_the_thread_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    true = checkpointing.save_checksummed
+def test_an_error_in_the_writer_thread_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = checkpointing.save_checksummed
 
     def broken(path: Path, content: Any, *rest: Any) -> None:
         if content["step"] == 2:
             raise OSError(28, "No space left on device")
-        true(path, content, *rest)
+        original(path, content, *rest)
 
     monkeypatch.setattr(checkpointing, "save_checksummed", broken)
-    with pytest.raises(RunFailedError, match=r"step 2 could not be written.*The checkpoint of step 0 is whole"):
+    with pytest.raises(RunFailedError, match=r"step 2 could not be written.*The checkpoint of step 0 is valid"):
         trainer(tmp_path, every_steps=2).fit()
     assert step_of(tmp_path / "last.ckpt") == 0
 
 
-def test_without_room_nothing_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_does_not_start_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpointing.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1 << 20})())
-    with pytest.raises(RunFailedError, match=r"the disk is full: the checkpoint of step 0 .*Nothing was trained yet"):
+    with pytest.raises(RunFailedError, match=r"The disk is full: the checkpoint of step 0 .*Nothing was trained yet"):
         trainer(tmp_path).fit()
     assert names(tmp_path) == []
 
 
-def test_a_place_that_a_loader_was_given_back_outlives_the_first_save(tmp_path: Path) -> None:
-    """Where the newest file is damaged, one is saved before the loader has its place back."""
+def test_the_restored_position_of_a_loader_is_kept_by_the_first_save(tmp_path: Path) -> None:
+    """If the newest file is damaged, a checkpoint is saved before the position of the loader is restored."""
 
     class Stateful(OneWay):
         def __init__(self) -> None:
@@ -284,25 +286,25 @@ def test_a_place_that_a_loader_was_given_back_outlives_the_first_save(tmp_path: 
                 yield batch
             self.place = 0
 
-    whole = trainer(tmp_path / "whole", train=Stateful())
-    whole.fit()
+    uninterrupted = trainer(tmp_path / "uninterrupted", train=Stateful())
+    uninterrupted.fit()
     trainer(tmp_path / "cut", StopAt(3), train=Stateful()).fit()
     (tmp_path / "cut" / "last.ckpt").rename(tmp_path / "cut" / "last-1.ckpt")
     again = trainer(tmp_path / "cut", train=Stateful())
     load_checkpoint(tmp_path / "cut" / "last-1.ckpt", again.state)
     assert again.fit().steps == 12
-    assert torch.equal(again.state.model[1].weight, whole.state.model[1].weight)  # type: ignore[index]
+    assert torch.equal(again.state.model[1].weight, uninterrupted.state.model[1].weight)  # type: ignore[index]
 
 
-def test_a_last_write_that_fails_is_an_exception_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who cleans up on failure is told, whoever else fails at that."""
+def test_a_failed_last_write_is_an_exception_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every callback gets `on_exception`, even if that of another callback fails."""
     seen: list[str] = []
-    true = checkpointing.save_checksummed
+    original = checkpointing.save_checksummed
 
     def broken(path: Path, content: Any, *rest: Any) -> None:
         if content["step"] == 6:
             raise OSError(28, "No space left on device")
-        true(path, content, *rest)
+        original(path, content, *rest)
 
     class Fails(Callback):
         def on_exception(self, trainer: Trainer, error: BaseException) -> None:
@@ -326,12 +328,12 @@ def test_a_kill_between_best_and_last_loses_neither(tmp_path: Path, monkeypatch:
     first = trainer(tmp_path, epochs=1, lr=0.01)
     first.fit()
     one, best = first.state.best, (tmp_path / "best.ckpt").read_bytes()
-    true = checkpointing.save_checksummed
+    original = checkpointing.save_checksummed
 
     def killed(path: Path, content: Any, *rest: Any) -> None:
         if path.name == "last.ckpt" and content["step"] == 12:
             raise KeyboardInterrupt
-        true(path, content, *rest)
+        original(path, content, *rest)
 
     second = trainer(tmp_path, lr=0.01)
     load_checkpoint(tmp_path / "last.ckpt", second.state)
@@ -347,14 +349,14 @@ def test_a_kill_between_best_and_last_loses_neither(tmp_path: Path, monkeypatch:
     assert not (tmp_path / "best-1.ckpt").exists()
 
 
-def test_a_state_that_could_not_be_resumed_is_told_of_at_the_start(tmp_path: Path) -> None:
+def test_a_state_that_cannot_be_resumed_gives_a_warning_at_the_start(tmp_path: Path) -> None:
     run = trainer(tmp_path, epochs=1)
     run.state.callbacks["mine"] = threading.Thread
-    with pytest.warns(UserWarning, match="this run cannot be resumed: .*'threading.Thread'"):
+    with pytest.warns(UserWarning, match="This run cannot be resumed, .*'threading.Thread'"):
         run.fit()
 
 
-def test_tied_weights_are_written_once_and_a_copy_is_no_view(tmp_path: Path) -> None:
+def test_tied_weights_are_written_once_and_the_content_is_a_copy(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
     model[1].weight = model[0].weight
     content = checkpoint_content(TrainState(model))
@@ -365,13 +367,13 @@ def test_tied_weights_are_written_once_and_a_copy_is_no_view(tmp_path: Path) -> 
     assert content["model"]._metadata[""]["version"] == 1
 
 
-def test_memory_formats_survive() -> None:
+def test_memory_formats_are_kept() -> None:
     model = nn.Conv2d(3, 8, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     assert checkpoint_content(TrainState(model))["model"]["weight"].stride() == model.weight.stride()
 
 
 def test_a_loss_above_the_limit_ends_the_run(tmp_path: Path) -> None:
-    with pytest.raises(DivergedError, match=r"the training loss rose to .* at step \d+, above trainer\.div") as caught:
+    with pytest.raises(DivergedError, match=r"The training loss rose to .* at step \d+, above trainer\.div") as caught:
         trainer(tmp_path, epochs=9, lr=30.0, threshold=5.0, log_every=3).fit()
     assert not isinstance(caught.value, NonFiniteLossError)
     assert trainer(tmp_path / "fine", threshold=5.0, log_every=3).fit().epochs == 2

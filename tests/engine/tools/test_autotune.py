@@ -1,4 +1,4 @@
-"""Settings found by timing: which are tried, that nothing is changed by it, and that the choice is kept."""
+"""Settings chosen by timing: which are tried, that timing changes nothing, and that a run stores the choice."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def batch() -> Batch:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> dict[Setting, float]:
-    """Seconds a step of each setting takes, in place of a clock; what is not in it takes one."""
+    """Seconds per step of each setting, instead of measured times; a setting that is not in it takes 1 s."""
     speeds: dict[Setting, float] = {}
 
     def timed(*arguments: Any) -> dict[Setting, float]:
@@ -41,13 +41,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> dict[Setting, float]:
     return speeds
 
 
-def test_model_and_random_state_stay_as_they_were() -> None:
+def test_model_and_random_state_are_not_changed() -> None:
     model = network()
     weights, seed, threads = copy.deepcopy(model.state_dict()), torch.get_rng_state(), torch.get_num_threads()
-    found = tune_settings(model, nn.CrossEntropyLoss(), batch(), compile=False)
-    assert set(found.seconds) >= {Setting(False, threads), Setting(True, threads)}
-    assert all(second > 0 for second in found.seconds.values())
-    assert found.setting in found.seconds
+    tuned = tune_settings(model, nn.CrossEntropyLoss(), batch(), compile=False)
+    assert set(tuned.seconds) >= {Setting(False, threads), Setting(True, threads)}
+    assert all(second > 0 for second in tuned.seconds.values())
+    assert tuned.setting in tuned.seconds
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert torch.equal(seed, torch.get_rng_state())
@@ -55,46 +55,48 @@ def test_model_and_random_state_stay_as_they_were() -> None:
     assert model.training
 
 
-def test_the_fastest_is_chosen_and_said(clock: dict[Setting, float]) -> None:
+def test_the_fastest_setting_is_chosen_and_reported(clock: dict[Setting, float]) -> None:
     clock[Setting(True, 1)] = 0.25
-    found = tune_settings(network(), nn.CrossEntropyLoss(), batch(), compile=False)
-    assert found.setting == Setting(True, 1)
-    assert found.summary == "channels last, 1 thread: 250 ms a step; 1 s with channels first, 2 threads"
+    tuned = tune_settings(network(), nn.CrossEntropyLoss(), batch(), compile=False)
+    assert tuned.setting == Setting(True, 1)
+    assert tuned.summary == "channels last, 1 thread: 250 ms per step; 1 s with channels first, 2 threads"
 
 
-def test_what_is_hardly_faster_stays_ordinary(clock: dict[Setting, float]) -> None:
+def test_a_setting_that_is_hardly_faster_is_not_chosen(clock: dict[Setting, float]) -> None:
     clock[Setting(True, 2)] = 0.98
-    found = tune_settings(network(), nn.CrossEntropyLoss(), batch(), compile=False)
-    assert found.setting == Setting(False, 2)
+    tuned = tune_settings(network(), nn.CrossEntropyLoss(), batch(), compile=False)
+    assert tuned.setting == Setting(False, 2)
 
 
-def test_what_is_given_is_kept(clock: dict[Setting, float]) -> None:
+def test_settings_that_are_passed_are_kept(clock: dict[Setting, float]) -> None:
     clock[Setting(False, 1)] = 0.1
-    found = tune_settings(network(), nn.CrossEntropyLoss(), batch(), channels_last=True, threads=2, compile=False)
-    assert found.setting == Setting(True, 2)
+    tuned = tune_settings(network(), nn.CrossEntropyLoss(), batch(), channels_last=True, threads=2, compile=False)
+    assert tuned.setting == Setting(True, 2)
 
 
 def test_a_network_without_images_has_one_format(clock: dict[Setting, float]) -> None:
-    found = tune_settings(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), nn.CrossEntropyLoss(), batch(), compile=False)
-    assert set(found.seconds) == {Setting(False, 1), Setting(False, 2)}
+    tuned = tune_settings(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), nn.CrossEntropyLoss(), batch(), compile=False)
+    assert set(tuned.seconds) == {Setting(False, 1), Setting(False, 2)}
 
 
 @pytest.mark.parametrize(
-    ("steps", "speed", "compiled", "words"),
+    ("steps", "speed", "compiled", "summary"),
     [
-        (100, 0.1, False, "not compiled, the run is too short for it (about 2 min)"),
-        (1000, 0.5, True, "compiled: 500 ms a step"),
-        (1000, 0.99, False, "not compiled: 990 ms a step would not repay"),
+        (100, 0.1, False, "not compiled, because the run is too short (about 2 min)"),
+        (1000, 0.5, True, "compiled: 500 ms per step"),
+        (1000, 0.99, False, "not compiled: 990 ms per step does not justify"),
     ],
 )
-def test_compiling_must_pay(clock: dict[Setting, float], steps: int, speed: float, compiled: bool, words: str) -> None:
+def test_compiling_must_save_time(
+    clock: dict[Setting, float], steps: int, speed: float, compiled: bool, summary: str
+) -> None:
     clock[Setting(False, 2, True)] = speed
-    found = tune_settings(network(), nn.CrossEntropyLoss(), batch(), steps=steps)
-    assert found.setting.compile is compiled
-    assert words in found.summary
+    tuned = tune_settings(network(), nn.CrossEntropyLoss(), batch(), steps=steps)
+    assert tuned.setting.compile is compiled
+    assert summary in tuned.summary
 
 
-def test_where_compiling_fails_training_goes_on_without(
+def test_training_continues_without_compiling_if_it_fails(
     clock: dict[Setting, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = tuning._timed
@@ -105,13 +107,13 @@ def test_where_compiling_fails_training_goes_on_without(
         return plain(*arguments)
 
     monkeypatch.setattr(tuning, "_timed", timed)
-    found = tune_settings(network(), nn.CrossEntropyLoss(), batch(), steps=1000)
-    assert not found.setting.compile
-    assert "torch.compile fails here: RuntimeError: no C++ compiler" in found.summary
-    assert "and more" not in found.summary
+    tuned = tune_settings(network(), nn.CrossEntropyLoss(), batch(), steps=1000)
+    assert not tuned.setting.compile
+    assert "torch.compile failed: RuntimeError: no C++ compiler" in tuned.summary
+    assert "and more" not in tuned.summary
 
 
-def test_a_run_pins_and_notes_what_was_chosen(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_run_stores_and_reports_the_chosen_settings(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     import sightline
     from sightline.core.files import read_json
     from sightline.core.yamlfile import read_yaml
@@ -122,22 +124,22 @@ def test_a_run_pins_and_notes_what_was_chosen(tmp_path: Path, capfd: pytest.Capt
         "data": {"cache": False},
         "trainer": {"max_epochs": 1, "device": "cpu", **chosen},
     }
-    made = sightline.assemble(config)
-    kept = read_yaml(made.run.config)["trainer"]
-    assert kept["channels_last"] in (True, False)
-    assert kept["compile"] is False  # seconds of training do not pay for it
-    assert kept["threads"] in range(1, torch.get_num_threads() + 1)
-    assert made.runtime.threads == kept["threads"]
-    told = capfd.readouterr().err
-    assert told.startswith("runtime: channels ")
-    assert read_json(made.run.environment)["runtime"] in told
-    made.fit()
-    again = sightline.resume(made.run.path)
-    assert again.config.trainer.threads == kept["threads"]
-    assert not capfd.readouterr().err  # nothing is timed anew
+    assembly = sightline.assemble(config)
+    stored = read_yaml(assembly.run.config)["trainer"]
+    assert stored["channels_last"] in (True, False)
+    assert stored["compile"] is False  # a training of seconds is too short to compile
+    assert stored["threads"] in range(1, torch.get_num_threads() + 1)
+    assert assembly.runtime.threads == stored["threads"]
+    errors = capfd.readouterr().err
+    assert errors.startswith("runtime: channels ")
+    assert read_json(assembly.run.environment)["runtime"] in errors
+    assembly.fit()
+    again = sightline.resume(assembly.run.path)
+    assert again.config.trainer.threads == stored["threads"]
+    assert not capfd.readouterr().err  # nothing is timed again
 
 
-def test_one_copy_serves_every_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_copy_is_used_for_every_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     copies: list[nn.Module] = []
 
     class Counting(nn.Sequential):
@@ -146,12 +148,12 @@ def test_one_copy_serves_every_number_of_threads(monkeypatch: pytest.MonkeyPatch
             return network()
 
     monkeypatch.setattr(tuning, "_thread_counts", lambda: [1, 1 + torch.get_num_threads()])
-    found = tune_settings(Counting(*network()), nn.CrossEntropyLoss(), batch(), compile=False)
-    assert len(found.seconds) == 4
+    tuned = tune_settings(Counting(*network()), nn.CrossEntropyLoss(), batch(), compile=False)
+    assert len(tuned.seconds) == 4
     assert len(copies) == 2  # channels first and channels last
 
 
-def test_a_step_that_fails_while_it_is_timed_is_told(tmp_path: Path) -> None:
+def test_a_step_that_fails_while_it_is_timed_is_an_error(tmp_path: Path) -> None:
     import sightline
     from sightline.core.errors import RunFailedError
 
@@ -166,5 +168,5 @@ def test_a_step_that_fails_while_it_is_timed_is_told(tmp_path: Path) -> None:
             return self.layer(x.flatten(1))
 
     config = {"run": {"dir": str(tmp_path)}, "trainer": {"threads": "auto", "progress": False}}
-    with pytest.raises(RunFailedError, match="timing the settings failed with RuntimeError: out of memory"):
+    with pytest.raises(RunFailedError, match="Timing the trainer settings failed with RuntimeError: out of memory"):
         sightline.assemble(config, model=Failing())

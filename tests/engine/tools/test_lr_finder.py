@@ -1,4 +1,4 @@
-"""The learning-rate finder: it leaves everything as it was, to the bit; what it suggests trains well; its command."""
+"""The learning-rate finder: it changes no bit of the state, its suggestion trains well, and its command."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def loader(n: int = 90) -> BatchLoader:
 
 
 class Net(nn.Module):
-    """Everything a network may keep: weights, a frozen layer, dropout, running statistics, a buffer that is not stored,
-    a number and a list that are no tensors."""
+    """A network with every kind of state: weights, a frozen layer, dropout, running statistics, a buffer that is not
+    stored, and a number and a list that are not tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,8 +88,8 @@ def make(kind: str = "adam", **options: Any) -> tuple[SupervisedTask, TrainState
     return task, state, loader()
 
 
-def everything(task: Any, state: TrainState, train: BatchLoader) -> bytes:
-    """All that must be as it was, as bytes."""
+def all_state(task: Any, state: TrainState, train: BatchLoader) -> bytes:
+    """All state that must not change, as bytes."""
     assert state.optimizer is not None
     assert state.ema is not None
     content = {
@@ -111,13 +111,13 @@ def everything(task: Any, state: TrainState, train: BatchLoader) -> bytes:
     return file.getvalue()
 
 
-# ---- what it leaves behind ----
+# ---- unchanged state ----
 
 
 @pytest.mark.parametrize("kind", ["adam", "sgd"])
 @pytest.mark.parametrize("trained", [0, 7], ids=["before the first step", "in the middle of an epoch"])
 @pytest.mark.parametrize("high", [1e-3, 1e6], ids=["to the end", "until it diverges"])
-def test_everything_is_as_it_was(kind: str, trained: int, high: float) -> None:
+def test_all_state_is_unchanged(kind: str, trained: int, high: float) -> None:
     task, state, train = make(kind)
     if trained:
         trainer = Trainer(task, state, train, max_epochs=2, runtime=Runtime("cpu", seed=1))
@@ -127,15 +127,15 @@ def test_everything_is_as_it_was(kind: str, trained: int, high: float) -> None:
         assert state.batch == 1
     next(iter(state.model.parameters())).grad = torch.ones(4, 1, 3, 3)
     objects = [*map(id, state.model.parameters()), *map(id, state.model.buffers())]
-    before = everything(task, state, train)
+    before = all_state(task, state, train)
     curve = find_lr(task, state, train, low=1e-6, high=high, steps=40, runtime=Runtime("cpu", seed=1))
-    assert everything(task, state, train) == before
+    assert all_state(task, state, train) == before
     assert [*map(id, state.model.parameters()), *map(id, state.model.buffers())] == objects
     if kind == "sgd":
         assert curve.diverged == (high > 1)
 
 
-def test_training_afterwards_is_the_training_without_it() -> None:
+def test_training_afterwards_equals_training_without_it() -> None:
     results = []
     for find in (False, True):
         task, state, train = make()
@@ -147,7 +147,7 @@ def test_training_afterwards_is_the_training_without_it() -> None:
 
 
 class Failing(SupervisedTask):
-    """Breaks in the fifth step, after its update."""
+    """Raises `error` in the fifth step, after its update."""
 
     error: BaseException = RuntimeError("out of memory")
 
@@ -159,17 +159,17 @@ class Failing(SupervisedTask):
 
 
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()], ids=["raised", "interrupted"])
-def test_everything_is_as_it_was_after_an_error(error: BaseException) -> None:
+def test_all_state_is_unchanged_after_an_error(error: BaseException) -> None:
     _, state, train = make()
     task = Failing(nn.CrossEntropyLoss())
     task.error = error
-    before = everything(task, state, train)
+    before = all_state(task, state, train)
     with pytest.raises(type(error)):
         find_lr(task, state, train, high=1.0)
-    assert everything(task, state, train) == before
+    assert all_state(task, state, train) == before
 
 
-def test_a_learned_loss_and_a_foreign_loader_are_as_they_were() -> None:
+def test_a_learned_loss_and_a_foreign_loader_are_unchanged() -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -188,7 +188,7 @@ def test_a_learned_loss_and_a_foreign_loader_are_as_they_were() -> None:
     assert vars(train) == place
 
 
-# ---- what it does ----
+# ---- the curve ----
 
 
 def test_the_rate_grows_evenly_and_groups_keep_their_ratio() -> None:
@@ -197,24 +197,24 @@ def test_the_rate_grows_evenly_and_groups_keep_their_ratio() -> None:
     seen: list[tuple[float, ...]] = []
     step = task.train_step
 
-    def noting(state: TrainState, batch: Batch) -> Any:
+    def recording(state: TrainState, batch: Batch) -> Any:
         seen.append(tuple(group["lr"] for group in state.optimizer.param_groups))  # type: ignore[union-attr]
         return step(state, batch)
 
-    task.train_step = noting  # type: ignore[method-assign]
+    task.train_step = recording  # type: ignore[method-assign]
     curve = find_lr(task, state, train, low=1e-5, high=1e-2, steps=31)
     assert curve.lrs == pytest.approx([1e-5 * 10 ** (i / 10) for i in range(31)])
     assert [high for _, high in seen] == pytest.approx(curve.lrs)
     assert [low for low, _ in seen] == pytest.approx([lr / 10 for lr in curve.lrs])
 
 
-def test_the_ratio_is_that_of_the_highest_rates_whatever_the_schedule_begins_with() -> None:
+def test_the_ratio_is_that_of_the_highest_rates_for_any_schedule() -> None:
     model = Net()
     groups = [{"params": [*model.conv.parameters()], "lr": 0.02}, {"params": [*model.head.parameters()]}]
     scheduler = torch.optim.lr_scheduler
     for make_one in (
-        lambda optimizer: scheduler.CyclicLR(optimizer, 1e-4, [0.02, 0.1]),  # begins with the same rate for both
-        lambda optimizer: scheduler.LambdaLR(optimizer, lambda step: 0.0),  # begins with none
+        lambda optimizer: scheduler.CyclicLR(optimizer, 1e-4, [0.02, 0.1]),  # starts with the same rate for both
+        lambda optimizer: scheduler.LambdaLR(optimizer, lambda step: 0.0),  # starts with a rate of 0
     ):
         optimizer = torch.optim.SGD([dict(group) for group in groups], lr=0.1, momentum=0.9)
         schedules = [Schedule(make_one(optimizer), "step")]
@@ -231,8 +231,8 @@ def test_the_ratio_is_that_of_the_highest_rates_whatever_the_schedule_begins_wit
         assert seen[-1] == pytest.approx((0.002, 0.01))
 
 
-def test_the_first_steps_are_those_of_training() -> None:
-    """At a constant rate, the losses are the trainer's own, over several epochs."""
+def test_the_first_steps_equal_those_of_training() -> None:
+    """At a constant rate, the losses equal those of the trainer over several epochs."""
     task, state, train = make("sgd")
     state.schedules.clear()
     curve = find_lr(task, state, train, low=0.01, high=0.01 * (1 + 1e-12), steps=15, runtime=Runtime("cpu", seed=1))
@@ -285,25 +285,25 @@ def test_a_loss_that_never_falls_suggests_nothing() -> None:
     assert LRCurve([1e-7], [2.0], [2.0]).suggestion is None
 
 
-# ---- what it refuses ----
+# ---- errors ----
 
 
-def test_arguments_that_cannot_be() -> None:
+def test_invalid_arguments_are_refused() -> None:
     task, state, train = make()
     for wrong in ({"low": 0.0}, {"low": 1.0, "high": 0.1}, {"high": math.inf}, {"steps": 1}, {"stop_factor": 1.0}):
         with pytest.raises(ValueError, match="expected"):
             find_lr(task, state, train, **wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="0 < low < high, found low=3"):
         package.lr_find({}, low=3, high=2)
-    with pytest.raises(TypeError, match=r"'modle' cannot be given. Did you mean 'model'"):
+    with pytest.raises(TypeError, match=r"'modle' cannot be passed in. Did you mean 'model'"):
         package.lr_find({}, modle=nn.Linear(1, 1))
 
 
-def test_parts_that_cannot_be() -> None:
+def test_an_unusable_loader_or_optimiser_is_refused() -> None:
     task, state, train = make()
     with pytest.raises(DataError, match="would use up the batches of a generator"):
         find_lr(task, state, iter(train))
-    with pytest.raises(DataError, match="gave no batch"):
+    with pytest.raises(DataError, match="yielded no batches"):
         find_lr(task, state, [])
     with pytest.raises(ConfigError, match="no optimiser"):
         find_lr(task, TrainState(state.model), train)
@@ -312,21 +312,21 @@ def test_parts_that_cannot_be() -> None:
         find_lr(task, TrainState(model, torch.optim.SGD(model.parameters(), lr=0.0)), train)
 
 
-def test_a_loss_that_is_nan_from_the_start() -> None:
+def test_a_loss_that_is_nan_from_the_start_is_an_error() -> None:
     task, state, _ = make()
     broken = [Batch(torch.full((4, 1, 8, 8), math.nan), torch.tensor([0, 1, 0, 1]))]
-    before = everything(task, state, loader())
-    with pytest.raises(NonFiniteLossError, match=r"nan at the very first step.*no learning rate will help"):
+    before = all_state(task, state, loader())
+    with pytest.raises(NonFiniteLossError, match=r"nan at the first step.*no learning rate will help"):
         find_lr(task, state, broken)
-    assert everything(task, state, loader()) == before
+    assert all_state(task, state, loader()) == before
 
 
-def test_code_that_breaks_is_told_with_its_step() -> None:
-    with pytest.raises(RunFailedError, match="step 5 of the learning-rate finder failed with RuntimeError: out of mem"):
+def test_a_step_that_fails_is_an_error_with_its_number() -> None:
+    with pytest.raises(RunFailedError, match="Step 5 of the learning-rate finder failed with RuntimeError: out of mem"):
         package.lr_find({}, task=Failing(nn.CrossEntropyLoss()), steps=20)
 
 
-# ---- on a config ----
+# ---- with a config ----
 
 
 @pytest.mark.slow
@@ -343,14 +343,14 @@ def test_the_suggestion_trains_the_digits_as_well_as_the_preset(tmp_path: Path) 
     assert accuracies[1] > accuracies[0] - 0.02
 
 
-def test_a_model_that_is_handed_over_is_as_it_was() -> None:
+def test_a_model_that_is_passed_is_unchanged() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     before = copy.deepcopy(model.state_dict())
     package.lr_find({}, model=model, steps=20)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-def test_an_optimiser_that_is_handed_over_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_optimiser_that_is_passed_is_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     before, names = copy.deepcopy((model.state_dict(), optimizer.state_dict())), set(vars(optimizer))
@@ -392,7 +392,7 @@ def test_an_optimiser_that_is_handed_over_is_as_it_was(monkeypatch: pytest.Monke
         ({"lr_scheduler": [{"_target_": "x.OneCycleLR", "max_lr": 0.1}]}, "module.lr_scheduler[0].max_lr"),
     ],
 )
-def test_the_key_that_is_named_is_the_one_that_counts(module: dict[str, Any], key: str) -> None:
+def test_the_key_that_is_named_sets_the_rate(module: dict[str, Any], key: str) -> None:
     assert lr_key(TrainConfig.from_dict({"module": module})) == key
 
 
@@ -400,7 +400,7 @@ def test_the_key_that_is_named_is_the_one_that_counts(module: dict[str, Any], ke
 
 
 def test_the_command_prints_a_table_and_writes_a_plot_and_a_csv(here: Command, tmp_path: Path) -> None:
-    importlib.import_module("matplotlib.font_manager")  # the first one lists the fonts, and says so where it takes long
+    importlib.import_module("matplotlib.font_manager")  # the first import may print that it lists the fonts
     done = here("lr-find", "--out", "found.png", "--steps", "60")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -422,29 +422,29 @@ def test_the_command_prints_a_table_and_writes_a_plot_and_a_csv(here: Command, t
 def lr_find(here: Command) -> Callable[..., tuple[int, str, str]]:
     """The command in an empty directory: (exit code, output, errors)."""
 
-    def run(*words: str) -> tuple[int, str, str]:
-        done = here("lr-find", *words)
+    def run(*arguments: str) -> tuple[int, str, str]:
+        done = here("lr-find", *arguments)
         return done.returncode, done.stdout, done.stderr
 
     return run
 
 
-def test_without_matplotlib_there_is_the_table(lr_find: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_the_table_is_printed(lr_find: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sightline.core import locate
     from sightline.core.errors import MissingExtraError
 
-    real = locate.import_optional
+    original = locate.import_optional
 
     def require(module: str) -> Any:
         if module.partition(".")[0] == "matplotlib":
             raise MissingExtraError("the package 'matplotlib' is not installed. Install it with: …")
-        return real(module)
+        return original(module)
 
     monkeypatch.setattr(locate, "import_optional", require)
     code, out, err = lr_find("--steps", "40")
     assert code == 0
     assert "use it" in out
-    assert err == "note: no plot: the package 'matplotlib' is not installed. Install it with: …\n"
+    assert err == "sightline: no plot: the package 'matplotlib' is not installed. Install it with: …\n"
     assert [file.name for file in tmp_path.iterdir()] == ["lr-find.csv"]
 
 
@@ -456,43 +456,43 @@ def test_the_extra_that_is_missing_is_named() -> None:
     assert "sightline[report]" in python(code)
 
 
-def test_a_frozen_start_is_told(lr_find: Any, tmp_path: Path) -> None:
+def test_a_frozen_start_prints_a_note(lr_find: Any, tmp_path: Path) -> None:
     save_file(SmallCNN().state_dict(), tmp_path / "w.safetensors")
-    words = ("weights=w.safetensors", "module.freeze_epochs=1", "--steps", "40", "--low", "1e-4", "--high", "1")
-    code, out, _ = lr_find(*words)
+    arguments = ("weights=w.safetensors", "module.freeze_epochs=1", "--steps", "40", "--low", "1e-4", "--high", "1")
+    code, out, _ = lr_find(*arguments)
     assert code == 0
-    assert "note: it is that of the first epochs, in which module.freeze_epochs trains the head alone" in out
+    assert "note: this is for the first epochs, in which module.freeze_epochs trains only the head" in out
 
 
-def test_a_loss_that_does_not_fall_is_told(lr_find: Any) -> None:
+def test_a_loss_that_does_not_fall_gives_no_suggestion(lr_find: Any) -> None:
     code, out, err = lr_find(
         "--steps", "20", "--low", "100", "--high", "1e6", "module.optimizer._target_=torch.optim.SGD"
     )
     assert code == 1
     assert "use it" not in out
     assert "sightline: no suggestion" in err
-    assert "--low and --high" in err
+    assert "change --low and --high" in err
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("arguments", "message"),
     [
-        (["--steps", "5"], "expected a number of at least 20, found 5"),
-        (["--low", "-1"], "expected a number above 0"),
+        (["--steps", "5"], "expected an integer >= 20, found 5"),
+        (["--low", "-1"], "expected a number > 0"),
         (["--low", "1", "--high", "0.1"], "--low: 1 is not below --high, 0.1."),
-        (["--out", "plot.gif"], "'plot.gif' is no name of a plot (.png, .svg, .pdf); call it 'plot.png'."),
-        (["--out", "nowhere/plot.png"], "there is no directory 'nowhere'"),
-        (["--out", "there.png"], "'there.png' exists; choose another name."),
-        (["--out", "values.png"], "'values.csv' exists; choose another name."),
+        (["--out", "plot.gif"], "'plot.gif' does not have the suffix of a plot (.png, .svg, .pdf). Use 'plot.png'."),
+        (["--out", "nowhere/plot.png"], "the directory 'nowhere' does not exist"),
+        (["--out", "there.png"], "'there.png' already exists. Choose another name."),
+        (["--out", "values.png"], "'values.csv' already exists. Choose another name."),
         (["module.optimiser.lr=1"], "Did you mean 'module.optimizer'?"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_trained(
-    words: list[str], told: str, lr_find: Any, tmp_path: Path
+def test_mistakes_are_errors_before_anything_is_trained(
+    arguments: list[str], message: str, lr_find: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "there.png").touch()
     (tmp_path / "values.csv").touch()
-    code, out, err = lr_find(*words)
+    code, out, err = lr_find(*arguments)
     assert (code, out) == (2, "")
-    assert told in err
+    assert message in err
     assert len(list(tmp_path.iterdir())) == 2

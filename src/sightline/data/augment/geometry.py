@@ -1,12 +1,13 @@
-"""Geometric augmentations of uint8 batches: random resized crop, affine, random erasing, cutout.
+"""Geometric augmentations of uint8 batches: random resized crop, affine transform, random erasing, cutout.
 
 Szegedy et al., "Going Deeper with Convolutions", 2014 (crops of random area and aspect ratio); Zhong et al., "Random
 Erasing Data Augmentation", 2017; DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with
-Cutout", 2017. Distributions and the sense of rotation are torchvision's.
+Cutout", 2017. Distributions and the direction of rotation are torchvision's.
 
-A batch gives, to the bit, what its images give one by one, so there is no matrix product and no fused multiply-add
-here: both may round differently in the vectorised body and in the rest of an array. Draws and the coefficients of each
-image are float64 on the host; on the device coordinates are single float32 operations and pixels are gathered."""
+A batch gives bit for bit the same as its images one by one. Therefore no matrix product and no fused multiply-add is
+used: both may round differently in the vectorised body and in the rest of an array. Random draws and the coefficients
+of each image are float64 on the host; on the device, coordinates are single float32 operations and pixels are
+gathered."""
 
 from __future__ import annotations
 
@@ -27,12 +28,14 @@ Rows: TypeAlias = NDArray[np.int64]
 Reals: TypeAlias = NDArray[np.float64]
 Range: TypeAlias = tuple[float, float]
 _TRIES = 10
-_EXACT = 1 << 24  # float32 holds every integer up to here
+_EXACT = 1 << 24  # float32 represents every integer up to this one
 
 
 def map_blocks(images: Tensor, change: Callable[[Tensor, slice], Tensor]) -> Tensor:
-    """uint8 [B,C,H,W] -> the same, put together from `change(images[rows], rows)` for slices small enough that what is
-    made on the way stays in a CPU's cache (it is twice as fast), or below 1 GB on other devices."""
+    """Applies `change` to the images in blocks; returns the results as uint8 [B, C, H, W].
+
+    `change(images[rows], rows)` is called with slices of rows. On a CPU the temporary tensors of a block fit into the
+    cache, which is twice as fast; on other devices they stay below 1 GB."""
     pixels = 1 << (17 if images.device.type == "cpu" else 24)
     step = max(1, pixels // max(1, images.shape[2] * images.shape[3]))
     images = images.contiguous()
@@ -44,16 +47,18 @@ def map_blocks(images: Tensor, change: Callable[[Tensor, slice], Tensor]) -> Ten
 
 
 def uniform_between(bounds: Range, seed: int, epoch: int, purpose: str, index: Rows) -> Reals:
-    """One float64 from `bounds[0]` up to `bounds[1]` for each sample index."""
+    """Returns one float64 for each sample index, uniform in [`bounds[0]`, `bounds[1]`)."""
     return bounds[0] + uniform(seed, epoch, purpose, index) * (bounds[1] - bounds[0])
 
 
 def affine_matrices(
     size: tuple[int, int], angle: Reals, translate: Reals, scale: Reals, shear: Reals, centre: Reals
 ) -> Reals:
-    """The inverse maps, from places in the result to places in the image, of torchvision's `affine` for images of
-    `size` (height, width): float64 [B,2,3]. `angle` [B] is in degrees clockwise, `scale` [B] a factor; the others are
-    [B,2] of x and y: `translate` and `centre`, the fixed point from the middle, in pixels, `shear` in degrees."""
+    """Returns the inverse matrices of torchvision's `affine`, from result to image positions: float64 [B, 2, 3].
+
+    `size` is the (height, width) of the images. `angle` [B] is in degrees clockwise, `scale` [B] a factor. The others
+    are [B, 2], as (x, y): `translate` in pixels, `shear` in degrees, and `centre`, the fixed point relative to the
+    image centre, in pixels."""
     turn, (shear_x, shear_y) = np.radians(angle), np.radians(shear.T)
     a = np.cos(turn - shear_y) / np.cos(shear_y)
     b = -(a * np.tan(shear_x) + np.sin(turn))
@@ -67,10 +72,12 @@ def affine_matrices(
 
 
 def warp(images: Tensor, matrices: Reals, *, bilinear: bool) -> Tensor:
-    """uint8 [B,C,H,W] -> the same: the pixel (x, y) of result i is looked up at `matrices[i] @ (x, y, 1)` in image i,
-    in the nearest pixel, or between the four around; black outside. `matrices` is [B,2,3]."""
+    """Transforms images, uint8 [B, C, H, W], with inverse matrices [B, 2, 3].
+
+    Pixel (x, y) of result i is read at `matrices[i] @ (x, y, 1)` in image i: from the nearest pixel, or if `bilinear`
+    interpolated between the four around it. Outside the image it is black."""
     height, width = images.shape[2:]
-    stride = width + 3  # of the image with a black edge, two wide at the far end; every place outside is moved there
+    stride = width + 3  # with a black border (two pixels at the far end), to which positions outside are clamped
     index_type = torch.float32 if (height + 3) * stride <= _EXACT else torch.float64
     x_axis = torch.arange(width, dtype=torch.float32, device=images.device)
     y_axis = torch.arange(height, dtype=torch.float32, device=images.device).view(-1, 1)
@@ -82,7 +89,7 @@ def warp(images: Tensor, matrices: Reals, *, bilinear: bool) -> Tensor:
         x = (xx * x_axis + (xy * y_axis + x0)).clamp_(0, width + 1)
         y = (yx * x_axis + (yy * y_axis + y0)).clamp_(0, height + 1)
         left, top = x.floor(), y.floor()
-        # float32 to int64, or to uint8, is several times slower than by way of the smaller integer
+        # float32 to int64 or uint8 is several times faster via int32 or int16
         index = (top.to(index_type) * stride).add_(left).to(torch.int32).long().flatten(1).unsqueeze(1)
         index = index.expand(-1, part.shape[1], -1)
         source = F.pad(part, (1, 2, 1, 2)).flatten(2)
@@ -97,8 +104,10 @@ def warp(images: Tensor, matrices: Reals, *, bilinear: bool) -> Tensor:
 
 
 def resized_crop(images: Tensor, boxes: Rows) -> Tensor:
-    """uint8 [B,C,H,W] -> the same: box i (top, left, height, width) of image i brought back to HxW bilinearly, pixel
-    centres aligned as in Pillow, edges of the box repeated. `boxes` is [B,4], inside the images."""
+    """Resizes box i of image i bilinearly to the size of the image; returns uint8 [B, C, H, W].
+
+    `boxes` is int64 [B, 4], (top, left, height, width) inside the images. Pixel centres are aligned as in Pillow, and
+    the edges of a box are repeated."""
     _, channels, height, width = images.shape
     vertical, horizontal = (
         _interpolation(boxes[:, 0], boxes[:, 2], height),
@@ -109,7 +118,7 @@ def resized_crop(images: Tensor, boxes: Rows) -> Tensor:
 
     def _enlarge(part: Tensor, rows: slice) -> Tensor:
         lines = part.view(-1, width)
-        plane = torch.arange(0, len(lines), height, device=images.device).view(-1, channels, 1)  # its first line
+        plane = torch.arange(0, len(lines), height, device=images.device).view(-1, channels, 1)  # first row of each
         upper, lower = (
             lines.index_select(0, (plane + line[rows]).flatten()).float().view(part.shape) for line in (top, bottom)
         )
@@ -121,53 +130,54 @@ def resized_crop(images: Tensor, boxes: Rows) -> Tensor:
 
 
 def _interpolation(start: Rows, length: Rows, size: int) -> tuple[Rows, Rows, NDArray[np.float32]]:
-    """For each of `size` places along an axis the two pixels it lies between, and how far it is to the second."""
+    """Returns the two pixels around each of `size` positions along an axis, and the weight of the second pixel."""
     last = (length - 1)[:, None]
-    place = np.clip((np.arange(size) + 0.5) * (length[:, None] / size) - 0.5, 0, last)
-    low = place.astype(np.int64)
+    position = np.clip((np.arange(size) + 0.5) * (length[:, None] / size) - 0.5, 0, last)
+    low = position.astype(np.int64)
     high = np.minimum(low + 1, last)
-    return start[:, None] + low, start[:, None] + high, (place - low).astype(np.float32)
+    return start[:, None] + low, start[:, None] + high, (position - low).astype(np.float32)
 
 
 def _lerp(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
-    """first + (second - first) * weight, in place. Of two values in 0..255 and a weight in 0..1 the result is at most
-    a rounding error outside 0..255, which rounding to an integer takes away: there is no need to clamp."""
+    """Computes first + (second - first) * weight in place. For values in 0..255 and weights in 0..1 the result is
+    outside 0..255 by a rounding error at most, which rounding to an integer removes, so clamping is not needed."""
     return first.add_(second.sub_(first).mul_(weight))
 
 
 def _rectangles(
     index: Rows, seed: int, epoch: int, purpose: str, area: Rows, room: Rows, scale: Range, ratio: Range
 ) -> Rows:
-    """The sides [B,2] of the first of ten rectangles that fits into `room` [B,2], zeros where none does. The area is
-    uniform in `scale` times `area` [B], the first side over the second log-uniform in `ratio`."""
+    """Draws up to ten rectangles per image; returns the sides [B, 2] of the first that fits `room` [B, 2], or zeros.
+
+    The area is uniform in `scale` times `area` [B], the first side divided by the second log-uniform in `ratio`."""
     logs = (math.log(ratio[0]), math.log(ratio[1]))
-    found = np.zeros_like(room)
+    result = np.zeros_like(room)
     missing = np.arange(len(index))
     for attempt in range(_TRIES):
         drawn = uniform_between(scale, seed, epoch, f"{purpose} area {attempt}", index[missing]) * area[missing]
         quotient = np.exp(uniform_between(logs, seed, epoch, f"{purpose} ratio {attempt}", index[missing]))
         sides = np.rint(np.sqrt(np.stack([drawn * quotient, drawn / quotient], axis=1))).astype(np.int64)
         fits = ((sides > 0) & (sides <= room[missing])).all(axis=1)
-        found[missing[fits]] = sides[fits]
+        result[missing[fits]] = sides[fits]
         missing = missing[~fits]
-    return found
+    return result
 
 
 def _corners(index: Rows, seed: int, epoch: int, purpose: str, room: Rows) -> Rows:
-    """(top, left) [B,2], each uniform in 0..room."""
+    """Returns random (top, left) [B, 2], each uniform in 0..`room`."""
     drawn = [uniform(seed, epoch, f"{purpose} {axis}", index) for axis in ("top", "left")]
     return (np.stack(drawn, axis=1) * (room + 1)).astype(np.int64)
 
 
 def _sizes(images: Tensor) -> Rows:
-    """(height, width) of each image, int64 [B,2]."""
+    """Returns the (height, width) of each image, int64 [B, 2]."""
     return np.tile(np.array(images.shape[2:], dtype=np.int64), (len(images), 1))
 
 
 def _fill_black(images: Tensor, first: Rows, end: Rows) -> Tensor:
-    """uint8 [B,C,H,W] -> the same, black from (top, left) `first` [B,2] to before (bottom, right) `end` [B,2]."""
-    places = [np.arange(size) for size in images.shape[2:]]
-    outside = [(at < first[:, i, None]) | (at >= end[:, i, None]) for i, at in enumerate(places)]
+    """Blackens a rectangle of each image, from (top, left) `first` [B, 2] to before (bottom, right) `end` [B, 2]."""
+    positions = [np.arange(size) for size in images.shape[2:]]
+    outside = [(at < first[:, i, None]) | (at >= end[:, i, None]) for i, at in enumerate(positions)]
     down, across = (torch.from_numpy(part).to(images.device) for part in outside)
     keep = down[:, None, :, None] | across[:, None, None, :]
     return images * keep  # a multiplication of bytes is far faster than a masked fill
@@ -175,15 +185,17 @@ def _fill_black(images: Tensor, first: Rows, end: Rows) -> Tensor:
 
 @dataclass(frozen=True)
 class RandomResizedCrop:
-    """Cuts out a part, its area uniform in `scale` as a fraction of the image's, its width over its height log-uniform
-    in `ratio`, and brings it back to the image's size. Where ten do not fit, it is the largest central one."""
+    """Crops a random region of each image and resizes it to the size of the image.
+
+    The area of the region is uniform in `scale`, as a fraction of the image area; its width divided by its height is
+    log-uniform in `ratio`. If none of ten draws fits, it is the largest central region with a ratio in `ratio`."""
 
     scale: Range = (0.08, 1.0)
     ratio: Range = (3 / 4, 4 / 3)
 
     def boxes(self, index: Rows, seed: int, epoch: int, sizes: Rows) -> Rows:
-        """The parts to cut, int64 [B,4] of (top, left, height, width), out of pictures of `sizes`, int64 [B,2] of
-        (height, width)."""
+        """Returns the regions to crop, int64 [B, 4] as (top, left, height, width), for images of `sizes`, int64 [B, 2]
+        as (height, width)."""
         height, width = sizes[:, 0], sizes[:, 1]
         turned = _rectangles(index, seed, epoch, "crop", height * width, sizes[:, ::-1], self.scale, self.ratio)
         longest = np.rint(np.stack([width / self.ratio[0], height * self.ratio[1]], axis=1))
@@ -193,14 +205,17 @@ class RandomResizedCrop:
         return np.hstack([np.where(failed, room // 2, _corners(index, seed, epoch, "crop", room)), sides])
 
     def __call__(self, images: Tensor, index: Rows, seed: int, epoch: int) -> Tensor:
-        """uint8 [B,C,H,W] -> the same."""
+        """Returns the augmented images, uint8 [B, C, H, W]."""
         return resized_crop(images, self.boxes(index, seed, epoch, _sizes(images)))
 
 
 @dataclass(frozen=True)
 class Affine:
-    """About the centre, shears along x by up to `shear` degrees either way, scales by a factor in `scale` and turns by
-    up to `degrees`; then moves by up to `translate` of each side, in whole pixels. Bilinear, black outside."""
+    """A random affine transform of each image about its centre.
+
+    Shears along x by up to `shear` degrees either way, scales by a factor in `scale` and rotates by up to `degrees`
+    either way; then shifts by up to the fraction `translate` of each side, rounded to pixels. Bilinear, black
+    outside."""
 
     degrees: float = 0.0
     translate: float = 0.0
@@ -208,7 +223,7 @@ class Affine:
     shear: float = 0.0
 
     def __call__(self, images: Tensor, index: Rows, seed: int, epoch: int) -> Tensor:
-        """uint8 [B,C,H,W] -> the same."""
+        """Returns the augmented images, uint8 [B, C, H, W]."""
         height, width = images.shape[2:]
         reaches = (self.degrees, self.translate * width, self.translate * height, self.shear)
         angle, x, y, shear = (
@@ -223,15 +238,17 @@ class Affine:
 
 @dataclass(frozen=True)
 class Erase:
-    """With probability `p` blackens a rectangle that is smaller than the image: its area is uniform in `scale` as a
-    fraction of the image's, its height over its width log-uniform in `ratio`."""
+    """Random erasing: blackens a random rectangle of each image with probability `p`.
+
+    The area is uniform in `scale`, as a fraction of the image area; the height divided by the width is log-uniform in
+    `ratio`. Both sides are smaller than those of the image. If none of ten draws fits, the image is unchanged."""
 
     p: float = 0.5
     scale: Range = (0.02, 0.33)
     ratio: Range = (0.3, 3.3)
 
     def __call__(self, images: Tensor, index: Rows, seed: int, epoch: int) -> Tensor:
-        """uint8 [B,C,H,W] -> the same."""
+        """Returns the augmented images, uint8 [B, C, H, W]."""
         sizes = _sizes(images)
         sides = _rectangles(index, seed, epoch, "erase", sizes.prod(axis=1), sizes - 1, self.scale, self.ratio)
         corner = _corners(index, seed, epoch, "erase", sizes - sides)
@@ -241,11 +258,11 @@ class Erase:
 
 @dataclass(frozen=True)
 class Cutout:
-    """Blackens a square of `size` pixels centred anywhere in the image, clipped at its edges."""
+    """Blackens a square of `size` x `size` pixels with a random centre in the image, clipped at the image edges."""
 
     size: int
 
     def __call__(self, images: Tensor, index: Rows, seed: int, epoch: int) -> Tensor:
-        """uint8 [B,C,H,W] -> the same."""
+        """Returns the augmented images, uint8 [B, C, H, W]."""
         corner = _corners(index, seed, epoch, "cutout", _sizes(images) - 1) - self.size // 2
         return _fill_black(images, corner, corner + self.size)

@@ -1,4 +1,4 @@
-"""The augmentations of a training run in their order, from plain numbers."""
+"""Builds the list of augmentations of a training run from option values."""
 
 from collections.abc import Sequence
 
@@ -30,8 +30,10 @@ def augmentation_pipeline(
     erase: float = 0.0,
     cutout: int = 0,
 ) -> list[Augmentation]:
-    """What is switched on, in the order it is applied: the crop first, so that it can be taken from the original
-    picture; what blackens a part last, so that nothing paints over it. The names are those of `data.augment`."""
+    """Returns the enabled augmentations in the order in which they are applied; arguments are as in `data.augment`.
+
+    The crop is first, so that it can be taken from the original image; `erase` and `cutout` are last, so that no other
+    augmentation changes the blackened area."""
     steps: list[Augmentation] = []
     if crop is not None:
         steps.append(RandomResizedCrop((crop[0], crop[1]), (crop_ratio[0], crop_ratio[1])))

@@ -1,1 +1,1 @@
-"""The cache: every image decoded once, kept on disk, opened as a memory map."""
+"""The cache of packed datasets: each image is decoded once, stored on disk and memory-mapped."""

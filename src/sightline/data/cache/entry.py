@@ -1,8 +1,8 @@
-"""Decoded or encoded images on disk or in memory: built by several threads or processes, opened again, checked.
+"""Builds and loads packed images, decoded or encoded, in memory or in the files of a cache entry.
 
-Files of an entry: `pixels.npy` (uint8 [N,C,H,W]) or `encoded.bin` with `offsets.npy` and `encoded_digests.npy`; and the
-stats of every image, `digests.npy`, `moments.npy`, `sizes.npy`, `lost.npy`, `keys.npy`. Nothing is synced to the disk:
-a file that a crash left incomplete is found by its digest, and made again."""
+Files of an entry: `pixels.npy` (uint8 [N, C, H, W]) or `encoded.bin` with `offsets.npy` and `encoded_digests.npy`; and
+the statistics of every image: `digests.npy`, `moments.npy`, `sizes.npy`, `lost.npy`, `keys.npy`. Nothing is synced to
+the disk: a file that is incomplete after a crash is detected by its digest, and built again."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ _BLOCK_BYTES = 1 << 21
 
 @dataclass(frozen=True)
 class PackedImages:
-    """Images with their stats. `bad` says for a row why it could not be read, with NAME_PLACEHOLDER for its name; its
-    pixels are zeros."""
+    """Images with their statistics. `bad` maps the rows of images that could not be read to the reason, with
+    NAME_PLACEHOLDER for the name; their pixels are zeros."""
 
     images: Tensor | EncodedImages
     stats: ImageStats
@@ -59,7 +59,7 @@ Progress = Callable[[int], None]
 
 
 class _EntryBuilder:
-    """What both kinds of building gather from the blocks that threads or processes decode."""
+    """Collects the statistics and errors of decoded blocks, for `build_pixels` and `build_encoded`."""
 
     def __init__(self, samples: Sequence[Sample], decoder: Preprocess, exact: Collection[str], workers: Workers):
         self.samples, self.decoder, self.exact, self.workers = samples, decoder, exact, workers
@@ -67,41 +67,41 @@ class _EntryBuilder:
         self.bad: dict[int, str] = {}
 
     def blocks(self, most: int) -> Iterator[range]:
-        """The rows, in blocks of at most `most` images and about a megabyte of pixels."""
+        """Returns the rows in blocks of at most `most` images and 2 MiB of pixels, but at least one image."""
         size = max(1, min(most, _BLOCK_BYTES // int(np.prod(self.decoder.shape))))
         count = len(self.samples)
         return (range(start, min(start + size, count)) for start in range(0, count, size))
 
     def take(self, rows: range, block: DecodedBlock) -> None:
-        """Notes a block that is decoded. Raises DataError, naming the image, for one that is refused."""
+        """Adds a decoded block. Raises DataError, naming the image, if one was refused."""
         if block.refused is not None:
             position, reason = block.refused
             raise DataError(reason.replace(NAME_PLACEHOLDER, sample_name(self.samples[rows[position]])))
-        found = block.stats._asdict()
-        for name, kept in self.stats._asdict().items():
-            kept[rows.start : rows.stop] = found[name]
+        block_stats = block.stats._asdict()
+        for name, array in self.stats._asdict().items():
+            array[rows.start : rows.stop] = block_stats[name]
         self.bad |= {rows[position]: reason for position, reason in block.bad.items()}
         check_preserved(block.stats, self.samples[rows.start : rows.stop], self.decoder, self.exact)
 
     def built(self, images: Tensor | EncodedImages) -> PackedImages:
-        """The result."""
+        """Returns the packed images."""
         return PackedImages(images, self.stats, dict(sorted(self.bad.items())))
 
     def save(self, folder: Path, store: str, origin: str, **arrays: NDArray[Any]) -> None:
-        """Writes all but the images, the file that makes it an entry last."""
-        kept: dict[str, NDArray[Any]] = {**self.stats._asdict(), **arrays}
-        for name, array in kept.items():
+        """Writes all files of the entry except the images, with `meta.json` last."""
+        saved: dict[str, NDArray[Any]] = {**self.stats._asdict(), **arrays}
+        for name, array in saved.items():
             np.save(folder / f"{name}.npy", array)
-        sums = {name: sha256(folder / f"{name}.npy") for name in kept}
+        sums = {name: sha256(folder / f"{name}.npy") for name in saved}
         shape = [len(self.samples), *self.decoder.shape]
         bad = {str(row): reason for row, reason in self.bad.items()}
         commit_entry(folder, {"origin": origin, "store": store, "shape": shape, "sums": sums, "bad": bad})
 
 
 def check_preserved(stats: ImageStats, samples: Sequence[Sample], decoder: Preprocess, exact: Collection[str]) -> None:
-    """Raises DataError for the first image that gave up what `exact` (see `Preprocess.decode`) asks to keep."""
-    other = stats.sizes != (decoder.height, decoder.width)
-    changed = {"size": other.any(1) & stats.sizes.any(1), "channels": stats.lost}
+    """Raises DataError for the first image that lost what `exact` names (see `Preprocess.decode`)."""
+    differs = stats.sizes != (decoder.height, decoder.width)
+    changed = {"size": differs.any(1) & stats.sizes.any(1), "channels": stats.lost}
     for name in exact:
         for row in np.flatnonzero(changed[name])[:1].tolist():
             decoder.decode(samples[row].image, sample_name(samples[row]), exact)
@@ -117,11 +117,11 @@ def build_pixels(
     processes: DecodingProcesses | None = None,
     workers: Workers = Workers(),
 ) -> PackedImages:
-    """Decodes every sample, into memory or into a folder of the cache. `exact` is as in `Preprocess.decode`;
-    `origin` is what a list of the cache calls the entry. Many files are decoded by `processes`, or such as are started
-    for them.
+    """Decodes every sample to pixels, in memory or, if `folder` is not None, into the files of a cache entry.
 
-    Raises OSError when the folder's disk is full, DataError when memory is, or for an image that is not `exact`."""
+    With a folder, the returned images are empty: open the entry with `load_entry`. `exact` is as in
+    `Preprocess.decode`; `origin` is the name in cache listings. Many files are decoded by `processes`, or by processes
+    started here. Raises OSError when the disk is full, DataError when memory is full or an image is not `exact`."""
     work = _EntryBuilder(samples, decoder, exact, workers)
     shape = (len(samples), *decoder.shape)
     images = _empty_pixels(shape) if folder is None else None
@@ -144,15 +144,15 @@ def build_pixels(
 
 
 def _decode_into_memory(work: _EntryBuilder, images: Pixels, rows: range) -> tuple[range, DecodedBlock]:
-    found = [work.samples[row].image for row in rows]
-    return rows, decode_block(found, work.decoder, images[rows.start : rows.stop])
+    sources = [work.samples[row].image for row in rows]
+    return rows, decode_block(sources, work.decoder, images[rows.start : rows.stop])
 
 
 def _make_file_decoder(
-    path: Path, shape: tuple[int, ...], work: _EntryBuilder, stack: ExitStack, given: DecodingProcesses | None
+    path: Path, shape: tuple[int, ...], work: _EntryBuilder, stack: ExitStack, started: DecodingProcesses | None
 ) -> Callable[[range], tuple[range, DecodedBlock]]:
-    """A function that decodes a block into its place in a file, which is made as long as it will be: it asks processes,
-    where they are worth it, or does it in the thread that calls it."""
+    """Creates a file of the final size and returns a function that decodes a block into it, in a decoding process if
+    that is faster, otherwise in the calling thread."""
     offset = _reserve_array(path, shape)
     samples, size = work.samples, int(np.prod(shape[1:]))
     file = stack.enter_context(path.open("r+b", buffering=0))
@@ -163,17 +163,17 @@ def _make_file_decoder(
         write_at(file, pixels, offset + rows.start * size)
         return rows, block
 
-    if given is None and not work.workers.use_processes(samples):
+    if started is None and not work.workers.use_processes(samples):
         return decode
-    processes = given or DecodingProcesses(work.workers.threads)
-    stack.callback(processes.close)  # before the folder gets its name: a file that is open may not be moved everywhere
+    processes = started or DecodingProcesses(work.workers.threads)
+    stack.callback(processes.close)  # before the folder is renamed: some systems do not move open files
     processes.begin(work.decoder, path)
 
-    def ask(rows: range) -> tuple[range, DecodedBlock]:
-        found = processes.decode([str(samples[row].image) for row in rows], offset + rows.start * size)
-        return (rows, found) if found is not None else decode(rows)
+    def decode_in_process(rows: range) -> tuple[range, DecodedBlock]:
+        block = processes.decode([str(samples[row].image) for row in rows], offset + rows.start * size)
+        return (rows, block) if block is not None else decode(rows)
 
-    return ask
+    return decode_in_process
 
 
 def build_encoded(
@@ -185,8 +185,10 @@ def build_encoded(
     origin: str = "",
     workers: Workers = Workers(),
 ) -> PackedImages:
-    """Decodes every sample once to see that it can be, notes its stats, and keeps the encoded images in a folder of
-    the cache; without one they are read from where they are each time. Errors are those of `build_pixels`."""
+    """Decodes every sample once to check it and compute its statistics, and keeps the encoded images.
+
+    They are kept in `folder`, as the files of a cache entry; without one, they are read from the source on each access.
+    Raises as `build_pixels` does."""
     work = _EntryBuilder(samples, decoder, exact, workers)
 
     def check(rows: range) -> tuple[range, DecodedBlock, list[bytes], list[int]]:
@@ -202,10 +204,10 @@ def build_encoded(
             parts = [
                 b"" if at in block.bad else to_encoded_bytes(image, NAME_PLACEHOLDER) for at, image in enumerate(images)
             ]
-        own = [image if isinstance(image, bytes) else b"" for image in images]
-        return rows, block, parts, [xxh3_64_intdigest(data) for data in (own if folder is None else parts)]
+        sources = [image if isinstance(image, bytes) else b"" for image in images]
+        return rows, block, parts, [xxh3_64_intdigest(data) for data in (sources if folder is None else parts)]
 
-    lengths, found = [0], list[int]()
+    lengths, all_digests = [0], list[int]()
     with (folder / "encoded.bin").open("xb") if folder is not None else open(os.devnull, "wb") as file:
         for rows, block, parts, part_digests in map_in_order(
             check, work.blocks(8), threads=workers.threads, max_pending=4 * workers.threads
@@ -214,9 +216,9 @@ def build_encoded(
             for part in parts:
                 file.write(part)
                 lengths.append(len(part))
-            found += part_digests
+            all_digests += part_digests
             progress(len(parts))
-    encoded_digests = np.array(found, np.uint64)
+    encoded_digests = np.array(all_digests, np.uint64)
     if folder is not None:
         offsets = np.cumsum(lengths, dtype=np.int64)
         work.save(folder, "encoded", origin, offsets=offsets, encoded_digests=encoded_digests)
@@ -233,20 +235,22 @@ def load_entry(
     *,
     check: bool = True,
 ) -> PackedImages | None:
-    """What an entry of the cache holds, or None when any of it is not what was written, or a file that could not be
-    read then can be now. Encoded images are compared with their digest when they are read; for a damaged one
-    `invalidate` is called and the sample itself is read. With `check=False` pixels are not compared: this process has
-    just written them."""
+    """Loads the images of a cache entry; returns None if the entry is damaged or out of date.
+
+    It is out of date if an image that could not be read when it was built can be read now. Encoded images are checked
+    against their digest on each access; if one is damaged, `invalidate` is called and the sample's source is read.
+    `check=False` skips checking the pixels, for an entry that this process has just written."""
     try:
         meta = entry.meta
         if meta["store"] != store or meta["shape"] != [len(samples), *decoder.shape]:
             return None
-        if any(sha256(entry.path / f"{name}.npy") != found for name, found in meta["sums"].items()):
+        if any(sha256(entry.path / f"{name}.npy") != expected for name, expected in meta["sums"].items()):
             return None
         arrays = {name: np.load(entry.path / f"{name}.npy", mmap_mode="r") for name in meta["sums"]}
         stats = ImageStats(*(arrays[name] for name in ImageStats._fields))
         bad = {int(row): reason for row, reason in meta["bad"].items()}
-        if any(reason.startswith(READ_ERROR) and _can_be_read(samples[row]) for row, reason in bad.items()):
+        read_errors = (READ_ERROR, READ_ERROR.lower())  # lower case in entries of earlier versions
+        if any(reason.startswith(read_errors) and _can_be_read(samples[row]) for row, reason in bad.items()):
             return None
         if store == "pixels":
             images = _memory_map(entry.path / "pixels.npy")
@@ -256,30 +260,30 @@ def load_entry(
                 or (check and not _digests_match(images, stats))
             ):
                 return None
-            with warnings.catch_warnings():  # torch's word about arrays that may not be written to
+            with warnings.catch_warnings():  # torch warns about read-only arrays
                 warnings.simplefilter("ignore")
                 return PackedImages(torch.from_numpy(images), stats, bad)
         file = SharedFile(entry.path / "encoded.bin")
         if file.size != int(arrays["offsets"][-1]):
             return None
-    except Exception:  # numpy's readers raise nearly anything for a damaged header
+    except Exception:  # NumPy's readers raise many exception types for a damaged header
         return None
     originals = _OriginalImages(samples, arrays["encoded_digests"], stats.keys)
-    kept = _EncodedFile(file, arrays["offsets"], originals, invalidate)
-    encoded = EncodedImages(decoder, stats.sizes, kept.read, lambda row: sample_name(samples[row]))
+    encoded_file = _EncodedFile(file, arrays["offsets"], originals, invalidate)
+    encoded = EncodedImages(decoder, stats.sizes, encoded_file.read, lambda row: sample_name(samples[row]))
     return PackedImages(encoded, stats, bad)
 
 
 class _OriginalImages:
-    """The images of samples where they are, each compared with what was packed: encoded images by the digest of their
-    bytes, images without bytes by their content key."""
+    """Reads images from their sources and checks that they equal the packed ones: encoded images by the digest of
+    their bytes, images without bytes by their content key."""
 
     def __init__(self, samples: Sequence[Sample], encoded_digests: NDArray[np.uint64], keys: NDArray[np.uint64]):
         self.digests = encoded_digests
         self._samples, self._keys = samples, keys
 
     def read(self, row: int) -> bytes | Pixels | Image.Image:
-        """The row's image. Raises DataError, naming it, when it is not the one that was packed."""
+        """Returns the image of a row. Raises DataError, naming it, if it is not the one that was packed."""
         sample = self._samples[row]
         name = sample_name(sample)
         image = read_source(sample.image, name)
@@ -289,14 +293,15 @@ class _OriginalImages:
             same = content_key(image) == int(self._keys[row])
         if not same:
             raise DataError(
-                f"{name} has changed since this run read it first, and a run must see the same images to its end. Put "
-                f"the earlier image back and resume the run, or start a new one."
+                f"{name} has changed since this run first read it; a run needs the same images until its end. "
+                f"Restore the original file and resume the run, or start a new one."
             )
         return image
 
 
 class _EncodedFile:
-    """`encoded.bin`: read at a place, not mapped, so that reading it does not count as the process's memory."""
+    """Reads images from `encoded.bin` by offset. The file is not memory-mapped, so that reading it does not count as
+    memory of the process."""
 
     def __init__(
         self, file: SharedFile, offsets: NDArray[np.int64], originals: _OriginalImages, invalidate: Callable[[], None]
@@ -305,7 +310,7 @@ class _EncodedFile:
         self._originals, self._invalidate = originals, invalidate
 
     def read(self, row: int) -> Any:
-        """The row's bytes; where they are damaged, the sample's own image."""
+        """Returns the encoded bytes of a row; if they are damaged, the image from its source."""
         start, stop = self._offsets[row : row + 2].tolist()
         with suppress(OSError):
             data = self._file.read(start, stop - start)
@@ -321,16 +326,16 @@ def _empty_pixels(shape: tuple[int, ...]) -> Pixels:
     except (MemoryError, ValueError) as error:
         needed = np.prod(shape, dtype=np.float64) / 2**30
         raise DataError(
-            f"{shape[0]:,} images of {shape[2]} x {shape[3]} need {needed:,.1f} GiB of memory, more than there is. "
-            f"Set a smaller {arg.size}{render_hint(', or keep them with {store}=encoded')}."
+            f"{shape[0]:,} images of {shape[2]} x {shape[3]} need {needed:,.1f} GiB of memory, more than is available. "
+            f"Set a smaller {arg.size}{render_hint(', or {store}=encoded')}."
         ) from error
 
 
 def _reserve_array(path: Path, shape: tuple[int, ...]) -> int:
-    """Makes a .npy file for a uint8 array of that shape; the offset of its first byte."""
+    """Creates a .npy file for a uint8 array of that shape; returns the offset of the array's first byte."""
     header = io.BytesIO()
-    described: Any = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(header, described)
+    fields: Any = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, fields)
     preallocate(path, header.tell() + int(np.prod(shape)))
     with path.open("r+b") as file:
         file.write(header.getvalue())
@@ -338,15 +343,15 @@ def _reserve_array(path: Path, shape: tuple[int, ...]) -> int:
 
 
 def _memory_map(path: Path) -> NDArray[np.uint8]:
-    """The array in a file, mapped privately: writable, as torch asks, without any change reaching the file. One that is
-    larger than memory can only be mapped to be read."""
+    """Maps the array in a file copy-on-write: writable, as torch requires, but changes do not reach the file. An array
+    larger than memory is mapped read-only."""
     try:
-        found: NDArray[np.uint8] = np.load(path, mmap_mode="c")
+        array: NDArray[np.uint8] = np.load(path, mmap_mode="c")
     except OSError as error:
         if error.errno != errno.ENOMEM:
             raise
-        found = np.load(path, mmap_mode="r")
-    return found
+        array = np.load(path, mmap_mode="r")
+    return array
 
 
 def _digests_match(images: NDArray[np.uint8], stats: ImageStats) -> bool:

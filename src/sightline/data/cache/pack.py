@@ -1,8 +1,8 @@
-"""Source -> packed splits: every image decoded once, in parallel, checked, and kept in the cache.
+"""Packs a data source: decodes and checks every image once, in parallel, and stores the result in the cache.
 
-What is kept does not know of splits or labels: an entry holds each distinct image of the source once, so that another
-seed, another split or a corrected label decodes nothing. Its key is made of every file's path, size and time of change
-(or an archive's and the member), of how images are decoded, and of the decoders' versions."""
+A cache entry contains each distinct image of the source once and is independent of splits and labels, so another seed,
+another split or a corrected label needs no decoding. Its key is derived from the path, size and change times of every
+file (for an archive: its own and the member's name), from the decoding options, and from the decoders' versions."""
 
 import hashlib
 import json
@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from sightline.core.errors import DataError, ImageError, arg, join_names, render_hint
+from sightline.core.log import logger
 from sightline.core.parallel import short_switch_interval
 from sightline.data.cache.dataset import PackedDataset
 from sightline.data.cache.directory import Cache
@@ -37,12 +38,15 @@ FORMAT = 3
 
 @dataclass(frozen=True)
 class PackOptions:
-    """How images are kept: `store` "pixels", "encoded" or "auto"; `cache` None for this process alone; `on_bad` "error"
-    or "skip"; `crops` whether training cuts random parts out of the images; `workers` what decodes.
+    """How images are packed.
 
-    `store="auto"` keeps decoded pixels up to `pixels_limit` bytes for all splits together, encoded images above it.
-    With random crops it keeps decoded pixels only for images of at most `crop_limit` pixels: a small part of a larger
-    image is cut from the original, or it would be blurred."""
+    `store` is "pixels", "encoded" or "auto"; without a `cache` nothing is written to disk. `on_bad` is "error" or
+    "skip", for images that cannot be read. `crops` is whether training uses random crops. `workers` are the threads or
+    processes that decode.
+
+    `store="auto"` keeps decoded pixels up to `pixels_limit` bytes for all splits together, and encoded images above it.
+    With random crops it keeps decoded pixels only if they are at most `crop_limit` pixels per image: crops of larger
+    images are taken from the original, since enlarging a crop of the resized image would blur it."""
 
     store: str = "auto"
     cache: Cache | None = None
@@ -60,12 +64,14 @@ def pack_splits(
     only: Collection[str] | None = None,
     packing: PackOptions = PackOptions(),
 ) -> tuple[dict[str, PackedDataset], Preprocess]:
-    """Every split of a source (or those in `only`), and the finished preprocessing: a mapping may leave size, channels,
-    mean and std "auto", to be taken from the first training image and from the training split's own statistics.
-    `progress` is called with the number of images just decoded, which is none of them where the cache has them.
+    """Packs all splits of a source, or those in `only`; returns them with the completed preprocessing.
+
+    `preprocess` may be a mapping in which size, channels, mean and std are "auto". Size and channels are then taken
+    from the first training image, mean and std from the training split. `progress` is called with the number of images
+    just decoded; images from the cache are not reported.
 
     Raises DataError naming the images that cannot be read (with `on_bad="skip"` they are left out), or the first one
-    that does not have the size or the colours that "auto" found."""
+    that does not have the size or the colours that "auto" determined."""
     exact: set[str] = set()
     if isinstance(preprocess, Preprocess):
         decoder = preprocess
@@ -80,8 +86,8 @@ def pack_splits(
         _refuse_unreadable(built, samples, rows)
     ends = np.cumsum([len(part) for part in source.splits.values()])[:-1]
     parts = {
-        split: SplitImages(part, own)
-        for (split, part), own in zip(source.splits.items(), np.split(rows, ends), strict=True)
+        split: SplitImages(part, part_rows)
+        for (split, part), part_rows in zip(source.splits.items(), np.split(rows, ends), strict=True)
     }
     drawn = getattr(source, "drawn", None)
     if drawn is not None:
@@ -103,22 +109,23 @@ def pack_splits(
 
 
 def _checksums(built: PackedImages, samples: Sequence[Sample], rows: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """The `content_checksum` of each image that was built."""
-    found = np.zeros(len(built.images), np.uint64)
+    """Returns the `content_checksum` of each packed image, uint64 [N]; 0 for images that could not be read."""
+    checksums = np.zeros(len(built.images), np.uint64)
     for sample, row in zip(samples, rows.tolist(), strict=True):
         if row not in built.bad:
-            found[row] = content_checksum(sample.image, sample_name(sample))
-    return found
+            checksums[row] = content_checksum(sample.image, sample_name(sample))
+    return checksums
 
 
 def _origin(info: DataInfo) -> str:
-    """What a list of the cache calls the source; text that any encoding takes, also of a path that is no UTF-8."""
+    """Returns the source's name in cache listings. Characters that cannot be encoded as UTF-8 are replaced."""
     return str(info.root.resolve() if info.root else info.name).encode(errors="replace").decode()
 
 
 def resolve_decoder(samples: Sequence[Sample], given: Mapping[str, object], on_bad: str = "error") -> Preprocess:
-    """The decoding that `given` describes, with what it leaves "auto" taken from the first of the samples (the first
-    that can be read, where bad ones are skipped)."""
+    """Returns the `Preprocess` that `given` describes, with "auto" size and channels taken from the first sample.
+
+    With `on_bad="skip"`, they are taken from the first sample that can be read. Raises DataError if none can be."""
     values: dict[str, Any] = {name: value for name, value in given.items() if value != "auto"}
     size = values.pop("size", None)
     channels = values.pop("channels", None)
@@ -128,11 +135,11 @@ def resolve_decoder(samples: Sequence[Sample], given: Mapping[str, object], on_b
             try:
                 image = decode_image(sample.image, sample_name(sample))
                 break
-            except ImageError:
+            except ImageError as error:
                 if on_bad == "error":
-                    raise
+                    raise ImageError(f"{error}{render_hint(' Set {on_bad}=skip to leave it out.')}") from error
         if image is None:
-            raise DataError(f"none of the {len(samples):,} training images can be read.")
+            raise DataError(f"None of the {len(samples):,} training images can be read.")
         channels = channels or (1 if is_gray(image) else 3)
         size = size or list(height_width(image))
     height, width = (size, size) if isinstance(size, int) else (list(size) * 2)[:2]
@@ -148,7 +155,7 @@ def _build(
     exact: Collection[str],
     origin: str,
 ) -> tuple[PackedImages, NDArray[np.int64]]:
-    """The images, and which of them each sample is."""
+    """Returns the packed images, and the row of each sample's image in them."""
     cache, workers = packing.cache, packing.workers
     build = partial(build_pixels if store == "pixels" else build_encoded, workers=workers)
     with ExitStack() as stack:
@@ -158,7 +165,7 @@ def _build(
             and workers.use_processes(samples)
             and not cache.has_entry_from(origin)
         ):
-            # there will be much to decode: the processes for it start while the files are looked at
+            # probably all files have to be decoded: the processes start while the cache key is computed
             processes = stack.enter_context(closing(DecodingProcesses(workers.threads)))
             build = partial(build, processes=processes)
         tokens = _tokens(samples) if cache is not None else None
@@ -166,8 +173,8 @@ def _build(
             return build(samples, decoder, None, progress, exact), np.arange(len(samples))
         last = {token: position for position, token in enumerate(tokens)}
         order = sorted(last)
-        place = {token: row for row, token in enumerate(order)}
-        rows = np.fromiter((place[token] for token in tokens), np.int64, len(tokens))
+        row_of = {token: row for row, token in enumerate(order)}
+        rows = np.fromiter((row_of[token] for token in tokens), np.int64, len(tokens))
         distinct = [samples[last[token]] for token in order]
         make = partial(build, distinct, decoder, progress=progress, exact=exact, origin=origin)
         return _cached(cache, _key(order, store, decoder), store, distinct, decoder, exact, make), rows
@@ -182,17 +189,17 @@ def _choose_store(packing: PackOptions, count: int, decoder: Preprocess) -> str:
 
 
 def _tokens(samples: Sequence[Sample]) -> list[str] | None:
-    """For each image an identity that changes when the file does; None where one is in memory or cannot tell."""
-    found = []
-    here = f"{Path.cwd()}{os.sep}"
+    """Returns an identity for each image that changes with its file; None if any image has none."""
+    tokens = []
+    prefix = f"{Path.cwd()}{os.sep}"
     for sample in samples:
         image = sample.image
         if isinstance(image, Path):
             name = os.fspath(image)
             if not image.is_absolute():
-                name = here + name
+                name = prefix + name
             try:
-                stat = os.stat(name)  # noqa: PTH116 a third of the time of Path.stat, for what may be a million files
+                stat = os.stat(name)  # noqa: PTH116 a third of the time of Path.stat, for up to a million files
             except OSError:
                 token = f"{name}|missing"
             else:
@@ -203,17 +210,17 @@ def _tokens(samples: Sequence[Sample]) -> list[str] | None:
             return None
         else:
             token = image.token
-        found.append(token)
-    return found
+        tokens.append(token)
+    return tokens
 
 
 def _key(tokens: Sequence[str], store: str, decoder: Preprocess) -> str:
     import PIL
     import simplejpeg
 
-    how = {name: value for name, value in decoder.to_dict().items() if name not in ("mean", "std")}
+    options = {name: value for name, value in decoder.to_dict().items() if name not in ("mean", "std")}
     versions = [FORMAT, PIL.__version__, simplejpeg.__version__]
-    digest = hashlib.sha256(json.dumps([versions, store, how], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([versions, store, options], sort_keys=True).encode())
     digest.update("\n".join(tokens).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:32]
 
@@ -227,7 +234,8 @@ def _cached(
     exact: Collection[str],
     make: Callable[[Path | None], PackedImages],
 ) -> PackedImages:
-    """The entry out of the cache, made first, in the folder it is given, where it is not there or is damaged."""
+    """Returns the images from the cache entry, which `make` builds in a folder first if it is missing or damaged. If
+    the cache cannot be written, warns and builds without it."""
     fresh = False
     for _ in range(2):
         entry = cache.find(key)
@@ -235,9 +243,10 @@ def _cached(
             built = load_entry(entry, store, samples, decoder, partial(cache.invalidate, entry), check=not fresh)
             if built is not None:
                 check_preserved(built.stats, samples, decoder, exact)
+                logger.debug("%s images in the cache entry '%s'", f"{len(samples):,}", entry.path)
                 return built
-            if entry.path.is_dir():  # else another process has just made room
-                cache.note(f"the cached images in '{entry.path}' are damaged; decoding them again")
+            if entry.path.is_dir():  # otherwise another process has just deleted it
+                logger.warning(f"The cached images in '{entry.path}' are damaged. They are decoded again.")
                 cache.invalidate(entry)
         try:
             with cache.build(key) as folder:
@@ -246,9 +255,9 @@ def _cached(
                     fresh = True
         except OSError as error:
             warnings.warn(
-                f"the decoded images cannot be kept in '{cache.folder}': {error.strerror or error}. This run decodes "
-                f"them for itself; $SIGHTLINE_CACHE or {arg.cache_dir} names another place, {arg.cache}=false asks for "
-                f"none.",
+                f"The decoded images cannot be kept in '{cache.folder}': {error.strerror or error}. This run decodes "
+                f"them without the cache. Set $SIGHTLINE_CACHE or {arg.cache_dir} to another directory, or "
+                f"{arg.cache}=false.",
                 UserWarning,
                 stacklevel=2,
             )
@@ -257,7 +266,7 @@ def _cached(
 
 
 def _unreadable(built: PackedImages, samples: Sequence[Sample], rows: NDArray[np.int64]) -> list[tuple[str, str]]:
-    """(id, reason) of the samples that could not be read, each reason with the sample's own name."""
+    """Returns (id, reason) of the samples that could not be read, each reason with the sample's name."""
     pairs = zip(samples, rows.tolist(), strict=True)
     return [
         (sample.id, built.bad[row].replace(NAME_PLACEHOLDER, sample_name(sample)))
@@ -267,49 +276,47 @@ def _unreadable(built: PackedImages, samples: Sequence[Sample], rows: NDArray[np
 
 
 def _refuse_unreadable(built: PackedImages, samples: Sequence[Sample], rows: NDArray[np.int64]) -> None:
-    wrong = [reason for _, reason in _unreadable(built, samples, rows)]
-    if len(wrong) > 1:
-        shown = "\n  ".join(wrong[:10]) + (f"\n  … and {len(wrong) - 10} more" if len(wrong) > 10 else "")
-        skip = render_hint("; {on_bad}=skip leaves them out")
-        raise DataError(f"{len(wrong)} images cannot be used{skip}:\n  {shown}")
-    if wrong:
-        raise DataError(f"{wrong[0]}{render_hint(' ({on_bad}=skip leaves such images out)')}")
+    reasons = [reason for _, reason in _unreadable(built, samples, rows)]
+    if len(reasons) > 1:
+        shown = "\n  ".join(reasons[:10]) + (f"\n  … and {len(reasons) - 10} more" if len(reasons) > 10 else "")
+        skip = render_hint(" (set {on_bad}=skip to leave them out)")
+        raise DataError(f"{len(reasons)} images cannot be used{skip}:\n  {shown}")
+    if reasons:
+        raise DataError(f"{reasons[0]}{render_hint(' Set {on_bad}=skip to leave it out.')}")
 
 
 def _split(
     built: PackedImages, samples: Sequence[Sample], rows: NDArray[np.int64], classes: tuple[str, ...], split: str
 ) -> PackedDataset:
-    """One split of what was built, without the images that could not be read."""
-    kept, left_out = samples, list[tuple[str, str]]()
+    """Returns one split of the packed images, without those that could not be read."""
+    readable, left_out = samples, list[tuple[str, str]]()
     if built.bad:
-        fine = [row not in built.bad for row in rows.tolist()]
+        is_readable = [row not in built.bad for row in rows.tolist()]
         left_out = _unreadable(built, samples, rows)
-        kept = [sample for sample, good in zip(samples, fine, strict=True) if good]
-        rows = rows[np.array(fine, dtype=bool)]
+        readable = [sample for sample, good in zip(samples, is_readable, strict=True) if good]
+        rows = rows[np.array(is_readable, dtype=bool)]
     if classes:
-        labels = torch.tensor([sample.label for sample in kept], dtype=torch.int64)
-    else:  # [N,1] as the network's answers: against [N] a loss would compare each answer with every label
-        found = [s.label if is_float32_number(s.label) else parse_number(s.label, sample_name(s)) for s in kept]
-        labels = torch.tensor(found, dtype=torch.float32).reshape(-1, 1)
-    if left_out and not classes and not kept:
-        raise DataError(f"no image in the {split} split can be read; the first of {len(left_out)}: {left_out[0][1]}")
+        labels = torch.tensor([sample.label for sample in readable], dtype=torch.int64)
+    else:  # [N, 1] as the network's outputs: with [N], a loss would broadcast and compare each output with every label
+        values = [s.label if is_float32_number(s.label) else parse_number(s.label, sample_name(s)) for s in readable]
+        labels = torch.tensor(values, dtype=torch.float32).reshape(-1, 1)
+    first_reason = f"The first of {len(left_out)} reasons: {left_out[0][1]}" if left_out else ""
+    if left_out and not classes and not readable:
+        raise DataError(f"No image in the {split} split can be read. {first_reason}")
     if left_out and classes:
-        there = set(labels.tolist())
-        lost = [classes[int(label)] for label in sorted({sample.label for sample in samples} - there)]
-        if not kept or (split == "train" and lost):
-            raise DataError(
-                f"no image of {join_names(lost)} in the {split} split can be read; the first of {len(left_out)}: "
-                f"{left_out[0][1]}"
-            )
-    names = sorted({name for sample in kept for name in sample.columns})
-    columns = {name: tuple(sample.columns.get(name, "") for sample in kept) for name in names}
-    whole = len(rows) == len(built.images) and bool((rows == np.arange(len(rows))).all())
+        present = set(labels.tolist())
+        lost = [classes[int(label)] for label in sorted({sample.label for sample in samples} - present)]
+        if not readable or (split == "train" and lost):
+            raise DataError(f"No image of {join_names(lost)} in the {split} split can be read. {first_reason}")
+    names = sorted({name for sample in readable for name in sample.columns})
+    columns = {name: tuple(sample.columns.get(name, "") for sample in readable) for name in names}
+    is_identity = len(rows) == len(built.images) and bool((rows == np.arange(len(rows))).all())
     return PackedDataset(
         built.images,
         labels,
-        tuple(sample.id for sample in kept),
+        tuple(sample.id for sample in readable),
         classes,
-        None if whole else rows,
+        None if is_identity else rows,
         built.stats,
         columns,
         tuple(left_out),

@@ -1,8 +1,8 @@
-"""Decodes blocks of images: in this process, or in processes that do nothing else.
+"""Decodes blocks of images in this process or in separate decoding processes.
 
-For small files a thread spends as long in Python as in the decoder, and threads take turns at Python; processes do not.
-They are started by name and import neither torch nor the user's script, so no `if __name__ == "__main__"` is needed,
-and they are at work after a fifth of a second."""
+For small files a thread spends as much time in Python as in the decoder, and threads share one interpreter lock;
+processes do not. Decoding processes are started from a command line and import neither torch nor the user's script. So
+no `if __name__ == "__main__"` is needed, and they are ready after about 0.2 seconds."""
 
 import gc
 import os
@@ -29,15 +29,17 @@ from sightline.data.images.preprocess import Preprocess
 from sightline.data.records import Sample
 
 NAME_PLACEHOLDER = "\0"
-"""Stands for an image's name in a reason that is kept: the row of a table may be another tomorrow."""
+"""Stands for the image's name in a stored reason, since the name (the row of a table) may change until it is read."""
 READY_MARK = b"\0sightline decodes\0"
-"""What a decoding process says first; what stands before it was printed while Python started."""
-_ONE_AT_A_TIME = threading.Lock()
+"""The first output of a decoding process. Anything before it was printed while Python started."""
+_WRITE_LOCK = threading.Lock()
 
 
 class DecodedBlock(NamedTuple):
-    """The stats of a block of images; by their places in it, why some could not be read (`bad`), and the first that
-    is not to be decoded at all (`refused`)."""
+    """The result of decoding a block of images.
+
+    `bad` maps positions in the block to the reason why the image could not be read. `refused` is the position and
+    message of the first image with any other error; decoding stops there."""
 
     stats: ImageStats
     bad: dict[int, str]
@@ -45,8 +47,10 @@ class DecodedBlock(NamedTuple):
 
 
 def decode_block(images: Sequence[Any], decoder: Preprocess, pixels: Pixels) -> DecodedBlock:
-    """Decodes `images` (each as `Preprocess.decode` takes it, a file's name, or the ImageError that reading it raised)
-    into `pixels` uint8 [B,C,H,W]. The pixels of one that cannot be read are zeros."""
+    """Decodes `images` into `pixels`, uint8 [B, C, H, W].
+
+    Each image is an input of `Preprocess.decode`, a file name, or the ImageError that reading it raised. The pixels of
+    an image that cannot be read are zeros."""
     shape = (decoder.height, decoder.width)
     gray = decoder.keeps_size and decoder.channels == 1 and shape
     colour = decoder.keeps_size and decoder.channels == 3 and (*shape, 3)
@@ -58,14 +62,14 @@ def decode_block(images: Sequence[Any], decoder: Preprocess, pixels: Pixels) -> 
             if isinstance(image, ImageError):
                 raise image
             decoded = try_decode_jpeg(image)
-            if decoded is not None and decoded.shape in (gray, colour):  # for small files, calls are what costs
+            if decoded is not None and decoded.shape in (gray, colour):  # fewer calls: they dominate for small files
                 pixels[position] = decoded if gray else decoded.transpose(2, 0, 1)
                 keys[position] = content_key(decoded)
                 continue
-            given = Path(image) if isinstance(image, str) else image
-            found = decoder.decode_with_stats(given if decoded is None else decoded, NAME_PLACEHOLDER)
-            pixels[position] = found.pixels
-            changed[position], keys[position] = (found.size, found.lost_colours), found.key
+            source = Path(image) if isinstance(image, str) else image
+            result = decoder.decode_with_stats(source if decoded is None else decoded, NAME_PLACEHOLDER)
+            pixels[position] = result.pixels
+            changed[position], keys[position] = (result.size, result.lost_colours), result.key
         except ImageError as error:
             bad[position] = str(error)
             pixels[position] = 0
@@ -80,34 +84,35 @@ def decode_block(images: Sequence[Any], decoder: Preprocess, pixels: Pixels) -> 
 
 
 def write_at(file: FileIO, pixels: Pixels, offset: int) -> None:
-    """Writes all of a block at a place of a file, from any thread. Raises OSError when the disk is full."""
-    left = memoryview(pixels.data).cast("B")
-    while left:
+    """Writes a block to a file at `offset` bytes, from any thread. Raises OSError when the disk is full."""
+    remaining = memoryview(pixels.data).cast("B")
+    while remaining:
         if hasattr(os, "pwrite"):
-            done = os.pwrite(file.fileno(), left, offset)
+            done = os.pwrite(file.fileno(), remaining, offset)
         else:  # Windows
-            with _ONE_AT_A_TIME:
+            with _WRITE_LOCK:
                 file.seek(offset)
-                done = file.write(left) or 0
-        left, offset = left[done:], offset + done
+                done = file.write(remaining) or 0
+        remaining, offset = remaining[done:], offset + done
 
 
 def serve(tasks: BinaryIO, answers: BinaryIO) -> None:
-    """The life of a process that decodes: how, and which file to write to; then blocks of paths, each with the offset
-    of its pixels, until there are no more. Each is answered with its DecodedBlock, or the OSError that writing it
-    raised."""
-    how, target = pickle.load(tasks)  # noqa: S301 from the process that started this one
-    decoder = Preprocess.from_dict(how)
-    room = np.empty((0, *decoder.shape), np.uint8)  # used for every block: fresh memory costs as much as copying
+    """Runs the loop of a decoding process until `tasks` ends.
+
+    `tasks` contains pickled messages: first the dict of a `Preprocess` and the file to write to, then the offset and
+    the paths of each block. Each block is answered with its DecodedBlock, or the OSError that writing it raised."""
+    values, target = pickle.load(tasks)  # noqa: S301 from the process that started this one
+    decoder = Preprocess.from_dict(values)
+    buffer = np.empty((0, *decoder.shape), np.uint8)  # reused for every block: new memory costs as much as copying
     with Path(target).open("r+b", buffering=0) as file:
         while True:
             try:
                 offset, paths = pickle.load(tasks)  # noqa: S301
             except EOFError:
                 return
-            if len(paths) > len(room):
-                room = np.empty((len(paths), *decoder.shape), np.uint8)
-            pixels = room[: len(paths)]
+            if len(paths) > len(buffer):
+                buffer = np.empty((len(paths), *decoder.shape), np.uint8)
+            pixels = buffer[: len(paths)]
             answer: DecodedBlock | OSError = decode_block(paths, decoder, pixels)
             try:
                 write_at(file, pixels, offset)
@@ -118,8 +123,9 @@ def serve(tasks: BinaryIO, answers: BinaryIO) -> None:
 
 
 def main() -> None:
-    """Serves the process that started this one. What a decoder prints must not end up among the answers."""
-    gc.disable()  # nothing here is in a cycle
+    """Entry point of a decoding process. Redirects stdout to stderr, since output that a decoder prints must not be
+    mixed with the answers."""
+    gc.disable()  # there are no reference cycles
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     answers.write(READY_MARK)
@@ -127,7 +133,7 @@ def main() -> None:
     serve(sys.stdin.buffer, answers)
 
 
-_PATIENCE = 1 << 16
+_MAX_STARTUP_OUTPUT = 1 << 16
 _CRASHES = tuple(
     -getattr(signal, name) for name in ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGILL", "SIGFPE") if hasattr(signal, name)
 )
@@ -136,15 +142,16 @@ _START = "import sys; sys.path[:] = {path!r}; from sightline.data.cache.workers 
 
 @dataclass(frozen=True)
 class Workers:
-    """What decodes: `count` threads (None: one for each core), or as many processes for `process_files` files and more,
-    which is when they are worth the time they take to start."""
+    """The threads or processes that decode: `count` of them (None: one for each available core).
+
+    Processes are used for `process_files` files or more, which makes their start-up time worthwhile."""
 
     count: int | None = None
     process_files: int = 4096
 
     def __post_init__(self) -> None:
         if self.count is not None and self.count < 1:
-            raise ValueError(f"count must be at least 1, not {self.count}")
+            raise ValueError(f"count: expected an integer >= 1, found {self.count}.")
 
     @property
     def threads(self) -> int:
@@ -152,22 +159,22 @@ class Workers:
         return available_cores() if self.count is None else self.count
 
     def use_processes(self, samples: Sequence[Sample]) -> bool:
-        """Whether processes decode these samples sooner than threads."""
+        """Whether processes decode these samples faster than threads."""
         enough = len(samples) >= self.process_files and self.threads > 1
         return enough and all(isinstance(sample.image, Path) for sample in samples)
 
 
 class DecodingProcesses:
-    """`count` processes that decode files. They start at once, `begin` says how to decode, and `close` ends them."""
+    """`count` processes that decode files. They start immediately; `begin` sets how to decode, `close` ends them."""
 
     def __init__(self, count: int):
         command = [sys.executable, "-P", "-W", "ignore", "-c", _START.format(path=list(map(str, sys.path)))]
         self._all: list[subprocess.Popen[bytes]] = []
         self._idle: queue.Queue[subprocess.Popen[bytes] | None] = queue.Queue()
-        self._greeted: set[int] = set()
-        with suppress(OSError):  # no interpreter of that name, or no more processes: the threads do it
+        self._ready: set[int] = set()
+        with suppress(OSError):  # no such interpreter, or the process limit is reached: threads decode instead
             for _ in range(count):
-                # a session of its own: Ctrl-C is for the one who asked, who then closes its end
+                # a separate session: Ctrl-C interrupts only this process, which then ends the others
                 process = subprocess.Popen(  # noqa: S603 this interpreter
                     command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
                 )
@@ -175,35 +182,35 @@ class DecodingProcesses:
         self._missing = count - len(self._all)
 
     def begin(self, decoder: Preprocess, target: Path) -> None:
-        """How to decode, and the file to write to, which is as long as it will be."""
+        """Sends how to decode and the file to write to, which must already have its final size."""
         for process in self._all:
-            with suppress(OSError):  # it has ended already; whoever asks it will see
+            with suppress(OSError):  # the process has ended; `decode` detects that
                 _send(process, (decoder.to_dict(), str(target)))
             self._idle.put(process)
         for _ in range(self._missing):
             self._idle.put(None)
 
     def decode(self, paths: Sequence[str], offset: int) -> DecodedBlock | None:
-        """Decodes these files into the target at `offset`, or None where there is no process to do it (any more).
-        Called by as many threads as there are processes.
+        """Decodes these files into the target at `offset` bytes; returns None if no process is left for it. Called from
+        as many threads as there are processes.
 
-        Raises OSError when the disk is full, DataError naming the files when one of them crashes its decoder."""
+        Raises OSError when the disk is full, DataError naming the files when one of them crashes the decoder."""
         process = self._idle.get()
         if process is None:
             self._idle.put(None)
             return None
         try:
             _send(process, (offset, list(paths)))
-            self._greet(process)
+            self._wait_until_ready(process)
             assert process.stdout is not None
-            answer: DecodedBlock | OSError = pickle.load(process.stdout)  # noqa: S301 from a process of our own
+            answer: DecodedBlock | OSError = pickle.load(process.stdout)  # noqa: S301 from a process started here
         except (EOFError, BrokenPipeError, pickle.UnpicklingError) as error:
             process.kill()
             self._idle.put(None)
             if process.wait() in _CRASHES:
                 raise DataError(
-                    f"one of the files from '{paths[0]}' to '{paths[-1]}' crashes its decoder (the process ended with "
-                    f"signal {-process.wait()}); take the damaged one away."
+                    f"One of the files from '{paths[0]}' to '{paths[-1]}' crashes the decoder (the process ended with "
+                    f"signal {-process.wait()}). Remove the damaged file."
                 ) from error
             return None
         self._idle.put(process)
@@ -211,21 +218,21 @@ class DecodingProcesses:
             raise answer
         return answer
 
-    def _greet(self, process: subprocess.Popen[bytes]) -> None:
-        """Passes over what Python printed while it started."""
-        if process.pid in self._greeted:
+    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
+        """Skips what Python printed while the process started."""
+        if process.pid in self._ready:
             return
         assert process.stdout is not None
-        heard = b""
-        while not heard.endswith(READY_MARK):
+        output = b""
+        while not output.endswith(READY_MARK):
             part = process.stdout.read(1)
-            if not part or len(heard) > _PATIENCE:
+            if not part or len(output) > _MAX_STARTUP_OUTPUT:
                 raise EOFError
-            heard += part
-        self._greeted.add(process.pid)
+            output += part
+        self._ready.add(process.pid)
 
     def close(self) -> None:
-        """Ends the processes; what they are doing is lost."""
+        """Kills the processes; blocks they are decoding are lost."""
         for process in self._all:
             if process.poll() is None:
                 process.kill()
@@ -235,7 +242,7 @@ class DecodingProcesses:
                 with suppress(OSError):
                     if pipe is not None:
                         pipe.close()
-        # from now on there are none to ask
+        # after another `begin`, `decode` returns None
         self._missing, self._all = self._missing + len(self._all), []
         self._idle = queue.Queue()
 

@@ -1,1 +1,1 @@
-"""One image: decoding, preprocessing, and its statistics."""
+"""Decoding, preprocessing and statistics of single images."""

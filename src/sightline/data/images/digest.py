@@ -1,5 +1,7 @@
-"""Hashes and sums of an image's pixels, computed when it is decoded: its content key, and the digest, moments and size
-that fingerprints, statistics and checks are made of."""
+"""Hashes and pixel sums of images, computed when they are decoded.
+
+The content key of an image determines its split. Digests, moments and sizes are used for the fingerprint of a dataset,
+its mean and standard deviation, and integrity checks."""
 
 from __future__ import annotations
 
@@ -24,15 +26,17 @@ from sightline.data.images.decode import (
     read_source,
 )
 
-DIGEST_BYTES = 16  # bytes of SHA-256 kept of each image
-_EXACT_CHUNK = 256  # the squares of so many pixels add up exactly in float32: 256 * 255 ** 2 < 2 ** 24
+DIGEST_BYTES = 16  # bytes stored of each image's SHA-256
+_EXACT_CHUNK = 256  # float32 sums the squares of this many pixels exactly: 256 * 255 ** 2 < 2 ** 24
 
 
 class ImageStats(NamedTuple):
-    """Of each image: `digests` uint8 [N,16], the first bytes of the SHA-256 of its pixels [C,H,W]; `moments` int64
-    [N,C,2], the sums of its pixels and of their squares; `sizes` int32 [N,2], the (height, width) the image had, 0
-    where it could not be read; `lost` bool [N], whether it was in colour and became gray; `keys` uint64 [N], the
-    `content_key` of what it showed before it was brought to size, 0 where it could not be read."""
+    """Hashes and statistics of N images.
+
+    `digests` is uint8 [N, 16], the first bytes of the SHA-256 of the preprocessed pixels [C, H, W]. `moments` is int64
+    [N, C, 2], the sum of the pixels and of their squares. `sizes` is int32 [N, 2], the original (height, width). `lost`
+    is bool [N], whether a colour image was converted to gray. `keys` is uint64 [N], the `content_key` of the original.
+    Sizes and keys are 0 for images that could not be read."""
 
     digests: NDArray[np.uint8]
     moments: NDArray[np.int64]
@@ -42,7 +46,7 @@ class ImageStats(NamedTuple):
 
     @classmethod
     def zeros(cls, count: int, channels: int) -> ImageStats:
-        """Room for `count` images."""
+        """Returns statistics of `count` images that are all zero, to be filled in."""
         return cls(
             np.zeros((count, DIGEST_BYTES), np.uint8),
             np.zeros((count, channels, 2), np.int64),
@@ -53,7 +57,8 @@ class ImageStats(NamedTuple):
 
     @classmethod
     def from_images(cls, pixels: Pixels) -> ImageStats:
-        """The stats of images uint8 [N,C,H,W] that were never of another size or colour."""
+        """Computes the statistics of preprocessed images, uint8 [N, C, H, W]. Assumes that they were not resized and
+        lost no colours; `keys` are 0."""
         count, channels, height, width = pixels.shape
         stats = cls.zeros(count, channels)
         stats.digests[:] = np.frombuffer(digests(pixels), np.uint8).reshape(-1, DIGEST_BYTES)
@@ -63,30 +68,31 @@ class ImageStats(NamedTuple):
 
 
 def digests(pixels: Pixels) -> bytes:
-    """The digests of images uint8 [N,C,H,W], one after the other."""
+    """Returns the concatenated digests of images uint8 [N, C, H, W], 16 bytes each."""
     return b"".join([hashlib.sha256(image).digest()[:DIGEST_BYTES] for image in pixels])
 
 
 def moments(pixels: Pixels) -> NDArray[np.int64]:
-    """int64 [N,C,2] of images uint8 [N,C,H,W]: the sum of the pixels and the sum of their squares, exactly."""
+    """Returns the exact sums of the pixels and of their squares, int64 [N, C, 2], for images uint8 [N, C, H, W]."""
     count, channels, height, width = pixels.shape
     flat = pixels.reshape(count, channels, height * width)
-    found = np.empty((count, channels, 2), np.int64)
-    found[..., 0] = flat.sum(-1, dtype=np.int64)
-    whole = flat.shape[-1] // _EXACT_CHUNK * _EXACT_CHUNK
-    wide = flat[..., :whole].reshape(-1, _EXACT_CHUNK).astype(np.float32)
-    found[..., 1] = (
-        np.einsum("ij,ij->i", wide, wide).reshape(count, channels, whole // _EXACT_CHUNK).sum(-1, dtype=np.int64)
+    sums = np.empty((count, channels, 2), np.int64)
+    sums[..., 0] = flat.sum(-1, dtype=np.int64)
+    end = flat.shape[-1] // _EXACT_CHUNK * _EXACT_CHUNK
+    chunks = flat[..., :end].reshape(-1, _EXACT_CHUNK).astype(np.float32)
+    sums[..., 1] = (
+        np.einsum("ij,ij->i", chunks, chunks).reshape(count, channels, end // _EXACT_CHUNK).sum(-1, dtype=np.int64)
     )
-    rest = flat[..., whole:].astype(np.int64)
-    found[..., 1] += (rest * rest).sum(-1)
-    return found
+    rest = flat[..., end:].astype(np.int64)
+    sums[..., 1] += (rest * rest).sum(-1)
+    return sums
 
 
 def content_key(image: DecodedImage) -> int:
-    """A 64-bit hash (XXH3 of Collet's xxHash) of the size and all pixels of an image in its own size: equal for equal
-    pixels, whatever the format and mode they are stored in. A colour image without colours has the key of the gray
-    image; alpha counts as composited over white, whatever `data.preprocess.background` is."""
+    """Returns a 64-bit hash (XXH3 of Collet's xxHash) of the size and all pixels of an image that is not resized.
+
+    Equal for equal pixels, independent of the file format and mode. A colour image whose channels are all equal has the
+    key of the gray image. Alpha is composited over white, independent of `data.preprocess.background`."""
     is_canonical = isinstance(image, np.ndarray) and (image.ndim == 2 or image.shape[2] == 3)
     pixels = np.asarray(image) if is_canonical else composite_alpha(decode_image(image, "the image"), 255)
     height, width = pixels.shape[:2]
@@ -96,12 +102,12 @@ def content_key(image: DecodedImage) -> int:
 
 
 def content_checksum(image: ImageInput, name: str) -> int:
-    """What splits were drawn by before there was a `content_key`, for runs of then: a CRC-32 of some bytes of an image
-    as it is stored."""
-    found = read_source(image, name)
-    pixels: Any = decode_jpeg_turbo(found, name) if isinstance(found, bytes) and found[:2] == b"\xff\xd8" else None
+    """Returns a CRC-32 of some bytes of the image's stored pixels. Only for runs made before `content_key` existed:
+    their splits were drawn by this checksum."""
+    source = read_source(image, name)
+    pixels: Any = decode_jpeg_turbo(source, name) if isinstance(source, bytes) and source[:2] == b"\xff\xd8" else None
     if pixels is None:
-        stored = Image.open(io.BytesIO(found)) if isinstance(found, bytes) else found
+        stored = Image.open(io.BytesIO(source)) if isinstance(source, bytes) else source
         stored = ImageOps.exif_transpose(stored) if isinstance(stored, Image.Image) else image_from_array(stored, name)
         pixels = np.asarray(stored)
     step = pixels.size // (1 << 14) + 1
@@ -109,7 +115,7 @@ def content_checksum(image: ImageInput, name: str) -> int:
 
 
 def _has_colours(pixels: Pixels) -> bool:
-    """Whether the channels of RGB pixels [H,W,3] differ anywhere. Most photographs answer with their first pixels."""
+    """Whether the channels of RGB pixels [H, W, 3] differ anywhere. For most photographs the first pixels decide."""
     first = pixels[0, 0].tolist()
     if first[0] != first[1] or first[0] != first[2]:
         return True

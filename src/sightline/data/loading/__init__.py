@@ -1,1 +1,1 @@
-"""From a cached split to batches on the device."""
+"""Loaders: batches on the device from a packed dataset, or from a loader of another library."""

@@ -1,4 +1,4 @@
-"""Memory for batches that is used again as soon as nobody looks at it any more."""
+"""A pool of memory for batches, which is reused when no tensor refers to it any more."""
 
 import math
 import sys
@@ -12,8 +12,10 @@ from torch import Tensor
 
 
 class BufferPool:
-    """Tensors of one shape and type, on the CPU. A batch of megabytes that is allocated anew for every step costs as
-    much in page faults as in copying, and leaves holes that make a long run grow."""
+    """Reusable CPU tensors of one shape and dtype.
+
+    Allocating a batch of megabytes for every step costs as much in page faults as in copying. It also fragments memory,
+    so that a long run uses more and more of it."""
 
     def __init__(self, shape: tuple[int, ...], dtype: DTypeLike):
         self._shape, self._dtype = shape, dtype
@@ -21,16 +23,16 @@ class BufferPool:
         self._lock = threading.Lock()
 
     def take(self, count: int) -> Tensor:
-        """A tensor [count, *shape] with any content. Its memory comes back when the last tensor that shares it is gone,
-        so a batch may be kept for as long as one likes."""
+        """Returns a tensor [count, *shape] with arbitrary content. Its memory is reused only after the last tensor that
+        shares it is deleted, so a batch may be kept for any time."""
         with self._lock:
-            # a tensor over an array, and all that share its memory, hold one reference to it
+            # all tensors that share the memory of an array hold one reference to it
             free = [at for at in range(len(self._arrays)) if _refcount(self._arrays, at) == _UNSHARED_REFCOUNT]
             for at in free:
                 if len(self._arrays[at]) >= count:
                     return torch.from_numpy(self._arrays[at])[:count]
             array = _empty_aligned((count, *self._shape), self._dtype)
-            if free:  # too small; batches of the usual size come more often
+            if free:  # too small: replaced, since most batches have the larger size
                 self._arrays[free[0]] = array
             elif len(self._arrays) < _MAX_ARRAYS:
                 self._arrays.append(array)
@@ -38,12 +40,12 @@ class BufferPool:
 
 
 def _empty_aligned(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-    """Memory that begins at a multiple of 64 bytes, as torch's own does: libraries may add up in another order where it
-    does not, and the same batch would make another step."""
+    """Returns an array whose memory starts at a multiple of 64 bytes, as torch's does. Without this alignment libraries
+    may sum in another order, and the same batch would result in another step."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
-    whole = np.empty(size + 63, np.uint8)
-    begin = -whole.ctypes.data % 64
-    return whole[begin : begin + size].view(dtype).reshape(shape)
+    memory = np.empty(size + 63, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def _refcount(arrays: list[NDArray[Any]], position: int) -> int:

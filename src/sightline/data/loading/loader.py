@@ -1,4 +1,4 @@
-"""Batches for the device out of a packed data set, made ahead of the step."""
+"""Loads batches from a packed dataset onto the device, ahead of the training step."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from sightline.data.loading.buffers import BufferPool
 from sightline.data.loading.sampler import BatchChunk, Sampler
 
 _RESIDENT_BYTES = 1 << 30
-_RANKED = 1 << 24  # four bytes each; above, the order of the list counts
+_MAX_RANKED = 1 << 24  # ranks take four bytes per sample; larger datasets are shuffled by row instead of by content
 _PART_BYTES = 1 << 19
 _MAX_CHUNK_BATCHES = 16
-_ALIGNED = 16  # float32 numbers of the 64 bytes at which memory is aligned
-_GROUP = 8  # images a thread decodes before it looks for more work
+_ALIGNED = 16  # float32 values in 64 bytes, the alignment of memory
+_GROUP = 8  # images that a thread decodes per task
 
 _Seeded: TypeAlias = "tuple[Augmentation, int]"
 
 
 class _PreparedBatch(NamedTuple):
-    """Batches on their way: their images, which they are, and whether they are augmented and normalised."""
+    """The images of a chunk of batches, and whether they are already augmented and normalised (`done`)."""
 
     images: Tensor
     chunk: BatchChunk
@@ -39,33 +39,33 @@ class _PreparedBatch(NamedTuple):
 
 
 class BatchLoader(Loader):
-    """Gathers or decodes, augments and normalises whole batches on `device`.
+    """Gathers or decodes batches of a packed dataset, augments them and normalises them on `device`.
 
-    An epoch visits every row once, the last batch as large as what is left; with `drop_last`, what does not fill a
-    batch is left out, which in the next epoch are other rows. With `shuffle`, a single row that is left joins the batch
-    before it, since normalisation over a batch of one is not defined, and the order is a function of
-    (seed, epoch), and every augmentation of (seed, its position in `augment`, epoch, sample), so that no two of them
-    share a random stream, even two of one kind. The sample is the row, or, for up to 16 million images that were
-    packed, the place among all images when these are sorted by content, so that nothing depends on the order in which
-    the data is listed. `seek` starts any epoch at any batch in constant time; an iteration without a `seek`
-    before it goes on with the epoch after the last one.
+    Yields `Batch(x float32 [B, C, H, W], y int64 [B], index int64 [B])`; for regression y is float32 [B, 1]. An epoch
+    contains every row once; the last batch contains the remaining rows. With `drop_last`, rows that do not fill a batch
+    are left out, and with `shuffle` these are other rows in each epoch. `seek` starts any epoch at any batch in
+    constant time; an iteration without `seek` continues with the next epoch.
 
-    With `balanced`, for training, an epoch has as many images, but of each class that occurs as many as of any other,
-    give or take one: see `BalancedOrder`. Where an image comes several times, each time is augmented in its own way.
+    With `shuffle`, the order is a function of (seed, epoch), and a single remaining row joins the batch before it,
+    since batch normalisation is not defined for one row. Every augmentation is a function of (seed, its position in
+    `augment`, epoch, sample), so that no two augmentations share a random stream. The sample is the row. When
+    shuffling a packed dataset of up to 16 million images, it is the rank of the image by content instead, so that
+    nothing depends on the order in which the data is listed.
 
-    Of `world_size` loaders that differ in `rank` alone, each gives its part of every step: together they visit every
-    row once, in the same number of steps. `batch_size` is for each of them, and the last step is shared evenly; with
-    `shuffle`, what would give some of them no more than one row joins the step before it.
+    With `balanced`, for training, an epoch has the same number of images, but equally many of each class that occurs,
+    give or take one: see `BalancedOrder`. Repetitions of an image are augmented differently.
 
-    `workers` threads (None: the cores there are) work up to `prefetch` batches ahead; with 0 of either, all is done
-    when a batch is asked for. Small batches that are not augmented are made a few at a time, of 512 KiB of pixels at
-    most, and without threads where the pixels are no more than 1 GiB. None of this changes a batch. Data of up to 1 GiB
-    is kept on another device than the CPU.
+    Of `world_size` loaders that differ only in `rank`, each yields its part of every step: together they visit every
+    row once, in the same number of steps. `batch_size` is per loader, and the last step is shared evenly. With
+    `shuffle`, a last step that has fewer than two rows for some rank joins the step before it.
 
-    Where images are encoded and the first augmentation has `boxes`, as `RandomResizedCrop` has, the crop is taken from
-    the original picture while it is decoded.
+    `workers` threads (None: one per available core) prepare up to `prefetch` batches ahead; if either is 0, batches are
+    prepared when requested. Small batches without augmentation are prepared together, up to 512 KiB of pixels, and
+    without threads if the pixels of the dataset are at most 1 GiB. None of this changes a batch. On another device than
+    the CPU, pixels of up to 1 GiB are kept in its memory.
 
-    Yields `Batch(x float32 [B,C,H,W], y int64 [B], index int64 [B])`."""
+    If images are encoded and the first augmentation has `boxes`, as `RandomResizedCrop` does, the crop is taken from
+    the original image during decoding."""
 
     def __init__(
         self,
@@ -86,9 +86,9 @@ class BatchLoader(Loader):
     ):
         _check_sharding(len(dataset), batch_size, rank, world_size, drop_last)
         if balanced and not shuffle:
-            raise ValueError("balanced says what an epoch of training shows; it needs shuffle=True")
+            raise ValueError("balanced: balanced=True is for training and needs shuffle=True.")
         if balanced and dataset.labels.is_floating_point():
-            raise ValueError("balanced needs labels that are classes, and these are numbers to predict")
+            raise ValueError("balanced: balanced=True needs class labels, but the labels are numbers (regression).")
         self.dataset = dataset
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -101,13 +101,13 @@ class BatchLoader(Loader):
         self._normalize = preprocess.normalizer(self.device)
         self._bytes, self._floats = BufferPool(dataset.shape[1:], np.uint8), BufferPool(dataset.shape[1:], np.float32)
         self._labels = dataset.labels.to(self.device)
-        self._resident: Tensor | None = None  # the split's own images, on a device that is not the CPU
+        self._resident: Tensor | None = None  # the images of the split, on a device that is not the CPU
         fits = self.device.type != "cpu" and math.prod(dataset.shape) <= _RESIDENT_BYTES
         if fits and isinstance(dataset.images, Tensor):
             rows = slice(None) if dataset.rows is None else torch.from_numpy(dataset.rows)
             self._resident = dataset.images[rows].to(self.device)
-        # what has been packed is shuffled by content, so that the order it was listed in makes no other training
-        by_content = shuffle and dataset.stats is not None and len(dataset) <= _RANKED
+        # a packed dataset is shuffled by content, so that training does not depend on the order of the source
+        by_content = shuffle and dataset.stats is not None and len(dataset) <= _MAX_RANKED
         self._ranked = dataset.canonical().astype(np.int32) if by_content else None
         self._sampler = Sampler(
             len(dataset),
@@ -127,17 +127,17 @@ class BatchLoader(Loader):
         self._epoch, self._batch = 0, 0
 
     def __len__(self) -> int:
-        """Steps of an epoch."""
+        """The number of steps in an epoch."""
         return len(self._sampler)
 
     def look(self, rows: Sequence[int] | NDArray[np.int64], epoch: int = 0) -> Batch:
-        """These rows of the data set as that epoch shows them (if several times, the first)."""
+        """Returns a batch of these rows as augmented in that epoch; for a repeated row, as the first time."""
         samples = np.asarray(rows, np.int64)
         ranks = samples if self._ranked is None else np.argsort(self._ranked)[samples]
         return self._finish(self._prepare(BatchChunk(samples, ranks, (len(samples),), epoch), map))[0]
 
     def seek(self, epoch: int, batch: int = 0, position: Mapping[str, Any] | None = None) -> None:
-        """Makes the next iteration epoch `epoch` from batch `batch` on."""
+        """Makes the next iteration start epoch `epoch` at batch `batch`. `position` is not used."""
         self._epoch, self._batch = epoch, batch
 
     def __iter__(self) -> Iterator[Batch]:
@@ -152,7 +152,7 @@ class BatchLoader(Loader):
         decoders = thread_pool(self.workers) if encoded else None
         each: Callable[..., Any] = map if decoders is None else decoders.map
         try:
-            # gathering is so much faster than a step that two threads are plenty; decoding has threads of its own
+            # gathering is much faster than a step, so two threads are enough; decoding has separate threads
             with closing(
                 map_in_order(
                     lambda chunk: self._prepare(chunk, each),
@@ -169,25 +169,25 @@ class BatchLoader(Loader):
                 freeze_torch_thread_count()
 
     def _is_cheap(self) -> bool:
-        """Whether batches are so quickly made that threads would only take turns with the step at Python: small ones,
-        of pixels that are in memory, since all were looked at when the data was opened."""
+        """Whether batches are prepared so fast that threads would only compete with the step for the interpreter: small
+        batches of pixels that are in memory, since all were read when the dataset was opened."""
         images = self.dataset.images
         return self._batches_per_chunk > 1 and isinstance(images, Tensor) and images.numel() <= _RESIDENT_BYTES
 
     def _choose_batches_per_chunk(self) -> int:
-        """How many batches are made in one go. Of small ones that are only gathered and normalised, calling the
-        operations and handing a batch over to another thread takes longer than the work."""
+        """Returns how many batches are prepared together. For small batches that are only gathered and normalised,
+        calling the operations and passing a batch to another thread takes longer than the work itself."""
         images = self.dataset.images
         if self.device.type != "cpu" or self._steps or not isinstance(images, Tensor):
             return 1
-        numbers = self.batch_size * math.prod(self.dataset.shape[1:])
-        if numbers % _ALIGNED:  # the next batch would not lie in memory as the first one does
+        values = self.batch_size * math.prod(self.dataset.shape[1:])
+        if values % _ALIGNED:  # the second batch would not be aligned in memory
             return 1
-        return max(1, min(_MAX_CHUNK_BATCHES, _PART_BYTES // numbers))
+        return max(1, min(_MAX_CHUNK_BATCHES, _PART_BYTES // values))
 
     def _prepare(self, chunk: BatchChunk, each: Callable[..., Any]) -> _PreparedBatch:
-        """The batches as far as a thread ahead of the step may go: on the CPU to its end, unless a step of the
-        augmentation wants the caller's own thread; for another device, to where the bytes are handed over."""
+        """Prepares batches as far as a thread ahead of the step can: on the CPU completely, unless an augmentation must
+        run in the consumer's thread; for another device, up to the transfer of the bytes."""
         if self._resident is not None:
             rows = torch.from_numpy(chunk.rows).to(self.device)
             return _PreparedBatch(self._resident.index_select(0, rows), chunk, False)
@@ -206,13 +206,13 @@ class BatchLoader(Loader):
         labels = self._labels.index_select(0, index)
         if len(chunk.sizes) == 1:
             return [Batch(images, labels, index=index)]
-        parts = (whole.split_with_sizes(chunk.sizes) for whole in (images, labels, index))
+        parts = (tensor.split_with_sizes(chunk.sizes) for tensor in (images, labels, index))
         return [Batch(x, y, index=rows) for x, y, rows in zip(*parts, strict=True)]
 
     def _change(self, images: Tensor, chunk: BatchChunk) -> Tensor:
         if self.device.type != "cpu":
             return self._normalize(self._augmented(images, chunk.keys, chunk.epoch))
-        # in parts that stay in the processor's cache, whose temporaries are small enough not to leave holes
+        # in parts that fit the CPU cache, with temporaries too small to fragment memory
         out = self._floats.take(len(chunk.rows))
         size = max(1, _PART_BYTES // max(1, images[:1].numel()))
         for start in range(0, len(chunk.rows), size):
@@ -228,14 +228,14 @@ class BatchLoader(Loader):
     def _read(self, chunk: BatchChunk, each: Callable[..., Any]) -> Tensor:
         rows, keys, _, epoch = chunk
         images, places = self.dataset.images, self.dataset.places(rows)
-        found = self._bytes.take(len(rows))
+        out = self._bytes.take(len(rows))
         if isinstance(images, Tensor):
-            return torch.index_select(images, 0, torch.from_numpy(places), out=found)
+            return torch.index_select(images, 0, torch.from_numpy(places), out=out)
         crops = [None] * len(rows)
         if self._crop is not None:
             boxes, seed = self._crop
             crops = boxes(keys, seed, epoch, images.sizes[places].astype(np.int64)).tolist()
-        pixels = found.numpy()
+        pixels = out.numpy()
 
         def decode(start: int) -> None:
             for at in range(start, min(start + _GROUP, len(rows))):
@@ -243,29 +243,29 @@ class BatchLoader(Loader):
 
         for _ in each(decode, range(0, len(rows), _GROUP)):
             pass
-        return found
+        return out
 
 
 def _check_sharding(count: int, batch_size: int, rank: int, world_size: int, drop_last: bool) -> None:
     if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        raise ValueError(f"batch_size: expected an integer >= 1, found {batch_size}.")
     if not 0 <= rank < world_size:
-        raise ValueError(f"rank must be one of 0 to {world_size - 1}, not {rank}")
+        raise ValueError(f"rank: expected an integer in [0, {world_size - 1}], found {rank}.")
     if 0 < count < world_size:
-        raise ValueError(f"{count} images cannot be shared by {world_size} processes")
+        raise ValueError(f"{count} images are too few for {world_size} processes; expected at least one per process.")
     if drop_last and count < batch_size * world_size:
-        raise ValueError(f"drop_last leaves no batch of {batch_size * world_size} out of {count} images")
+        raise ValueError(f"drop_last: {count} images do not fill one step of {batch_size * world_size}.")
 
 
 def augmentation_seed(seed: int, position: int) -> int:
-    """The seed, 63 bits, that a loader of `seed` gives to the augmentation at that position of its list, from 0."""
+    """Returns the 63-bit seed that a loader of `seed` uses for the augmentation at `position` (from 0) of its list."""
     return derive_key(seed, position, "augmentation") >> 1
 
 
 def _crop_while_decoding(
     dataset: PackedDataset, steps: tuple[_Seeded, ...]
 ) -> tuple[tuple[Callable[..., NDArray[np.int64]], int] | None, tuple[_Seeded, ...]]:
-    """The boxes of a crop that decoding takes over, with its seed, and the augmentations that are left."""
+    """Returns the `boxes` method and seed of a crop to apply during decoding, if any, and the other augmentations."""
     if steps and isinstance(dataset.images, EncodedImages):
         step, seed = steps[0]
         boxes = getattr(step, "boxes", None)

@@ -1,1 +1,1 @@
-"""From a path, a name or Python objects to a list of labelled images, by layout."""
+"""Data sources: each module lists the labelled images of one layout (folders, CSV, Parquet, IDX, Python objects, …)."""

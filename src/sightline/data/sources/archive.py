@@ -1,5 +1,6 @@
-"""Zip and tar files as trees of images, read in place without unpacking. The offset of each member is recorded when it
-is listed, and members are read from there by position, so that any number of threads can read at once."""
+"""Zip and tar files as a `FileTree`, read in place without unpacking.
+
+Listing records the offset of every member. Members are read by position, so any number of threads can read at once."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from pathlib import Path
 from tarfile import EOFHeaderError, HeaderError, ReadError  # type: ignore[attr-defined]
 from typing import TypeAlias
 
-from sightline.core.errors import DataError, arg
+from sightline.core.errors import DataError, arg, first_line
 from sightline.core.files import SharedFile
 from sightline.data.sources.listing import SPLIT_NAMES
 from sightline.data.sources.tree import IGNORED_NAMES, FolderEntries, is_image
@@ -24,7 +25,7 @@ from sightline.data.sources.tree import IGNORED_NAMES, FolderEntries, is_image
 
 @dataclass(frozen=True, slots=True)
 class TarMember:
-    """A file in an uncompressed tar."""
+    """A reference to a file in an uncompressed tar archive."""
 
     file: SharedFile
     name: str
@@ -33,20 +34,24 @@ class TarMember:
 
     @property
     def token(self) -> str:
-        """Path, size and time of the archive, the member and its place."""
+        """Identifies the content: path, size and modification time of the archive, and the member's name and offset."""
         return f"{self.file.token}|{self.name}|{self.offset}"
 
     def read(self) -> bytes:
-        """The member's bytes."""
+        """Returns the bytes of the member. Raises DataError if the archive is truncated."""
         data = self.file.read(self.offset, self.size)
         if len(data) != self.size:
-            raise DataError(f"'{self.file.path}', member '{self.name}': the archive ends before it; it is damaged.")
+            raise DataError(
+                f"'{self.file.path}', member '{self.name}': the archive is truncated. Copy the archive again."
+            )
         return data
 
 
 @dataclass(frozen=True, slots=True)
 class ZipMember:
-    """A file in a zip. Reading checks its size and its checksum."""
+    """A reference to a file in a zip archive.
+
+    `packed` and `size` are its compressed and uncompressed sizes in bytes; `stored` means that it is not compressed."""
 
     file: SharedFile
     name: str
@@ -58,12 +63,12 @@ class ZipMember:
 
     @property
     def token(self) -> str:
-        """Path, size and time of the archive, the member and its checksum."""
+        """Identifies the content: path, size and modification time of the archive, and the member's name and CRC-32."""
         return f"{self.file.token}|{self.name}|{self.crc:08x}"
 
     def read(self) -> bytes:
-        """The member's bytes."""
-        header = self.file.read(self.offset, 30)  # its name and extra field may be longer than in the directory
+        """Returns the uncompressed bytes of the member. Raises DataError if its size or checksum is wrong."""
+        header = self.file.read(self.offset, 30)  # the local name and extra field may be longer than in the directory
         data = b""
         if header[:4] == b"PK\3\4" and len(header) == 30:
             name, extra = struct.unpack("<HH", header[26:])
@@ -74,7 +79,7 @@ class ZipMember:
             data = b""
         if len(data) != self.size or zlib.crc32(data) != self.crc:
             raise DataError(
-                f"'{self.file.path}', member '{self.name}': damaged, its checksum is wrong. Copy the archive again."
+                f"'{self.file.path}', member '{self.name}': damaged, with a wrong checksum. Copy the archive again."
             )
         return data
 
@@ -83,15 +88,17 @@ Member: TypeAlias = ZipMember | TarMember | bytes
 
 
 def zip_members(path: Path) -> Iterator[tuple[str, Member | None]]:
-    """Every file of a zip by name, and its folders (None)."""
+    """Yields (name, member) for every file in a zip archive, and (name, None) for every folder.
+
+    Raises DataError for encrypted members, links and compression methods other than deflate."""
     file = SharedFile(path)
     with zipfile.ZipFile(path) as archive:
         infos = archive.infolist()
     end = file.read(max(file.size - 2**16, 0), 2**16)
     at = end.rfind(b"PK\5\6") + 10
-    counted = int.from_bytes(end[at : at + 2], "little")
-    if counted not in (len(infos) % 2**16, 2**16 - 1):  # zipfile does not compare; the last value stands for "many"
-        raise zipfile.BadZipFile(f"its directory has {len(infos)} members, expected {counted}")
+    count = int.from_bytes(end[at : at + 2], "little")
+    if count not in (len(infos) % 2**16, 2**16 - 1):  # zipfile does not compare them; 65535 means a zip64 count
+        raise zipfile.BadZipFile(f"its directory has {len(infos)} members, expected {count}")
     for info in infos:
         where = f"'{path}', member '{info.filename}'"
         if info.is_dir():
@@ -101,11 +108,11 @@ def zip_members(path: Path) -> Iterator[tuple[str, Member | None]]:
             raise DataError(f"{where}: encrypted. Unpack the archive with its password and pack it without one.")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise DataError(
-                f"{where}: compressed by method {info.compress_type}; only 'stored' and 'deflate' can be read. Unpack "
-                f"the archive, or pack it anew."
+                f"{where}: compressed with method {info.compress_type}. Expected 'stored' or 'deflate'; unpack the "
+                f"archive, or pack it again."
             )
         if stat.S_ISLNK(info.external_attr >> 16):
-            raise DataError(f"{where}: a link, no file. Pack the archive anew with the files themselves.")
+            raise DataError(f"{where}: a link, not a file. Pack the archive again with files instead of links.")
         stored = info.compress_type == zipfile.ZIP_STORED
         yield (
             info.filename,
@@ -114,11 +121,11 @@ def zip_members(path: Path) -> Iterator[tuple[str, Member | None]]:
 
 
 class _StrictInfo(tarfile.TarInfo):
-    """A header that is damaged or cut off is an error; tarfile would take it for the end and lose what follows."""
+    """A `TarInfo` that raises for a damaged header, where tarfile would silently treat it as the end of the archive."""
 
     @classmethod
     def fromtarfile(cls, tarfile: tarfile.TarFile) -> _StrictInfo:
-        """The next header."""
+        """Reads the next header."""
         try:
             return super().fromtarfile(tarfile)
         except EOFHeaderError:
@@ -128,7 +135,10 @@ class _StrictInfo(tarfile.TarInfo):
 
 
 def tar_members(path: Path, max_unpacked: int) -> Iterator[tuple[str, Member | None]]:
-    """Every file of a tar by name, and its folders (None). Of a compressed one, the bytes."""
+    """Yields (name, member) for every file in a tar archive, and (name, None) for every folder.
+
+    The members of a compressed archive are their bytes. Raises DataError for links and special files, and if a
+    compressed archive has more than `max_unpacked` bytes."""
     plain = path.name.lower().endswith(".tar")
     file = SharedFile(path)
     total = 0
@@ -140,7 +150,7 @@ def tar_members(path: Path, max_unpacked: int) -> Iterator[tuple[str, Member | N
                 continue
             if not info.isreg() or info.issparse():
                 raise DataError(
-                    f"{where}: a link or another special file. Pack the archive anew with the files themselves "
+                    f"{where}: a link or another special file. Pack the archive again with files instead of links "
                     f"(tar --dereference --hard-dereference)."
                 )
             if plain:
@@ -149,22 +159,24 @@ def tar_members(path: Path, max_unpacked: int) -> Iterator[tuple[str, Member | N
             total += info.size
             if total > max_unpacked:
                 raise DataError(
-                    f"{arg.root}: '{path}' holds more than {max_unpacked // 2**20} MB. A compressed tar cannot "
-                    f"be read in "
-                    f"place: unpack it, or pack it as a .zip or as a .tar without compression."
+                    f"{arg.root}: '{path}' is larger than {max_unpacked // 2**20} MB when unpacked. A compressed tar "
+                    f"cannot be read in place. Unpack it, or pack it as a .zip or as a .tar without compression."
                 )
             data = archive.extractfile(info)
             yield info.name, b"" if data is None else data.read()
         while not plain and archive.fileobj is not None and archive.fileobj.read(2**20):
-            pass  # a compressed file's checksum is compared at its very end
+            pass  # the checksum of the compression is verified only at the end of the file
 
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
 class ArchiveTree:
-    """A zip or tar file as a tree. A single folder that holds everything counts as the top. A compressed tar cannot be
-    read in place: it is unpacked into memory, up to `max_unpacked` bytes of it."""
+    """A zip or tar file as a `FileTree`.
+
+    A single folder that contains everything counts as the top. A compressed tar cannot be read in place, so it is
+    unpacked into memory, up to `max_unpacked` bytes. Raises DataError if the archive is damaged or too large, or has
+    unsafe, repeated or unreadable members."""
 
     def __init__(self, root: Path, max_unpacked: int = 256 * 2**20) -> None:
         self.root = root
@@ -176,59 +188,61 @@ class ArchiveTree:
                 self._add(name, member)
         except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, LZMAError, OSError, ValueError) as error:
             raise DataError(
-                f"{arg.root}: '{root}' is no archive that can be read, or a damaged one: {error}."
+                f"{arg.root}: '{root}' is not a readable archive or is damaged: {first_line(error).rstrip('.:')}."
             ) from error
         self._top = self._leading_folder()
 
     def entries(self, folder: str) -> FolderEntries:
-        """What a folder of the archive holds."""
+        """See `FileTree.entries`."""
         return self._folders.get((self._top + folder).rstrip("/"), FolderEntries([], []))
 
     def files(self, folder: str) -> set[str]:
-        """The files in a folder of the archive."""
+        """See `FileTree.files`."""
         return set(self.entries(folder).files)
 
     def identity(self, folder: str) -> str:
-        """The folder: archives have no links here."""
+        """Returns the folder unchanged, since archives with links are rejected."""
         return folder
 
     def has(self, path: str) -> bool:
-        """Whether there is such a member."""
+        """See `FileTree.has`."""
         return self._top + path in self._files
 
     def inside(self, folder: str, name: str) -> str | None:
-        """What `FileTree.inside` says."""
+        """See `FileTree.inside`."""
         path = posixpath.normpath(posixpath.join(folder, name))
         return None if path.startswith(("/", "../")) or path == ".." else path
 
     def image(self, path: str) -> Member:
-        """A reference to the member, or its bytes where they are in memory."""
+        """Returns a reference to the member, or its bytes if the archive was unpacked into memory."""
         return self._files[self._top + path]
 
     def read(self, path: str) -> bytes:
-        """The member's bytes."""
+        """Returns the bytes of the member."""
         member = self.image(path)
         return member if isinstance(member, bytes) else member.read()
 
     def shown(self, path: str) -> str:
-        """The path as if the archive were a folder."""
+        """Returns the path with the archive in front, as if the archive were a folder."""
         return f"{self.root}/{self._top}{path}".rstrip("/")
 
     def where(self, path: str) -> str:
-        """The archive and the member's whole name."""
+        """Returns the archive and the full name of the member."""
         return f"'{self.root}', member '{self._top}{path}'"
 
     def _add(self, name: str, member: Member | None) -> None:
-        """Notes a file, or a folder (None)."""
+        """Adds a file, or a folder if `member` is None."""
         parts = name.split("/")
         if name.startswith("/") or ".." in parts or name[1:2] == ":":
-            raise DataError(f"'{self.root}': the member '{name}' leaves the archive; that is no data set to trust.")
+            raise DataError(
+                f"'{self.root}': the member '{name}' points outside the archive. Do not use an archive like this."
+            )
         parts = [part for part in parts if part not in ("", ".")]
         if not parts or not IGNORED_NAMES.isdisjoint(parts):
             return
         path = "/".join(parts)
         if path in self._files:
-            raise DataError(f"'{self.root}': the member '{name}' is there twice; pack the archive anew.")
+            raise DataError(f"'{self.root}': the member '{name}' is in the archive twice. Pack the archive again.")
         if member is None:
             self._folder(path)
         else:
@@ -237,26 +251,26 @@ class ArchiveTree:
                 self._folder("/".join(parts[:-1])).files.append(parts[-1])
 
     def _folder(self, path: str) -> FolderEntries:
-        found = self._folders.get(path)
-        if found is None:
-            found = self._folders[path] = FolderEntries([], [])
+        entries = self._folders.get(path)
+        if entries is None:
+            entries = self._folders[path] = FolderEntries([], [])
             parent, _, name = path.rpartition("/")
             outer = self._folder(parent)
             if name[0] != ".":
                 outer.folders.append(name)
-        return found
+        return entries
 
     def _leading_folder(self) -> str:
         folders, files = self._folders[""]
         if len(folders) != 1 or any(_is_data_file(name) for name in files) or folders[0].lower() in SPLIT_NAMES:
             return ""
         inner = self._folders[folders[0]]
-        holds = inner.folders or any(name.endswith(".csv") for name in inner.files)
-        return f"{folders[0]}/" if holds else ""
+        is_top = inner.folders or any(name.endswith(".csv") for name in inner.files)
+        return f"{folders[0]}/" if is_top else ""
 
 
 def is_archive(path: Path) -> bool:
-    """Whether the name is that of an archive that can be a data.root."""
+    """Whether the file name has the suffix of a supported archive (`SUFFIXES`)."""
     return path.name.lower().endswith(SUFFIXES)
 
 

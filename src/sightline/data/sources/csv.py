@@ -1,5 +1,4 @@
-"""CSV tables of images and labels, in a directory or an archive: which columns, which rows, and what is wrong with a
-row."""
+"""Reads CSV tables of image file names and labels from a directory or an archive, and checks every row."""
 
 import csv
 import io
@@ -20,7 +19,7 @@ LABEL_COLUMNS = ("type", "label", "target", "class")
 
 
 class Columns(NamedTuple):
-    """The columns that the config names, where it does; `numbers` says that labels are numbers to predict."""
+    """The column names that the config sets; None means the usual names. `numbers` selects regression labels."""
 
     image: str | None = None
     label: str | None = None
@@ -29,25 +28,27 @@ class Columns(NamedTuple):
     numbers: bool = False
 
     def extra_columns(self, header: Sequence[str], image: str, label: str) -> list[str]:
-        """The columns to keep: all but those read already and the index that pandas writes."""
-        read = (image, label, self.split)
-        return [name for name in header if name and name not in read and not name.startswith("Unnamed: ")]
+        """Returns the columns to keep with each sample: all except image, label, split and the index of pandas."""
+        used = (image, label, self.split)
+        return [name for name in header if name and name not in used and not name.startswith("Unnamed: ")]
 
 
 class TableFiles:
-    """The files that tables of a tree name; each folder is listed once, a table has a row for most of its files."""
+    """Looks up the image files that a table lists. Each folder is listed once, which is faster than a stat per row."""
 
     def __init__(self, tree: FileTree) -> None:
         self.tree = tree
         self._listed: dict[str, set[str]] = {}
 
     def find(self, name: str, folder: str, where: str) -> str:
-        """The path of a file called `name` relative to `folder`. Raises DataError where it is not there."""
+        """Returns the path in the tree of the file `name`, relative to `folder`.
+
+        `where` starts the error messages. Raises DataError if the file does not exist or is outside the tree."""
         if not name:
             raise DataError(f"{where}: no file name.")
         path = self.tree.inside(folder, name)
         if path is None:
-            raise DataError(f"{where}: '{name}' lies outside the data directory '{self.tree.root}'.")
+            raise DataError(f"{where}: '{name}' is outside the data directory '{self.tree.root}'.")
         inside, _, base = path.rpartition("/")
         files = self._listed.get(inside)
         if files is None:
@@ -58,29 +59,32 @@ class TableFiles:
 
 
 def table_names(tree: FileTree, folder: str) -> list[str]:
-    """The CSV files in a folder, in order."""
+    """Returns the names of the CSV files in a folder, sorted."""
     return sorted(name for name in tree.entries(folder).files if name.endswith(".csv"))
 
 
 def read_tables(tree: FileTree, csv: str | None, images: str | None, columns: Columns) -> dict[str, list[Row]]:
-    """The rows of a table in each split's folder, or of the one table at the top or that `csv` names."""
+    """Reads the table in each split folder, or else a single table: `csv`, by default the only one at the top.
+
+    File names are relative to the folder of their table. `images` replaces it: a folder relative to each split folder,
+    or, for a single table, to the top. Returns rows by split. Raises DataError if a table is missing, ambiguous or
+    invalid."""
     split_of = {} if csv else find_split_folders(tree)
     folders = {split: folder for split, folder in split_of.items() if table_names(tree, folder)}
     if folders and "train" not in folders:
         raise DataError(f"'{tree.root}' has a CSV file for {join_names(sorted(folders))} but none for train.")
     if folders and columns.split is not None:
         raise DataError(
-            f"{arg.split_column}: '{tree.root}' has folders with tables for {join_names(folders)}, which are the "
-            f"splits "
-            f"already; leave the column out, or name one table with {arg.csv}."
+            f"{arg.split_column}: '{tree.root}' already has tables in split folders ({join_names(folders)}). Remove "
+            f"{arg.split_column}, or set {arg.csv} to one table."
         )
     files = TableFiles(tree)
     if folders:
         return {
-            split: read_csv(files, _one_csv(tree, folder), posixpath.join(folder, images or ""), columns)
+            split: read_csv(files, _only_csv(tree, folder), posixpath.join(folder, images or ""), columns)
             for split, folder in folders.items()
         }
-    table = csv or _one_csv(tree, "")
+    table = csv or _only_csv(tree, "")
     if not tree.has(table):
         others = table_names(tree, posixpath.dirname(table))
         near = did_you_mean(posixpath.basename(table), others)
@@ -90,19 +94,19 @@ def read_tables(tree: FileTree, csv: str | None, images: str | None, columns: Co
 
 
 def read_csv(files: TableFiles, table: str, images: str, columns: Columns = Columns()) -> list[Row]:  # noqa: B008
-    """The rows of a CSV file whose first line names the columns. File names are relative to the folder `images` and
-    must lie inside the tree. Row numbers count the header as row 1.
+    """Reads the rows of a CSV file with a header line.
 
-    Raises DataError naming the file, the row and the column."""
+    File names are relative to the folder `images` and must be inside the tree. Raises DataError for an invalid file or
+    row; the message names the table, the row (the header is row 1) and the column."""
     name = files.tree.shown(table)
     try:
         lines = csv.reader(io.TextIOWrapper(io.BytesIO(files.tree.read(table)), "utf-8-sig", newline=""), strict=True)
         header = [title.strip() for title in next(lines, [])]
         rows = list(_rows(lines, header, files, name, images, columns))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"'{name}' is no CSV file in UTF-8: {error}.") from error
+        raise DataError(f"'{name}' is not a valid CSV file in UTF-8: {error}.") from error
     except OSError as error:
-        raise DataError(f"cannot read '{name}': {error.strerror}.") from error
+        raise DataError(f"Cannot read '{name}': {error.strerror}.") from error
     if not rows:
         raise DataError(f"'{name}' has a header but no rows.")
     return rows
@@ -132,8 +136,8 @@ def _rows(
             raise DataError(f"{where}: no label in column '{label_title}'.")
         if path in seen:
             raise DataError(
-                f"{where}: '{cells[image_at]}' is listed twice, first in row {seen[path]}; a copy could land in "
-                f"another split."
+                f"{where}: '{cells[image_at]}' is listed twice, first in row {seen[path]}. Remove one of the rows; "
+                f"duplicates could be in different splits."
             )
         seen[path] = number
         extra_cells: Mapping[str, str] = {title: cells[at].strip() for title, at in extra} if extra else NO_COLUMNS
@@ -142,30 +146,32 @@ def _rows(
 
 
 def find_column(header: Sequence[str], given: str | None, usual: Sequence[str], key: str, table: str) -> str:
-    """The column that the config key names, or the first of the usual names that the table has."""
+    """Returns `given`, the column that the config key `key` names, or else the first of the `usual` names in `header`.
+
+    Raises DataError if the table has no such column."""
     if given is not None:
         if given not in header:
             raise DataError(
                 f"{key}: '{table}' has no column '{given}'.{did_you_mean(given, header)} It has: {join_names(header)}."
             )
         return given
-    found = [name for name in usual if name in header]
-    if not found:
+    matches = [name for name in usual if name in header]
+    if not matches:
         raise DataError(
             f"'{table}' has none of the columns {join_names(usual)}; it has: {join_names(header) or 'nothing'}. "
-            f"Say which one with {key}."
+            f"Set {key} to one of them."
         )
-    return found[0]
+    return matches[0]
 
 
-def _one_csv(tree: FileTree, folder: str) -> str:
+def _only_csv(tree: FileTree, folder: str) -> str:
     tables = table_names(tree, folder)
     if len(tables) == 1:
         return posixpath.join(folder, tables[0])
     if not tables:
         raise DataError(
-            f"no CSV file in '{tree.shown(folder)}'; set {arg.csv}, or {arg.source}=folder for class folders."
+            f"No CSV file in '{tree.shown(folder)}'; set {arg.csv}, or {arg.source}=folder for class folders."
         )
     raise DataError(
-        f"'{tree.shown(folder)}' has {len(tables)} CSV files: {join_names(tables)}; say which with {arg.csv}."
+        f"'{tree.shown(folder)}' has {len(tables)} CSV files: {join_names(tables)}. Set {arg.csv} to one of them."
     )

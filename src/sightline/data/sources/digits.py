@@ -1,4 +1,4 @@
-"""The 1,797 handwritten digits that come with the package (Alpaydin and Kaynak, UCI, 1998; CC BY 4.0)."""
+"""The embedded digits: 1,797 handwritten digits in the package (Alpaydin and Kaynak, UCI, 1998; CC BY 4.0)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ if TYPE_CHECKING:
 
 
 def load_digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """(images uint8 [1797,8,8], labels int64 [1797] from 0 to 9), in the order of scikit-learn's `load_digits`, their
-    17 gray levels stretched to 0..255."""
+    """Returns (images uint8 [1797, 8, 8], labels int64 [1797] in 0..9) in the order of scikit-learn's `load_digits`.
+
+    The 17 gray levels are scaled to 0..255."""
     import numpy as np
 
     with resources.files("sightline.data.sources").joinpath("digits.npz").open("rb") as file, np.load(file) as arrays:

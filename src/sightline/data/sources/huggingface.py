@@ -1,5 +1,4 @@
-"""Hugging Face data sets that were handed over, recognised without importing their library. Images are read as the
-encoded bytes they are stored as."""
+"""Converts Hugging Face datasets to rows, without importing `datasets`. Images are read as their encoded bytes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ _PLAIN = ("string", "large_string", "bool", "int", "uint", "float")
 
 @dataclass(frozen=True, slots=True)
 class HuggingFaceImage:
-    """The encoded image in one row; `identity` is that of the data set."""
+    """A reference to the encoded image in one row; `identity` is the fingerprint of the dataset, or None."""
 
     data: Any
     column: str
@@ -27,12 +26,11 @@ class HuggingFaceImage:
 
     @property
     def token(self) -> str | None:
-        """The data set's fingerprint and the row; None where the images are files beside it, which it says nothing
-        about."""
+        """The fingerprint of the dataset and the row; None if images are external files, which it does not cover."""
         return None if self.identity is None else f"{self.identity}|{self.row}"
 
     def read(self) -> bytes:
-        """The image's bytes."""
+        """Returns the encoded image. Raises DataError if the cell is empty or its file cannot be read."""
         cell = self.data[self.row][self.column]
         if cell is None or (cell["bytes"] is None and not cell["path"]):
             raise DataError(f"{self.where}: no image in column '{self.column}'.")
@@ -43,27 +41,31 @@ class HuggingFaceImage:
 
 
 def is_hugging_face(data: Any) -> bool:
-    """Whether this is a Dataset of the library `datasets`."""
+    """Whether `data` is a `datasets.Dataset` or an instance of a subclass."""
     return any(f"{kind.__module__}.{kind.__name__}" == "datasets.arrow_dataset.Dataset" for kind in type(data).__mro__)
 
 
 def hugging_face_rows(data: Any, split: str, numbers: bool = False) -> tuple[list[Row], tuple[str, ...] | None]:
-    """The rows of a data set and, where its label column names them, the classes in order. With `numbers`, the label
-    column is one of plain values."""
-    name = f"the {split} data set"
+    """Returns the rows of a dataset, and the class names in label order if its label column is a ClassLabel, else None.
+
+    The image column has the feature type Image; the label column has ClassLabel, or Value with `numbers` (regression).
+    Raises DataError if one is missing or ambiguous, a label is invalid, or the dataset is empty or has a transform."""
+    name = f"the {split} dataset"
     if (data.format or {}).get("type") == "custom":
         raise DataError(
-            f"{name} has a transform (set_transform). Images are decoded once, so it would be frozen; take it out with "
-            f".with_format(None) and give what is random as an augmentation: {arg.transforms}."
+            f"{name} has a transform (set_transform). Images are decoded once, so its result would be the same in "
+            f"every epoch. Remove it with .with_format(None), and set random transforms with {arg.transforms}."
         )
     fingerprint = getattr(data, "_fingerprint", None)
     data = data.with_format(None)
     features: Mapping[str, Any] = data.features
-    image = _column(features, "Image", IMAGE_COLUMNS, name, "cast one with .cast_column(name, datasets.Image())")
+    image = _column(features, "Image", IMAGE_COLUMNS, name, "Cast one with .cast_column(name, datasets.Image())")
     kind = "Value" if numbers else "ClassLabel"
-    label = _column(features, kind, LABEL_COLUMNS, name, "name the one to use with .rename_column(name, 'label')")
+    label = _column(features, kind, LABEL_COLUMNS, name, "Choose one with .rename_column(name, 'label')")
     if type(features[image]).__name__ != "Image":
-        raise DataError(f"{name}: the column '{image}' is no Image; use .cast_column('{image}', datasets.Image()).")
+        raise DataError(
+            f"{name}: the column '{image}' is not an Image. Cast it with .cast_column('{image}', datasets.Image())."
+        )
     names = getattr(features[label], "names", None)
     classes = None if names is None else tuple(map(str, names))
     plain = [key for key, kind in features.items() if str(getattr(kind, "dtype", "")).rstrip("0123456789") in _PLAIN]
@@ -99,16 +101,15 @@ def hugging_face_rows(data: Any, split: str, numbers: bool = False) -> tuple[lis
 def _column(features: Mapping[str, Any], kind: str, usual: tuple[str, ...], name: str, advice: str) -> str:
     typed = [key for key, feature in features.items() if type(feature).__name__ == kind]
     named = [key for key, feature in features.items() if type(feature).__name__ == "ClassLabel"]
-    if kind == "Value" and typed and named and not set(typed) & set(usual):  # a number of the row, or a size, say
+    if kind == "Value" and typed and named and not set(typed) & set(usual):  # it may be the row number or a size
         raise DataError(
-            f"{name} has labels that are classes, {join_names(named)}, and beside them {join_names(typed)}; which is "
-            f"the "
-            f"number to predict? Name it with .rename_column(name, 'target'), or leave {arg.target}=number out."
+            f"{name} has class labels ({join_names(named)}) and other columns ({join_names(typed)}). Choose the number "
+            f"to predict with .rename_column(name, 'target'), or remove {arg.target}=number."
         )
     if len(typed) == 1:
         return typed[0]
-    found = [key for key in usual if key in (typed or features)]
-    if found:
-        return found[0]
+    matches = [key for key in usual if key in (typed or features)]
+    if matches:
+        return matches[0]
     have = f"{len(typed)} columns of {kind}: {join_names(typed)}" if typed else f"the columns {join_names(features)}"
-    raise DataError(f"{name} has {have}; expected {kind} in one of {join_names(usual)}: {advice}.")
+    raise DataError(f"{name} has {have}; expected {kind} in one of: {join_names(usual)}. {advice}.")

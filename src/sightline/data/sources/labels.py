@@ -1,4 +1,4 @@
-"""Labels: class names in order and the index of each label text, or numbers to predict (regression)."""
+"""Label parsing: the order of class names, label text to class index, and numbers for regression."""
 
 import math
 import re
@@ -8,11 +8,11 @@ from typing import Any
 from sightline.core.errors import DataError, arg, did_you_mean, join_names
 from sightline.data.records import RawListing, Row
 
-_LARGEST = 2.0**128 - 2.0**104  # of float32, which labels are kept as
+_MAX_FLOAT32 = 2.0**128 - 2.0**104  # labels are stored as float32
 
 
 def sort_class_names(names: set[str]) -> tuple[str, ...]:
-    """Class names in order: as numbers when all of them are (2 before 10), else as text."""
+    """Sorts class names by value if all of them are decimal numbers (2 before 10), else as text."""
     if all(re.fullmatch(r"[-+]?\d+(\.\d+)?", name) for name in names):
         return tuple(sorted(names, key=lambda name: (float(name), name)))
     return tuple(sorted(names))
@@ -21,8 +21,10 @@ def sort_class_names(names: set[str]) -> tuple[str, ...]:
 def class_names(
     splits: Mapping[str, Sequence[Row]], own: tuple[str, ...] | None, classes: int | Sequence[str] | None
 ) -> tuple[str, ...]:
-    """The class names in label order: from the config where it gives them, else as the data names its `own`, else those
-    that the training rows have."""
+    """Returns the class names in label order: `classes` from the config, else the data's `own`, else those in train.
+
+    If `classes` is a number, the names are the data's own, else "0", "1", …. Raises DataError for fewer than two
+    classes, a repeated class, a number that differs from the data's, and a row whose label is not a class."""
     if isinstance(classes, int) and own is not None:
         if classes != len(own):
             raise DataError(f"{arg.classes} is {classes}, but the data names {len(own)} classes: {join_names(own)}.")
@@ -34,18 +36,19 @@ def class_names(
         if len(set(names)) != len(names):
             raise DataError(f"{arg.classes} names a class twice: {join_names(names)}.")
     if len(names) < 2:
-        problem = f"only one class, '{names[0]}'" if names else "no class"
-        where = " Is the data directory one too deep?" if classes is None else f" Change {arg.classes}."
-        raise DataError(f"{problem}: a classifier needs at least two.{where}")
+        problem = f"Found only one class, '{names[0]}'" if names else "Found no classes"
+        advice = "Is the data directory one level too deep?" if classes is None else f"Change {arg.classes}."
+        raise DataError(f"{problem}; a classifier needs at least two. {advice}")
     valid = set(label_index(names, given=classes is not None, own=own))
     for split, members in splits.items():
         for row in members:
             if row.label in valid:
                 continue
             if classes is not None:
-                known = f"0 to {classes - 1}" if isinstance(classes, int) else join_names(names)
-                problem = f"{row.place}: label '{row.label}' is out of range; {arg.classes} has {known}."
-                raise DataError(problem + did_you_mean(row.label, names))
+                problem = f"is not in {arg.classes}: {join_names(names)}."
+                if isinstance(classes, int):
+                    problem = f"is out of range; {arg.classes} has 0 to {classes - 1}."
+                raise DataError(f"{row.place}: label '{row.label}' {problem}{did_you_mean(row.label, names)}")
             raise DataError(
                 f"{row.place}: the class '{row.label}' is in the {split} split but not in train, so it can never be "
                 f"predicted.{did_you_mean(row.label, names)} Training classes: {join_names(names)}."
@@ -54,9 +57,10 @@ def class_names(
 
 
 def label_index(names: Sequence[str], given: bool, own: Sequence[str] | None = None) -> dict[str, int]:
-    """The class index of every label text. With names the config gives, a label may also be its class's number: the
-    table says 3, data.classes says what 3 is called. In the same way, names that share none with the data's `own` ones
-    stand in their places."""
+    """Returns the class index of every valid label text. `given` says that `names` come from the config.
+
+    With names from the config, a label may also be the class index, unless one of the names is a number. If the data
+    has `own` names instead, and as many as `names` but none in common, they are renamed by position."""
     index = {name: i for i, name in enumerate(names)}
     if given and own is not None:
         renamed = len(own) == len(names) and not set(own) & set(names)
@@ -66,12 +70,14 @@ def label_index(names: Sequence[str], given: bool, own: Sequence[str] | None = N
 
 
 def label_text(value: Any, own: Sequence[str] | None, where: str) -> str:
-    """The text of a label as a library stores it: the number of one of its `own` classes, a number alone, or text."""
+    """Converts a label stored by another library to text: an index into the `own` class names, an integer, or text.
+
+    Raises DataError for a missing label, an index that is out of range, and other types."""
     if value is None or value == "" or (own is not None and value == -1):
         raise DataError(f"{where}: no label.")
     if not isinstance(value, int | str) or isinstance(value, bool):
-        advice = f"; to predict numbers, set {arg.target}=number" if isinstance(value, float) else ""
-        raise DataError(f"{where}: the label {value!r} is neither a whole number nor text{advice}.")
+        advice = f" To predict numbers, set {arg.target}=number." if isinstance(value, float) else ""
+        raise DataError(f"{where}: the label {value!r} is neither an integer nor text.{advice}")
     if own is None or isinstance(value, str):
         return str(value)
     if not 0 <= value < len(own):
@@ -82,43 +88,42 @@ def label_text(value: Any, own: Sequence[str] | None, where: str) -> str:
 
 
 def parse_number(value: Any, where: str) -> float:
-    """A label, as text or as a library stores it, as a finite number. Raises DataError for anything else."""
+    """Converts a regression label, text or a number, to a float. Raises DataError unless it is finite in float32."""
     if value is None or value == "":
         raise DataError(f"{where}: no label.")
     try:
-        # float() would read 1_000 as a thousand, and a truth value is one of two classes
-        found = math.nan if isinstance(value, bool) or "_" in str(value) else float(value)
+        # float() would read 1_000 as a thousand, and a bool is a class
+        number = math.nan if isinstance(value, bool) or "_" in str(value) else float(value)
     except (TypeError, ValueError):
-        found = math.nan
-    if not math.isfinite(found):
+        number = math.nan
+    if not math.isfinite(number):
         raise DataError(
-            f"{where}: the label {value!r} is no finite number; {arg.target}=number needs one for every image, such as "
-            f"3.5 or -2e3."
+            f"{where}: the label {value!r} is not a finite number; {arg.target}=number needs one for every image, such "
+            f"as 3.5 or -2e3."
         )
-    if abs(found) > _LARGEST:
-        raise DataError(f"{where}: the label {value!r} is too large for float32, which ends at {_LARGEST:.3g}.")
-    return found + 0.0  # 0 for -0, whose bytes would be another fingerprint
+    if abs(number) > _MAX_FLOAT32:
+        raise DataError(f"{where}: the label {value!r} is too large for float32 (at most {_MAX_FLOAT32:.3g}).")
+    return number + 0.0  # turns -0 into 0, so that the fingerprint of the labels is the same
 
 
 def parse_number_labels(rows: Sequence[Row]) -> list[Row]:
-    """The rows, each label checked to be a number and written in one way."""
+    """Returns the rows with each label checked by `parse_number` and rewritten as `repr(float)`."""
     return [row._replace(label=repr(parse_number(row.label, row.place))) for row in rows]
 
 
 def check_regression_labels(found: RawListing, classes: int | Sequence[str] | None) -> None:
-    """Raises DataError for labels that cannot be meant as numbers."""
+    """Raises DataError if the config or the data defines classes, since regression has none."""
     if classes is not None:
         raise DataError(
-            f"{arg.classes}: with {arg.target}=number a label is a number and no class; leave {arg.classes} out."
+            f"{arg.classes}: with {arg.target}=number labels are numbers, not classes. Remove {arg.classes}."
         )
     if found.classes is not None:
         raise DataError(
             f"{arg.target}=number: the data names the classes of its labels ({join_names(found.classes)}), so they are "
-            f"no "
-            f"numbers. Leave {arg.target} at class, or name a column of numbers with {arg.label_column}."
+            f"not numbers. Set {arg.target}=class, or set {arg.label_column} to a column of numbers."
         )
 
 
 def is_float32_number(value: Any) -> bool:
-    """Whether a label is one that `parse_number` would give back as it is."""
-    return type(value) is float and abs(value) <= _LARGEST
+    """Whether `parse_number` would return the label unchanged: a float that is finite in float32."""
+    return type(value) is float and abs(value) <= _MAX_FLOAT32

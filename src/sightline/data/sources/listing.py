@@ -1,5 +1,4 @@
-"""From rows whose labels are text to samples whose labels are numbers: class names, the splits that the data brings,
-and what is set aside where it brings none. Every source ends here."""
+"""Turns rows (labels are text) into samples (labels are numbers) and holds out missing splits, for every source."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,9 @@ SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "va
 
 @dataclass(frozen=True)
 class ListSource:
-    """A data source whose samples are listed in memory (where they are and their labels, not their pixels)."""
+    """A data source with its list of samples in memory, but not their pixels.
+
+    `drawn` says how `val` and `test` were held out by row; None if they were not, or were held out by group."""
 
     info: DataInfo
     splits: Mapping[str, Sequence[Sample]]
@@ -34,12 +35,13 @@ def build_source(
     group_column: str | None = None,
     numbers: bool = False,
 ) -> ListSource:
-    """The source of what was found: labels become numbers, and `val` and `test` are set aside where the data has no
-    such split (a part below 1 or a number of images). With `numbers`, labels are numbers to predict and there are no
-    classes.
+    """Builds a data source from the rows of a layout, as the last step of every source.
 
-    Raises DataError for a single class, a class that only an evaluation split has, a label out of range or that is no
-    number, a group that lies in two splits."""
+    Labels become class indices, or floats with `numbers` (regression). A missing `val` or `test` split is held out from
+    `train`: a fraction if below 1, else a number of images. Data with its own `val` but no `test` gets no `test`.
+
+    Raises DataError for fewer than two classes, a class that is not in train, a label that is out of range or not a
+    number, and a group that is in two splits."""
     names: tuple[str, ...] = ()
     index: Mapping[str, int | float]
     if numbers:
@@ -62,59 +64,58 @@ def build_source(
 
 
 def parse_split(value: str, where: str) -> str:
-    """The split that a cell of the split column names. Raises DataError for anything else."""
+    """Returns the split that a cell of the split column names. Raises DataError if it is not the name of a split."""
     split = SPLIT_NAMES.get(value.strip().lower())
     if split is None:
         raise DataError(
-            f"{where}: '{value}' is no split.{did_you_mean(value.lower(), SPLIT_NAMES)} Expected "
-            f"{join_names(SPLIT_NAMES)} in "
-            f"the column that {arg.split_column} names."
+            f"{where}: '{value}' is not a split.{did_you_mean(value.lower(), SPLIT_NAMES)} Expected one "
+            f"of: {join_names(SPLIT_NAMES)} ({arg.split_column})."
         )
     return split
 
 
 def group_by_split(rows: Sequence[Row], table: str) -> dict[str, list[Row]]:
-    """The rows of one table by what its split column says."""
-    found: dict[str, list[Row]] = {}
+    """Groups the rows of one table by split; rows without one are in train. Raises DataError if train has no rows."""
+    splits: dict[str, list[Row]] = {}
     for row in rows:
-        found.setdefault(row.split or "train", []).append(row)
-    if "train" not in found:
-        raise DataError(f"{table}: {arg.split_column}: no row is in train, only in {join_names(sorted(found))}.")
-    return found
+        splits.setdefault(row.split or "train", []).append(row)
+    if "train" not in splits:
+        raise DataError(f"{arg.split_column}: '{table}' has no row in train, only in {join_names(sorted(splits))}.")
+    return splits
 
 
 def _check_groups(splits: Mapping[str, Sequence[Row]], column: str) -> None:
-    home: dict[str, tuple[str, Row]] = {}
+    first_rows: dict[str, tuple[str, Row]] = {}
     for split, rows in splits.items():
         for row in rows:
             group = row.columns[column]
             if not group:
                 raise DataError(f"{row.place}: no group in column '{column}' ({arg.group_column}).")
-            first, other = home.setdefault(group, (split, row))
-            if first != split:
+            first_split, first_row = first_rows.setdefault(group, (split, row))
+            if first_split != split:
                 raise DataError(
                     f"{row.place}: the group '{group}' ({arg.group_column}: {column}) is in the {split} split and in "
-                    f"{first} ({other.place}); all images of a group belong into one split."
+                    f"the {first_split} split ({first_row.place}). All images of a group must be in the same split."
                 )
 
 
 def _with_missing_splits(
     found: Mapping[str, list[Row]], val: float, test: float, seed: int, group_column: str | None, by_class: bool
 ) -> tuple[dict[str, list[Row]], dict[str, list[int]]]:
-    """The rows of every split; and of those that come out of one list, the places they had in it."""
+    """Returns the rows by split, and for train and the held-out splits their indices in the original train list."""
     rows = dict(found)
     total = len(found["train"])
     places = {"train": list(range(total))}
-    for split, share in (("test", test), ("val", val)):
-        if split not in rows and share and not (split == "test" and "val" in found):
+    for split, size in (("test", test), ("val", val)):
+        if split not in rows and size and not (split == "test" and "val" in found):
             train = rows["train"]
             labels = [row.label if by_class else "" for row in train]
-            count = round(share * total) if share < 1 else int(share)
+            count = round(size * total) if size < 1 else int(size)
             if group_column is None:
-                kept, taken = split_rows(labels, count, seed, split)
+                kept, held_out = split_rows(labels, count, seed, split)
             else:
-                kept, taken = split_groups(labels, [row.columns[group_column] for row in train], count, seed, split)
-            rows |= {"train": [train[i] for i in kept], split: [train[i] for i in taken]}
+                kept, held_out = split_groups(labels, [row.columns[group_column] for row in train], count, seed, split)
+            rows |= {"train": [train[i] for i in kept], split: [train[i] for i in held_out]}
             left = places["train"]
-            places |= {"train": [left[i] for i in kept], split: [left[i] for i in taken]}
+            places |= {"train": [left[i] for i in kept], split: [left[i] for i in held_out]}
     return rows, places

@@ -1,4 +1,4 @@
-"""NumPy's files: an .npz, or .npy files side by side, by the names that are usual in them."""
+"""Reads images and labels from an .npz file or a folder of .npy files, by the usual names of the arrays."""
 
 import itertools
 import zipfile
@@ -19,13 +19,16 @@ LABEL_NAMES = ("y", "labels", "label", "targets")
 
 
 def is_array_file(path: Path) -> bool:
-    """Whether the name is that of a file of arrays."""
+    """Whether the file name has the suffix .npz or .npy."""
     return path.suffix.lower() in (".npz", ".npy")
 
 
 def read_npz(root: Path, numbers: bool = False) -> RawListing:
-    """The arrays in an .npz file, in the only one of a folder, or in the .npy files of a folder, by the names that
-    Keras (x_train, y_train, …) and MedMNIST (train_images, train_labels, …) use. `numbers` is as in `array_rows`."""
+    """Reads the splits in an .npz file, in the only .npz file of a folder, or in the .npy files of a folder.
+
+    Arrays have the names of Keras (`x_train`, `y_train`, …), of MedMNIST (`train_images`, `train_labels`, …), or no
+    split, which means train. `numbers` is the same as for `label_texts`. Raises DataError for missing, ambiguous or
+    pickled arrays and damaged files."""
     arrays, source = _arrays(root)
     pairs: dict[str, dict[str, str]] = {}
     for key in arrays:
@@ -33,14 +36,14 @@ def read_npz(root: Path, numbers: bool = False) -> RawListing:
         if meaning is not None:
             split, what = meaning
             if what in pairs.setdefault(split, {}):
-                raise DataError(f"'{source}': '{pairs[split][what]}' and '{key}' both are the {what} of {split}.")
+                raise DataError(f"'{source}': the arrays '{pairs[split][what]}' and '{key}' are both {split} {what}.")
             pairs[split][what] = key
     if "train" not in pairs:
         raise DataError(
             f"'{source}' has no arrays for train; it has: {join_names(arrays) or 'nothing'}. Expected x_train and "
             f"y_train, train_images and train_labels, or images and labels."
         )
-    found = {}
+    rows = {}
     for split, pair in pairs.items():
         for what in ("images", "labels"):
             if what not in pair:
@@ -50,33 +53,39 @@ def read_npz(root: Path, numbers: bool = False) -> RawListing:
         images = _load(arrays[image_key], image_key, source)
         labels = _load(arrays[label_key], label_key, source)
         place = f"{source}, {image_key}"
-        found[split] = array_rows(
-            images, labels, split, f"{place}[{{}}]".format, f"'{source}', {image_key}", f"{label_key}", numbers
+        rows[split] = array_rows(
+            images,
+            labels,
+            split,
+            f"{place}[{{}}]".format,
+            f"'{source}', {image_key}",
+            f"'{source}', {label_key}",
+            numbers,
         )
-    return RawListing(found)
+    return RawListing(rows)
 
 
 def _parse_array_name(key: str) -> tuple[str, str] | None:
-    """(split, "images" or "labels") of an array's name."""
-    words = key.lower().split("_")
+    """Returns (split, "images" or "labels") for the name of an array, or None for other names."""
+    parts = key.lower().split("_")
     for what, names in (("images", IMAGE_NAMES), ("labels", LABEL_NAMES)):
-        if len(words) == 1 and words[0] in names:
+        if len(parts) == 1 and parts[0] in names:
             return "train", what
-        for word, split in itertools.permutations(words, 2) if len(words) == 2 else ():
-            if word in names and split in SPLIT_NAMES:
+        for name, split in itertools.permutations(parts, 2) if len(parts) == 2 else ():
+            if name in names and split in SPLIT_NAMES:
                 return SPLIT_NAMES[split], what
     return None
 
 
 def _arrays(root: Path) -> tuple[Mapping[str, Path], Path]:
-    """The file that each array is in, by the array's name, and what messages call the whole."""
+    """Returns the file of each array by the name of the array, and the .npz file or folder for messages."""
     source = root if root.is_dir() or root.suffix.lower() == ".npz" else root.parent
     if source.is_dir():
         archives = sorted(source.glob("*.npz"))
         if len(archives) > 1:
             listed = join_names(file.name for file in archives)
             raise DataError(
-                f"'{source}' has {len(archives)} .npz files: {listed}; say which: {arg.root}=PATH/FILE.npz."
+                f"'{source}' has {len(archives)} .npz files: {listed}. Choose one: set {arg.root}=PATH/FILE.npz."
             )
         if not archives or root != source:
             return {file.stem: file for file in sorted(source.glob("*.npy"))}, source
@@ -85,19 +94,19 @@ def _arrays(root: Path) -> tuple[Mapping[str, Path], Path]:
         with zipfile.ZipFile(source) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
     except (zipfile.BadZipFile, OSError) as error:
-        raise DataError(f"'{source}' is no .npz file, or a damaged one: {error}.") from error
+        raise DataError(f"'{source}' is not an .npz file or is damaged: {error}.") from error
     return dict.fromkeys(names, source), source
 
 
 def _load(file: Path, key: str, source: Path) -> NDArray[Any]:
-    """An array, out of a file of its own mapped and not read."""
+    """Loads an array from its file. An .npy file is memory-mapped; a pickled array is rejected."""
     try:
         if file.suffix.lower() == ".npy":
             mapped: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
             return mapped.view(np.ndarray)
         with np.load(file, allow_pickle=False) as arrays:
             return np.asarray(arrays[key])
-    except Exception as error:  # whatever zipfile, zlib and numpy raise for damaged files
+    except Exception as error:  # zipfile, zlib and numpy raise many types for damaged files
         pickled = "allow_pickle" in str(error)
         reason = "it is pickled, and loading it could run code; save it as a plain array" if pickled else error
         raise DataError(f"'{source}', {key}: cannot be read: {reason}.") from error

@@ -1,13 +1,14 @@
-"""Where images come from: the kind of layout, named or detected, and the source that lists its samples. A source knows
-ids, labels and splits; it decodes nothing. What is wrong with the data's *layout* is reported here, with the file and
-the row."""
+"""Opens a dataset from a path or a name: detects its layout and lists its samples by split.
+
+Nothing is decoded here. Errors in the layout, such as a table row without its file, name the file and the row."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sightline.core.errors import DataError, arg, did_you_mean, join_names
+from sightline.core.errors import DataError, arg, did_you_mean, join_names, render_argument
 from sightline.core.files import expand_user
+from sightline.core.log import logger
 from sightline.data.records import RawListing, Row
 from sightline.data.sources.archive import ArchiveTree, is_archive
 from sightline.data.sources.csv import Columns, read_tables, table_names
@@ -19,7 +20,7 @@ from sightline.data.sources.npz import is_array_file, read_npz
 from sightline.data.sources.parquet import parquet_files, read_parquet
 from sightline.data.sources.tree import DirectoryTree, FileTree
 
-__all__ = ("KINDS", "ListSource", "open_source")
+__all__ = ("KINDS", "ListSource", "detect_kind", "open_source")
 
 KINDS = ("auto", "digits", "folder", "csv", "parquet", "idx", "npz", "torchvision")
 _TABLES = ("csv", "parquet")
@@ -44,44 +45,48 @@ def open_source(
     numbers: bool = False,
     known: Sequence[str] = (),
 ) -> ListSource:
-    """Reads the layout of a data set and returns its samples by split.
+    """Reads the layout of a dataset and returns its samples by split.
 
-    `kind` is one of KINDS; "auto" looks at what is there. `val` and `test` say what to set aside where the data itself
-    has no such split (a part below 1 or a number of images), stratified by class and drawn from `seed`; with
-    `group_column`, images of one group stay together. `dataset` and `download` are for torchvision. With `numbers`,
-    labels are numbers to predict and there are no classes. Folders whose names are `known` are classes, whatever they
-    look like.
+    `kind` is one of KINDS; "auto" detects the layout, and without `root` and `dataset` it means the embedded digits.
+    `csv` and `images` are a table and the folder of its images, relative to `root`. A missing `val` or `test` split is
+    held out from train: a fraction if below 1, else a number of images. The choice is stratified by class and depends
+    only on `seed` and the data; with `group_column`, all images of a group are in the same split. `dataset` and
+    `download` are for torchvision. With `numbers` (regression), labels are numbers and there are no classes. Folders
+    named in `known` are classes even if they look like splits.
 
-    Raises DataError for a path that does not exist, an empty folder, a single class, a class that only an evaluation
-    split has, a label out of range or that is no number, a table row without its file, a damaged file."""
+    Raises DataError for a path that does not exist, an empty folder, fewer than two classes, a class that is not in
+    train, a label that is out of range or not a number, a table row without its file, and a damaged file."""
     if kind not in KINDS:
         raise DataError(
-            f"{arg.source}: no source '{kind}'.{did_you_mean(kind, KINDS)} Expected one of {join_names(KINDS)}."
+            f"{arg.source}: unknown source '{kind}'.{did_you_mean(kind, KINDS)} Expected one of: {join_names(KINDS)}."
         )
     path = tree = None
+    if root is None and dataset is None and kind in ("auto", "digits"):
+        _check_digits(csv=csv, images=images, image_column=image_column, label_column=label_column)
     if kind == "auto" and dataset is not None:
         kind = "torchvision"
     elif kind not in ("digits", "torchvision") and not (kind == "auto" and root is None):
-        path = _existing(root, kind)
+        path = _existing_path(root, kind)
     if path is not None and kind in ("auto", "folder", "csv"):
         tree = _tree(path)
     if kind == "auto":
         kind = "digits" if path is None or tree is None else _detect(path, tree, csv)
+    logger.debug("reading a source of kind '%s'%s", kind, "" if path is None else f" at '{path}'")
     columns = Columns(image_column, label_column, split_column, group_column, numbers)
     _check_columns(kind, path, columns)
     if kind == "torchvision":
         from sightline.data.sources.torchvision import open_torchvision
 
-        how: dict[str, Any] = {"classes": classes, "val": val, "test": test, "seed": seed, "numbers": numbers}
-        return open_torchvision(dataset, root, download, **how)
+        options: dict[str, Any] = {"classes": classes, "val": val, "test": test, "seed": seed, "numbers": numbers}
+        return open_torchvision(dataset, root, download, **options)
     named = [] if classes is None or isinstance(classes, int) else list(classes)
-    found = (
+    listing = (
         RawListing({"train": digits_rows()})
         if path is None
         else _read(kind, path, tree, csv, images, columns, [*named, *known])
     )
     return build_source(
-        found,
+        listing,
         "digits" if path is None else _name(path),
         root=path.parent if path is not None and path.is_file() and kind == "csv" and not is_archive(path) else path,
         classes=classes,
@@ -93,13 +98,30 @@ def open_source(
     )
 
 
+def detect_kind(root: str | Path) -> str:
+    """Returns the kind of source that `open_source` would read at `root`, one of KINDS other than "auto".
+
+    Raises DataError for a path that does not exist or is of no known kind."""
+    path = _existing_path(root, "auto")
+    return _detect(path, _tree(path), None)
+
+
+def _check_digits(**location: str | None) -> None:
+    """Raises DataError for arguments that say where data is, because the embedded digits would be used instead."""
+    for name, value in location.items():
+        if value is not None:
+            raise DataError(
+                f"{render_argument(name)} is set, but {arg.root} is not. Set {arg.root} to the directory of the data."
+            )
+
+
 def _check_columns(kind: str, path: Path | None, columns: Columns) -> None:
-    """Raises DataError for columns and targets that this kind of source does not have."""
+    """Raises DataError if this kind of source does not support regression, or has no columns."""
     if columns.numbers and kind in ("digits", "folder"):
-        kinds = "the embedded digits have" if kind == "digits" else f"'{path}' has folders of images, which are"
+        problem = "the embedded digits have" if kind == "digits" else f"'{path}' has folders of images, which are"
         raise DataError(
-            f"{arg.target}=number: {kinds} classes, not numbers. Set {arg.root} to a CSV or Parquet file with a "
-            f"column of numbers beside the images, or to NumPy's arrays."
+            f"{arg.target}=number: {problem} classes, not numbers. Set {arg.root} to a CSV or Parquet file with a "
+            f"column of numbers, or to NumPy arrays."
         )
     for name, column in ((arg.split_column, columns.split), (arg.group_column, columns.group)):
         if column is not None and kind not in _TABLES:
@@ -107,7 +129,7 @@ def _check_columns(kind: str, path: Path | None, columns: Columns) -> None:
 
 
 def digits_rows() -> list[Row]:
-    """The embedded digits, see `load_digits`."""
+    """Returns the embedded digits (see `load_digits`) as rows."""
     pairs = zip(*load_digits(), strict=True)
     return [Row(f"digits/{i:04d}", image, str(label)) for i, (image, label) in enumerate(pairs)]
 
@@ -140,7 +162,7 @@ def _tree(path: Path) -> FileTree:
 
 
 def _detect(path: Path, tree: FileTree, csv: str | None) -> str:
-    """The kind of source by what is there."""
+    """Detects the kind of source from the files at `path`."""
     if path.is_file() and not is_archive(path):
         return _kind_of(path)
     if csv is not None or _has_table(tree):
@@ -158,18 +180,18 @@ def _detect(path: Path, tree: FileTree, csv: str | None) -> str:
     archives = [file for file in files if is_archive(file)]
     if archives and not folders:
         raise DataError(
-            f"'{path}' holds the archive {join_names(map(str, archives))}; set {arg.root}='{path / archives[0]}'."
+            f"'{path}' contains the archive {join_names(map(str, archives))}. Set {arg.root}='{path / archives[0]}'."
         )
     return "folder"
 
 
 def _has_table(tree: FileTree) -> bool:
-    places = ["", *(name for name in tree.entries("").folders if name.lower() in SPLIT_NAMES)]
-    return any(table_names(tree, place) for place in places)
+    folders = ["", *(name for name in tree.entries("").folders if name.lower() in SPLIT_NAMES)]
+    return any(table_names(tree, folder) for folder in folders)
 
 
 def _kind_of(path: Path) -> str:
-    """The kind of source that a file is; empty when it is none."""
+    """Returns the kind of source for a file, by its name; empty if there is none."""
     if is_idx_file(path):
         return "idx"
     if is_archive(path):
@@ -179,22 +201,24 @@ def _kind_of(path: Path) -> str:
     return {".csv": "csv", ".parquet": "parquet"}.get(path.suffix.lower(), "")
 
 
-def _existing(root: str | Path | None, kind: str) -> Path:
+def _existing_path(root: str | Path | None, kind: str) -> Path:
     if root is None:
         raise DataError(f"{arg.root}: the source '{kind}' needs the directory of the data; set {arg.root}=PATH.")
     path = expand_user(root)
     if not path.exists():
         parent = path.parent
         siblings = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
-        raise DataError(f"{arg.root}: '{path}' does not exist (from {Path.cwd()}).{did_you_mean(path.name, siblings)}")
-    fits = (
+        raise DataError(
+            f"{arg.root}: '{path}' does not exist (current directory: {Path.cwd()}).{did_you_mean(path.name, siblings)}"
+        )
+    is_readable = (
         path.is_dir()
         or _kind_of(path) in ((kind,) if kind != "auto" else KINDS)
         or (kind == "csv" and is_archive(path))
     )
-    if not fits:
+    if not is_readable:
         raise DataError(
-            f"{arg.root}: '{path}' is a file; expected a directory of images, a .csv, .parquet, .npz, .npy or IDX "
+            f"{arg.root}: '{path}' is a file. Expected a directory of images, a .csv, .parquet, .npz, .npy or IDX "
             f"file, or an archive (.zip, .tar, .tar.gz)"
             + (f" that the source '{kind}' reads." if kind != "auto" else ".")
         )
@@ -202,7 +226,7 @@ def _existing(root: str | Path | None, kind: str) -> Path:
 
 
 def _name(path: Path) -> str:
-    """What the data set is called: its folder, or its file without the suffix."""
+    """Returns the name of the dataset: its folder for a directory, CSV or IDX, else its file without the suffixes."""
     if path.is_dir() or _kind_of(path) in ("csv", "idx"):
         return (path if path.is_dir() else path.parent).resolve().name
     name = path.name

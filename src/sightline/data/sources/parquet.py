@@ -1,4 +1,4 @@
-"""Parquet tables of images, as Hugging Face lays them out: encoded images, or paths to them, beside labels."""
+"""Reads Parquet tables of images (encoded, or as paths) and labels, in the layout of Hugging Face datasets."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ _SPLIT_PATTERN = re.compile(r"(train|val|valid|validation|test)(?![a-z])", re.IG
 
 
 def parquet_files(root: Path) -> dict[str, list[Path]]:
-    """The tables below a root by split: by their own names or by those of their folders, in the root or in `data`; the
-    root itself where it is one. Empty where there are none."""
+    """Returns the Parquet files in `root`, or else in `root/data`, by split; empty if there are none.
+
+    The split comes from the start of the file name, such as `train-00000-of-00001.parquet`, or from the folder. If no
+    name says a split, or `root` is a file, all files are train. Raises DataError if only some names do, or none is
+    train."""
     if root.is_file():
         return {"train": [root]}
     for folder in (root, root / "data"):
@@ -38,31 +41,36 @@ def parquet_files(root: Path) -> dict[str, list[Path]]:
 
 
 class ReadLimits(NamedTuple):
-    """A row group whose images have at most `max_group_bytes` is kept complete by the thread that reads in it. A larger
-    one is read `batch_rows` rows at a time, and a step back in it starts at its first row again."""
+    """Memory limits for reading images from row groups.
+
+    Each thread keeps a row group in memory if its images have at most `max_group_bytes` bytes uncompressed. A larger
+    one is read `batch_rows` rows at a time; reading an earlier row then starts again at its first row."""
 
     max_group_bytes: int = 64 * 2**20
     batch_rows: int = 64
 
 
 def read_parquet(root: Path, columns: Columns, limits: ReadLimits = ReadLimits()) -> RawListing:
-    """The rows of every table, by split. Images stay in the files; labels and other plain columns are read."""
+    """Reads the rows of all Parquet files below `root` by split: labels and plain columns, but not the images.
+
+    Raises DataError for missing, damaged or inconsistent tables, columns and labels."""
     files = parquet_files(root)
     if not files:
         inner = sorted({str(file.parent) for file in root.glob("*/*.parquet")})
         raise DataError(
-            f"no .parquet file in '{root}' or in its folder 'data'."
-            + (f" There are some in {join_names(inner, 4)}; set {arg.root} to that." if inner else "")
+            f"No .parquet file in '{root}' or in its folder 'data'."
+            + (f" There are some in {join_names(inner, 4)}. Set {arg.root} to one of these." if inner else "")
         )
     if len(files) > 1 and columns.split is not None:
         raise DataError(
-            f"{arg.split_column}: the tables in '{root}' are of {join_names(files)} already; leave the column out."
+            f"{arg.split_column}: the tables in '{root}' already have splits ({join_names(files)}). Remove "
+            f"{arg.split_column}."
         )
     top = root if root.is_dir() else root.parent
     reader, tree = _Reader(limits), TableFiles(DirectoryTree(top))
-    found, classes = {}, set()
+    tables, classes = {}, set()
     for split, paths in files.items():
-        rows = found[split] = list[Row]()
+        rows = tables[split] = list[Row]()
         for path in paths:
             table = _TableFile(path, columns)
             classes.add(table.classes)
@@ -70,14 +78,14 @@ def read_parquet(root: Path, columns: Columns, limits: ReadLimits = ReadLimits()
         if not rows:
             raise DataError(f"{join_names(map(str, paths), 3)}: no rows for {split}.")
     if len(classes) > 1:
-        raise DataError(f"the tables in '{root}' do not name the same classes in the same order.")
-    splits = group_by_split(found["train"], str(root)) if columns.split is not None else found
+        raise DataError(f"The tables in '{root}' do not have the same classes in the same order.")
+    splits = group_by_split(tables["train"], str(root)) if columns.split is not None else tables
     return RawListing(splits, classes.pop())
 
 
 @dataclass(frozen=True, slots=True)
 class ParquetImage:
-    """The encoded image in one row of a table."""
+    """A reference to the encoded image in one row of a table."""
 
     reader: _Reader
     table: _TableFile
@@ -85,21 +93,21 @@ class ParquetImage:
 
     @property
     def token(self) -> str:
-        """Path, size and time of the table, and the row."""
+        """Identifies the content: path, size and modification time of the table, and the row."""
         return f"{self.table.token}|{self.row}"
 
     def read(self) -> bytes:
-        """The image's bytes."""
+        """Returns the encoded image. Raises DataError if the cell has no image."""
         cell = self.reader.read(self.table, self.row)
         data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
         if data is None:
-            message = f", only the path '{path}'; write the table with the images in it" if path else ""
-            raise DataError(f"{self.table.path}, row {self.row}: no image in column '{self.table.image}'{message}.")
+            detail = f", only the path '{path}'. Write the table with embedded images" if path else ""
+            raise DataError(f"{self.table.path}, row {self.row}: no image in column '{self.table.image}'{detail}.")
         return bytes(data)
 
 
 class _TableFile:
-    """A file, its columns and where its row groups begin."""
+    """A Parquet file with its columns and the first row of each row group. Raises DataError if a column is missing."""
 
     def __init__(self, path: Path, columns: Columns) -> None:
         self.path = path
@@ -115,8 +123,8 @@ class _TableFile:
         self.image = find_column(header, columns.image, self._image_candidates(), arg.image_column, name)
         self.label = find_column(header, columns.label, self._label_candidates(), arg.label_column, name)
         for key in ("split", "group"):
-            if (given := getattr(columns, key)) is not None:
-                find_column(header, given, (), getattr(arg, f"{key}_column"), name)
+            if (column := getattr(columns, key)) is not None:
+                find_column(header, column, (), getattr(arg, f"{key}_column"), name)
         self.classes: tuple[str, ...] | None = None
         if names := self._features.get(self.label, {}).get("names"):
             self.classes = tuple(map(str, names))
@@ -126,18 +134,18 @@ class _TableFile:
         if not (self.image_is_struct or self.has_paths or kind in ("binary", "large_binary")):
             raise DataError(
                 f"'{path}': the column '{self.image}' holds {kind}; expected encoded images (binary, or a struct with "
-                f"'bytes') or paths. Say which column with {arg.image_column}."
+                f"'bytes') or paths. Set {arg.image_column} to another column."
             )
 
     def open(self) -> Any:
-        """The file, opened for one thread. Pages are read as they are needed, not a column at once."""
+        """Opens the file for one thread. Pages are read when they are needed, not a column at once."""
         try:
             return import_optional("pyarrow.parquet").ParquetFile(self.path, pre_buffer=False, buffer_size=2**20)
         except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
-            raise DataError(f"'{self.path}' is no Parquet file, or a damaged one: {error}.") from error
+            raise DataError(f"'{self.path}' is not a Parquet file or is damaged: {error}.") from error
 
     def rows(self, reader: _Reader, files: TableFiles) -> Iterator[Row]:
-        """Every row; what is wrong with one is told with its number, counted from 0."""
+        """Yields every row. Raises DataError for an invalid row; messages count rows from 0."""
         types = import_optional("pyarrow.types")
         plain = [
             field.name
@@ -176,8 +184,9 @@ class _TableFile:
 
 
 class _Reader(threading.local):
-    """Where each thread is reading: one row group, or the piece of one, of one file. So memory does not grow with the
-    number of files."""
+    """The read position of each thread: a row group, or part of it, in a single open file.
+
+    Memory therefore does not grow with the number of files."""
 
     table: _TableFile | None = None
     group = -1
@@ -190,7 +199,7 @@ class _Reader(threading.local):
         self.limits = limits
 
     def read(self, table: _TableFile, row: int) -> Any:
-        """The cell of the image in a row."""
+        """Returns the image cell of a row: bytes, a dict with `bytes` and `path`, or None."""
         group = bisect.bisect_right(table.row_group_starts, row) - 1
         if table is not self.table or group != self.group or row < self.first:
             self._seek_row_group(table, group)
@@ -213,35 +222,35 @@ class _Reader(threading.local):
 
 
 def _files_by_split(files: Sequence[Path], folder: Path) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {}
+    splits: dict[str, list[Path]] = {}
     other = []
     for file in files:
         match = _SPLIT_PATTERN.match(file.name)
         name = match[1].lower() if match else file.parent.name.lower() if file.parent != folder else ""
         if name in SPLIT_NAMES:
-            found.setdefault(SPLIT_NAMES[name], []).append(file)
+            splits.setdefault(SPLIT_NAMES[name], []).append(file)
         else:
             other.append(file)
-    if not found:
+    if not splits:
         return {"train": other}
-    if other or "train" not in found:
-        message = (
-            f"and {join_names((file.name for file in other), 4)}, whose split is not told"
+    if other or "train" not in splits:
+        problem = (
+            f"and tables without a split: {join_names((file.name for file in other), 4)}"
             if other
-            else "none for train"
+            else "but none for train"
         )
         raise DataError(
-            f"'{folder}' has tables for {join_names(found)}, {message}. Expected names such as "
+            f"'{folder}' has tables for {join_names(splits)}, {problem}. Expected names such as "
             f"train-00000-of-00001.parquet and test-00000-of-00001.parquet, or {arg.root}=PATH/FILE."
         )
-    return found
+    return splits
 
 
 def _features(schema: Any) -> Mapping[str, Mapping[str, Any]]:
-    """What Hugging Face's `datasets` notes about the columns."""
+    """Returns the feature types that Hugging Face `datasets` stores in the schema, by column; empty if none."""
     try:
-        noted = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        return {name: kind for name, kind in noted["info"]["features"].items() if isinstance(kind, dict)}
+        metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        return {name: kind for name, kind in metadata["info"]["features"].items() if isinstance(kind, dict)}
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}
 

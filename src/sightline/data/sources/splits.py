@@ -1,5 +1,5 @@
-"""Stratified splits as a function of (seed, row), (seed, what the row shows) or (seed, group): no generator state, and
-the same rows on every platform."""
+"""Stratified and grouped splits. Each is a function of the seed and a key per row (its index, content or group), so it
+is the same on every platform and needs no generator state."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,49 +10,53 @@ from numpy.typing import NDArray
 from sightline.core.errors import DataError, arg, render_argument
 from sightline.core.rng import derive_key, random_bits
 
-_PASSES = 20  # over the groups; the choice has settled after two or three
+_MAX_PASSES = 20  # over the groups; the selection usually converges after two or three
 
 
 def split_rows(
     labels: Sequence[str] | Sequence[int], count: int, seed: int, purpose: str, keys: NDArray[np.uint64] | None = None
 ) -> tuple[list[int], list[int]]:
-    """(rows kept, rows set aside), both in their old order. Each class gives its share of `count`, rounded by the
-    largest remainder, and keeps at least one row; `purpose` keeps the draws for test and val apart. The draw is a
-    function of each row's key, by default its number.
+    """Holds out `count` rows, stratified by label. Returns (indices kept, indices held out), both in ascending order.
 
-    Raises DataError when `count` leaves nothing to train on."""
+    Each class contributes in proportion to its size, rounded by the largest remainder, and keeps at least one row.
+    `purpose` ("val" or "test") selects an independent random stream. Rows are chosen by a hash of the seed and their
+    `keys` uint64 [N], by default their indices.
+
+    Raises DataError if not every class would keep a row."""
     total = len(labels)
     _, codes, sizes = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
     _check_count(count, total, len(sizes), purpose)
     exact = sizes * (count / total)
-    shares = np.floor(exact).astype(np.int64)
-    for code in np.argsort(shares - exact, kind="stable")[: count - int(shares.sum())]:
-        shares[code] += 1
+    quotas = np.floor(exact).astype(np.int64)
+    for code in np.argsort(quotas - exact, kind="stable")[: count - int(quotas.sum())]:
+        quotas[code] += 1
     excess = 0
-    for code in np.flatnonzero(shares >= sizes):  # a tiny class keeps one; the others give in its place
-        excess += int(shares[code] - sizes[code] + 1)
-        shares[code] = sizes[code] - 1
-    for code in np.argsort(shares - sizes, kind="stable"):
-        given = min(excess, int(sizes[code] - 1 - shares[code]))
-        shares[code] += given
-        excess -= given
+    for code in np.flatnonzero(quotas >= sizes):  # a tiny class keeps one row; other classes contribute more
+        excess += int(quotas[code] - sizes[code] + 1)
+        quotas[code] = sizes[code] - 1
+    for code in np.argsort(quotas - sizes, kind="stable"):
+        extra = min(excess, int(sizes[code] - 1 - quotas[code]))
+        quotas[code] += extra
+        excess -= extra
     key = random_bits(derive_key(seed, 0, f"split {purpose}"), np.arange(total) if keys is None else keys)
     order = np.lexsort((key, codes))
     first = np.concatenate(([0], np.cumsum(sizes)[:-1]))
-    taken = np.zeros(total, dtype=bool)
-    for start, share in zip(first, shares, strict=True):
-        taken[order[start : start + share]] = True
-    return np.flatnonzero(~taken).tolist(), np.flatnonzero(taken).tolist()
+    held_out = np.zeros(total, dtype=bool)
+    for start, quota in zip(first, quotas, strict=True):
+        held_out[order[start : start + quota]] = True
+    return np.flatnonzero(~held_out).tolist(), np.flatnonzero(held_out).tolist()
 
 
 def split_groups(
     labels: Sequence[str], groups: Sequence[str], count: int, seed: int, purpose: str
 ) -> tuple[list[int], list[int]]:
-    """(rows kept, rows set aside), both in their old order; a group is never divided. The groups are looked at in an
-    order drawn from (seed, group name) and change sides as long as that brings the part set aside closer to `count`
-    and to the class shares. Every class keeps a row to train on, and at least one group is set aside.
+    """Holds out complete groups, about `count` rows. Returns (indices kept, indices held out), both in ascending order.
 
-    Raises DataError when every group has all there is of some class."""
+    A local search visits the groups in an order drawn from (seed, group name). It moves a group in or out if the
+    held-out rows then fit `count` and the class proportions better. Every class keeps a row to train on, and at least
+    one group is held out unless `count` is 0.
+
+    Raises DataError if every group contains all rows of some class."""
     sizes = Counter(labels)
     _check_count(count, len(labels), len(sizes), purpose)
     members: dict[str, Counter[str]] = {}
@@ -60,44 +64,42 @@ def split_groups(
         members.setdefault(group, Counter())[label] += 1
     if count == 0:
         return list(range(len(labels))), []
-    choice = _GroupSelection(sizes, count)
+    selection = _GroupSelection(sizes, count)
     order = sorted(members, key=lambda group: (derive_key(seed, 0, f"group {purpose} {group}"), group))
-    taken: set[str] = set()
-    for _ in range(_PASSES):
-        before = len(taken), choice.moved
+    selected: set[str] = set()
+    for _ in range(_MAX_PASSES):
+        before = len(selected), selection.moved
         for group in order:
-            inside = group in taken
-            if (inside or choice.leaves_some(members[group])) and choice.change(members[group], inside) < 0:
-                choice.move(members[group], inside)
-                taken ^= {group}
-        if (len(taken), choice.moved) == before:
+            inside = group in selected
+            if (inside or selection.keeps_classes(members[group])) and selection.change(members[group], inside) < 0:
+                selection.move(members[group], inside)
+                selected ^= {group}
+        if (len(selected), selection.moved) == before:
             break
-    if not taken:  # every group is much larger than what was asked for: the least of them, rather than none
-        possible = [group for group in order if choice.leaves_some(members[group])]
+    if not selected:  # every group is much larger than `count`: hold out the best one rather than none
+        possible = [group for group in order if selection.keeps_classes(members[group])]
         if not possible:
             group = order[0]
-            whole = next(label for label, n in members[group].items() if n == sizes[label])
+            complete = next(label for label, n in members[group].items() if n == sizes[label])
             if len(sizes) == 1:
                 raise DataError(
-                    f"{render_argument(purpose)}: no group can be set aside for {purpose}: all {len(labels)} images "
-                    f"are in one "
-                    f"group, '{group}'. Set {render_argument(purpose)}=0 or another {arg.group_column}."
+                    f"{render_argument(purpose)}: no group can be held out for {purpose}: all {len(labels)} images "
+                    f"are in one group, '{group}'. Set {render_argument(purpose)}=0 or another {arg.group_column}."
                 )
             raise DataError(
-                f"{render_argument(purpose)}: no group can be set aside for {purpose}: each of the {len(order)} groups "
-                f"has all "
-                f"images of some class, such as '{group}' of the class '{whole}'. Set {render_argument(purpose)}=0 or "
-                f"another "
-                f"{arg.group_column}."
+                f"{render_argument(purpose)}: no group can be held out for {purpose}: each of the {len(order)} groups "
+                f"has all images of some class, such as '{group}' of the class '{complete}'. Set "
+                f"{render_argument(purpose)}=0 or another {arg.group_column}."
             )
-        taken = {min(possible, key=lambda group: choice.change(members[group], False))}
-    kept = [row for row, group in enumerate(groups) if group not in taken]
-    return kept, [row for row, group in enumerate(groups) if group in taken]
+        selected = {min(possible, key=lambda group: selection.change(members[group], False))}
+    kept = [row for row, group in enumerate(groups) if group not in selected]
+    return kept, [row for row, group in enumerate(groups) if group in selected]
 
 
 class _GroupSelection:
-    """The rows set aside so far, by class, and how far they are from what was asked for: squared differences over the
-    expected number, summed over the classes and the total."""
+    """The rows held out so far by class, and their distance from the requested numbers.
+
+    The distance is the squared difference over the expected number, summed over the classes and the total."""
 
     def __init__(self, sizes: Mapping[str, int], count: int) -> None:
         self.sizes, self.count, self.moved = sizes, count, 0
@@ -105,12 +107,12 @@ class _GroupSelection:
         self._inside: Counter[str] = Counter()
         self._total = 0
 
-    def leaves_some(self, group: Mapping[str, int]) -> bool:
-        """Whether every class would keep a row to train on."""
+    def keeps_classes(self, group: Mapping[str, int]) -> bool:
+        """Whether every class would keep a row to train on if the group were held out."""
         return all(self._inside[label] + n < self.sizes[label] for label, n in group.items())
 
     def change(self, group: Mapping[str, int], out: bool) -> float:
-        """By how much the distance grows when the group is set aside, or taken back (`out`)."""
+        """Returns by how much the distance grows if the group is held out, or with `out` is returned to train."""
         sign = -1 if out else 1
         change, moved = 0.0, 0
         for label, n in group.items():
@@ -120,7 +122,7 @@ class _GroupSelection:
         return change + moved * (2 * sign * (self._total - self.count) + moved) / max(self.count, 1e-9)
 
     def move(self, group: Mapping[str, int], out: bool) -> None:
-        """Sets the group aside, or takes it back."""
+        """Holds the group out, or with `out` returns it to train."""
         for label, n in group.items():
             self._inside[label] += -n if out else n
             self._total += -n if out else n
@@ -130,7 +132,7 @@ class _GroupSelection:
 def _check_count(count: int, total: int, classes: int, purpose: str) -> None:
     if count > total - classes:
         raise DataError(
-            f"data.{purpose}: {count} of {total} images cannot be set aside for {purpose}: "
-            + ("one must be left" if classes == 1 else f"each of the {classes} classes must keep one")
-            + " to train on."
+            f"{render_argument(purpose)}: {count} of {total} images cannot be held out for {purpose}: "
+            + ("at least one" if classes == 1 else f"at least one of each of the {classes} classes")
+            + " must remain for training."
         )

@@ -1,1 +1,1 @@
-"""Checkpoints: the file format, when they are written, and how a training is restored."""
+"""Checkpoints: the file format, when files are written, and how a training is restored."""

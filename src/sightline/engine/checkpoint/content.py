@@ -1,7 +1,7 @@
-"""TrainState <-> file. Atomic, sealed with a checksum, and loadable with `weights_only`: no pickled code."""
+"""Saves a `TrainState` to a checkpoint file and restores it. Files have a checksum and contain no pickled code."""
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from sightline.core.errors import ArtifactError, arg
+from sightline.core.log import logger
 from sightline.core.types import TrainState
 from sightline.engine.checkpoint.file import UnreadableError, has_checksum, load_checksummed, save_checksummed
 
 FORMAT = 2
-_READS = (1, 2)  # 1 had no seal, no kind and nothing about the run
+_READS = (1, 2)  # format 1 has no checksum, kind or description of the run
 _KEYS = ("model", "optimizer", "schedules", "ema", "scaler", "meters", "config")
 _KINDS: dict[str, type] = {
     **dict.fromkeys(("model", "meters", "config", "callbacks", "loader", "about"), dict),
@@ -26,9 +27,9 @@ _COUNTERS = ("epoch", "step", "batch", "best", "stopped", "callbacks", "history"
 
 
 def checkpoint_content(state: TrainState, kind: str = "last", about: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """All of `state` as it is now, in copies on the CPU: training may go on while it is written.
+    """Returns the complete state as a dict of copies on the CPU, so that training may continue while it is written.
 
-    `kind` is what the file is for, "last" to go on from or "best" to export; `about` says where it comes from."""
+    `kind` is the purpose of the file: "last" to resume from, "best" to export. `about` describes the run."""
     content = {
         "format": FORMAT,
         "kind": kind,
@@ -47,7 +48,7 @@ def checkpoint_content(state: TrainState, kind: str = "last", about: Mapping[str
 
 
 def content_bytes(content: Any) -> int:
-    """About how large a checkpoint of this content is, in bytes."""
+    """Estimates the size in bytes of a checkpoint with this content."""
     if isinstance(content, Tensor):
         return content.nbytes
     if isinstance(content, Mapping):
@@ -58,26 +59,26 @@ def content_bytes(content: Any) -> int:
 
 
 def save_checkpoint(path: Path, state: TrainState) -> None:
-    """Writes all of `state`; a reader sees the old file or the new one, never a part."""
+    """Writes the complete state to a file, atomically: a reader sees either the old file or the new one."""
     save_checksummed(path, checkpoint_content(state))
 
 
 def load_checkpoint(path: Path, state: TrainState) -> None:
-    """`restore_state` of a file."""
+    """Reads a checkpoint file and restores `state` from it; see `restore_state`."""
     restore_state(read_checkpoint(path), state, path)
 
 
 def restore_state(content: Mapping[str, Any], state: TrainState, path: Path) -> None:
-    """Puts what was read from `path` into `state`, whose model, optimiser and schedules are made of the same config.
+    """Restores `state` from `content`, which was read from `path`. Both must come from the same config.
 
-    Raises ArtifactError when it is of another network or optimiser, and where only one of the two has an average or a
-    scaler."""
-    for name, what in (("ema", "an average of the weights"), ("scaler", "a gradient scaler")):
+    Raises ArtifactError if the network, optimiser or schedules differ, or if only one of the two has an EMA or a
+    gradient scaler."""
+    for name, what in (("ema", "an EMA of the weights"), ("scaler", "a gradient scaler")):
         if (content[name] is None) != (getattr(state, name) is None):
-            has, lacks = ("the state", f"'{path}'") if content[name] is None else (f"'{path}'", "the state")
+            has, lacks = ("The state", f"'{path}'") if content[name] is None else (f"'{path}'", "the state")
             raise ArtifactError(
-                f"{has} has {what} and {lacks} has none: they belong to different trainings. Go on with the settings, "
-                f"or the task, that the run began with."
+                f"{has} has {what}, but {lacks} has none: they belong to different trainings. Resume with the settings "
+                f"or the task that the run was started with."
             )
     try:
         state.model.load_state_dict(content["model"])
@@ -98,8 +99,9 @@ def restore_state(content: Mapping[str, Any], state: TrainState, path: Path) -> 
 
 
 def load_weights(path: Path, model: torch.nn.Module) -> dict[str, Any]:
-    """Only the weights of a checkpoint that are evaluated: their average where it has one, else the model's. Gives the
-    whole content."""
+    """Loads the EMA of a checkpoint into `model`, or the weights if there is no EMA, and returns the full content.
+
+    Raises ArtifactError if the weights belong to another network."""
     content = read_checkpoint(path)
     try:
         model.load_state_dict(content["ema"] or content["model"])
@@ -108,31 +110,35 @@ def load_weights(path: Path, model: torch.nn.Module) -> dict[str, Any]:
     return content
 
 
-def newest_valid(paths: Iterable[Path], tell: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
-    """The first of `paths`, newest first, that is whole, and its content. Each one before it is damaged: it is renamed
-    to `<name>.damaged`, and `tell` is called with a line that says so.
+def newest_valid(paths: Iterable[Path]) -> tuple[Path, dict[str, Any]]:
+    """Returns the first valid checkpoint of `paths`, which are sorted from newest to oldest, and its content.
 
-    Raises ArtifactError when none is whole, and for one that is whole and cannot be read, such as a later format."""
-    there = [path for path in paths if path.exists()]
-    for path, older in zip(there, [*there[1:], None], strict=True):
+    A damaged checkpoint before it is renamed to `<name>.damaged`, and a warning is logged. Raises
+    ArtifactError if none is valid, or if one is not damaged but cannot be read, such as a later format."""
+    existing = [path for path in paths if path.exists()]
+    for path, older in zip(existing, [*existing[1:], None], strict=True):
         try:
             return path, read_checkpoint(path)
         except DamagedCheckpointError as error:
             if older is None:
                 raise
-            aside = path.with_name(f"{path.name}.damaged")
-            path.replace(aside)
-            tell(f"{error} It is kept as '{aside.name}'; going on from '{older.name}', the one before it.")
-    raise ArtifactError("there is no checkpoint.")
+            renamed = path.with_name(f"{path.name}.damaged")
+            path.replace(renamed)
+            logger.warning(
+                f"{error} It was renamed to '{renamed.name}'. Resuming from the previous one, '{older.name}'."
+            )
+    raise ArtifactError("No checkpoint was found.")
 
 
 class DamagedCheckpointError(ArtifactError):
-    """A checkpoint that is not whole: cut off, changed, or no checkpoint at all."""
+    """A checkpoint file that is truncated, changed, or not a checkpoint."""
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The file's content, on the CPU, after a check of its checksum and its format. Raises ArtifactError, a
-    DamagedCheckpointError where the file is not whole."""
+    """Checks the checksum and format of a file and returns its content, with tensors on the CPU.
+
+    Raises DamagedCheckpointError if the file is damaged, and ArtifactError if it is of a later format or cannot be
+    read."""
     try:
         content = load_checksummed(path, numpy_globals())
     except UnreadableError:
@@ -142,45 +148,46 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     version = content.get("format") if isinstance(content, dict) else None
     if isinstance(version, int) and version > FORMAT:
         raise ArtifactError(f"'{path}' is of format {version}; this version of Sightline reads formats up to {FORMAT}.")
-    whole = version in _READS and all(key in content for key in (*_KEYS, *_COUNTERS))
-    whole = whole and all(isinstance(content.get(key, kind()), kind) for key, kind in _KINDS.items())
-    if not whole or (version != 1 and not has_checksum(path)):
+    complete = version in _READS and all(key in content for key in (*_KEYS, *_COUNTERS))
+    complete = complete and all(isinstance(content.get(key, kind()), kind) for key, kind in _KINDS.items())
+    if not complete or (version != 1 and not has_checksum(path)):
         raise DamagedCheckpointError(
-            f"'{path}' is no checkpoint of Sightline, or a damaged one: parts of it are missing."
+            f"'{path}' is not a checkpoint of Sightline or is damaged: parts of it are missing."
         )
     read: dict[str, Any] = {"kind": None, "about": {}} | content
     return read
 
 
 def numpy_globals() -> list[Any]:
-    """What numpy's arrays and numbers are made of: plain values, in which loaders keep their place."""
+    """Returns the types that pickled numpy arrays and scalars refer to. Loaders may store these in their position."""
     core = (np._core if hasattr(np, "_core") else np.core).multiarray  # NumPy 2, NumPy 1
     kinds = [kind for kind in vars(np.dtypes).values() if isinstance(kind, type) and issubclass(kind, np.dtype)]
     return [np.ndarray, np.dtype, core._reconstruct, core.scalar, *kinds]
 
 
 def _check_length(path: Path, scheduler: Any, saved: Mapping[str, Any]) -> None:
-    """A schedule that knows its end cannot be lengthened halfway: its learning rates so far were another curve's."""
+    """Raises ArtifactError if the length of a schedule has changed, because its learning rates so far would differ."""
     for name in ("total_steps", "T_max", "total_iters"):
         if name in saved and saved[name] != getattr(scheduler, name, saved[name]):
             raise ArtifactError(
-                f"'{path}' was trained with a {type(scheduler).__name__} of {name} {saved[name]}, which cannot become "
-                f"{getattr(scheduler, name)} halfway. Keep {arg.max_epochs}, or start a new run with the new length."
+                f"'{path}' was trained with a {type(scheduler).__name__} of {name} {saved[name]}, which cannot be "
+                f"changed to {getattr(scheduler, name)} by resuming. Keep {arg.max_epochs}, or start a new run with "
+                f"the new length."
             )
 
 
 def _copied(value: Any, seen: dict[Any, Tensor]) -> Any:
-    """Copies of all tensors and containers; a tensor that is there twice, as tied weights are, stays one."""
+    """Copies all tensors and containers. A tensor that occurs twice, as tied weights do, is copied once."""
     if isinstance(value, Tensor):
-        place = (value.device, value.data_ptr(), value.dtype, tuple(value.shape), value.stride())
-        if place not in seen or not value.data_ptr():
-            seen[place] = value.detach().to("cpu", copy=True)
-        return seen[place]
+        memory = (value.device, value.data_ptr(), value.dtype, tuple(value.shape), value.stride())
+        if memory not in seen or not value.data_ptr():
+            seen[memory] = value.detach().to("cpu", copy=True)
+        return seen[memory]
     if isinstance(value, dict):
-        made = copy.copy(value)  # with the versions that a network's state has beside its tensors
+        copied = copy.copy(value)  # includes the `_metadata` of a network's state dict
         for key, item in value.items():
-            made[key] = _copied(item, seen)
-        return made
+            copied[key] = _copied(item, seen)
+        return copied
     if isinstance(value, list | tuple) and type(value) in (list, tuple):
         return type(value)(_copied(item, seen) for item in value)
     return copy.deepcopy(value)

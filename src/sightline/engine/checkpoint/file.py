@@ -1,8 +1,8 @@
-"""torch's zip files with a checksum of their own: what was cut off, changed or exchanged is noticed before it is read.
+"""Zip files of `torch.save` with a SHA-256 checksum, so that damaged files are detected before they are loaded.
 
-The SHA-256 of everything before it stands in the zip's comment, so that the file stays one that `torch.load` reads. A
-checksum tells damage, not malice: that nothing in the file can run code is torch's `weights_only`, and that it cannot
-unfold into more than it is, `_check_records`."""
+The zip comment contains the checksum of all bytes before it, so `torch.load` can still read the file. A checksum does
+not protect against malicious files: `weights_only` of torch ensures that loading runs no code, and `_check_records`
+that a file cannot decompress to more than its size."""
 
 import errno
 import hashlib
@@ -21,35 +21,35 @@ from sightline.core.files import atomic_write
 
 _MARK = b"sightline sha256 "
 _COMMENT = len(_MARK) + 64
-_CHECKSUM = 2 + _COMMENT  # with the length of the comment, which ends a zip that has none
+_CHECKSUM = 2 + _COMMENT  # with the length of the comment (2 bytes)
 _BLOCK = 1 << 20
-_NOT_THE_FILE = (errno.EIO, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ENOMEM)
+_SYSTEM_ERRORS = (errno.EIO, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ENOMEM)
 
 
 class UnreadableError(ArtifactError):
-    """A file that is as it was written, or cannot be looked at now; it is not damaged."""
+    """A file that cannot be read now or may not be loaded, but is not damaged."""
 
 
 class _ChecksumWriter:
-    """Passes on what is written, hashes it, and holds back the last two bytes: a zip's length of its comment."""
+    """A writer that computes the checksum. Keeps back the last two bytes: the length of the zip comment."""
 
     def __init__(self, file: IO[bytes]):
         self._file = file
         self._hash = hashlib.sha256()
-        self._held = b""
+        self._tail = b""
         self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
-        """Any bytes, as torch's writer hands them over."""
+        """Writes a buffer of any type, as torch passes them."""
         view = memoryview(data).cast("B")
         if len(view) >= 2:
-            self._pass(self._held)
-            self._pass(view[:-2])  # not joined: it may be a large tensor
-            self._held = view[-2:].tobytes()
+            self._pass(self._tail)
+            self._pass(view[:-2])  # not concatenated: it may be a large tensor
+            self._tail = view[-2:].tobytes()
         else:
-            whole = self._held + view.tobytes()
-            self._pass(whole[:-2])
-            self._held = whole[-2:]
+            pending = self._tail + view.tobytes()
+            self._pass(pending[:-2])
+            self._tail = pending[-2:]
         return len(view)
 
     def _pass(self, data: bytes | memoryview) -> None:
@@ -61,70 +61,72 @@ class _ChecksumWriter:
             raise
 
     def flush(self) -> None:
-        """torch asks for it at the end; the two bytes stay."""
+        """Does nothing: torch calls it at the end, before the comment is written."""
 
     def close(self) -> None:
-        """Writes the comment."""
-        if self._held != b"\0\0":
-            raise RuntimeError("torch.save wrote a zip with a comment of its own, which leaves no room for the seal")
+        """Writes the comment with the checksum."""
+        if self._tail != b"\0\0":
+            raise RuntimeError("torch.save wrote a zip file that has a comment, so there is no room for the checksum.")
         self._file.write(struct.pack("<H", _COMMENT) + _MARK + self._hash.hexdigest().encode())
 
 
 def save_checksummed(path: Path, content: Any, before_rename: Callable[[], None] | None = None) -> None:
-    """`content` by `torch.save`, sealed, atomically; `before_rename` is called when the new file is whole, beside the
-    old one."""
+    """Writes `content` with `torch.save` and a checksum, atomically.
+
+    `before_rename` is called when the new file is complete and the old one still exists."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path, before_rename) as file:
-        sealing = _ChecksumWriter(file)
+        writer = _ChecksumWriter(file)
         try:
-            torch.save(content, sealing)  # type: ignore[arg-type]
+            torch.save(content, writer)  # type: ignore[arg-type]
         except RuntimeError as error:
-            if sealing.error is not None:  # torch tells of its own trouble with a file that it could not end
-                raise sealing.error from error
+            if writer.error is not None:  # torch's error only says that it could not finish the file
+                raise writer.error from error
             raise
-        sealing.close()
+        writer.close()
 
 
 def load_checksummed(path: Path, allowed: Sequence[Any]) -> Any:
-    """What `save_checksummed` or `torch.save` wrote, on the CPU: tensors, plain values, and what is `allowed`, no code.
+    """Loads a file written by `save_checksummed` or `torch.save`, with tensors on the CPU.
 
-    Raises ArtifactError, naming the file, when it is missing, damaged, or no such file; an UnreadableError where that
-    is not the file's fault, or it holds more than is allowed."""
+    The file may contain tensors, plain values and the types in `allowed`; no code is run. Raises ArtifactError, naming
+    the file, if it is missing, damaged or not a checkpoint, and UnreadableError if it contains other types or cannot
+    be read for a reason other than damage, such as a lack of memory."""
     if not path.is_file():
-        raise ArtifactError(f"there is no checkpoint '{path}'.")
-    sealed = False
+        raise ArtifactError(f"The checkpoint '{path}' does not exist.")
+    verified = False
     try:
-        sealed = _checksum_matches(path)
-        if not sealed:
-            _check_sums(path)
+        verified = _checksum_matches(path)
+        if not verified:
+            _check_crcs(path)
         _check_records(path)
         with torch.serialization.safe_globals(list(allowed)):
             return torch.load(path, map_location="cpu", weights_only=True)
     except ArtifactError:
         raise
     except pickle.UnpicklingError as error:
-        foreign = re.search(r"(?:GLOBAL|type) (\S+)", str(error))
-        if foreign is None:
-            raise ArtifactError(f"'{path}' is no checkpoint, or a damaged one: {first_line(error)}") from error
+        forbidden_type = re.search(r"(?:GLOBAL|type) (\S+)", str(error))
+        if forbidden_type is None:
+            raise ArtifactError(f"'{path}' is not a checkpoint or is damaged: {first_line(error)}") from error
         raise UnreadableError(
-            f"'{path}' cannot be read: it holds '{foreign[1]}', which is neither a tensor nor a plain value, and could "
-            f"run code."
+            f"'{path}' cannot be read: it contains '{forbidden_type[1]}', which is neither a tensor nor a plain value "
+            f"and could run code."
         ) from error
     except Exception as error:  # torch raises many kinds for a damaged file
-        elsewhere = isinstance(error, MemoryError) or getattr(error, "errno", None) in _NOT_THE_FILE
-        if sealed or elsewhere:
+        is_system_error = isinstance(error, MemoryError) or getattr(error, "errno", None) in _SYSTEM_ERRORS
+        if verified or is_system_error:
             why = "memory is full" if isinstance(error, MemoryError) else first_line(error)
             raise UnreadableError(f"'{path}' cannot be read: {why}") from error
-        raise ArtifactError(f"'{path}' is no checkpoint, or a damaged one: {error}") from error
+        raise ArtifactError(f"'{path}' is not a checkpoint or is damaged: {error}") from error
 
 
 def has_checksum(path: Path) -> bool:
-    """Whether the file ends in a seal, be it right or wrong."""
+    """Returns whether the file has a checksum, matching or not."""
     return _read_checksum(path) is not None
 
 
 def _read_checksum(path: Path) -> tuple[int, str] | None:
-    """(how many bytes are sealed, their SHA-256 as it is written there); None for a file without a seal."""
+    """Returns (number of bytes that the checksum covers, SHA-256 in hexadecimal); None without a checksum."""
     size = path.stat().st_size - _CHECKSUM
     if size < 0:
         return None
@@ -137,40 +139,40 @@ def _read_checksum(path: Path) -> tuple[int, str] | None:
 
 
 def _checksum_matches(path: Path) -> bool:
-    """False without a seal; raises ArtifactError when there is one and the file is not what was sealed."""
-    seal = _read_checksum(path)
-    if seal is None:
+    """Returns whether the file has a checksum. Raises ArtifactError if it has one that does not match."""
+    checksum = _read_checksum(path)
+    if checksum is None:
         return False
-    left, expected = seal
-    found = hashlib.sha256()
+    remaining, expected = checksum
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while left and (block := file.read(min(left, _BLOCK))):
-            found.update(block)
-            left -= len(block)
-    if found.hexdigest() != expected:
-        raise ArtifactError(f"'{path}' is damaged: its SHA-256 is not the one it was written with.")
+        while remaining and (block := file.read(min(remaining, _BLOCK))):
+            digest.update(block)
+            remaining -= len(block)
+    if digest.hexdigest() != expected:
+        raise ArtifactError(f"'{path}' is damaged: its content does not match its SHA-256 checksum.")
     return True
 
 
-def _check_sums(path: Path) -> None:
-    """A file of before there were seals has the checksums of a zip."""
-    with zipfile.ZipFile(path) as opened:
-        wrong = opened.testzip() if _stored(path, opened) else None
-    if wrong is not None:
-        raise ArtifactError(f"'{path}' is damaged: the checksum of '{wrong}' in it is wrong.")
+def _check_crcs(path: Path) -> None:
+    """Checks the CRC-32 of every zip record, for files written before checksums were added."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip() if _stored(path, archive) else None
+    if damaged is not None:
+        raise ArtifactError(f"'{path}' is damaged: the CRC-32 checksum of its record '{damaged}' does not match.")
 
 
 def _check_records(path: Path) -> None:
-    with zipfile.ZipFile(path) as opened:
-        if not _stored(path, opened):
+    with zipfile.ZipFile(path) as archive:
+        if not _stored(path, archive):
             raise ArtifactError(
-                f"'{path}' is no checkpoint: it holds compressed records, which torch does not write, and which may "
-                f"unfold into any size."
+                f"'{path}' is not a checkpoint: it contains compressed records, which torch does not write and which "
+                f"may decompress to any size."
             )
 
 
-def _stored(path: Path, opened: zipfile.ZipFile) -> bool:
-    """Whether every record is as large as it stands in the file, and all of them together no larger than that."""
-    records = opened.infolist()
+def _stored(path: Path, archive: zipfile.ZipFile) -> bool:
+    """Returns whether no record is compressed and all records together are no larger than the file."""
+    records = archive.infolist()
     plain = all(record.compress_type == zipfile.ZIP_STORED for record in records)
     return plain and sum(record.file_size for record in records) <= path.stat().st_size

@@ -1,5 +1,7 @@
-"""Going on from a checkpoint with other settings than it was written under: what was learnt is the checkpoint's, the
-settings are the new ones. This makes another training than either config alone, so it is only done when asked for."""
+"""Resumes from a checkpoint with other settings than it was written with.
+
+The learnt state comes from the checkpoint, the settings are the new ones. The result differs from a training with
+either config alone, so this is only done on request."""
 
 import warnings
 from collections.abc import Mapping
@@ -20,14 +22,18 @@ def restore_with_changes(
     batch_size: tuple[int, int] = (1, 1),
     epoch_steps: int | None = None,
 ) -> None:
-    """`restore_state` for a state that was made with other settings.
+    """Restores a state that was created with other settings; see `restore_state`.
 
-    The optimiser's state is kept, its settings (learning rate, weight decay …) are the new ones; with `keep_optimizer`
-    False, as for another kind, it begins anew. Schedules are brought to where the run is, on their new curve; a plateau
-    keeps what it has seen, and, with `keep_lr`, the learning rate it has come to. An average of the weights that is new
-    begins with the weights. `batch_size` is (before, now): the place in the epoch is the same image, or one shortly
-    before it. `epoch_steps` is how many steps an epoch has now, where that is known: schedules by step are brought to
-    that place in training, not to that many steps. Raises ArtifactError when the network is another."""
+    The optimiser's state is restored, but its settings (learning rate, weight decay …) are the new ones. With
+    `keep_optimizer` False, as for another type of optimiser, its state is reset. Schedules are advanced to the current
+    position on their new curve. A plateau schedule keeps its history and, with `keep_lr`, the learning rate it has
+    reached. A new EMA starts with the weights.
+
+    `batch_size` is (before, now): the position in the epoch becomes the batch of the same image, or one shortly before
+    it. `epoch_steps` is the current number of steps per epoch, if known: schedules that step with every batch are then
+    advanced to the current epoch and batch instead of the number of steps done.
+
+    Raises ArtifactError if the network differs."""
     optimizer = state.optimizer
     settings = [_group_options(group) for group in optimizer.param_groups] if optimizer is not None else []
     saved = dict(content)
@@ -43,33 +49,33 @@ def restore_with_changes(
     restore_state(saved, state, path)
     plateaus = [schedule.monitor is not None for schedule in state.schedules]
     if optimizer is not None:
-        for group, own in zip(optimizer.param_groups, settings, strict=True):
+        for group, options in zip(optimizer.param_groups, settings, strict=True):
             if any(plateaus) and keep_lr and keep_optimizer:
-                own.pop("lr", None)
-            group.update(own)
+                options.pop("lr", None)
+            group.update(options)
     before, now = batch_size
     state.batch = state.batch * before // now
     if epoch_steps is not None:
-        state.batch = min(state.batch, epoch_steps)  # fewer pictures, fewer batches
+        state.batch = min(state.batch, epoch_steps)  # there may be fewer images now
     earlier = content["schedules"] if len(content["schedules"]) == len(plateaus) else [{}] * len(plateaus)
-    for schedule, then in zip(state.schedules, earlier, strict=True):
-        _fast_forward(schedule, then, state, epoch_steps)
+    for schedule, earlier_state in zip(state.schedules, earlier, strict=True):
+        _fast_forward(schedule, earlier_state, state, epoch_steps)
 
 
 def _group_options(group: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in group.items() if name != "params"}
 
 
-def _fast_forward(schedule: Schedule, then: Mapping[str, Any], state: TrainState, epoch_steps: int | None) -> None:
+def _fast_forward(schedule: Schedule, saved: Mapping[str, Any], state: TrainState, epoch_steps: int | None) -> None:
     scheduler = schedule.scheduler
     if schedule.monitor is not None:
-        seen = {
-            name: then[name] for name in ("best", "num_bad_epochs", "cooldown_counter", "last_epoch") if name in then
+        progress = {
+            name: saved[name] for name in ("best", "num_bad_epochs", "cooldown_counter", "last_epoch") if name in saved
         }
-        scheduler.load_state_dict(scheduler.state_dict() | seen)
+        scheduler.load_state_dict(scheduler.state_dict() | progress)
         return
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of steps before the optimiser's, which were another object's
+        warnings.simplefilter("ignore")  # of steps before the first optimiser step
         steps = state.step if epoch_steps is None else state.epoch * epoch_steps + state.batch
         for _ in range(steps if schedule.interval == "step" else state.epoch):
             scheduler.step()

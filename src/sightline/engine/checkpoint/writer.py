@@ -1,4 +1,4 @@
-"""When checkpoints are written, which of them are kept, and the thread that writes them."""
+"""Writes checkpoints during training: when, how many are kept, and the thread that writes the files."""
 
 import itertools
 import math
@@ -25,33 +25,36 @@ from sightline.core.errors import (
     first_line,
 )
 from sightline.core.files import stale_temporaries, temporary_sibling
+from sightline.core.log import logger
 from sightline.core.types import StepOutput
 from sightline.engine.checkpoint.content import checkpoint_content, content_bytes, read_checkpoint
 from sightline.engine.checkpoint.file import save_checksummed
 from sightline.engine.iterable_loader import loader_class_name
 from sightline.engine.trainer import Callback, Trainer, not_measured
 
-_MORE = 1 << 20  # what a file has beside its tensors, in bytes, with something to spare
+_MARGIN = 1 << 20  # bytes; more than a file contains besides its tensors
 
 
 @dataclass(eq=False)
 class Checkpointer(Callback):
-    """Writes the file `last` before the first step, after every epoch and when interrupted, and the file `best` when
-    `monitor` is better than ever. `better` is "min" or "max"; on a tie the earlier one stays.
+    """Writes the checkpoint files `last` and `best` during training, in a background thread.
 
-    Within an epoch, `last` is written every `every_steps` steps and every `every_minutes` minutes, and when the trainer
-    was asked to (`Trainer.request_checkpoint`), after which `requested` is called. The `keep` newest stay: `last`, then
-    `last-1` before it, and so on; with `keep_every`, that of every so many epochs stays for good, as `epoch-0010`.
-    `save_first` writes one before the first step even where there is one. `about` goes into every file, and `flush` is
-    called before one is written, so that logs are no older than it.
+    `last` is written before the first step, after every epoch and when the run is interrupted; `best` is written when
+    `monitor` improves. `better` is "min" or "max"; on a tie the earlier checkpoint is kept.
 
-    A step waits for a copy of the state alone; a thread writes it, one file at a time, and a checkpoint that is due
-    while it is busy comes as soon as it is free. A file is written aside, synced to disk and renamed, and the one
-    before it is there until then. A model with a weight that has become NaN or infinite is never written, so the last
-    good checkpoint stays. Where the loader cannot begin in mid-epoch, as some from elsewhere, only whole epochs are
-    checkpoints; with `warn`, a warning says so at the start.
+    Within an epoch, `last` is also written every `every_steps` steps, every `every_minutes` minutes, and on
+    `Trainer.request_checkpoint`, after which `requested` is called. The `keep` newest files are kept: `last`, before it
+    `last-1`, and so on. With `keep_every`, one in that many epochs is kept permanently, as `epoch-0010`. `save_first`
+    writes a checkpoint before the first step even if one exists. `about` is stored in every file. `flush` is called
+    before a file is written, so that logs are not older than it.
 
-    Raises RunFailedError, and leaves what is there, when the disk has no room for a checkpoint."""
+    A step only waits until the state is copied. The thread writes one file at a time; a checkpoint that becomes due
+    meanwhile is written at the next step after that. A file is written under another name, synced to disk and renamed,
+    and the previous one exists until then. If the loader cannot start within an epoch, checkpoints are written only at
+    the end of an epoch; with `warn`, a UserWarning reports this at the start.
+
+    Raises RunFailedError, and keeps the existing files, if the disk has no room for a checkpoint, and
+    NonFiniteLossError, without writing, if a weight has become NaN or infinite."""
 
     last: Path
     best: Path
@@ -70,51 +73,50 @@ class Checkpointer(Callback):
 
     def __post_init__(self) -> None:
         if self.better not in ("min", "max"):
-            raise ValueError(f"better must be 'min' or 'max', not {self.better!r}")
+            raise ValueError(f"better: expected 'min' or 'max', found {self.better!r}.")
         self.about = dict(self.about)
         self.saved_step: int | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._writing: Future[None] | None = None
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        """Saves a run's beginning, so that there is something to resume from whatever the first epoch meets."""
-        # a mask of -inf is no accident: what is not finite before the first step may stay so
-        self._meant = {name for name, value in trainer.state.model.state_dict().items() if not _finite(value)}
+        """Writes a first checkpoint, so that a run can be resumed even if its first epoch fails."""
+        # values that are not finite before the first step, such as a mask of -inf, are intended
+        self._intended = {name for name, value in trainer.state.model.state_dict().items() if not _finite(value)}
         self._within_epochs = trainer.loader_position() is not None
         if self.warn and not self._within_epochs:
             warnings.warn(
-                f"{loader_class_name(trainer.train)} cannot begin in the middle of an epoch, so this run is resumed at "
-                f"the "
-                f"beginning of the epoch it was in. A loader with state_dict and load_state_dict, such as torchdata's "
-                f"StatefulDataLoader, is resumed at its batch.",
+                f"{loader_class_name(trainer.train)} cannot start in the middle of an epoch, so this run resumes at "
+                f"the start of the interrupted epoch. To resume at the interrupted batch, use a loader with state_dict "
+                f"and load_state_dict, such as torchdata's StatefulDataLoader.",
                 UserWarning,
                 stacklevel=4,
             )
         self._due = self._next_time()
         self.saved_step = trainer.state.step if self.last.exists() else None
-        for left in stale_temporaries(self.last.parent, f"*{self.last.suffix}"):
-            left.unlink()
-        self._settle_best(trainer.state.best)
+        for path in stale_temporaries(self.last.parent, f"*{self.last.suffix}"):
+            path.unlink()
+        self._resolve_best(trainer.state.best)
         if self.saved_step is None or self.save_first:
             self._save(trainer)
             self._wait()
             self._check_readable()
 
     def on_step_end(self, trainer: Trainer, output: StepOutput) -> None:
-        """Saves when it is time to."""
+        """Writes a checkpoint if one is due."""
         if (self.every_steps and trainer.state.step % self.every_steps == 0) or time.monotonic() >= self._due:
             if self._writing is not None and not self._writing.done():
-                self._due = 0.0  # at the next step that finds the thread free
+                self._due = 0.0  # due at the next step at which the thread is free
             elif self._within_epochs:
                 trainer.check_losses()
                 self._save(trainer)
             else:
                 self._due = math.inf
         if self._writing is not None and self._writing.done():
-            self._wait()  # what went wrong is told now, not at the end of the epoch
+            self._wait()  # raises a write error now, not at the end of the epoch
 
     def on_checkpoint(self, trainer: Trainer) -> None:
-        """Saves, and returns when it is done."""
+        """Writes the requested checkpoint, waits for it and calls `requested`."""
         if self._can_save(trainer):
             trainer.check_losses()
             self._save(trainer)
@@ -123,12 +125,12 @@ class Checkpointer(Callback):
             self.requested()
 
     def on_eval_end(self, trainer: Trainer, record: dict[str, float]) -> None:
-        """Raises ConfigError when the monitor was measured once and is not any more."""
+        """Raises ConfigError if the monitor was measured before and is missing now."""
         if self.monitor not in record and any(self.monitor in before for before in trainer.state.history):
-            raise not_measured("monitor", self.monitor, record, "the best checkpoint would stay the one of then")
+            raise not_measured("monitor", self.monitor, record, "the best checkpoint would never be replaced")
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, float]) -> None:
-        """Saves; `best` first, so that `last` knows of it."""
+        """Writes `best` if the monitor improved, and then `last`, which refers to it."""
         state = trainer.state
         value = record.get(self.monitor)
         better = False
@@ -139,13 +141,13 @@ class Checkpointer(Callback):
         self._save(trainer, better, state.epoch if self.keep_every and state.epoch % self.keep_every == 0 else None)
 
     def on_fit_end(self, trainer: Trainer) -> None:
-        """Saves where the run was interrupted; a run that reached its end has been saved by its last epoch."""
+        """Writes a checkpoint if the run was interrupted; otherwise its last epoch has written one."""
         if trainer.interrupted and self._can_save(trainer):
             self._save(trainer)
         self._end()
 
     def on_exception(self, trainer: Trainer, error: BaseException) -> None:
-        """Lets the thread finish; what ended the run is what is told."""
+        """Waits for the thread and ignores its errors, so that the original error is reported."""
         with suppress(Exception):
             self._end()
 
@@ -153,14 +155,14 @@ class Checkpointer(Callback):
         return self._within_epochs or not trainer.state.batch
 
     def _save(self, trainer: Trainer, best: bool = False, epoch: int | None = None) -> None:
-        """Copies the state and hands it to the thread, when that has written the one before."""
+        """Copies the state and passes it to the thread, after waiting for the previous write."""
         state = trainer.state
         weights = [*state.model.state_dict().items(), *(state.ema.state_dict().items() if state.ema else ())]
         for name, value in weights:
-            if name not in self._meant and not _finite(value):
+            if name not in self._intended and not _finite(value):
                 raise NonFiniteLossError(
-                    f"'{name}' holds NaN or infinite values after step {state.step}, so no checkpoint was "
-                    f"written over the last good one. Try a lower learning rate."
+                    f"'{name}' contains NaN or infinite values after step {state.step}. The last good checkpoint was "
+                    f"not replaced. Try a lower learning rate."
                 )
         state.loader = dict(trainer.loader_position() or {})
         self._wait()
@@ -179,7 +181,7 @@ class Checkpointer(Callback):
         return math.inf if self.every_minutes is None else time.monotonic() + 60 * self.every_minutes
 
     def _wait(self) -> None:
-        """For the file that is being written; raises what went wrong with it."""
+        """Waits for the current write and raises its error."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
@@ -193,9 +195,9 @@ class Checkpointer(Callback):
                 self._thread = None
 
     def _write(self, content: Mapping[str, Any], best: bool, epoch: int | None) -> None:
-        """In the thread."""
+        """Writes the files of a checkpoint. Runs in the thread."""
         step, size = content["step"], content_bytes(content)
-        # the first one asks for all that will be kept
+        # the first checkpoint requires room for all files that will be kept
         files = (1 + best) if self.saved_step is not None else self.keep + 2
         try:
             if self.flush is not None:
@@ -203,7 +205,7 @@ class Checkpointer(Callback):
             self.last.parent.mkdir(parents=True, exist_ok=True)
             check_room(self.last.parent, files * size, f"the checkpoint of step {step}", self.saved_step)
             if best:
-                if self.best.exists():  # until `last` knows of the new one
+                if self.best.exists():  # kept until `last` refers to the new one
                     _link(self.best, older(self.best, 1))
                 save_checksummed(self.best, {**content, "kind": "best"})
             save_checksummed(self.last, content, self._shift)
@@ -212,13 +214,14 @@ class Checkpointer(Callback):
                 _link(self.last, self.last.with_name(f"epoch-{epoch:04}{self.last.suffix}"))
         except OSError as error:
             raise RunFailedError(
-                f"the checkpoint of step {step} could not be written to '{self.last.parent}': {first_line(error)}. "
-                f"{_whole(self.saved_step)}"
+                f"The checkpoint of step {step} could not be written to '{self.last.parent}': {first_line(error)}. "
+                f"{_disk_advice(self.saved_step)}"
             ) from error
         self.saved_step = step
+        logger.debug("wrote the checkpoint of step %d to '%s'", step, self.last)
 
-    def _settle_best(self, value: float | None) -> None:
-        """After a kill between the writing of `best` and of the `last` that knows of it: which of the two it is."""
+    def _resolve_best(self, value: float | None) -> None:
+        """Restores the `best` that `last` refers to, if the process was killed between writing the two."""
         before = older(self.best, 1)
         if not before.exists():
             return
@@ -228,19 +231,19 @@ class Checkpointer(Callback):
         before.unlink(missing_ok=True)
 
     def _check_readable(self) -> None:
-        """Before the first step: that there will be something to resume from, whatever keeps its state in it."""
+        """Warns before the first step if the checkpoint cannot be read again."""
         try:
             read_checkpoint(self.last)
         except ArtifactError as error:
             warnings.warn(
-                f"this run cannot be resumed: what it keeps in its checkpoint is more than tensors and plain values. "
+                f"This run cannot be resumed, because its checkpoint contains more than tensors and plain values. "
                 f"{first_line(error)}",
                 UserWarning,
                 stacklevel=4,
             )
 
     def _shift(self) -> None:
-        """Makes room for a new `last`: each one steps back by one. At every instant the newest whole one is there."""
+        """Shifts `last` to `last-1` and so on, before a new `last`. The newest valid file exists at every moment."""
         names = [older(self.last, back) for back in range(self.keep)]
         for newer, name in reversed([*itertools.pairwise(names[1:])]):
             if newer.exists():
@@ -253,12 +256,12 @@ class Checkpointer(Callback):
 
 
 def older(last: Path, back: int) -> Path:
-    """The file that was `last` so many checkpoints ago."""
+    """Returns the name of the file that was `last` the given number of checkpoints ago."""
     return last.with_stem(f"{last.stem}-{back}") if back else last
 
 
 def kept(last: Path) -> list[Path]:
-    """`last` and those before it that are there, newest first."""
+    """Returns the existing files among `last`, `last-1` and so on, newest first."""
     numbered = []
     for path in last.parent.glob(f"{last.stem}-*{last.suffix}"):
         number = path.stem[len(last.stem) + 1 :]
@@ -268,19 +271,21 @@ def kept(last: Path) -> list[Path]:
 
 
 def check_room(directory: Path, size: int, what: str, saved_step: int | None) -> None:
-    """Raises RunFailedError when the disk of `directory` has no room for so many bytes more."""
+    """Raises RunFailedError if the disk of `directory` has less than `size` bytes, plus a margin, free.
+
+    `what` names the file in the message; `saved_step` is the step of the newest checkpoint, None if there is none."""
     free = shutil.disk_usage(directory).free
-    if free < size + _MORE:
+    if free < size + _MARGIN:
         raise RunFailedError(
-            f"the disk is full: {what} would take {_mib(size + _MORE)}, and {_mib(free)} are free where '{directory}' "
-            f"is. {_whole(saved_step)}"
+            f"The disk is full: {what} needs {_mib(size + _MARGIN)}, but the disk of '{directory}' has only "
+            f"{_mib(free)} free. {_disk_advice(saved_step)}"
         )
 
 
-def _whole(step: int | None) -> str:
+def _disk_advice(step: int | None) -> str:
     if step is None:
-        return f"Nothing was trained yet; make room, or choose another place with {arg.directory}."
-    return f"The checkpoint of step {step} is whole: make room, and resume from it."
+        return f"Nothing was trained yet. Free disk space, or set another directory with {arg.directory}."
+    return f"The checkpoint of step {step} is valid. Free disk space and resume from it."
 
 
 def _mib(size: int) -> str:
@@ -288,16 +293,16 @@ def _mib(size: int) -> str:
 
 
 def _link(source: Path, target: Path) -> None:
-    """`target` becomes another name of the file `source`, or a copy where there are no such links."""
-    aside = temporary_sibling(target)
+    """Makes `target` a hard link to `source`, or a copy where hard links are not supported."""
+    temporary = temporary_sibling(target)
     try:
         try:
-            os.link(source, aside)
+            os.link(source, temporary)
         except OSError:
-            shutil.copy2(source, aside)
-        aside.replace(target)
+            shutil.copy2(source, temporary)
+        temporary.replace(target)
     finally:
-        aside.unlink(missing_ok=True)  # still there where both were the same file already
+        temporary.unlink(missing_ok=True)  # still exists if both already were the same file
 
 
 def _finite(value: object) -> bool:

@@ -1,1 +1,1 @@
-"""Short trainings that leave no trace: the learning-rate finder and the timing of settings."""
+"""Short trial trainings that do not change the model: the learning-rate finder and the tuning of speed settings."""

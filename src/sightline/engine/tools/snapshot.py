@@ -1,4 +1,4 @@
-"""A state as it is now, to come back to. For what trains and must leave no trace, such as the learning-rate finder."""
+"""Saves a training state in memory, so that a trial training, such as the learning-rate finder, can be undone."""
 
 import copy
 import random
@@ -14,15 +14,15 @@ from sightline.engine.iterable_loader import IterableLoader
 
 
 class Snapshot:
-    """Remembers a state, its task and its loader; `restore` puts every bit of them back, in place.
+    """Saves a training state, its task and its loader; `restore` resets them in place, bit for bit.
 
-    That is: parameters, their gradients and whether they are trained; buffers; where both are and their memory format;
-    every submodule's mode and further attributes, compilation among them; the optimiser with its groups; average,
-    scaler, schedules and counters; the loader's place; and the generators of torch, `random` and numpy. Objects stay
-    the same objects, so whoever holds one sees it as it was.
+    This covers: parameters, their gradients and `requires_grad`; buffers; the device and memory format of both; the
+    mode and other attributes of every submodule, including compilation; the optimiser and its groups; EMA, scaler,
+    schedules and counters; the loader's position; and the random generators of torch, `random` and numpy. Objects keep
+    their identity, so existing references to them stay valid.
 
-    Not remembered is what nobody can take back: batches read from a generator. A loader's pixels, which are not
-    copied, must not be changed. Copies of tensors are on the CPU, since a device may be nearly full."""
+    Batches already read from a generator cannot be restored. The loader's pixels are not copied and must not be
+    changed. Copies of tensors are on the CPU, since a device may be nearly full."""
 
     def __init__(self, state: TrainState, task: Any = None, train: Any = None):
         self._tensors: list[tuple[Tensor, Tensor, Tensor, Tensor | None, bool]] = []
@@ -32,10 +32,10 @@ class Snapshot:
         self._seen: set[int] = set()
         for owner in (state, task, state.scaler, *(schedule.scheduler for schedule in state.schedules)):
             self._attributes(owner)
-        # their place is here; what they load from is not followed
+        # only their attributes, which include the position; the data they load is not copied
         for owner in (train, train.batches if isinstance(train, IterableLoader) else None):
-            own = vars(owner) if hasattr(owner, "__dict__") else {}
-            self._dicts.append((own, dict(own)))
+            attributes = vars(owner) if hasattr(owner, "__dict__") else {}
+            self._dicts.append((attributes, dict(attributes)))
         position = copy.deepcopy(train.position()) if isinstance(train, Loader) else None
         if position:
             epoch, batch = state.epoch, state.batch
@@ -44,19 +44,20 @@ class Snapshot:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Puts everything back."""
+        """Resets everything to the saved values."""
         for live, saved in self._dicts:
-            if [*map(id, live)] != [*map(id, saved)]:  # else the keys are the same, in the same order
+            if [*map(id, live)] != [*map(id, saved)]:  # keys were added, removed or reordered
                 live.clear()
             live.update(saved)
-        for items, kept in self._lists:
-            items[:] = kept
-        for tensor, place, value, grad, trained in self._tensors:
-            if tensor.device != place.device or tensor.stride() != place.stride():  # it was moved or arranged anew
-                tensor.data = place
+        for items, saved_items in self._lists:
+            items[:] = saved_items
+        for tensor, original, value, grad, requires_grad in self._tensors:
+            # moved to another device, or converted to another memory format
+            if tensor.device != original.device or tensor.stride() != original.stride():
+                tensor.data = original
             tensor.copy_(value)
             if tensor.is_leaf:
-                tensor.requires_grad_(trained)
+                tensor.requires_grad_(requires_grad)
                 tensor.grad = grad
         for call in self._calls:
             call()
@@ -66,7 +67,7 @@ class Snapshot:
             self._follow(vars(owner))
 
     def _follow(self, value: Any) -> None:
-        """Into containers, networks and optimisers; other objects are whoever's they are, such as a data set."""
+        """Saves containers, networks and optimisers recursively; other objects, such as datasets, are not saved."""
         if not isinstance(value, Tensor | dict | list | tuple | nn.Module | torch.optim.Optimizer | torch.Generator):
             return
         if id(value) in self._seen:
@@ -93,7 +94,7 @@ class Snapshot:
 
     def _tensor(self, tensor: Tensor) -> None:
         repeated = any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
-        if repeated or tensor.is_inference():  # torch writes into neither
+        if repeated or tensor.is_inference():  # torch cannot write into these
             return
         grad = tensor.grad if tensor.is_leaf else None
         if grad is not None:
@@ -102,15 +103,15 @@ class Snapshot:
         self._tensors.append((tensor, tensor.data, value, grad, tensor.requires_grad))
 
     def _generators(self) -> None:
-        state, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 the generator that others draw from
+        state, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 the global generator
         self._calls.append(lambda: random.setstate(state))
         self._calls.append(lambda: np.random.set_state(legacy))  # noqa: NPY002
-        found = [torch.default_generator]
+        generators = [torch.default_generator]
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            found += torch.cuda.default_generators
+            generators += torch.cuda.default_generators
         if torch.backends.mps.is_available():
-            found.append(torch.mps._get_default_mps_generator())
-        for generator in found:
+            generators.append(torch.mps._get_default_mps_generator())
+        for generator in generators:
             self._generator(generator)
 
     def _generator(self, generator: torch.Generator) -> None:

@@ -1,0 +1,333 @@
+"""A summary of a dataset, from its files alone: classes, image sizes, damaged, duplicate and unusual files.
+
+Does not import torch, so that a folder of a few thousand images is summarised in seconds."""
+
+import io
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+from xxhash import xxh3_128_hexdigest
+
+from sightline.core.errors import DataError, arg, first_line, join_names
+from sightline.core.parallel import available_cores
+from sightline.data.images.decode import GRAY_MODES, decode_image, height_width, is_gray, read_source, sample_name
+from sightline.data.records import DataSource, Sample
+
+MAX_DECODED_BYTES = 256 << 20
+"""Files of at most this many bytes together are decoded completely; of more, only the headers are read."""
+MAX_HEADERS = 20_000
+"""The number of headers that are read of a larger dataset, evenly spaced."""
+FEW_IMAGES = 20
+IMBALANCE = 10
+_NAMED = 3
+_ORIENTATION_TAG = 0x0112
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One problem: a stable `code`, `severity` (an error stops training), what was found, examples of where (a file, a
+    class or a row), and what to do."""
+
+    code: str
+    severity: Literal["error", "warning", "note"]
+    message: str
+    where: tuple[str, ...] = ()
+    fix: str = ""
+
+
+class ImageSize(NamedTuple):
+    """Height and width in pixels."""
+
+    height: int
+    width: int
+
+    @property
+    def shorter_side(self) -> int:
+        """The smaller of both."""
+        return min(self)
+
+    def __str__(self) -> str:
+        return f"{self.width} x {self.height}"
+
+
+@dataclass(frozen=True)
+class DatasetSummary:
+    """What `summarise_dataset` found. `splits` are images per split, `classes` are training images per class (empty for
+    regression). `sizes` counts (height, width) over the `examined` images, `formats` their file formats, `colour` how
+    many have colours. `decoded` says whether the examined images were decoded completely; otherwise only their headers
+    were read."""
+
+    splits: Mapping[str, int]
+    classes: Mapping[str, int]
+    examined: int
+    decoded: bool
+    sizes: Mapping[ImageSize, int]
+    formats: Mapping[str, int]
+    colour: int
+    findings: tuple[Finding, ...] = field(default=())
+
+    @property
+    def images(self) -> int:
+        """The number of images of all splits."""
+        return sum(self.splits.values())
+
+    @property
+    def median_size(self) -> ImageSize | None:
+        """The size that lies in the middle by area; None if no image could be read."""
+        ordered = sorted(self.sizes.items(), key=lambda item: (math.prod(item[0]), item[0]))
+        left = sum(self.sizes.values()) // 2
+        for size, count in ordered:
+            left -= count
+            if left < 0:
+                return size
+        return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The summary as plain values for JSON."""
+        return {
+            **{name: getattr(self, name) for name in ("images", "examined", "decoded", "colour")},
+            **{name: dict(getattr(self, name)) for name in ("splits", "classes", "formats")},
+            "sizes": [{"height": size.height, "width": size.width, "images": n} for size, n in self.sizes.items()],
+            "findings": [asdict(finding) for finding in self.findings],
+        }
+
+
+def summarise_dataset(
+    source: DataSource,
+    progress: Callable[[int], None] = lambda _: None,
+    max_decoded_bytes: int = MAX_DECODED_BYTES,
+    max_headers: int = MAX_HEADERS,
+) -> DatasetSummary:
+    """Summarises the images of a source, and finds what is wrong or unusual about them.
+
+    Files of at most `max_decoded_bytes` together are decoded completely; otherwise the headers of up to `max_headers`
+    images are read, and damaged pixels and duplicates are not looked for. `progress` is called with the number of
+    images just examined. An image that cannot be read is a finding, not an exception."""
+    samples = [sample for split in source.splits.values() for sample in split]
+    decode = _total_bytes(samples, max_decoded_bytes) <= max_decoded_bytes
+    chosen = samples if decode or len(samples) <= max_headers else _evenly_spaced(samples, max_headers)
+    examined = []
+    with ThreadPoolExecutor(available_cores()) as pool:
+        for image in pool.map(_decoded if decode else _header, chosen):
+            examined.append(image)
+            progress(1)
+    readable = [image for image in examined if not image.problem]
+    counts = Counter(sample.label for sample in source.splits.get("train", ()))
+    classes = {name: counts[label] for label, name in enumerate(source.info.classes)}
+    return DatasetSummary(
+        splits={split: len(rows) for split, rows in source.splits.items()},
+        classes=classes,
+        examined=len(chosen),
+        decoded=decode,
+        sizes=Counter(image.size for image in readable),
+        formats=Counter(image.format for image in readable),
+        colour=sum(image.colour for image in readable),
+        findings=(
+            *_image_findings(chosen, examined),
+            *(_duplicates(source.info.classes, chosen, examined) if decode else ()),
+            *_class_findings(classes, source),
+        ),
+    )
+
+
+class _Examined(NamedTuple):
+    """What one image is. `problem` is why it cannot be read."""
+
+    size: ImageSize = ImageSize(0, 0)
+    colour: bool = False
+    format: str = ""
+    frames: int = 1
+    digest: str = ""
+    problem: str = ""
+
+
+def _decoded(sample: Sample) -> _Examined:
+    """Reads and decodes an image as training does."""
+    try:
+        source = read_source(sample.image, sample_name(sample))
+        image = decode_image(source, sample_name(sample))
+    except DataError as error:
+        return _Examined(problem=str(error))
+    size = ImageSize(*height_width(image))
+    if not isinstance(source, bytes):
+        pixels = np.ascontiguousarray(source)
+        return _Examined(size, not is_gray(image), "pixels", 1, xxh3_128_hexdigest(pixels.data) + str(pixels.shape))
+    with Image.open(io.BytesIO(source)) as opened:
+        return _Examined(
+            size, not is_gray(image), str(opened.format), getattr(opened, "n_frames", 1), xxh3_128_hexdigest(source)
+        )
+
+
+def _header(sample: Sample) -> _Examined:
+    """Reads only the start of a file."""
+    name = sample_name(sample)
+    try:
+        image = sample.image if isinstance(sample.image, Path) else read_source(sample.image, name)
+        if isinstance(image, Path) and not image.is_file():
+            return _Examined(problem=f"{name} is not a regular file.")
+        if isinstance(image, np.ndarray):
+            return _Examined(ImageSize(*image.shape[:2]), image.ndim == 3 and image.shape[2] >= 3, "pixels")
+        if isinstance(image, Image.Image):
+            return _Examined(ImageSize(*image.size[::-1]), image.mode not in GRAY_MODES, "pixels")
+        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+            turned = opened.getexif().get(_ORIENTATION_TAG, 1) in range(5, 9)
+            size = ImageSize(*(opened.size if turned else opened.size[::-1]))
+            return _Examined(size, opened.mode not in (*GRAY_MODES, "1", "I;16"), str(opened.format))
+    except DataError as error:
+        return _Examined(problem=str(error))
+    except Exception as error:  # Pillow's readers raise nearly anything on damaged bytes
+        return _Examined(problem=f"{name} cannot be read: {first_line(error)}.")
+
+
+def _total_bytes(samples: Sequence[Sample], limit: int) -> int:
+    """The bytes of all images, up to the first sum above `limit`."""
+    total = 0
+    for sample in samples:
+        if isinstance(sample.image, Path):
+            try:
+                total += sample.image.stat().st_size
+            except OSError:
+                continue
+        elif isinstance(sample.image, bytes | np.ndarray):
+            total += sample.image.nbytes if isinstance(sample.image, np.ndarray) else len(sample.image)
+        else:
+            total += int(getattr(sample.image, "size", 1 << 17))
+        if total > limit:
+            break
+    return total
+
+
+def _evenly_spaced(samples: Sequence[Sample], count: int) -> list[Sample]:
+    return [samples[i * len(samples) // count] for i in range(count)]
+
+
+def _image_findings(samples: Sequence[Sample], examined: Sequence[_Examined]) -> Iterator[Finding]:
+    names = [sample_name(sample) for sample in samples]
+    if damaged := [image.problem for image in examined if image.problem]:
+        yield Finding(
+            "unreadable-image",
+            "error",
+            f"{_count(len(damaged), 'image')} cannot be read.",
+            tuple(damaged),
+            f"Repair or remove them, or leave them out with {arg.on_bad}=skip.",
+        )
+    readable = [(name, image) for name, image in zip(names, examined, strict=True) if not image.problem]
+    if animated := [name for name, image in readable if image.frames > 1]:
+        yield Finding(
+            "several-frames",
+            "warning",
+            f"{_count(len(animated), 'file')} of several frames or pages; only the first one is used.",
+            tuple(animated),
+            "Save the frames as separate images if all of them matter.",
+        )
+    gray = [name for name, image in readable if not image.colour]
+    if gray and len(gray) < len(readable):
+        yield Finding(
+            "mixed-channels",
+            "note",
+            f"{len(gray):,} of {len(readable):,} images are gray, the others are in colour.",
+            tuple(gray),
+            f"Set {arg.channels}=3 to read all of them as RGB.",
+        )
+    sides = sorted(image.size.shorter_side for _, image in readable)
+    if sides and (tiny := [name for name, image in readable if image.size.shorter_side * 8 < sides[len(sides) // 2]]):
+        yield Finding(
+            "tiny-image",
+            "warning",
+            f"{_count(len(tiny), 'image')} with a side below an eighth of the usual {sides[len(sides) // 2]} pixels.",
+            tuple(tiny),
+            "Check whether these are thumbnails or icons.",
+        )
+
+
+def _duplicates(classes: Sequence[str], samples: Sequence[Sample], examined: Sequence[_Examined]) -> Iterator[Finding]:
+    """Files with the same bytes: in one class, and in several."""
+    groups: dict[str, list[Sample]] = {}
+    for sample, image in zip(samples, examined, strict=True):
+        if not image.problem:
+            groups.setdefault(image.digest, []).append(sample)
+    copies = [group for group in groups.values() if len(group) > 1]
+    conflicts = [group for group in copies if len({sample.label for sample in group}) > 1]
+    if conflicts:
+        yield Finding(
+            "label-conflict",
+            "warning",
+            f"{_count(len(conflicts), 'image')} with several labels.",
+            tuple(join_names((_labelled(sample, classes) for sample in group), _NAMED) for group in conflicts),
+            "Keep one copy of each, with the right label.",
+        )
+    if same := [group for group in copies if group not in conflicts]:
+        extra = sum(len(group) - 1 for group in same)
+        yield Finding(
+            "duplicate-image",
+            "note",
+            f"{_count(extra, 'exact copy', 'exact copies')} of other files.",
+            tuple(join_names(map(sample_name, group), _NAMED) for group in same),
+            "Splits that are held out never separate copies; remove them if they are not meant.",
+        )
+
+
+def _labelled(sample: Sample, classes: Sequence[str]) -> str:
+    return f"{sample_name(sample)} ({classes[int(sample.label)] if classes else sample.label})"
+
+
+def _class_findings(classes: Mapping[str, int], source: DataSource) -> Iterator[Finding]:
+    few = {name: count for name, count in classes.items() if count < FEW_IMAGES}
+    if few:
+        yield Finding(
+            "few-images",
+            "warning",
+            f"{_count(len(few), 'class', 'classes')} with fewer than {FEW_IMAGES} training images.",
+            tuple(f"{name}: {count}" for name, count in sorted(few.items(), key=lambda item: item[1])),
+            "Metrics of these classes will vary by chance; add images, or merge classes.",
+        )
+    if classes and max(classes.values()) > IMBALANCE * max(1, min(classes.values())):
+        most, least = (choose(classes, key=lambda name: classes[name]) for choose in (max, min))
+        yield Finding(
+            "imbalance",
+            "warning",
+            f"'{most}' has {classes[most]:,} training images, '{least}' has {classes[least]:,}.",
+            (),
+            f"Try {arg.class_weights}=auto, and look at the recall of each class.",
+        )
+    folded: dict[str, list[str]] = {}
+    for name in classes:
+        folded.setdefault("".join(letter for letter in name.casefold() if letter.isalnum()) or name, []).append(name)
+    if similar := [names for names in folded.values() if len(names) > 1]:
+        yield Finding(
+            "similar-class-names",
+            "warning",
+            "Some class names differ only in case, spaces or punctuation.",
+            tuple(join_names(f"'{name}'" for name in names) for names in similar),
+            "Give one class one name.",
+        )
+    if looks_numeric(classes, sum(len(rows) for rows in source.splits.values())):
+        yield Finding(
+            "numeric-labels",
+            "warning",
+            f"The {len(classes):,} labels are numbers with few images each.",
+            (),
+            f"To predict the number itself (regression), set {arg.target}=number.",
+        )
+
+
+def looks_numeric(classes: Iterable[str], images: int) -> bool:
+    """Whether labels are probably quantities and not classes: all of them numbers, and some with a fraction, or more
+    than 20 of them with fewer than 5 images each on average."""
+    names = list(classes)
+    try:
+        values = [float(name) for name in names]
+    except ValueError:
+        return False
+    return bool(names) and (any(value % 1 for value in values) or (len(names) > 20 and images < 5 * len(names)))
+
+
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number:,} {one if number == 1 else many or one + 's'}"

@@ -1,0 +1,123 @@
+"""The messages that users see after a mistake, each compared with tests/fixtures/messages.txt.
+
+A changed message must be changed there too, so that its wording is seen in a review. To rewrite the file:
+`UPDATE_MESSAGES=1 pytest tests/integration/test_messages_shown.py`."""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from helpers.commands import Command, run_command
+from helpers.message_cases import CALLS, COMMANDS, PROCESSES, Case, Place, train_run
+from sightline.core.errors import SightlineError, argument_names
+
+MESSAGES = Path(__file__).parents[1] / "fixtures" / "messages.txt"
+CASES = COMMANDS | CALLS | PROCESSES
+WIDTH, LINES = 120, 3
+"""The length of the longest message: so many lines of so many characters."""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Trains a run of each kind when a case first needs it."""
+    return cache(lambda kind: train_run(kind, tmp_path_factory.mktemp(f"base-{kind}")))
+
+
+@pytest.fixture
+def place(tmp_path: Path, trained: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Place:
+    """The empty directory of a case, which is also the current one."""
+    monkeypatch.chdir(tmp_path)
+    return Place(tmp_path, trained)
+
+
+def prepared(case: Case, place: Place) -> Case:
+    for make in case.files:
+        make(place)
+    return case
+
+
+def normalised(text: str, place: Place) -> str:
+    """Returns a message without what differs between machines, runs and versions.
+
+    The directory of the case becomes DIR and the directory of a trained run BASE. Installed files become PACKAGES/…,
+    lines of source code N, hexadecimal ids and digests HEX, and durations N s. The usage that argparse prints before
+    its errors, which --help shows too, is left out, and so are the quotes around its choices, which depend on the
+    version of Python."""
+    text = re.sub(r"\Ausage: .*?(?=^sightline [\w-]+: error: )", "", text, flags=re.DOTALL | re.MULTILINE)
+    for path, name in ((place.path, "DIR"), (Path(sys.prefix), "PACKAGES")):
+        text = text.replace(str(path.resolve()), name).replace(str(path), name)
+    text = re.sub(r"/\S*/base-\w+", "BASE", text)
+    text = re.sub(r"\b(?=[a-f]*\d)(?=\d*[a-f])[0-9a-f]{8,}\b", "HEX", text)
+    text = re.sub(r"(\(raised in .*, line) \d+", r"\1 N", text)
+    text = re.sub(r"(?<=choose from )[^)]*", lambda match: match[0].replace("'", ""), text)
+    return text.strip()
+
+
+def recorded() -> dict[str, str]:
+    """Returns the text of every block in the file, by the id of its case."""
+    blocks = MESSAGES.read_text(encoding="utf-8").split("\n# ")[1:] if MESSAGES.exists() else []
+    return dict(block.strip("\n").split("\n", 1) for block in blocks)
+
+
+def compare(name: str, text: str) -> None:
+    """Compares what a case gave with its block; with UPDATE_MESSAGES=1, writes the block instead."""
+    if os.environ.get("UPDATE_MESSAGES") != "1":
+        assert text == recorded().get(name, "")
+        return
+    with MESSAGES.open("a", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several workers write blocks
+        blocks = recorded() | {name: text}
+        lines = [f"\n# {case}\n{blocks[case]}\n" for case in CASES if case in blocks]
+        MESSAGES.write_text(HEADER + "".join(lines), encoding="utf-8")
+
+
+HEADER = (
+    "What a user sees after a mistake: the id of the case, the exit code or the exception, and the message.\n"
+    "See tests/integration/test_messages_shown.py and tests/helpers/message_cases.py.\n"
+)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_message_of_a_command(name: str, here: Command, place: Place) -> None:
+    case = prepared(COMMANDS[name], place)
+    assert isinstance(case.run, str)
+    done = here(*shlex.split(case.run))
+    compare(name, f"exit code {done.returncode}\n{normalised(done.stderr or done.stdout, place)}")
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_message_of_a_call(name: str, place: Place) -> None:
+    case = prepared(CALLS[name], place)
+    assert not isinstance(case.run, str)
+    with argument_names({}), pytest.raises((SightlineError, TypeError, ValueError)) as raised:
+        case.run(place)
+    compare(name, f"{type(raised.value).__name__}\n{normalised(str(raised.value), place)}")
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_message_of_a_process(name: str, place: Place) -> None:
+    case = prepared(PROCESSES[name], place)
+    assert isinstance(case.run, str)
+    done = run_command(*shlex.split(case.run), cwd=place.path)
+    assert "Traceback" not in done.stderr
+    compare(name, f"exit code {done.returncode}\n{normalised(done.stderr, place)}")
+
+
+def test_every_block_has_a_case_and_no_message_is_long() -> None:
+    ids = re.findall(r"^# (.+)$", MESSAGES.read_text(encoding="utf-8"), re.MULTILINE)
+    assert ids == list(CASES)
+    assert len(CASES) >= 130
+    for name, block in recorded().items():
+        lines = block.split("\n")[1:]
+        assert lines, f"{name}: there is no message"
+        assert sum(math.ceil(len(line) / WIDTH) for line in lines) <= LINES, f"{name}: the message is too long"

@@ -14,7 +14,7 @@ install: $(VENV)/.dev
 
 # With COVERAGE=1, the unit tests measure coverage, which doubles their time. They fail if it is below `fail_under` in
 # pyproject.toml.
-UNIT := $(addprefix tests/,config core data engine inference metrics models optim report runs)
+UNIT := $(addprefix tests/,checks config core data engine inference metrics models optim report runs commands/test_output_levels.py)
 test: $(VENV)/.dev
 ifdef COVERAGE
 	$(BIN)/python -m pytest --numprocesses 2 -m 'not slow' --cov=sightline $(UNIT)

@@ -79,7 +79,7 @@ def _tables(cls: Any, path: str) -> list[str]:
     names = [item.name for item in dataclasses.fields(cls)]
     groups = [name for name in names if dataclasses.is_dataclass(hints[name])]
     lines = [f"## {f'`{path}`' if path else 'The top level'}", "", f"{cls.__doc__}", ""]
-    lines += ["| key | value | default | |", "|---|---|---|---|"]
+    lines += ["| key | value | default | description |", "|---|---|---|---|"]
     for name in (name for name in names if name not in groups):
         kind, default, text = describe(cls, name)
         key = f"{path}.{name}" if path else name

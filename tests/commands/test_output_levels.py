@@ -192,3 +192,25 @@ def test_the_log_level_of_the_command_is_set_again_by_each_command(here: Command
     assert logging.getLogger("sightline").level == logging.WARNING
     here("env")
     assert logging.getLogger("sightline").level == logging.INFO
+
+
+def test_quiet_on_a_terminal_draws_no_bar_and_keeps_warnings(tmp_path: Path) -> None:
+    """A bar would replace the standard streams by ones that print nothing."""
+    write_folders(tmp_path / "data", {"a": 30, "b": 30})
+    (tmp_path / "data" / "a" / "0.png").write_bytes(b"")
+    command = ["-m", "sightline", "-q", "train", "data.root=data", "data.on_bad=skip", "trainer.max_epochs=1"]
+    child = pexpect.spawn(sys.executable, command, cwd=str(tmp_path), encoding="utf-8", timeout=120)
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+    assert "epoch" not in child.before
+    assert "sightline: Images left out because they cannot be read: 1." in child.before
+
+
+def test_a_closed_standard_error_does_not_end_a_run(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom sightline.core.log import logger, show_log\nshow_log()\nsys.stderr.close()\n"
+        "logger.warning('nobody reads this')\nprint('done')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "done\n"

@@ -167,7 +167,7 @@ def loss_by(weight: float) -> Callable[..., Tensor]:
 @pytest.mark.parametrize(
     ("was", "now", "message"),
     [
-        (nn.CrossEntropyLoss(), nn.CrossEntropyLoss(label_smoothing=0.1), "loss_fn: label_smoothing was 0.0; now"),
+        (nn.CrossEntropyLoss(), nn.CrossEntropyLoss(label_smoothing=0.1), "label_smoothing was 0.0 and is now"),
         (
             nn.CrossEntropyLoss(torch.tensor([1.0, 1, 1])),
             nn.CrossEntropyLoss(torch.tensor([1.0, 1, 2])),
@@ -241,11 +241,15 @@ NORMALIZE = transforms.Normalize
         (data(), data(x=X[:50], y=Y[:50]), r"dataset\.tensors\[0\] was float32 60 x 6 and is now float32 50 x 6"),
         (data(generator=seeded(1)), data(generator=seeded(2)), "generator.initial_seed was 1 and is now 2"),
         (data(), lambda: {"train_loader": batches()}, "train_loader was DataLoader and is now list"),
-        (lambda: {"train_loader": batches()}, lambda: {"train_loader": batches(2)}, "train_loader: the content is not"),
+        (
+            lambda: {"train_loader": batches()},
+            lambda: {"train_loader": batches(2)},
+            "the content of train_loader is not",
+        ),
         (
             loader_of(Subset(PAIRS, range(20))),
             loader_of(Subset(PAIRS, range(20, 40))),
-            r"dataset\.indices was range\(0, 20\); n",
+            r"dataset\.indices was range\(0, 20\) and is",
         ),
         (
             loader_of(Subset(PAIRS, [*range(20)])),
@@ -383,7 +387,7 @@ def test_parameters_in_other_groups_are_another_training(tmp_path: Path) -> None
     grouped(0, 1, 2, 3)()
     with pytest.raises(tf.LearnerError, match=r"optimizer: groups\[0\]\.count was 4 and is now 2"):
         grouped(2, 3)()
-    with pytest.raises(tf.LearnerError, match=r"optimizer: groups\[0\]\.parameters was 0\.weight, 0\.bias.*; now"):
+    with pytest.raises(tf.LearnerError, match=r"groups\[0\]\.parameters was 0\.weight, 0\.bias.* and is now"):
         grouped(2, 3, 0, 1)()
 
 
@@ -422,7 +426,7 @@ def test_another_step_is_refused(tmp_path: Path) -> None:
         train(Weighted(network(), 2.0), tmp_path, 2)
     with pytest.raises(tf.LearnerError, match=r"steps: the code of Rewritten.__train_func__"):
         train(Rewritten(network(), 1.0), tmp_path, 2)
-    with pytest.raises(tf.LearnerError, match=r"steps: train was __train_func__; now it is"):
+    with pytest.raises(tf.LearnerError, match=r"steps: train was __train_func__ and is now"):
         train(tf.StandardModel(network()), tmp_path, 2)
 
 

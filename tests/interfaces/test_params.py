@@ -128,7 +128,7 @@ def test_a_value_out_of_range_is_reported_with_the_key_of_the_dict(key: str, val
 
 @pytest.mark.rows("A13")
 def test_normalising_needs_one_number_for_gray_and_three_for_colour() -> None:
-    with pytest.raises(ConfigError, match=r"normalise_mean'\]: expected 3 number\(s\) for colour images"):
+    with pytest.raises(ConfigError, match=r"normalise_mean'\]: expected 3 numbers for colour images"):
         with_defaults(params | {"is_image_color": True, "normalise_images": True})
     with_defaults(params | {"is_image_color": True})  # without normalise_images it is not checked
 

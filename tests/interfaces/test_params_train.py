@@ -433,14 +433,14 @@ def test_a_directory_that_another_process_trains_in_is_refused(data: Path, tmp_p
         run(small(), data, tmp_path / "logs")
 
 
-def test_a_damaged_checkpoint_is_skipped(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_checkpoint_is_skipped(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     _, trained = run(small(), data, tmp_path / "logs")
     last = tmp_path / "logs" / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:-100])
     done, model = run(small(), data, tmp_path / "logs")
     assert done
     assert weights(model) == weights(trained)
-    assert "Resuming from the previous one, 'last-1.ckpt'" in capsys.readouterr().err
+    assert "Resuming from the previous one, 'last-1.ckpt'" in caplog.text
 
 
 def test_missing_data_creates_no_run(data: Path, tmp_path: Path) -> None:

@@ -4,9 +4,12 @@ Does not import torch, so that a folder of a few thousand images is summarised i
 
 import io
 import math
+import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,9 +18,17 @@ import numpy as np
 from PIL import Image
 from xxhash import xxh3_128_hexdigest
 
-from sightline.core.errors import DataError, arg, first_line, join_names
+from sightline.core.errors import DataError, adopt_argument_names, arg, current_argument_names, first_line, join_names
 from sightline.core.parallel import available_cores
-from sightline.data.images.decode import GRAY_MODES, decode_image, height_width, is_gray, read_source, sample_name
+from sightline.data.images.decode import (
+    GRAY_MODES,
+    RAW_SUFFIXES,
+    decode_image,
+    height_width,
+    is_gray,
+    read_source,
+    sample_name,
+)
 from sightline.data.records import DataSource, Sample
 
 MAX_DECODED_BYTES = 256 << 20
@@ -27,6 +38,7 @@ MAX_HEADERS = 20_000
 FEW_IMAGES = 20
 IMBALANCE = 10
 _NAMED = 3
+_REFERENCE_BYTES = 1 << 15  # assumed for an image in an archive or a table
 _ORIENTATION_TAG = 0x0112
 
 
@@ -99,23 +111,44 @@ class DatasetSummary:
         }
 
 
+class Selection(NamedTuple):
+    """The samples to examine, each with its split, and whether they are decoded completely."""
+
+    samples: list[tuple[str, Sample]]
+    decode: bool
+
+
+def select_samples(
+    source: DataSource, max_decoded_bytes: int = MAX_DECODED_BYTES, max_headers: int = MAX_HEADERS
+) -> Selection:
+    """Selects the samples that `summarise_dataset` examines.
+
+    All are decoded if their files have at most `max_decoded_bytes` together; the size of an image in a table or an
+    archive may be estimated. Otherwise the headers of up to `max_headers` evenly spaced images are read."""
+    samples = [(split, sample) for split, rows in source.splits.items() for sample in rows]
+    if _total_bytes([sample for _, sample in samples], max_decoded_bytes) <= max_decoded_bytes:
+        return Selection(samples, True)
+    count = min(len(samples), max_headers)
+    return Selection([samples[i * len(samples) // count] for i in range(count)], False)
+
+
 def summarise_dataset(
-    source: DataSource,
-    progress: Callable[[int], None] = lambda _: None,
-    max_decoded_bytes: int = MAX_DECODED_BYTES,
-    max_headers: int = MAX_HEADERS,
+    source: DataSource, selection: Selection, progress: Callable[[int], None] = lambda _: None, *, numbers: bool = True
 ) -> DatasetSummary:
     """Summarises the images of a source, and finds what is wrong or unusual about them.
 
-    Files of at most `max_decoded_bytes` together are decoded completely; otherwise the headers of up to `max_headers`
-    images are read, and damaged pixels and duplicates are not looked for. `progress` is called with the number of
-    images just examined. An image that cannot be read is a finding, not an exception."""
-    samples = [sample for split in source.splits.values() for sample in split]
-    decode = _total_bytes(samples, max_decoded_bytes) <= max_decoded_bytes
-    chosen = samples if decode or len(samples) <= max_headers else _evenly_spaced(samples, max_headers)
+    Damaged pixels and duplicates are only found if the selection is decoded. `progress` is called with the number of
+    images just examined. `numbers` says whether the source could also be read with numbers as labels (regression). An
+    image that cannot be read is a finding, not an exception."""
+    samples = [sample for _, sample in selection.samples]
+    examine = _decoded if selection.decode else _header
     examined = []
-    with ThreadPoolExecutor(available_cores()) as pool:
-        for image in pool.map(_decoded if decode else _header, chosen):
+    # a new thread has no argument names
+    threads = ThreadPoolExecutor(
+        available_cores(), initializer=adopt_argument_names, initargs=(current_argument_names(),)
+    )
+    with threads as pool:
+        for image in pool.map(examine, samples):
             examined.append(image)
             progress(1)
     readable = [image for image in examined if not image.problem]
@@ -124,15 +157,15 @@ def summarise_dataset(
     return DatasetSummary(
         splits={split: len(rows) for split, rows in source.splits.items()},
         classes=classes,
-        examined=len(chosen),
-        decoded=decode,
+        examined=len(samples),
+        decoded=selection.decode,
         sizes=Counter(image.size for image in readable),
         formats=Counter(image.format for image in readable),
         colour=sum(image.colour for image in readable),
         findings=(
-            *_image_findings(chosen, examined),
-            *(_duplicates(source.info.classes, chosen, examined) if decode else ()),
-            *_class_findings(classes, source),
+            *_image_findings(samples, examined),
+            *(_duplicates(source.info.classes, selection.samples, examined) if selection.decode else ()),
+            *_class_findings(classes, sum(map(len, source.splits.values())), numbers),
         ),
     )
 
@@ -159,17 +192,28 @@ def _decoded(sample: Sample) -> _Examined:
     if not isinstance(source, bytes):
         pixels = np.ascontiguousarray(source)
         return _Examined(size, not is_gray(image), "pixels", 1, xxh3_128_hexdigest(pixels.data) + str(pixels.shape))
-    with Image.open(io.BytesIO(source)) as opened:
-        return _Examined(
-            size, not is_gray(image), str(opened.format), getattr(opened, "n_frames", 1), xxh3_128_hexdigest(source)
-        )
+    return _Examined(size, not is_gray(image), *_format_and_frames(source), xxh3_128_hexdigest(source))
+
+
+def _format_and_frames(data: bytes) -> tuple[str, int]:
+    """Returns Pillow's name of the format and the number of frames; 1 frame if counting fails, as in a file that is
+    damaged after its first frame, which is all that training reads."""
+    name, frames = "unknown", 1
+    with suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(data)) as opened:
+            name = str(opened.format)
+            frames = int(getattr(opened, "n_frames", 1))
+    return name, frames
 
 
 def _header(sample: Sample) -> _Examined:
-    """Reads only the start of a file."""
+    """Reads the start of a file. An image in an archive or a table is read completely, but not decoded."""
     name = sample_name(sample)
     try:
         image = sample.image if isinstance(sample.image, Path) else read_source(sample.image, name)
+        if isinstance(image, Path) and image.suffix.lower() in RAW_SUFFIXES:
+            image = read_source(image, name)  # raises the error about raw files
         if isinstance(image, Path) and not image.is_file():
             return _Examined(problem=f"{name} is not a regular file.")
         if isinstance(image, np.ndarray):
@@ -179,7 +223,9 @@ def _header(sample: Sample) -> _Examined:
         with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
             turned = opened.getexif().get(_ORIENTATION_TAG, 1) in range(5, 9)
             size = ImageSize(*(opened.size if turned else opened.size[::-1]))
-            return _Examined(size, opened.mode not in (*GRAY_MODES, "1", "I;16"), str(opened.format))
+            return _Examined(
+                size, opened.mode not in (*GRAY_MODES, "1", "I", "I;16", "I;16B", "I;16L", "I;16N"), str(opened.format)
+            )
     except DataError as error:
         return _Examined(problem=str(error))
     except Exception as error:  # Pillow's readers raise nearly anything on damaged bytes
@@ -198,14 +244,10 @@ def _total_bytes(samples: Sequence[Sample], limit: int) -> int:
         elif isinstance(sample.image, bytes | np.ndarray):
             total += sample.image.nbytes if isinstance(sample.image, np.ndarray) else len(sample.image)
         else:
-            total += int(getattr(sample.image, "size", 1 << 17))
+            total += _REFERENCE_BYTES
         if total > limit:
             break
     return total
-
-
-def _evenly_spaced(samples: Sequence[Sample], count: int) -> list[Sample]:
-    return [samples[i * len(samples) // count] for i in range(count)]
 
 
 def _image_findings(samples: Sequence[Sample], examined: Sequence[_Examined]) -> Iterator[Finding]:
@@ -247,30 +289,45 @@ def _image_findings(samples: Sequence[Sample], examined: Sequence[_Examined]) ->
         )
 
 
-def _duplicates(classes: Sequence[str], samples: Sequence[Sample], examined: Sequence[_Examined]) -> Iterator[Finding]:
-    """Files with the same bytes: in one class, and in several."""
-    groups: dict[str, list[Sample]] = {}
-    for sample, image in zip(samples, examined, strict=True):
+def _duplicates(
+    classes: Sequence[str], samples: Sequence[tuple[str, Sample]], examined: Sequence[_Examined]
+) -> Iterator[Finding]:
+    """Files with the same bytes: with several labels, in several splits, and others."""
+    groups: dict[str, list[tuple[str, Sample]]] = {}
+    for pair, image in zip(samples, examined, strict=True):
         if not image.problem:
-            groups.setdefault(image.digest, []).append(sample)
-    copies = [group for group in groups.values() if len(group) > 1]
-    conflicts = [group for group in copies if len({sample.label for sample in group}) > 1]
+            groups.setdefault(image.digest, []).append(pair)
+    conflicts, leaks, copies = [], [], []
+    for group in groups.values():
+        if len({sample.label for _, sample in group}) > 1:
+            conflicts.append(join_names((_labelled(sample, classes) for _, sample in group), _NAMED))
+        elif len({split for split, _ in group}) > 1:
+            leaks.append(join_names((f"{sample_name(sample)} ({split})" for split, sample in group), _NAMED))
+        elif len(group) > 1:
+            copies.append(join_names((sample_name(sample) for _, sample in group), _NAMED))
     if conflicts:
         yield Finding(
             "label-conflict",
             "warning",
             f"{_count(len(conflicts), 'image')} with several labels.",
-            tuple(join_names((_labelled(sample, classes) for sample in group), _NAMED) for group in conflicts),
+            tuple(conflicts),
             "Keep one copy of each, with the right label.",
         )
-    if same := [group for group in copies if group not in conflicts]:
-        extra = sum(len(group) - 1 for group in same)
+    if leaks:
+        yield Finding(
+            "split-leak",
+            "warning",
+            f"{_count(len(leaks), 'image')} in several splits, so that results on them are too good.",
+            tuple(leaks),
+            "Keep each image in one split.",
+        )
+    if copies:
         yield Finding(
             "duplicate-image",
             "note",
-            f"{_count(extra, 'exact copy', 'exact copies')} of other files.",
-            tuple(join_names(map(sample_name, group), _NAMED) for group in same),
-            "Splits that are held out never separate copies; remove them if they are not meant.",
+            f"{_count(len(copies), 'image')} with exact copies in the same split and class.",
+            tuple(copies),
+            "Remove the copies if they are not meant.",
         )
 
 
@@ -278,7 +335,7 @@ def _labelled(sample: Sample, classes: Sequence[str]) -> str:
     return f"{sample_name(sample)} ({classes[int(sample.label)] if classes else sample.label})"
 
 
-def _class_findings(classes: Mapping[str, int], source: DataSource) -> Iterator[Finding]:
+def _class_findings(classes: Mapping[str, int], images: int, numbers: bool) -> Iterator[Finding]:
     few = {name: count for name, count in classes.items() if count < FEW_IMAGES}
     if few:
         yield Finding(
@@ -299,16 +356,16 @@ def _class_findings(classes: Mapping[str, int], source: DataSource) -> Iterator[
         )
     folded: dict[str, list[str]] = {}
     for name in classes:
-        folded.setdefault("".join(letter for letter in name.casefold() if letter.isalnum()) or name, []).append(name)
+        folded.setdefault(re.sub(r"(?<=[^\W\d])[\s_.-]+(?=[^\W\d])", "", name.strip().casefold()), []).append(name)
     if similar := [names for names in folded.values() if len(names) > 1]:
         yield Finding(
             "similar-class-names",
             "warning",
-            "Some class names differ only in case, spaces or punctuation.",
+            "Some class names differ only in case, spaces or hyphens.",
             tuple(join_names(f"'{name}'" for name in names) for names in similar),
             "Give one class one name.",
         )
-    if looks_numeric(classes, sum(len(rows) for rows in source.splits.values())):
+    if numbers and looks_numeric(classes, images):
         yield Finding(
             "numeric-labels",
             "warning",
@@ -325,6 +382,8 @@ def looks_numeric(classes: Iterable[str], images: int) -> bool:
     try:
         values = [float(name) for name in names]
     except ValueError:
+        return False
+    if not all(map(math.isfinite, values)):
         return False
     return bool(names) and (any(value % 1 for value in values) or (len(names) > 20 and images < 5 * len(names)))
 

@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
     from sightline.core.files import expand_user
     from sightline.data.sources.convert_idx import convert_idx
 
-    console = plain_console()
+    console = plain_console(quiet=False)
     for split, count in convert_idx(args.source, args.out, args.prefix).items():
         console.print(f"{expand_user(args.out) / split}  {count:,} images and info.csv")
     return 0

@@ -5,24 +5,27 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import os
+import platform
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sightline import __version__
 from sightline.commands.table import print_json
+from sightline.core.errors import first_line
 
 _DEVELOPMENT = ("all", "bench", "dev", "docs", "test")
 _SETTINGS = ("CUDA_VISIBLE_DEVICES", "MKL_NUM_THREADS", "NO_COLOR", "OMP_NUM_THREADS", "RANK", "WORLD_SIZE")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints the environment; names no user, host or secret."""
+    """Prints the environment: no host name, and no variables but the settings of Sightline and torch."""
     options = argparse.ArgumentParser(
         "sightline env",
-        description="Print versions, machine and settings, to paste into a bug report. Names no user, host or secret.",
+        description="Print versions, machine and settings, to paste into a bug report. The home directory is written "
+        "as ~; of the environment variables, only those of Sightline and torch are printed.",
         allow_abbrev=False,
     )
     options.add_argument("--json", action="store_true", help="print the same as JSON")
@@ -45,45 +48,78 @@ def main(argv: Sequence[str]) -> int:
 
 def _environment() -> dict[str, Any]:
     from sightline.data.cache.directory import Cache
-    from sightline.runs.environment import collect_environment
 
-    made_with = collect_environment()
-    torch = made_with["torch"]
+    packages = {str(item.metadata["Name"]): item.version for item in importlib.metadata.distributions()}
+    found = {
+        "sightline": f"{__version__} in {Path(__file__).parents[1]}",
+        "python": f"{platform.python_version()} in {sys.prefix}",
+        "platform": platform.platform(),
+        **_machine(),
+        "cache": str(Cache().folder),
+    }
+    variables = {
+        name: _without_home(value)
+        for name, value in sorted(os.environ.items())
+        if name.startswith("SIGHTLINE_") or name in _SETTINGS
+    }
     return {
-        "sightline": f"{__version__} in {_without_home(Path(__file__).parents[1])}",
-        "python": f"{made_with['python']} in {_without_home(Path(sys.prefix))}",
-        "platform": made_with["platform"],
-        "machine": made_with["machine_words"],
-        "torch": f"{torch['version']}, {torch['threads']} threads, {torch['cpu_capability']}",
-        "cuda": ", ".join(torch["cuda_devices"]) or "no device",
-        "cache": _without_home(Cache().folder),
-        "extras": _extras(made_with["packages"]),
-        "variables": {
-            name: _without_home(Path(value)) if "/" in value else value
-            for name, value in sorted(os.environ.items())
-            if name.startswith("SIGHTLINE_") or name in _SETTINGS
-        },
+        **{name: _without_home(value) for name, value in found.items()},
+        "extras": _extras(packages),
+        "variables": variables,
     }
 
 
-def _extras(packages: dict[str, str]) -> dict[str, dict[str, str | None]]:
+def _machine() -> dict[str, str]:
+    """Describes the machine and torch. If torch cannot be imported, says why: that may be the bug to report."""
+    try:
+        from sightline.runs.environment import collect_environment
+    except (ImportError, OSError) as error:
+        return {"machine": platform.machine(), "torch": f"cannot be imported: {first_line(error)}", "cuda": "unknown"}
+    made_with = collect_environment(Path(os.devnull))
+    torch = made_with["torch"]
+    return {
+        "machine": made_with["machine_words"],
+        "torch": f"{torch['version']}, {torch['threads']} threads, {torch['cpu_capability']}",
+        "cuda": ", ".join(torch["cuda_devices"]) or "no device",
+    }
+
+
+def _extras(packages: Mapping[str, str]) -> dict[str, dict[str, str | None]]:
     """Each optional extra with its packages and their versions; None for one that is not installed."""
     versions = {_normalised(name): version for name, version in packages.items()}
-    found: dict[str, dict[str, str | None]] = {}
-    for requirement in importlib.metadata.requires("sightline") or ():
+    required: dict[str, list[str]] = {}
+    included: dict[str, list[str]] = {}
+    try:
+        requirements = importlib.metadata.requires("sightline") or ()
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree that is not installed
+        return {}
+    for requirement in requirements:
         match = re.match(r"([\w.-]+)(?:\[([\w,-]+)\])?.*;.*extra == ['\"]([\w-]+)['\"]", requirement)
-        if match is None or match[3] in _DEVELOPMENT or match[1] == "sightline":
+        if match is None or match[3] in _DEVELOPMENT:
             continue
-        found.setdefault(match[3], {})[match[1]] = versions.get(_normalised(match[1]))
-    return dict(sorted(found.items()))
+        required.setdefault(match[3], [])
+        if match[1] == "sightline":  # an extra that includes another one
+            included.setdefault(match[3], []).extend((match[2] or "").split(","))
+        else:
+            required[match[3]].append(match[1])
+    return {
+        extra: {
+            name: versions.get(_normalised(name))
+            for part in (extra, *included.get(extra, ()))
+            for name in required.get(part, ())
+        }
+        for extra in sorted(required)
+    }
 
 
 def _normalised(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def _without_home(path: Path) -> str:
-    try:
-        return f"~/{path.relative_to(Path.home())}"
-    except (ValueError, RuntimeError):
-        return str(path)
+def _without_home(text: str) -> str:
+    """Returns the text with `~` in place of the home directory, as it is written and with its links resolved."""
+    home = os.path.expanduser("~")  # noqa: PTH111 Path.home raises without a home directory
+    for written in {home, os.path.realpath(home)}:
+        if len(written) > 1:
+            text = text.replace(f"{written}{os.sep}", f"~{os.sep}")
+    return text

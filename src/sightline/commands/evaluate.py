@@ -125,7 +125,7 @@ def _print_json(run: Run, results: Mapping[str, SplitResult], unreadable: Sequen
         split: {
             "images": len(result.ids),
             "metrics": result.metrics,
-            "classes": dict(zip(result.class_names, result.classes, strict=True)),
+            "classes": dict(zip(result.class_names, result.classes, strict=True)) if result.classes else {},
             "predictions": str(run.predictions(split)),
         }
         for split, result in results.items()

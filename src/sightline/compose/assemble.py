@@ -24,7 +24,7 @@ from sightline.compose.weights import suggest_finetuning
 from sightline.config.names import NAMES
 from sightline.config.schema import TrainConfig
 from sightline.config.typed import merge
-from sightline.core.console import plain_console
+from sightline.core.console import is_quiet, plain_console
 from sightline.core.errors import (
     ArtifactError,
     DivergedError,
@@ -189,7 +189,12 @@ class Assembly:
             write_predictions(run.predictions(split), results[split])
         add_metrics(run.exported, {split: result.metrics for split, result in results.items()})
         if self.show_results and self.config.trainer.progress:
-            show_results(run, results, unreadable_images(self.data))
+            unreadable = unreadable_images(self.data)
+            show_results(run, results, unreadable)
+            if unreadable and is_quiet():
+                logger.warning(
+                    f"Images left out because they cannot be read: {len(unreadable):,}. '{run.data}' lists them."
+                )
         return results
 
     def _load_best(self, model: nn.Module) -> None:

@@ -69,7 +69,7 @@ def resolve_preprocess_keys(config: TrainConfig) -> PreprocessConfig:
 
 
 def suggest_finetuning(config: TrainConfig, data: PackedDataset) -> None:
-    """Prints the command for fine-tuning if a network with random weights is to be trained on photographs."""
+    """Logs the command for fine-tuning if a network with random weights is to be trained on photographs."""
     module, stats = config.module, data.stats
     has_weights = module.pretrained or module.weights is not None or not _starts_random(module)
     if has_weights or not config.trainer.progress or stats is None or not data.classes or data.shape[1] != 3:

@@ -1,7 +1,7 @@
 """The config keys of the arguments that lower packages know by a neutral name, see `core.errors`."""
 
 _DATA = (
-    *("root", "source", "val", "test", "batch_size", "eval_batch_size", "classes", "on_bad", "store", "csv"),
+    *("root", "source", "val", "test", "batch_size", "eval_batch_size", "classes", "on_bad", "store", "csv", "images"),
     *("image_column", "label_column", "split_column", "group_column", "target", "dataset", "download", "cache"),
     *("cache_dir", "augment", "preprocess"),
 )

@@ -69,10 +69,9 @@ def build_config(cls: Any, values: Any, path: str = "", also: tuple[str, ...] = 
         where = f"{path}.{name}" if path else str(name)
         if name not in names:
             inside = f" in '{path}'" if path else ""
-            raise ConfigError(
-                f"unknown key '{where}'.{_suggestion(root, str(name), path, (*names, *also))} "
-                f"Valid keys{inside}: {join_names(names)}."
-            )
+            suggestion = _suggestion(root, str(name), path, (*names, *also))
+            valid = join_names(names, 12 if suggestion else 40)
+            raise ConfigError(f"unknown key '{where}'.{suggestion} Valid keys{inside}: {valid}.")
         converted[name] = _convert(_over_default(cls, name, value), hints[name], where, root)
     return cls(**converted)
 

@@ -59,7 +59,7 @@ def progress_bar(label: str, total: int, shown: bool = True) -> Iterator[Callabl
 
     console = Console(stderr=True, quiet=_Output.quiet)
     columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    disable = not (shown and console.is_terminal and not console.is_dumb_terminal)
+    disable = _Output.quiet or not (shown and console.is_terminal and not console.is_dumb_terminal)
     bar = Progress(*columns, console=console, transient=True, disable=disable)
     task = bar.add_task(label, total=total)
 

@@ -30,6 +30,9 @@ class _StandardError(logging.StreamHandler):  # type: ignore[type-arg]
         self.stream = sys.stderr
         super().emit(record)
 
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 the name in logging
+        """Ignores that standard error is closed, or that a signal handler has interrupted a write to it."""
+
 
 def show_log(level: int = logging.INFO) -> None:
     """Shows the library's messages of at least `level` on standard error. Called again, it only changes the level."""

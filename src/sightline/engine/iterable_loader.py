@@ -23,7 +23,7 @@ def as_loader(batches: Iterable[Batch]) -> Loader:
             f"and let `seek` accept the value returned by `position` as its third argument."
         )
     if not isinstance(batches, Iterable):
-        raise TypeError(f"expected an iterable of batches, got {type(batches).__name__}")
+        raise TypeError(f"expected an iterable of batches, found {type(batches).__name__}")
     return IterableLoader(batches)
 
 

@@ -22,7 +22,7 @@ class Progress(Callback):
 
     def __init__(self, console: Console | None = None):
         self.console = console or plain_console()
-        self.draws = self.console.is_terminal and not self.console.is_dumb_terminal
+        self.draws = not self.console.quiet and self.console.is_terminal and not self.console.is_dumb_terminal
         self._live: Any = None  # on_exception may be called before on_fit_start
 
     def on_fit_start(self, trainer: Trainer) -> None:

@@ -122,7 +122,7 @@ class _SignalHandlers:
 def requeue(command: str, run: Path, timeout: float = 60.0) -> None:
     """Runs a shell command with the run directory in the environment variable SIGHTLINE_RUN.
 
-    Waits at most `timeout` seconds for it. A failure is reported on standard error and has no other effect."""
+    Waits at most `timeout` seconds for it. A failure is logged as a warning and has no other effect."""
     failure = ""
     try:
         completed = subprocess.run(  # noqa: S602 the user configured this command

@@ -63,5 +63,5 @@ def _fit_with_auto(layers: Sequence[Mapping[str, Any]], shape: tuple[int, int, i
         if str(error) == problem:
             return ""
         reason = str(error).partition(": ")[2] or str(error)
-        return f" With that, {reason}"
+        return f" With auto, {reason}"
     return f" With 'auto' for {' and '.join(_WIDTHS)} in every layer it fits."

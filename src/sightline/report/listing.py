@@ -39,7 +39,7 @@ class Listing:
         return [tuple(_text(row, column, column in self.metrics) for column in self.columns) for row in self.rows]
 
     def to_list(self) -> list[dict[str, Any]]:
-        """Returns a JSON-ready dict with all values of each run, including its config."""
+        """Returns one JSON-ready dict per run, with all its values and its config."""
         return [_record_to_dict(record, row) for record, row in zip(self.records, self.rows, strict=True)]
 
 

@@ -243,7 +243,9 @@ def test_statistics_equal_numpys(shape: tuple[int, ...], seed: int, part: list[i
     if part is not None:
         rows = np.array(part) % shape[0]
         labels = torch.zeros(len(rows), dtype=torch.int64)
-        packed = replace(packed, rows=rows, labels=labels, stats=stats_of(torch.from_numpy(images)))
+        packed = replace(
+            packed, rows=rows, labels=labels, ids=tuple(map(str, rows)), stats=stats_of(torch.from_numpy(images))
+        )
         seen = images[rows]
     mean, std = packed.statistics()
     wide = seen.astype(np.float64) / 255

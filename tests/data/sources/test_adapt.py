@@ -217,8 +217,8 @@ def test_a_label_that_differs_from_the_listed_one_is_detected_when_the_image_is_
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda i: PIXELS[i], r"item 0: a ndarray; expected \(image, label\), or a dict"),
-        (lambda i: (PIXELS[i], 0, 0), r"item 0: a tuple of 3; expected \(image, label\)"),
+        (lambda i: PIXELS[i], r"item 0: found a ndarray; expected \(image, label\), or a dict"),
+        (lambda i: (PIXELS[i], 0, 0), r"item 0: found a tuple of 3; expected \(image, label\)"),
         (lambda i: {"image": PIXELS[i], "lable": 0}, "item 0: no key 'label', only image, lable"),
         (lambda i: (PIXELS[i], torch.eye(3)[0]), r"item 0: the label is a Tensor of shape \[3\]; expected an integer"),
         (lambda i: (PIXELS[i], 0.5), "item 0: the label is a float; expected an integer or text"),

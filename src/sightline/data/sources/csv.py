@@ -159,7 +159,7 @@ def find_column(header: Sequence[str], given: str | None, usual: Sequence[str], 
     if not matches:
         raise DataError(
             f"'{table}' has none of the columns {join_names(usual)}; it has: {join_names(header) or 'nothing'}. "
-            f"Set {key} to one of them."
+            f"Set {key} to the right one."
         )
     return matches[0]
 

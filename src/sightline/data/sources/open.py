@@ -98,12 +98,13 @@ def open_source(
     )
 
 
-def detect_kind(root: str | Path) -> str:
-    """Returns the kind of source that `open_source` would read at `root`, one of KINDS other than "auto".
+def detect_kind(root: str | Path, csv: str | None = None) -> str:
+    """Returns the kind of source that `open_source` would read at `root`, one of KINDS other than "auto". `csv` is as
+    in `open_source`.
 
     Raises DataError for a path that does not exist or is of no known kind."""
     path = _existing_path(root, "auto")
-    return _detect(path, _tree(path), None)
+    return _detect(path, _tree(path), csv)
 
 
 def _check_digits(**location: str | None) -> None:

@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from helpers.commands import Command, run_command
-from helpers.images import noise, write_folders, write_image
-from sightline.checks.dataset import looks_numeric, summarise_dataset
+from helpers.images import noise, write_folders, write_image, write_table
+from sightline.checks.dataset import looks_numeric, select_samples, summarise_dataset
 from sightline.commands.hydra_config import compose_config
 from sightline.data.records import DataInfo, Sample
 from sightline.data.sources.listing import ListSource
@@ -52,7 +52,7 @@ def test_a_folder_of_photographs_is_summarised_and_fine_tuned(here: Command, pho
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[0] == f"data      {photographs}: one folder per class"
-    assert lines[1].startswith("images    48, ")
+    assert lines[1].startswith("images    48; ")
     assert "classes   2: cat 24, dog 24" in lines
     assert "sizes     96 x 80 pixels" in lines
     assert "files     JPEG 48, colour" in lines
@@ -114,7 +114,7 @@ def test_copies_are_found_and_a_copy_with_another_label_is_a_conflict(here: Comm
     shutil.copy(photographs / "cat" / "1.jpg", photographs / "cat" / "copy.jpg")
     shutil.copy(photographs / "cat" / "2.jpg", photographs / "dog" / "wrong.jpg")
     found = {finding["code"]: finding for finding in inspect(here, photographs)["findings"]}
-    assert found["duplicate-image"]["message"].startswith("1 exact copy")
+    assert found["duplicate-image"]["message"].startswith("1 image with exact copies")
     (conflict,) = found["label-conflict"]["where"]
     assert "2.jpg" in conflict
     assert "(cat)" in conflict
@@ -137,7 +137,7 @@ def test_labels_that_are_quantities_are_predicted_as_numbers(here: Command, tmp_
         for i in range(40):
             write_image(tmp_path / f"{i}.png", noise(8, 8, seed=i))
             table.writerow([f"{i}.png", f"{i / 2 + 1}"])
-    found = inspect(here, tmp_path, "--label-column", "age")
+    found = inspect(here, tmp_path, "data.label_column=age")
     assert "numeric-labels" in codes(found)
     (command,) = found["next"]["commands"]
     assert {"data.target=number", "data.label_column=age"} <= set(command)
@@ -154,6 +154,7 @@ def test_labels_that_are_quantities_are_predicted_as_numbers(here: Command, tmp_
         ([str(i) for i in range(30)], 60, True),
         ([str(i) for i in range(30)], 3000, False),
         (["1", "two"], 4, False),
+        (["0", "1", "nan"], 4, False),
         ([], 0, False),
     ],
 )
@@ -188,7 +189,7 @@ def test_a_large_dataset_is_summarised_by_its_headers(photographs: Path) -> None
     source = open_source("folder", photographs, val=0, test=0)
     content = (photographs / "cat" / "3.jpg").read_bytes()
     (photographs / "cat" / "3.jpg").write_bytes(content[: len(content) // 2])  # its header is intact
-    summary = summarise_dataset(source, max_decoded_bytes=1000, max_headers=20)
+    summary = summarise_dataset(source, select_samples(source, max_decoded_bytes=1000, max_headers=20))
     assert (summary.decoded, summary.examined, summary.images) == (False, 20, 48)
     assert [finding.code for finding in summary.findings] == []
     assert sum(summary.sizes.values()) == 20
@@ -202,7 +203,7 @@ def test_the_size_is_that_of_the_upright_image(tmp_path: Path, decode: bool) -> 
     Image.fromarray(noise(20, 30, 3)).save(tmp_path / "a.jpg", exif=exif)
     sample = Sample("a", tmp_path / "a.jpg", 0)
     source = ListSource(DataInfo("one", ("a", "b")), {"train": [sample]})
-    summary = summarise_dataset(source, max_decoded_bytes=1 << 20 if decode else 0)
+    summary = summarise_dataset(source, select_samples(source, max_decoded_bytes=1 << 20 if decode else 0))
     assert summary.decoded is decode
     assert str(summary.median_size) == "20 x 30"
 
@@ -234,3 +235,86 @@ def test_the_kind_of_a_source_is_detected(tmp_path: Path, photographs: Path) -> 
     (photographs / "labels.csv").write_text("file,label\ncat/1.jpg,cat\ndog/1.jpg,dog\n")
     assert detect_kind(photographs) == "csv"
     assert detect_kind(photographs / "labels.csv") == "csv"
+
+
+def test_regression_data_with_splits_is_read_as_numbers(here: Command, tmp_path: Path) -> None:
+    """A validation label that is not in train is no class, but it is a number."""
+    for split in ("train", "val"):
+        rows = []
+        for i in range(30):
+            write_image(tmp_path / "data" / split / f"{i}.png", noise(8, 8, seed=i + 100 * (split == "val")))
+            rows.append(f"{i}.png,{i * 1.25 + (split == 'val') / 8}")
+        write_table(tmp_path / "data" / split / "labels.csv", "file,target", rows)
+    found = inspect(here, tmp_path / "data")
+    assert (found["layout"], found["classes"], found["splits"]) == ("csv", {}, {"train": 30, "val": 30})
+    (command,) = found["next"]["commands"]
+    assert "data.target=number" in command
+    done = run_command(*command[1:], "trainer.max_epochs=1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_arrays_of_the_size_of_cifar_get_a_command_that_runs(here: Command, tmp_path: Path) -> None:
+    """The preset of CIFAR-10 reads folders; the command names the kind of this source."""
+    np.savez(tmp_path / "data.npz", images=noise(60 * 32, 32, 3).reshape(60, 32, 32, 3), labels=np.arange(60) % 2)
+    (command,) = inspect(here, tmp_path / "data.npz")["next"]["commands"]
+    assert {"experiment=cifar10", "data.source=npz", "data.val=0.1"} <= set(command)
+    config = compose_config(command[2:])
+    assert (config.data.source, config.data.val) == ("npz", 0.1)
+
+
+def test_a_copy_in_another_split_is_a_leak(here: Command, tmp_path: Path) -> None:
+    for split, count in (("train", 30), ("test", 5)):
+        for name in ("a", "b"):
+            for i in range(count):
+                seed = i + 100 * (name == "b") + 1000 * (split == "test")
+                write_image(tmp_path / "data" / split / name / f"{i}.png", noise(8, 8, seed=seed))
+    shutil.copy(tmp_path / "data/train/a/3.png", tmp_path / "data/test/a/9.png")
+    found = {finding["code"]: finding for finding in inspect(here, tmp_path / "data")["findings"]}
+    (leak,) = found["split-leak"]["where"]
+    assert "(train)" in leak
+    assert "(test)" in leak
+    assert "duplicate-image" not in found
+
+
+def test_names_that_differ_in_a_sign_or_a_digit_are_different(here: Command, tmp_path: Path) -> None:
+    write_folders(tmp_path / "data", {"C": 25, "C++": 25, "-14": 25, "14": 25, "1.5 x": 25, "15 x": 25})
+    assert "similar-class-names" not in codes(inspect(here, tmp_path / "data"))
+
+
+def test_nothing_is_recommended_for_images_that_cannot_be_read(here: Command, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        (tmp_path / "data" / name / "1.png").write_bytes(b"not an image")
+    done = here("inspect", tmp_path / "data")
+    assert done.returncode == 1
+    assert "sightline train" not in done.stdout
+    assert "colour" not in done.stdout
+
+
+def test_a_tiff_that_is_damaged_after_its_first_page_is_no_traceback(here: Command, photographs: Path) -> None:
+    pages = [Image.fromarray(noise(80, 96, 3, seed=i)) for i in (1, 2)]
+    pages[0].save(photographs / "cat" / "pages.tiff", save_all=True, append_images=pages[1:])
+    content = bytearray((photographs / "cat" / "pages.tiff").read_bytes())
+    offset = int.from_bytes(content[4:8], "little")
+    entries = int.from_bytes(content[offset : offset + 2], "little")
+    place = offset + 2 + 12 * entries  # where the next page is
+    content[place : place + 4] = (len(content) - 3).to_bytes(4, "little")
+    (photographs / "cat" / "pages.tiff").write_bytes(content)
+    done = here("inspect", photographs)
+    assert done.returncode in (0, 1)
+    assert "Traceback" not in done.stderr
+    assert "48" in done.stdout
+
+
+def test_keys_that_say_how_data_is_read_are_those_of_train(here: Command, tmp_path: Path) -> None:
+    rows = [f"{i}.png,{'ab'[i % 2]},{i % 3}" for i in range(30)]
+    for i in range(30):
+        write_image(tmp_path / f"{i}.png", noise(8, 8, seed=i))
+    write_table(tmp_path / "labels.csv", "photo,kind,group", rows)
+    assert "data.image_column" in here("inspect", "labels.csv").stderr
+    found = inspect(here, "labels.csv", "data.image_column=photo", "data.label_column=kind")
+    assert found["classes"] == {"a": 15, "b": 15}
+    assert {"data.image_column=photo", "data.label_column=kind"} <= set(found["next"]["commands"][0])
+    done = here("inspect", "labels.csv", "data.batch_size=3")
+    assert done.returncode == 2
+    assert "data.batch_size" in done.stderr

@@ -24,6 +24,7 @@ from helpers import waiting
 from helpers.commands import Command
 from helpers.images import noise, write_image
 from helpers.processes import ended, started, until
+from sightline import cli
 from sightline.commands import evaluate
 from sightline.core.errors import ConfigError
 
@@ -201,6 +202,11 @@ def test_a_monitor_that_no_metric_matches(
     refused(done, *expected, "Expected one of: train_loss")
     assert "epoch" not in done.stdout
     assert_no_runs(tmp_path)
+
+
+def test_a_warning_of_this_package_is_shown_without_its_place_in_the_code() -> None:
+    shown = [cli._format_warning("x", UserWarning, file, 3, "f()") for file in (cli.__file__, "/a/net.py")]
+    assert shown == ["sightline: warning: x\n", "/a/net.py:3: UserWarning: x\n  f()\n"]
 
 
 def test_an_unknown_command_and_an_unknown_option(here: Command) -> None:

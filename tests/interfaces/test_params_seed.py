@@ -73,7 +73,7 @@ def test_the_shorter_document_has_the_same_blocks(shared: Path, blocks: list[str
 
 
 @pytest.mark.rows("A01", "A23", "AB5")
-def test_our_dict_equals_the_documents_except_for_broken_or_removed_parts_and_its_project(script: dict[str, Any]) -> None:
+def test_our_dict_equals_the_documents_except_for_broken_or_removed_parts(script: dict[str, Any]) -> None:
     theirs, ours = script["params"], copy.deepcopy(interface.params)
     assert list(theirs) == list(ours)
     for entry in theirs["learning_rate_schedule"]:

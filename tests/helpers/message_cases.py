@@ -125,7 +125,7 @@ def archive(**members: bytes) -> Make:
     return make
 
 
-def cut(name: str, count: int) -> Make:
+def cut(name: str, count: int = 40) -> Make:
     """Removes the last `count` bytes of a file."""
 
     def make(place: Place) -> None:
@@ -249,7 +249,7 @@ OPTIONS = {
     "predict/top-not-a-number": case("predict runs/first a.png --top many"),
     "predict/path-missing": case("predict runs/first imgaes", a_run(), folders(cat=1)),
     "predict/folder-without-images": case("predict runs/first notes", a_run(), content("notes/a.txt", "x")),
-    "predict/damaged-image": case("predict runs/first images", a_run(), folders(cat=1), cut("images/cat/0.png", 40)),
+    "predict/damaged-image": case("predict runs/first images", a_run(), folders(cat=1), cut("images/cat/0.png")),
     "predict/device-unknown": case("predict runs/first images --device gpu", a_run(), folders(cat=1)),
     "resume/key-not-allowed": case("resume runs/first run.name=x"),
     "resume/not-an-override": case("resume runs/first 10"),
@@ -389,9 +389,9 @@ DATA = {
     "data/class-only-in-val": case("train data.root=images", folders(train__cat=2, train__dog=2, val__dgo=1)),
     "data/no-train-folder": case("train data.root=images", folders(val__cat=2, val__dog=2)),
     "data/two-folders-of-a-split": case("train data.root=images", folders(train__cat=1, val__cat=1, valid__cat=1)),
-    "data/image-damaged": case("train data.root=images", PETS, cut("images/cat/0.png", 40)),
+    "data/image-damaged": case("train data.root=images", PETS, cut("images/cat/0.png")),
     "data/images-damaged": case(
-        "train data.root=images", PETS, cut("images/cat/0.png", 40), content("images/dog/3.png", "")
+        "train data.root=images", PETS, cut("images/cat/0.png"), content("images/dog/3.png", "")
     ),
     "data/not-an-image": case("train data.root=images", PETS, content("images/cat/note.png", "hello")),
     "data/unsupported-format": case(
@@ -401,18 +401,18 @@ DATA = {
     "data/colours": case("train data.root=images", PETS, image("images/cat/colour.png", 4, 4, 3)),
     "data/too-few-to-hold-out": case("train data.root=images data.test=23", PETS),
     "csv/no-label-column": case("train data.root=images", table("0.png,a", header="file,kind")),
-    "csv/no-image-column": case("train data.root=images", table("0.png,a", header="path,label")),
+    "csv/no-image-column": case("inspect images", table("0.png,a", header="path,label")),
     "csv/table-missing": case("train data.root=images data.csv=label.csv", table()),
-    "csv/two-tables": case("train data.root=images", table(), table(name="more.csv")),
+    "csv/two-tables": case("inspect images", table(), table(name="more.csv")),
     "csv/no-table": case("train data.root=images data.source=csv", folders(cat=1)),
-    "csv/header-only": case("train data.root=images", content("images/labels.csv", "file,label\n")),
-    "csv/not-utf-8": case("train data.root=images", content("images/labels.csv", b"file,label\n\xff,a\n")),
+    "csv/header-only": case("inspect images", content("images/labels.csv", "file,label\n")),
+    "csv/not-utf-8": case("inspect images", content("images/labels.csv", b"file,label\n\xff,a\n")),
     "csv/file-missing": case("train data.root=images", table("0.png,a", "11.png,b")),
-    "csv/file-outside": case("train data.root=images", table("0.png,a", "../secret.png,b")),
-    "csv/no-file-name": case("train data.root=images", table("0.png,a", ",b")),
-    "csv/no-label": case("train data.root=images", table("0.png,a", "1.png,")),
-    "csv/cells": case("train data.root=images", table("0.png,a", "1.png,b,c")),
-    "csv/listed-twice": case("train data.root=images", table("0.png,a", "1.png,b", "0.png,b")),
+    "csv/file-outside": case("inspect images", table("0.png,a", "../secret.png,b")),
+    "csv/no-file-name": case("inspect images", table("0.png,a", ",b")),
+    "csv/no-label": case("inspect images", table("0.png,a", "1.png,")),
+    "csv/cells": case("inspect images", table("0.png,a", "1.png,b,c")),
+    "csv/listed-twice": case("inspect images", table("0.png,a", "1.png,b", "0.png,b")),
     "csv/label-out-of-range": case("train data.root=images data.classes=2", table("0.png,0", "1.png,7")),
     "csv/label-not-in-classes": case(
         "train data.root=images 'data.classes=[cat,dog]'", table("0.png,cat", "1.png,dgo")
@@ -444,42 +444,42 @@ DATA = {
         "train data.root=images data.target=number data.val=0 module.monitor=train_loss",
         table(*(f"{i}.png,3" for i in range(8))),
     ),
-    "archive/truncated": case("train data.root=images.zip", archive(), cut("images.zip", 60)),
+    "archive/truncated": case("inspect images.zip", archive(), cut("images.zip", 60)),
     "archive/member-damaged": case("train data.root=images.zip", archive(), flip("images.zip")),
-    "archive/member-outside": case("train data.root=images.zip", archive(**{"..__x.png": b""})),
-    "archive/damaged-tar": case("train data.root=images.tar.gz", content("images.tar.gz", "hello")),
-    "archive/in-a-folder": case("train data.root=.", archive(), remove("source")),
-    "npz/no-arrays": case("train data.root=data.npz", npz(features=np.zeros(3))),
-    "npz/no-labels": case("train data.root=data.npz", npz(x_train=np.zeros((4, 8, 8), np.uint8))),
-    "npz/lengths": case("train data.root=data.npz", npz(x=np.zeros((4, 8, 8), np.uint8), y=np.arange(3))),
-    "npz/floats": case("train data.root=data.npz", npz(x=np.zeros((4, 8, 8)), y=np.arange(4))),
-    "npz/one-hot": case("train data.root=data.npz", npz(x=np.zeros((4, 8, 8), np.uint8), y=np.eye(4))),
-    "npz/pickled": case("train data.root=data.npz", npz(x=np.array([None]), y=np.arange(1))),
-    "idx/no-labels": case("train data.root=mnist", content("mnist/train-images-idx3-ubyte", idx(4, 8, 8))),
+    "archive/member-outside": case("inspect images.zip", archive(**{"..__x.png": b""})),
+    "archive/damaged-tar": case("inspect images.tar.gz", content("images.tar.gz", "hello")),
+    "archive/in-a-folder": case("inspect .", archive(), remove("source")),
+    "npz/no-arrays": case("inspect data.npz", npz(features=np.zeros(3))),
+    "npz/no-labels": case("inspect data.npz", npz(x_train=np.zeros((4, 8, 8), np.uint8))),
+    "npz/lengths": case("inspect data.npz", npz(x=np.zeros((4, 8, 8), np.uint8), y=np.arange(3))),
+    "npz/floats": case("inspect data.npz", npz(x=np.zeros((4, 8, 8)), y=np.arange(4))),
+    "npz/one-hot": case("inspect data.npz", npz(x=np.zeros((4, 8, 8), np.uint8), y=np.eye(4))),
+    "npz/pickled": case("inspect data.npz", npz(x=np.array([None]), y=np.arange(1))),
+    "idx/no-labels": case("inspect mnist", content("mnist/train-images-idx3-ubyte", idx(4, 8, 8))),
     "idx/no-train": case(
-        "train data.root=mnist",
+        "inspect mnist",
         content("mnist/t10k-images-idx3-ubyte", idx(4, 8, 8)),
         content("mnist/t10k-labels-idx1-ubyte", idx(4)),
     ),
     "idx/truncated": case(
-        "train data.root=mnist",
+        "inspect mnist",
         content("mnist/train-images-idx3-ubyte", idx(4, 8, 8)[:-9]),
         content("mnist/train-labels-idx1-ubyte", idx(4)),
     ),
     "idx/not-idx": case(
-        "train data.root=mnist",
+        "inspect mnist",
         content("mnist/train-images-idx3-ubyte", "hello"),
         content("mnist/train-labels-idx1-ubyte", idx(4)),
     ),
     "idx/gzip-damaged": case(
-        "train data.root=mnist",
+        "inspect mnist",
         content("mnist/train-images-idx3-ubyte.gz", gzip.compress(idx(4, 8, 8))[:-12]),
         content("mnist/train-labels-idx1-ubyte", idx(4)),
     ),
-    "parquet/image-column-of-numbers": case("train data.root=data.parquet", parquet(image=[1.5], label=["a"])),
-    "parquet/no-label": case("train data.root=data.parquet", parquet(image=[b"x", b"y"], label=["a", None])),
+    "parquet/image-column-of-numbers": case("inspect data.parquet", parquet(image=[1.5], label=["a"])),
+    "parquet/no-label": case("inspect data.parquet", parquet(image=[b"x", b"y"], label=["a", None])),
     "parquet/no-image": case("train data.root=data.parquet", parquet(image=[PNG, PNG, None], label=["a", "b", "b"])),
-    "parquet/damaged": case("train data.root=data.parquet", content("data.parquet", "hello")),
+    "parquet/damaged": case("inspect data.parquet", content("data.parquet", "hello")),
     "parquet/no-file": case("train data.root=images data.source=parquet", folders(cat=1)),
     "torchvision/unknown": case("train data.dataset=CIFAR11 data.source=torchvision data.root=data"),
     "torchvision/missing": case("train data.dataset=CIFAR10 data.source=torchvision data.root=data"),
@@ -642,11 +642,10 @@ def digits(place: Place) -> None:
     small_digits(place.path / "data", train=40, test=10)
 
 
-def by_params(place: Place, step: Any = train_step, logdir: str = "runs/first", **changes: Any) -> object:
-    settings = small(num_epochs=1, **changes)
+def by_params(place: Place, step: Any = train_step, **changes: Any) -> object:
+    settings, path = small(num_epochs=1, **changes), place.path
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    path = place.path
-    return train_params(settings, model, step, test_step_for(settings), path / "data", path / logdir)
+    return train_params(settings, model, step, test_step_for(settings), path / "data", path / "runs" / "first")
 
 
 def by_learner(place: Place, **options: Any) -> None:
@@ -853,12 +852,7 @@ PROCESSES = {
     f"process/{name}": COMMANDS[name]
     for name in (
         "command/unknown", "train/option-unknown", "config/unknown-key", "config/unknown-preset", "run/name-taken",
-        "runs/directory-missing", "diff/run-damaged", "load/run-missing", "train/step-fails",
-    )
-} | {
-    "process/warning-before-the-error": case(
-        "train data.root=images module.network.width=2 'module.top_k=[20]'",
-        PETS,
-        lambda place: shutil.copy(place.path / "images/cat/0.png", place.path / "images/dog/0.png"),
+        "runs/directory-missing", "diff/run-damaged", "load/run-missing", "inspect/path-missing", "train/step-fails",
     )
 }  # fmt: skip
+SECTIONS = (OPTIONS, CONFIG, PARTS, DATA, RUNS, SETTINGS, FITS, COMPONENTS, PARAMS, LEARNERS, PROCESSES)

@@ -35,6 +35,8 @@ MAX_DECODED_BYTES = 256 << 20
 """Files of at most this many bytes together are decoded completely; of more, only the headers are read."""
 MAX_HEADERS = 20_000
 """The number of headers that are read of a larger dataset, evenly spaced."""
+PHOTOGRAPH_SIDE = 64
+"""Images whose shorter side has at least this many pixels count as photographs."""
 FEW_IMAGES = 20
 IMBALANCE = 10
 _NAMED = 3

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 FEW_PHOTOGRAPHS = 5000
 """Below this many training images, fine-tuning is recommended whatever their number of classes."""
-_PHOTOGRAPH_SIDE = 64
 _EXAMPLES = 3
 _LAYOUTS = {
     "folder": "one folder per class",
@@ -32,8 +31,7 @@ _LAYOUTS = {
     "npz": "NumPy arrays",
 }
 KEYS = (
-    *("source", "csv", "images", "image_column", "label_column", "split_column", "group_column", "classes"),
-    *("target", "dataset", "download"),
+    *("source", "csv", "images", "image_column", "label_column", "split_column", "group_column", "classes", "target"),
 )
 """Keys of `data` that say how the data is read."""
 _WITH_NUMBERS = ("csv", "parquet", "npz")  # kinds of sources whose labels can be numbers
@@ -120,7 +118,9 @@ def recommend(
         keys.append("data.target=number")
     if "unreadable-image" in codes:
         keys.append("data.on_bad=skip")
-    if size.shorter_side < _PHOTOGRAPH_SIDE:
+    from sightline.checks.dataset import PHOTOGRAPH_SIDE
+
+    if size.shorter_side < PHOTOGRAPH_SIDE:
         return _small_images(summary, kind, keys, numbers)
     install = [] if all(map(importlib.util.find_spec, _PRETRAINED)) else [["pip", "install", "sightline[lite]"]]
     commands = [*install, ["sightline", "train", "experiment=finetune", *keys]]

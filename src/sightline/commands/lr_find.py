@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 from sightline.commands.hydra_config import add_cwd_to_path, compose_config
 from sightline.commands.table import print_json, print_table
 from sightline.commands.train import parser
-from sightline.core.console import is_quiet
+from sightline.core.console import progress_bar
 from sightline.core.errors import ConfigError, MissingExtraError
 from sightline.core.files import expand_user
 from sightline.core.log import logger
@@ -74,8 +73,12 @@ def main(argv: Sequence[str]) -> int:
     add_cwd_to_path()
     from sightline.compose.lr_find import lr_find
 
-    with _bar(args.steps, config.trainer.progress) as advance:
-        curve = lr_find(config, low=args.low, high=args.high, steps=args.steps, on_step=advance)
+    with progress_bar("lr-find", args.steps, config.trainer.progress) as advance:
+
+        def on_step(_done: int, lr: float, loss: float) -> None:
+            advance(1, f"lr {lr:.1e}  loss {loss:.4f}")
+
+        curve = lr_find(config, low=args.low, high=args.high, steps=args.steps, on_step=on_step)
     if not args.json:
         _print(curve, config, args.steps)
     written: dict[str, Path] = {}
@@ -152,28 +155,6 @@ def _write(curve: LRCurve, plot: Path, values: Path, written: dict[str, Path]) -
             logger.warning(f"no plot: {error}")
     except OSError as error:
         raise ConfigError(f"--out: cannot write '{plot}' or '{values}': {error}.") from error
-
-
-@contextmanager
-def _bar(total: int, shown: bool) -> Iterator[Callable[[int, float, float], None]]:
-    """Yields a function to call after each step, which advances a progress bar if standard error is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    console = Console(stderr=True, quiet=is_quiet())
-    disable = console.quiet or not (shown and console.is_terminal and not console.is_dumb_terminal)
-    columns = (TextColumn("lr-find"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-    bar = Progress(*columns, console=console, transient=True, disable=disable)
-    task = bar.add_task("", total=total)
-
-    def advance(done: int, lr: float, loss: float) -> None:
-        bar.start()  # only now, because the data is decoded first, with its own bar
-        bar.update(task, completed=done, description=f"lr {lr:.1e}  loss {loss:.4f}")
-
-    try:
-        yield advance
-    finally:
-        bar.stop()
 
 
 def _steps(text: str) -> int:

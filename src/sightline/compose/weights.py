@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from sightline.checks.dataset import PHOTOGRAPH_SIDE
 from sightline.config.schema import DataConfig, ModuleConfig, PreprocessConfig, TrainConfig, _check
 from sightline.core import locate
 from sightline.core.errors import ArtifactError, ConfigError
@@ -32,8 +33,6 @@ _WHERE = (
     *("classes", "val", "test", "on_bad"),
 )
 """Keys of `data` that determine which images are used for training."""
-_PHOTOGRAPH = 64
-"""Minimum length in pixels of the shorter side of a colour image that is assumed to be a photograph."""
 _LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in a gray pixel, see `Preprocess`."""
 
@@ -75,7 +74,7 @@ def suggest_finetuning(config: TrainConfig, data: PackedDataset) -> None:
     if has_weights or not config.trainer.progress or stats is None or not data.classes or data.shape[1] != 3:
         return
     sizes = stats.sizes if data.rows is None else stats.sizes[data.rows]
-    if config.data.root is None or int(np.median(sizes.min(1))) < _PHOTOGRAPH:
+    if config.data.root is None or int(np.median(sizes.min(1))) < PHOTOGRAPH_SIDE:
         return
     height, width = (int(side) for side in np.median(sizes, axis=0))
     install = "pip install 'sightline[lite]' && " if importlib.util.find_spec(LITE) is None else ""

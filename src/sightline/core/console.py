@@ -33,8 +33,8 @@ def is_quiet() -> bool:
 def plain_console(quiet: bool | None = None) -> Console:
     """Returns a rich console that prints text verbatim, without markup, and does not exit on a broken pipe.
 
-    `quiet=False` prints also with `--quiet`: for the result of a command.
-    When the reader of a pipe exits, as `head` does, the run continues without output."""
+    `quiet=False` prints also with `--quiet`: for the result of a command. When the reader of a pipe exits, as `head`
+    does, the run continues without output."""
     from rich.console import Console as RichConsole
 
     class PipeSafeConsole(RichConsole):
@@ -49,8 +49,8 @@ def plain_console(quiet: bool | None = None) -> Console:
 
 
 @contextmanager
-def progress_bar(label: str, total: int, shown: bool = True) -> Iterator[Callable[[int], None]]:
-    """Yields a function to call with the number of items just done, which advances a progress bar.
+def progress_bar(label: str, total: int, shown: bool = True) -> Iterator[Callable[..., None]]:
+    """Yields a function to call with the number of items just done, and optionally a text to show beside the bar.
 
     The bar appears on standard error, at the first call, if that is a terminal and `shown` is true. `total` is the
     number of items."""
@@ -58,14 +58,20 @@ def progress_bar(label: str, total: int, shown: bool = True) -> Iterator[Callabl
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True, quiet=_Output.quiet)
-    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn(label),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
     disable = _Output.quiet or not (shown and console.is_terminal and not console.is_dumb_terminal)
     bar = Progress(*columns, console=console, transient=True, disable=disable)
-    task = bar.add_task(label, total=total)
+    task = bar.add_task("", total=total)
 
-    def advance(count: int) -> None:
+    def advance(count: int, text: str = "") -> None:
         bar.start()
-        bar.advance(task, count)
+        bar.update(task, advance=count, description=text)
 
     try:
         yield advance
